@@ -1,0 +1,38 @@
+# make compare   the main job: every family on real digits, one table, one page
+# make test      lint, types, arrows between the rooms, tests
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/ready
+
+.PHONY: setup compare test test-all bench format clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+compare: $(READY)
+	$(BIN)/loglik compare digits --out runs/compare-digits $(ARGS)
+
+test: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/pytest -m "not slow" $(ARGS)
+
+test-all: $(READY)
+	$(BIN)/pytest $(ARGS)
+
+bench: $(READY)
+	PYTHON=$(PYTHON) $(BIN)/python benchmarks/run.py $(if $(ONLY),--only $(ONLY))
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -1,0 +1,102 @@
+"""What is known of a data set: its kind, the shape and levels of one example, its classes and columns."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+__all__ = ["Column", "DataSpec", "Kind"]
+
+Kind = Literal["image", "table", "array", "text"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column of a table.
+
+    `numeric` holds real numbers and has a density; `integer` holds whole numbers, `categorical` and
+    `boolean` hold codes into `categories`; these three have probabilities.
+    """
+
+    name: str
+    type: Literal["numeric", "integer", "categorical", "boolean"]
+    categories: tuple[str, ...] = ()
+
+    @property
+    def discrete(self) -> bool:
+        return self.type != "numeric"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """What loglik knows of a data set, and all that a recipe needs to build a density for it.
+
+    Attributes:
+        kind: `image`, `table`, `array` or `text`.
+        event_shape: one example: (C, H, W), (D,), any, or (T,) tokens.
+        levels: whole numbers 0 ... levels-1 in every dimension; None where data are continuous or mixed.
+        classes: the names of the labels 0, 1, ...; empty where there are none.
+        columns: of a table, in the order of the dimensions; the label is not among them.
+        label: the name of a table's label column.
+    """
+
+    kind: Kind
+    event_shape: tuple[int, ...]
+    levels: int | None = None
+    classes: tuple[str, ...] = ()
+    columns: tuple[Column, ...] = ()
+    label: str | None = None
+
+    @property
+    def dims(self) -> int:
+        """The number of dimensions of one example, which bits/dim divides by."""
+        return math.prod(self.event_shape)
+
+    @property
+    def discrete_dims(self) -> tuple[bool, ...]:
+        """For each dimension, whether it holds whole numbers and so has a probability."""
+        if self.columns:
+            return tuple(column.discrete for column in self.columns)
+        return (self.levels is not None,) * self.dims
+
+    def describe(self) -> str:
+        """One phrase for a table's caption.
+
+        >>> DataSpec(kind="image", event_shape=(1, 8, 8), levels=17).describe()
+        'images 1×8×8, 17 levels'
+        """
+        shape = "×".join(map(str, self.event_shape))
+        words = {"image": "images", "table": "table", "array": "arrays", "text": "text windows"}[self.kind]
+        parts = [f"{words} {shape}", f"{self.levels} levels" if self.levels else ""]
+        if self.columns:
+            count = sum(column.discrete for column in self.columns)
+            parts = [f"table of {self.dims} columns", f"{count} discrete" if count else "all numeric"]
+        if self.classes:
+            parts.append(f"{len(self.classes)} classes")
+        return ", ".join(part for part in parts if part)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, numbers and strings, for YAML."""
+        plain: dict[str, Any] = asdict(self)
+        plain["event_shape"] = list(self.event_shape)
+        plain["classes"] = list(self.classes)
+        plain["columns"] = [
+            {"name": c.name, "type": c.type, "categories": list(c.categories)} for c in self.columns
+        ]
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> DataSpec:
+        """The inverse of `to_dict`."""
+        columns = tuple(
+            Column(name=c["name"], type=c["type"], categories=tuple(c["categories"])) for c in plain["columns"]
+        )
+        return cls(
+            kind=plain["kind"],
+            event_shape=tuple(plain["event_shape"]),
+            levels=plain["levels"],
+            classes=tuple(plain["classes"]),
+            columns=columns,
+            label=plain["label"],
+        )

@@ -1,0 +1,51 @@
+"""One row of a comparison: what a density scores on a split, and what it took."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+__all__ = ["Result"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A density's score on a split.
+
+    Attributes:
+        model: its name.
+        bound: `exact`, `lower` or `estimate`: what `nats` is a mean of.
+        nats: mean log p per example; higher is better.
+        bits_per_dim: -nats / (dims · ln 2) for discrete data, else None; lower is better.
+        stderr: the standard error of `nats`; None where there is one number for the whole set.
+        n: how many examples.
+        event: `x` where the data are the event, `y` for a label given the data.
+        samples: Monte Carlo samples per example; 1 where the number is exact.
+        params: trainable parameters.
+        train_seconds, steps: what training took.
+        samples_per_second: draws of `sample`, measured once; None where the row cannot draw.
+        terms: the named terms of a bound, mean nats per example.
+        accuracy, calibration_error: of a classifier, as fractions.
+        bits_per_byte: of text.
+    """
+
+    model: str
+    bound: str
+    nats: float
+    bits_per_dim: float | None = None
+    stderr: float | None = None
+    n: int
+    event: str = "x"
+    samples: int = 1
+    params: int = 0
+    train_seconds: float = 0.0
+    steps: int = 0
+    samples_per_second: float | None = None
+    terms: dict[str, float] = field(default_factory=dict)
+    accuracy: float | None = None
+    calibration_error: float | None = None
+    bits_per_byte: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
