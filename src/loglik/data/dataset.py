@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
-from loglik.data.spec import DataSpec
+from loglik.data.spec import DataSpec, Kind
 
-__all__ = ["Data", "Split"]
+__all__ = ["Data", "Split", "check_kind", "into_splits"]
+
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
 class Split:
-    """Examples `x` of shape (N, *event_shape) and their labels `y` (N,), if they have labels."""
+    """Examples `x` of shape (N, *event_shape), their labels `y` (N,) if they have labels, and where they
+    stood in the input: `index` (N,), None where the order is the input's."""
 
     x: Shaped[Tensor, "N ..."]
     y: Int64[Tensor, " N"] | None = None
+    index: Int64[Tensor, " N"] | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -35,11 +40,70 @@ class Data:
     test: Split
 
     def split(self, name: str) -> Split:
-        """One split by name, or `all` of them joined in the order train, validation, test."""
+        """One split by name, or `all`: every example once, in the order of the input."""
         if name == "all":
-            parts = [self.train, self.validation, self.test]
-            y = None if self.train.y is None else torch.cat([s.y for s in parts if s.y is not None])
-            return Split(torch.cat([s.x for s in parts]), y)
-        if name not in ("train", "validation", "test"):
+            return self._whole()
+        if name not in SPLITS:
             raise ValueError(f"no split named {name!r}: use train, validation, test or all")
         return getattr(self, name)
+
+    def _whole(self) -> Split:
+        parts = [self.train, self.validation, self.test]
+        # A text's training windows overlap (stride 1): every T-th holds each byte once.
+        overlap = self.spec.kind == "text" and self.train.x.stride(0) == 1
+        x = torch.cat([s.x[:: s.x.shape[1]] if overlap and s is self.train else s.x for s in parts])
+        y = None if self.train.y is None else torch.cat([s.y for s in parts if s.y is not None])
+        if any(s.index is None for s in parts):
+            return Split(x, y)
+        index = torch.cat([s.index for s in parts if s.index is not None])
+        order = index.argsort()
+        return Split(x[order], None if y is None else y[order], index[order])
+
+
+def check_kind(kind: Kind, like: DataSpec | None, source: str) -> None:
+    """Raise ValueError if data of this kind cannot go into the model of the spec `like`."""
+    if like is not None and like.kind != kind:
+        words = {
+            "image": "these are images",
+            "table": "this is a table",
+            "array": "this is an array",
+            "text": "this is text",
+        }[kind]
+        raise ValueError(f"{source}: {words}, but the model takes {like.describe()}")
+
+
+def into_splits(
+    name: str,
+    spec: DataSpec,
+    x: Shaped[Tensor, "N ..."],
+    y: Int64[Tensor, " N"] | None,
+    *,
+    seed: int,
+    sizes: Mapping[str, int] | None = None,
+    few: bool = False,
+) -> Data:
+    """Cut examples into 80% training, 10% validation and 10% test, by a permutation that `seed` fixes.
+
+    Args:
+        sizes: how many examples each given split has, in the order in which they stand in x; a split
+            that is not given is cut from the training examples, a tenth of them.
+        few: allow empty validation and test splits, as for data that only an existing model sees.
+
+    Raises:
+        ValueError: there are too few examples for three splits.
+    """
+    sizes = sizes or {"train": len(x)}
+    ends = dict(zip(sizes, torch.tensor(list(sizes.values())).cumsum(0).tolist(), strict=True))
+    rows = {split: torch.arange(ends[split] - sizes[split], ends[split]) for split in sizes}
+    missing = [split for split in SPLITS if split not in rows]
+    n = len(rows["train"])
+    if missing and n < 10 and not few:
+        raise ValueError(
+            f"{name}: {n} examples are too few to split into training, validation and test: give at least 10"
+        )
+    if missing:
+        rows["train"] = rows["train"][torch.randperm(n, generator=torch.Generator().manual_seed(seed))]
+    for split in missing:
+        rows[split], rows["train"] = rows["train"][: n // 10], rows["train"][n // 10 :]
+    cut = {s: Split(x[rows[s]], None if y is None else y[rows[s]], rows[s]) for s in SPLITS}
+    return Data(name, spec, cut["train"], cut["validation"], cut["test"])

@@ -90,7 +90,8 @@ class DataSpec:
     def from_dict(cls, plain: dict[str, Any]) -> DataSpec:
         """The inverse of `to_dict`."""
         columns = tuple(
-            Column(name=c["name"], type=c["type"], categories=tuple(c["categories"])) for c in plain["columns"]
+            Column(name=c["name"], type=c["type"], categories=tuple(c["categories"]))
+            for c in plain["columns"]
         )
         return cls(
             kind=plain["kind"],

@@ -1,0 +1,124 @@
+r"""How far a classifier's confidence can be believed: confusion, reliability and calibration error.
+
+Notation: N examples, K classes, $p$ probabilities (N, K), $y$ labels (N,). The prediction is
+$\hat y = \arg\max_k p_k$ and its confidence $\hat p = \max_k p_k$. Everything is computed in float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64, Int, Int64
+from torch import Tensor
+
+__all__ = ["Reliability", "calibration_error", "confusion_matrix", "reliability"]
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Mean confidence and accuracy (fractions) and the number of examples of each of M bins; 0 where empty."""
+
+    confidence: Float64[Tensor, " M"]
+    accuracy: Float64[Tensor, " M"]
+    count: Int64[Tensor, " M"]
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error of these bins; see `calibration_error`."""
+        gap = (self.accuracy - self.confidence).abs()
+        return float((gap * self.count).sum() / self.count.sum())
+
+
+def confusion_matrix(probabilities: Float[Tensor, "N K"], labels: Int[Tensor, " N"]) -> Int64[Tensor, "K K"]:
+    r"""Count the examples of class i predicted as class j: $C_{ij} = \#\{n : y_n = i, \hat y_n = j\}$.
+
+    Args:
+        probabilities: p(y | x), rows that sum to 1.
+        labels: the true classes, 0 ... K-1.
+
+    Raises:
+        ValueError: where the probabilities or the labels are not what they should be.
+
+    >>> confusion_matrix(torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]]), torch.tensor([0, 1, 1])).tolist()
+    [[1, 0], [1, 1]]
+    """
+    _check(probabilities, labels)
+    classes = probabilities.shape[1]
+    cells = labels.long() * classes + probabilities.argmax(1)
+    return torch.bincount(cells, minlength=classes**2).reshape(classes, classes)
+
+
+def reliability(
+    probabilities: Float[Tensor, "N K"], labels: Int[Tensor, " N"], *, bins: int = 15
+) -> Reliability:
+    r"""Group examples by confidence into M equal bins $(\tfrac{m-1}M, \tfrac mM]$ and compare with accuracy.
+
+    Args:
+        probabilities: p(y | x), rows that sum to 1.
+        labels: the true classes, 0 ... K-1.
+        bins: the number M of bins over [0, 1].
+
+    Raises:
+        ValueError: where the probabilities, the labels or the number of bins are not what they should be.
+    """
+    _check(probabilities, labels)
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}")
+    confidence, predicted = probabilities.detach().double().max(1)
+    correct = (predicted == labels).double()
+    inner_edges = torch.arange(1, bins, dtype=torch.float64, device=confidence.device) / bins
+    index = torch.bucketize(confidence, inner_edges)  # closed on the right
+    count = torch.bincount(index, minlength=bins)
+    size = count.clamp(min=1)
+    return Reliability(
+        confidence=torch.bincount(index, weights=confidence, minlength=bins) / size,
+        accuracy=torch.bincount(index, weights=correct, minlength=bins) / size,
+        count=count,
+    )
+
+
+def calibration_error(
+    probabilities: Float[Tensor, "N K"], labels: Int[Tensor, " N"], *, bins: int = 15
+) -> float:
+    r"""The expected calibration error, $\sum_m \tfrac{|B_m|}{N} \, |\mathrm{acc}(B_m) - \mathrm{conf}(B_m)|$.
+
+    A fraction: 0 where among the predictions made with confidence c a fraction c is right.
+
+    Args:
+        probabilities: p(y | x), rows that sum to 1.
+        labels: the true classes, 0 ... K-1.
+        bins: the number M of equal-width bins $B_m$ over the confidence.
+
+    Raises:
+        ValueError: where the probabilities, the labels or the number of bins are not what they should be.
+
+    Source: Guo et al. 2017, "On calibration of modern neural networks", eq. 3.
+
+    >>> calibration_error(torch.tensor([[0.75, 0.25]] * 4), torch.tensor([0, 0, 0, 1]))
+    0.0
+    """
+    return reliability(probabilities, labels, bins=bins).error
+
+
+def _check(probabilities: Tensor, labels: Tensor) -> None:
+    """Raise a ValueError of one line unless these are N distributions over K classes and N labels."""
+    if probabilities.dim() != 2 or labels.shape != probabilities.shape[:1]:
+        raise ValueError(
+            "probabilities must have shape (N, K) and labels (N,), "
+            f"got {tuple(probabilities.shape)} and {tuple(labels.shape)}"
+        )
+    if probabilities.numel() == 0:
+        raise ValueError(
+            f"calibration needs at least one example and one class, got {tuple(probabilities.shape)}"
+        )
+    bad = ~((probabilities >= 0).all(1) & ((probabilities.double().sum(1) - 1).abs() < 1e-2))
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        total = float(probabilities[row].double().sum())
+        raise ValueError(
+            f"probabilities must be at least 0 and sum to 1 in each row, but row {row} sums to {total:.4g}"
+        )
+    if labels.min() < 0 or labels.max() >= probabilities.shape[1]:
+        low, high = int(labels.min()), int(labels.max())
+        raise ValueError(f"labels must lie in 0 ... {probabilities.shape[1] - 1}, got {low} ... {high}")

@@ -1,0 +1,53 @@
+"""Inputs: from data as the user holds them to numbers of order one, for a classifier's features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from loglik.transforms import Standardise
+
+__all__ = ["Columns", "Levels"]
+
+
+class Levels(nn.Module):
+    """Whole numbers 0 ... K-1 to [-1, 1], the shape kept."""
+
+    def __init__(self, levels: int) -> None:
+        super().__init__()
+        self.scale = 2 / (levels - 1)
+
+    def forward(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+        return x.to(torch.get_default_dtype()) * self.scale - 1
+
+
+class Columns(nn.Module):
+    """Numbers to zero mean and unit deviation, categories to a one-hot code, joined in the order of columns.
+
+    Args:
+        categories: for each dimension the number of its categories, 0 where it is a number.
+    """
+
+    def __init__(self, categories: Sequence[int]) -> None:
+        super().__init__()
+        self.categories = list(categories)
+        self.numbers = [d for d, count in enumerate(categories) if count == 0]
+        self.standardise = Standardise((len(self.numbers),))
+        self.outputs = len(self.numbers) + sum(categories)
+
+    def initialise(self, x: Shaped[Tensor, "N ..."]) -> None:
+        self.standardise.initialise(x.flatten(1)[:, self.numbers].float())
+
+    def forward(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B F"]:
+        rows = x.flatten(1)
+        numbers, _ = self.standardise.encode(rows[:, self.numbers].to(torch.get_default_dtype()))
+        codes = [
+            F.one_hot(rows[:, d].long(), count).to(numbers.dtype)
+            for d, count in enumerate(self.categories)
+            if count
+        ]
+        return torch.cat([numbers, *codes], dim=1)

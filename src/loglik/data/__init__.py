@@ -1,0 +1,27 @@
+"""From files, arrays and named sets to tensors, and what is known of them.
+
+Importing this package is quick: torch and the readers are imported when they are first needed.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from loglik.data.catalogue import names
+from loglik.data.spec import Column, DataSpec, Kind
+
+if TYPE_CHECKING:
+    from loglik.data.arrays import from_arrays
+    from loglik.data.dataset import Data, Split
+    from loglik.data.loading import load
+
+__all__ = ["Column", "Data", "DataSpec", "Kind", "Split", "from_arrays", "load", "names"]
+
+_LATE = {"Data": "dataset", "Split": "dataset", "from_arrays": "arrays", "load": "loading"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_LATE[name]}"), name)

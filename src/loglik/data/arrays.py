@@ -1,0 +1,230 @@
+"""NumPy arrays, torch tensors and .npy and .npz files.
+
+What an array is follows from its type and shape alone:
+
+- floating point (N, ...): continuous, float32;
+- 8-bit unsigned or boolean (N, H, W), (N, C, H, W) or (N, H, W, C) with C = 1 or 3: images, with 256 levels,
+  or one more than the largest value where that is at most 16;
+- other whole numbers or booleans (N, ...): discrete, with one level more than the largest value;
+- a vector (N,) is N examples of one dimension.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from loglik.data.dataset import Data, into_splits
+from loglik.data.labels import code_labels
+from loglik.data.spec import DataSpec
+
+__all__ = ["assemble", "from_arrays", "load_array_file"]
+
+MOST_LEVELS = 65_536
+
+
+def from_arrays(
+    x: Any,
+    y: Any = None,
+    *,
+    seed: int = 0,
+    name: str = "array",
+    like: DataSpec | None = None,
+    classes: Sequence[str] | None = None,
+) -> Data:
+    """Data from arrays or tensors in memory, split 80/10/10 at random.
+
+    Args:
+        x: examples (N, ...): see the module for what their type and shape mean.
+        y: labels (N,): whole numbers, strings or booleans.
+        seed: fixes the split.
+        like: the spec of an existing model, which x and y then have to fit.
+        classes: the names of the classes 0, 1, ...; by default the distinct labels, sorted.
+
+    Raises:
+        ValueError: x or y does not fit the rules, or `like`.
+    """
+    return assemble(
+        _numpy(x), None if y is None else _numpy(y), seed=seed, name=name, like=like, classes=classes
+    )
+
+
+def load_array_file(path: Path, *, seed: int = 0, like: DataSpec | None = None) -> Data:
+    """A .npy file, or a .npz file with x, perhaps y, or with x_train, x_test and perhaps their labels.
+
+    Raises:
+        ValueError: the file is not readable, holds Python objects, or has other keys.
+    """
+    parts = _read(path)
+    sizes = {split: len(pair[0]) for split, pair in parts.items()}
+    shapes = {split: pair[0].shape[1:] for split, pair in parts.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"{path}: the splits' examples differ in shape: {shapes}")
+    x = np.concatenate([pair[0] for pair in parts.values()]) if len(parts) > 1 else parts["train"][0]
+    labels = [pair[1] for pair in parts.values() if pair[1] is not None]
+    y = np.concatenate(labels) if labels else None
+    return assemble(x, y, seed=seed, name=path.stem, where=str(path), like=like, sizes=sizes)
+
+
+def assemble(
+    x: np.ndarray,
+    y: np.ndarray | None,
+    *,
+    seed: int,
+    name: str,
+    where: str | None = None,
+    spec: DataSpec | None = None,
+    like: DataSpec | None = None,
+    classes: Sequence[str] | None = None,
+    sizes: Mapping[str, int] | None = None,
+) -> Data:
+    """Data from arrays, and what is shared by all that reads into arrays.
+
+    Args:
+        where: begins each error; by default the name.
+        spec: of x, where the array's type and shape do not say all.
+        sizes: the rows of each given split, in order.
+    """
+    where = where or name
+    if x.ndim == 0 or len(x) == 0:
+        raise ValueError(f"{where}: no examples: the shape is {x.shape}")
+    if y is not None and len(y) != len(x):
+        raise ValueError(f"{where}: {len(x)} examples but {len(y)} labels: give one label an example")
+    spec = like or spec or _infer(x, where)
+    if like is not None:
+        y = y if like.classes else None
+        classes = like.classes
+    codes = None
+    if y is not None:
+        codes, found = code_labels(y, lambda row: f"{where}: y[{row}]", classes)
+        spec = like or replace(spec, classes=found)
+    tensor = _conform(x, spec, where)
+    return into_splits(name, spec, tensor, codes, seed=seed, sizes=sizes, few=like is not None)
+
+
+def _infer(x: np.ndarray, where: str) -> DataSpec:
+    """The spec of an array by the module's rules."""
+    if x.dtype.kind not in "fiub":
+        raise ValueError(
+            f"{where}: an array of type {x.dtype}: loglik reads real numbers, whole numbers, booleans"
+        )
+    if x.dtype.kind == "f":
+        return DataSpec(kind="array", event_shape=x.shape[1:] or (1,))
+    top = int(x.max()) if x.size else 0
+    images = _channels_first(x)
+    if x.dtype in (np.uint8, np.bool_) and images.ndim == 4 and images.shape[1] in (1, 3):
+        return DataSpec(
+            kind="image", event_shape=images.shape[1:], levels=256 if top > 16 else max(top + 1, 2)
+        )
+    if top >= MOST_LEVELS:
+        raise ValueError(
+            f"{where}: the value {top} at {_where(x == top)}: discrete arrays have at most {MOST_LEVELS:,} "
+            "levels; give floating-point numbers for continuous data"
+        )
+    return DataSpec(kind="array", event_shape=x.shape[1:] or (1,), levels=max(top + 1, 2))
+
+
+def _conform(x: np.ndarray, spec: DataSpec, where: str) -> Shaped[Tensor, "N ..."]:
+    """The tensor of x as the spec has it, checked value by value."""
+    if x.ndim == 1:
+        x = x[:, None]
+    if spec.kind == "image" and x.shape[1:] != spec.event_shape:
+        x = _channels_first(x)
+    if x.shape[1:] != spec.event_shape:
+        raise ValueError(f"{where}: examples of shape {x.shape[1:]}, expected {spec.event_shape}")
+    if x.dtype.kind not in "fiub":
+        raise ValueError(f"{where}: an array of type {x.dtype}, expected numbers")
+    if spec.levels is None:
+        with np.errstate(over="ignore"):  # what overflows float32 is reported below
+            x = x.astype(np.float32)
+        if not (finite := np.isfinite(x)).all():
+            raise ValueError(
+                f"{where}: NaN or infinity (in float32) at index {_where(~finite)}: remove or replace it"
+            )
+        _check_codes(x, spec, where)
+        return torch.from_numpy(np.ascontiguousarray(x))
+    if x.dtype.kind == "f":
+        raise ValueError(f"{where}: floating-point numbers, expected whole numbers 0 to {spec.levels - 1}")
+    if x.dtype.kind == "i" and (x < 0).any():
+        raise ValueError(
+            f"{where}: a negative value at index {_where(x < 0)}: whole numbers start at 0; "
+            "give floating-point numbers for continuous data"
+        )
+    if x.dtype.kind != "b" and (x >= spec.levels).any():
+        at = _where(x >= spec.levels)
+        raise ValueError(
+            f"{where}: the value {x[at]} at index {at} is above {spec.levels - 1}, the highest level"
+        )
+    return torch.from_numpy(np.ascontiguousarray(x, dtype=np.uint8 if spec.levels <= 256 else np.int64))
+
+
+def _check_codes(x: np.ndarray, spec: DataSpec, where: str) -> None:
+    """That a table's discrete columns hold whole numbers, and codes of their categories."""
+    for d, column in enumerate(spec.columns):
+        values, k = x[:, d], len(column.categories)
+        bad = (values != np.floor(values)) | ((values < 0) | (values >= k) if k else False)
+        if column.discrete and bad.any():
+            row = int(bad.argmax())
+            right = f"a code 0 to {k - 1}" if k else "a whole number"
+            raise ValueError(
+                f"{where}: row {row + 1}, column {column.name!r}: {values[row]:g} is not {right}"
+            )
+
+
+def _channels_first(x: np.ndarray) -> np.ndarray:
+    """(N, H, W) and (N, H, W, C) as (N, C, H, W); anything else as it is."""
+    if x.ndim == 3:
+        return x[:, None]
+    if x.ndim == 4 and x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
+        return x.transpose(0, 3, 1, 2)
+    return x
+
+
+def _where(mask: np.ndarray) -> tuple[int, ...]:
+    """The index of the first True."""
+    return tuple(int(i) for i in np.unravel_index(int(mask.argmax()), mask.shape))
+
+
+def _numpy(values: Any) -> np.ndarray:
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        values = values.float() if values.dtype is torch.bfloat16 else values
+        values = values.numpy()
+    array = np.asarray(values)
+    # torch shares the memory and must be able to write to it.
+    return array if array.flags.writeable else array.copy()
+
+
+def _read(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
+    """The splits in a file, each with its examples and labels; one split `train` where it says nothing."""
+    try:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return {"train": (loaded, None)}
+            arrays = {key: loaded[key] for key in loaded.files}
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        if "allow_pickle" in str(error):
+            raise ValueError(
+                f"{path}: holds Python objects, which loglik never unpickles: save numbers or strings"
+            ) from None
+        raise ValueError(f"{path}: not a readable NumPy file ({str(error).splitlines()[0]})") from None
+    keys = set(arrays)
+    if len(keys) == 1:
+        return {"train": (next(iter(arrays.values())), None)}
+    if keys == {"x", "y"}:
+        return {"train": (arrays["x"], arrays["y"])}
+    if keys in ({"x_train", "x_test"}, {"x_train", "y_train", "x_test", "y_test"}):
+        return {s: (arrays[f"x_{s}"], arrays.get(f"y_{s}")) for s in ("train", "test")}
+    raise ValueError(
+        f"{path}: found the keys {', '.join(sorted(keys)) or '(none)'}; expected one array, or x and y, "
+        "or x_train, y_train, x_test and y_test"
+    )

@@ -1,0 +1,133 @@
+"""One function that reads whatever a user points at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from loglik.data.catalogue import names
+from loglik.data.dataset import Data
+from loglik.data.spec import DataSpec
+
+__all__ = ["load"]
+
+TABLES = {".csv", ".tsv", ".parquet", ".pq"}
+ARRAYS = {".npy", ".npz"}
+IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
+SPLIT_FOLDERS = {
+    "train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test",
+}  # fmt: skip
+
+
+def load(
+    source: str | Path,
+    *,
+    label: str | None = None,
+    seed: int = 0,
+    like: DataSpec | None = None,
+    window: int = 128,
+) -> Data:
+    """Data from a name, `hf:NAME`, a file or a folder.
+
+    A folder of images or of text may have the subfolders train, validation and test; else the splits are cut
+    from the whole: 80/10/10, at random, or by position for text. A name goes before a folder of that name;
+    write `./digits` for the folder.
+
+    Args:
+        source: a name that `names()` has, `hf:NAME`, a folder, or a .csv, .tsv, .parquet, .npy, .npz or
+            text file.
+        label: the column of a table that becomes the label.
+        seed: fixes the random split.
+        like: the spec of an existing model: the data are coded as it says, and have to fit.
+        window: bytes in one window of text.
+
+    Raises:
+        FileNotFoundError: there is no such file, folder or name.
+        ValueError: the data are not readable, or do not fit; one line says where and what would be right.
+    """
+    text, path = str(source), Path(source).expanduser()
+    if text.startswith("hf:"):
+        from loglik.data.hub import load_hub
+
+        return load_hub(text[3:], label=label, seed=seed, like=like, window=window)
+    if text in names():
+        from loglik.data.named import load_named
+
+        if label is not None and text in ("digits", "fashion-mnist"):
+            _no_label(text, label)
+        return load_named(text, label=label, seed=seed, like=like)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{text}: no such file or folder, nor a known name: the names are {', '.join(names())}, hf:NAME"
+        )
+    if path.suffix.lower() in TABLES and path.is_file():
+        from loglik.data.tables import load_table
+
+        return load_table(path, label=label, seed=seed, like=like)
+    if label is not None:
+        _no_label(text, label)
+    if path.is_dir():
+        return _load_folder(path, seed=seed, like=like, window=window)
+    if path.suffix.lower() in ARRAYS:
+        from loglik.data.arrays import load_array_file
+
+        return load_array_file(path, seed=seed, like=like)
+    return _load_text_file(path, like=like, window=window)
+
+
+def _load_text_file(path: Path, *, like: DataSpec | None, window: int) -> Data:
+    from loglik.data.text import is_text, load_text
+
+    if path.suffix.lower() in IMAGES:
+        raise ValueError(f"{path}: one image is not a data set: give the folder of images")
+    if not is_text(path):
+        raise ValueError(
+            f"{path}: binary, and of no known type: give a .csv, .parquet, .npy, .npz or text file, "
+            "or a folder of images"
+        )
+    return load_text({"train": [path]}, name=path.stem, where=str(path), like=like, window=window)
+
+
+def _load_folder(folder: Path, *, seed: int, like: DataSpec | None, window: int) -> Data:
+    """A folder of images, or of text if it holds more text files than images."""
+    from loglik.data.text import is_text, load_text
+
+    roots = _roots(folder)
+    files = {split: _files(root) for split, root in roots.items()}
+    images = {s: [p for p in paths if p.suffix.lower() in IMAGES] for s, paths in files.items()}
+    texts = {
+        s: [p for p in paths if p.suffix.lower() not in IMAGES and is_text(p)] for s, paths in files.items()
+    }
+    n_images, n_texts = (sum(map(len, found.values())) for found in (images, texts))
+    if not n_images and not n_texts:
+        raise ValueError(f"{folder}: no images and no text files in this folder")
+    found = images if n_images >= n_texts else texts
+    if empty := [roots[split] for split, paths in found.items() if not paths]:
+        raise ValueError(f"{empty[0]}: no {'images' if found is images else 'text files'} in this folder")
+    if found is images:
+        from loglik.data.images import load_images
+
+        return load_images(folder, images, roots, seed=seed, like=like)
+    return load_text(texts, name=folder.name, where=str(folder), like=like, window=window)
+
+
+def _roots(folder: Path) -> dict[str, Path]:
+    """The folders of the splits: the folder itself, unless all its subfolders are named for splits."""
+    inner = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    splits = {SPLIT_FOLDERS.get(p.name.lower(), ""): p for p in inner}
+    if "train" not in splits or "" in splits:
+        return {"train": folder}
+    if len(splits) < len(inner):
+        raise ValueError(f"{folder}: {', '.join(p.name for p in inner)} name one split twice")
+    return {split: splits[split] for split in ("train", "validation", "test") if split in splits}
+
+
+def _files(root: Path) -> list[Path]:
+    """Every file below a folder, sorted, but for hidden ones."""
+    visible = (
+        p for p in root.rglob("*") if not any(part.startswith(".") for part in p.relative_to(root).parts)
+    )
+    return sorted(p for p in visible if p.is_file())
+
+
+def _no_label(source: str, label: str) -> None:
+    raise ValueError(f"{source}: label {label!r} names a column of a table, and this is none: leave it out")

@@ -1,0 +1,246 @@
+"""Tables from .csv and .parquet files and data frames, as float32 tensors (N, D).
+
+A column of whole numbers is `integer`, or `numeric` beyond ±2²³, where float32 no longer holds each of them;
+of real numbers `numeric`; of strings `categorical`; of booleans `boolean`. The last two become codes into
+their categories, sorted. Strings that are nearly all distinct are refused.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+
+from loglik.data.dataset import Data, check_kind, into_splits
+from loglik.data.labels import code_labels, natural
+from loglik.data.spec import Column, DataSpec
+
+__all__ = ["from_frame", "load_table"]
+
+MISSING = ["", "NA", "N/A", "#N/A", "NaN", "nan", "null", "NULL"]
+EXACT = 2**23  # whole numbers up to here, and halves between them, are exact in float32
+
+Where = Callable[[int, str], str]
+
+
+def load_table(path: Path, *, label: str | None = None, seed: int = 0, like: DataSpec | None = None) -> Data:
+    """A .csv, .tsv or .parquet file; the column `label` is taken out of x and becomes the classes.
+
+    Raises:
+        ValueError: the file does not parse, has no rows, a value is missing, or a column's type is unknown.
+    """
+    in_lines = path.suffix.lower() in (".csv", ".tsv")
+    frame = _read_csv(path, like) if in_lines else _read_parquet(path)
+
+    def where(row: int, column: str) -> str:
+        return f"{path}: row {row + 1}{f' (line {row + 2})' if in_lines else ''}, column {column!r}"
+
+    return from_frame(frame, name=path.stem, source=str(path), where=where, label=label, seed=seed, like=like)
+
+
+def from_frame(
+    frame: pl.DataFrame,
+    *,
+    name: str,
+    source: str,
+    where: Where | None = None,
+    label: str | None = None,
+    seed: int = 0,
+    like: DataSpec | None = None,
+    sizes: Mapping[str, int] | None = None,
+) -> Data:
+    """Data from a polars frame.
+
+    Args:
+        source: begins each error.
+        where: the words for a row and a column in an error.
+        sizes: the rows of each given split, in order.
+    """
+    where = where or (lambda row, column: f"{source}: row {row + 1}, column {column!r}")
+    if frame.height == 0:
+        raise ValueError(f"{source}: the table has no rows")
+    check_kind("table", like, source)
+    if label is not None and label not in frame.columns:
+        raise ValueError(
+            f"{source}: no column {label!r} for the label; the columns are {', '.join(frame.columns)}"
+        )
+    if like is not None:
+        if label not in (None, like.label):
+            raise ValueError(f"{source}: the label is {label!r}, but the model's label is {like.label!r}")
+        label = like.label if like.label in frame.columns else None
+        if absent := [c.name for c in like.columns if c.name not in frame.columns]:
+            raise ValueError(
+                f"{source}: no column {absent[0]!r}, which the model needs; found {', '.join(frame.columns)}"
+            )
+        columns = like.columns
+    else:
+        columns = tuple(_infer(s, source, where) for s in frame.iter_columns() if s.name != label)
+        if not columns:
+            raise ValueError(f"{source}: no columns besides the label {label!r}")
+    x = torch.from_numpy(np.stack([_encode(frame[c.name], c, where) for c in columns], axis=1))
+    y, classes = None, tuple[str, ...]()
+    if label is not None:
+        y, classes = _labels(frame[label], where, like)
+    spec = like or DataSpec(
+        kind="table", event_shape=(len(columns),), classes=classes, columns=columns, label=label
+    )
+    return into_splits(name, spec, x, y, seed=seed, sizes=sizes, few=like is not None)
+
+
+def _infer(series: pl.Series, source: str, where: Where) -> Column:
+    """The column's type, and its categories."""
+    _check_missing(series, where)
+    name, dtype = series.name, series.dtype
+    if dtype == pl.Boolean:
+        return Column(name=name, type="boolean", categories=("false", "true"))
+    if dtype.is_integer():
+        exact = bool(((series >= -EXACT) & (series <= EXACT)).all())
+        return Column(name=name, type="integer" if exact else "numeric")
+    if dtype.is_numeric():
+        return Column(name=name, type="numeric")
+    if dtype in (pl.String, pl.Categorical, pl.Enum):
+        categories = series.cast(pl.String).unique().to_list()
+        if len(categories) > max(20, series.len() // 2):
+            raise ValueError(
+                f"{source}: column {name!r} has {len(categories)} distinct texts in {series.len()} rows"
+                f"{_odd_one_out(series)}: too many for categories; remove the column or group its values"
+            )
+        return Column(name=name, type="categorical", categories=tuple(sorted(categories, key=natural)))
+    raise ValueError(
+        f"{source}: column {name!r} holds {dtype}: loglik reads numbers, strings and booleans; "
+        "convert or remove it"
+    )
+
+
+def _encode(series: pl.Series, column: Column, where: Where) -> np.ndarray:
+    """The column's values (N,) in float32: codes, or the numbers themselves."""
+    _check_missing(series, where)
+    if column.categories:
+        strings = series.cast(pl.String)
+        strings = strings.str.to_lowercase() if column.type == "boolean" else strings
+        codes = {category: i for i, category in enumerate(column.categories)}
+        coded = strings.replace_strict(codes, default=None, return_dtype=pl.Float32)
+        if coded.null_count():
+            row = int(coded.is_null().arg_max() or 0)
+            few = ", ".join(column.categories[:10]) + (", ..." if len(codes) > 10 else "")
+            raise ValueError(f"{where(row, column.name)}: {strings[row]!r} is none of the categories {few}")
+        return coded.to_numpy().copy()
+    numbers = series.cast(pl.Float64, strict=False)
+    if numbers.null_count():
+        row = int(numbers.is_null().arg_max() or 0)
+        raise ValueError(f"{where(row, column.name)}: {series[row]!r} is not a number")
+    values = numbers.to_numpy()
+    if column.type == "integer":
+        bad, right = (
+            (values != np.floor(values)) | (np.abs(values) > EXACT),
+            f"a whole number within ±{EXACT:,}",
+        )
+    else:
+        bad, right = np.abs(values) > np.finfo(np.float32).max, "a finite number in float32"
+    if bad.any():
+        row = int(bad.argmax())
+        raise ValueError(f"{where(row, column.name)}: {values[row]:g} is not {right}")
+    return values.astype(np.float32)
+
+
+def _labels(series: pl.Series, where: Where, like: DataSpec | None) -> tuple[torch.Tensor, tuple[str, ...]]:
+    _check_missing(series, where)
+    name, dtype = series.name, series.dtype
+    if not (dtype.is_numeric() or dtype in (pl.Boolean, pl.String, pl.Categorical, pl.Enum)):
+        raise ValueError(
+            f"{where(0, name)}: a label of type {dtype}: labels are whole numbers, strings or booleans"
+        )
+    if dtype in (pl.Categorical, pl.Enum):
+        series = series.cast(pl.String)
+    y, classes = code_labels(series.to_numpy(), lambda row: where(row, name), like.classes if like else None)
+    if like is None and len(classes) > max(20, series.len() // 2):
+        raise ValueError(
+            f"{where(0, name)}: {len(classes)} distinct labels in {series.len()} rows: too many for classes"
+        )
+    return y, classes
+
+
+def _check_missing(series: pl.Series, where: Where) -> None:
+    missing = series.is_null()
+    if series.dtype.is_float():
+        missing = missing | series.is_nan().fill_null(True)
+    if missing.any():
+        row = int(missing.arg_max() or 0)
+        raise ValueError(f"{where(row, series.name)}: the value is missing: fill it in or remove the row")
+
+
+def _odd_one_out(series: pl.Series) -> str:
+    """Where half of the texts are numbers, the first that is none: likely the reason why they are texts."""
+    odd = series.cast(pl.String).cast(pl.Float64, strict=False).is_null()
+    if int(odd.sum()) * 2 > series.len() or not odd.any():
+        return ""
+    row = int(odd.arg_max() or 0)
+    return f" (row {row + 1}, {series[row]!r}, is the first that is not a number)"
+
+
+def _read_parquet(path: Path) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise ValueError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+
+
+def _read_csv(path: Path, like: DataSpec | None) -> pl.DataFrame:
+    """A file with a header; its separator is the commonest of comma, semicolon and tab in the header."""
+    with path.open("rb") as file:
+        header = file.readline()
+    separator = max(",;\t", key=lambda s: header.count(s.encode()))
+    try:
+        frame = pl.read_csv(path, separator=separator, infer_schema=False)
+    except pl.exceptions.NoDataError:
+        raise ValueError(f"{path}: the file is empty") from None
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = _ragged(path, separator) or f"not a readable CSV file ({str(error).splitlines()[0]})"
+        raise ValueError(f"{path}: {reason}") from None
+    if all(
+        re.fullmatch(r"\s*[-+.\d]+(e[-+]?\d+)?(_duplicated_\d+)?\s*", name, re.I) for name in frame.columns
+    ):
+        raise ValueError(f"{path}: line 1 holds numbers: give the columns' names there")
+    texts = {c.name for c in like.columns if c.type == "categorical"} if like else set()
+    bare = (_bare(series) for series in frame.rename(str.strip).iter_columns())
+    return pl.DataFrame([series if series.name in texts else _typed(series) for series in bare])
+
+
+def _bare(series: pl.Series) -> pl.Series:
+    """Texts without the blanks around them, null where they stand for a missing value."""
+    bare = series.str.strip_chars()
+    return bare.set(bare.is_in(MISSING), None)
+
+
+def _typed(series: pl.Series) -> pl.Series:
+    """Texts as whole numbers, real numbers or booleans, if each of them is one."""
+    missing = series.null_count()
+    if missing == series.len():
+        return series
+    for dtype in (pl.Int64, pl.Float64):
+        numbers = series.cast(dtype, strict=False)
+        if numbers.null_count() == missing:
+            return numbers
+    lower = series.str.to_lowercase()
+    return lower == "true" if lower.drop_nulls().is_in(["true", "false"]).all() else series
+
+
+def _ragged(path: Path, separator: str) -> str:
+    """The first line that has more fields than the header, in words."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = csv.reader(file, delimiter=separator)
+            width = len(next(lines))
+            for fields in lines:
+                if len(fields) > width:
+                    return f"line {lines.line_num} has {len(fields)} fields, the header has {width}"
+    except UnicodeDecodeError as error:
+        return f"not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8"
+    except (csv.Error, StopIteration):
+        pass
+    return ""

@@ -1,0 +1,142 @@
+r"""Denoisers: from noised data $x_t = \alpha x + \sigma \epsilon$ to the expected data, whatever the network predicts.
+
+The four usual predictions are one another's linear images, given $x_t$:
+$\hat x = (x_t - \sigma \hat\epsilon)/\alpha$, $\hat v = \alpha \hat\epsilon - \sigma \hat x$, so $\hat x = \alpha x_t - \sigma \hat v$,
+and the score $s = -\hat\epsilon / \sigma$, so $\hat x = (x_t + \sigma^2 s)/\alpha$ (Tweedie's formula).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from loglik.diffusion.schedule import alpha, sigma
+
+__all__ = ["Denoiser", "LevelDenoiser", "Prediction", "time_features", "to_data", "to_score"]
+
+Prediction = Literal["noise", "data", "v", "score"]
+
+
+def to_data(
+    prediction: Float[Tensor, "B ..."], kind: Prediction, x_t: Float[Tensor, "B ..."], logsnr: Float[Tensor, " B"]
+) -> Float[Tensor, "B ..."]:
+    """The expected data from what a network predicted."""
+    a, s = (f(logsnr).view(-1, *[1] * (x_t.dim() - 1)) for f in (alpha, sigma))
+    if kind == "data":
+        return prediction
+    if kind == "noise":
+        return (x_t - s * prediction) / a
+    if kind == "v":
+        return a * x_t - s * prediction
+    if kind == "score":
+        return (x_t + s.square() * prediction) / a
+    raise ValueError(f"unknown prediction {kind!r}: use noise, data, v or score")
+
+
+def to_score(
+    x_hat: Float[Tensor, "B ..."], x_t: Float[Tensor, "B ..."], logsnr: Float[Tensor, " B"]
+) -> Float[Tensor, "B ..."]:
+    r"""$\nabla \log p_t(x_t) = (\alpha \hat x - x_t)/\sigma^2$."""
+    a, s = (f(logsnr).view(-1, *[1] * (x_t.dim() - 1)) for f in (alpha, sigma))
+    return (a * x_hat - x_t) / s.square()
+
+
+def time_features(logsnr: Float[Tensor, " B"], count: int) -> Float[Tensor, "B E"]:
+    """Sines and cosines of the log-SNR at `count` / 2 frequencies, for a network to read the time from."""
+    frequencies = torch.exp(torch.linspace(math.log(0.05), math.log(2.0), count // 2, device=logsnr.device))
+    phase = logsnr[:, None].float() * frequencies
+    return torch.cat([phase.sin(), phase.cos()], dim=1)
+
+
+class Denoiser(nn.Module):
+    """A network as a denoiser of continuous data.
+
+    Args:
+        network: from x_t (B, ...) and a conditioning vector (B, E) to a prediction of the shape of x_t. The
+            vector holds `features` time features, then the context's embedding if there is one.
+        prediction: what the network predicts.
+        features: how many features of time.
+        context: a network from a context to a vector.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        prediction: Prediction = "v",
+        features: int = 32,
+        context: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.network, self.context = network, context
+        self.prediction: Prediction = prediction
+        self.features = features
+
+    def forward(
+        self, x_t: Float[Tensor, "B ..."], logsnr: Float[Tensor, " B"], context: Tensor | None = None
+    ) -> Float[Tensor, "B ..."]:
+        """The expected data given x_t."""
+        raw = self._predict(x_t, logsnr, context).view(x_t.shape)
+        return to_data(raw, self.prediction, x_t, logsnr)
+
+    def _predict(self, x_t: Tensor, logsnr: Tensor, context: Tensor | None) -> Tensor:
+        vector = time_features(logsnr, self.features).to(x_t.dtype)
+        if self.context is not None:
+            vector = torch.cat([vector, self.context(context)], dim=1)
+        return self.network(x_t, vector)
+
+
+class LevelDenoiser(Denoiser):
+    r"""A denoiser of data that take K known levels $\ell_k$ in [-1, 1].
+
+    The network gives logits $\theta_{dk}(x_t, t)$ of each dimension's level, as the other dimensions suggest; the
+    dimension's own noised value adds its likelihood, by Bayes:
+    $P(x_d = \ell_k \mid x_t) \propto \exp\left(\theta_{dk} - (x_{t,d} - \alpha \ell_k)^2 / 2\sigma^2\right)$ and
+    $\hat x_d = \sum_k P_{dk}\,\ell_k$. With θ the marginal log-probabilities this is exact for independent
+    dimensions, whatever the noise, so training starts from the independent density and can only add to it.
+
+    Args:
+        network: from x_t and a conditioning vector to (B, D · K) logits, level fastest.
+        levels: K.
+    """
+
+    levels: Tensor
+    offset: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        levels: int,
+        event_shape: tuple[int, ...],
+        *,
+        features: int = 32,
+        context: nn.Module | None = None,
+    ) -> None:
+        super().__init__(network, prediction="data", features=features, context=context)
+        self.register_buffer("levels", torch.linspace(-1, 1, levels), persistent=False)
+        self.register_buffer("offset", torch.zeros(math.prod(event_shape), levels))
+
+    def forward(
+        self, x_t: Float[Tensor, "B ..."], logsnr: Float[Tensor, " B"], context: Tensor | None = None
+    ) -> Float[Tensor, "B ..."]:
+        probabilities = self.logits(x_t, logsnr, context).softmax(-1)
+        return (probabilities @ self.levels.to(x_t.dtype)).view(x_t.shape)
+
+    def logits(
+        self, x_t: Float[Tensor, "B ..."], logsnr: Float[Tensor, " B"], context: Tensor | None = None
+    ) -> Float[Tensor, "B D K"]:
+        """Unnormalised log P(x_d = ℓ_k | x_t)."""
+        prior = self._predict(x_t, logsnr, context).view(len(x_t), -1, len(self.levels)) + self.offset
+        # -(x - αℓ)²/2σ² without the part that is the same for every level
+        snr = logsnr.exp().view(-1, 1, 1)
+        centre = x_t.flatten(1).unsqueeze(-1) / alpha(logsnr).view(-1, 1, 1)
+        return prior - 0.5 * snr * (centre - self.levels).square()
+
+    @torch.no_grad()
+    def initialise(self, marginal: Float[Tensor, "D K"]) -> None:
+        """Start from each dimension's own log-probabilities."""
+        self.offset.copy_(marginal)

@@ -1,0 +1,111 @@
+"""Flow: a density pushed through invertible maps (the notes, part B2 of autumn 2025, question b)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from loglik.density import Bound, Density, draw_weights
+from loglik.transforms import Dequantize, Transform
+
+__all__ = ["Flow"]
+
+
+class Flow(Density):
+    r"""Change of variables through transforms $T_1, \dots, T_n$ over a base density:
+
+    $\log p(x) = \log p_0(z) + \sum_i \log \lvert \det J_{T_i} \rvert,\quad z = T_n \circ \dots \circ T_1(x)$.
+
+    Exact; a lower bound once a dequantization is among the transforms or the base is one. With
+    `samples=K` a dequantized flow averages K importance weights.
+
+    Args:
+        transforms: applied in order, from data to noise.
+        base: any density over events of the shape that the last transform gives.
+        context: a network from a context (a label, a vector) to the vector that the transforms take, such as
+            `nn.Embedding`; None where the transforms take none. The base takes the context as it is.
+    """
+
+    def __init__(
+        self, transforms: Sequence[Transform], base: Density, *, context: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.transforms = nn.ModuleList(transforms)
+        self.base = base
+        self.context = context
+        shape = tuple(base.event_shape)
+        for transform in reversed(transforms):
+            shape = transform.decoded_shape(shape)
+        self.event_shape = shape
+        self.conditional = context is not None or base.conditional
+        self.discrete = base.discrete or any(
+            isinstance(transform, Dequantize) and transform.mask is None for transform in transforms
+        )
+
+    @property
+    def bound(self) -> Bound:
+        return Bound.weakest(self.base.bound, *(transform.bound for transform in self.transforms))
+
+    @property
+    def importance_weighted(self) -> bool:
+        return self.base.importance_weighted
+
+    def encode(
+        self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
+    ) -> tuple[Shaped[Tensor, "B ..."], Float[Tensor, " B"]]:
+        """Data to the base's variable: (z, the sum of the log-determinants)."""
+        vector = None if self.context is None else self.context(context)
+        z, total = x, torch.zeros((), device=x.device)
+        for transform in self.transforms:
+            z, log_det = transform.encode(z, vector)
+            total = total + log_det
+        return z, total
+
+    def decode(
+        self, z: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
+    ) -> Shaped[Tensor, "B ..."]:
+        """The base's variable to data."""
+        vector = None if self.context is None else self.context(context)
+        for transform in reversed(self.transforms):
+            z = transform.decode(z, vector)
+        return z
+
+    def log_prob(
+        self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
+    ) -> Float[Tensor, " B"]:
+        def log_weight(rows: Tensor, given: Tensor | None) -> Tensor:
+            z, log_det = self.encode(rows, given)
+            return self.base.log_prob(z, given) + log_det
+
+        if self.bound is Bound.EXACT:
+            samples = 1
+        return draw_weights(
+            log_weight, x, context, samples, importance_weighted=self.importance_weighted
+        )
+
+    def loss(
+        self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
+    ) -> Float[Tensor, ""]:
+        z, log_det = self.encode(x, context)
+        return self.base.loss(z, context) - log_det.mean()
+
+    def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Shaped[Tensor, "n ..."]:
+        return self.decode(self.base.sample(n, context), context)
+
+    @torch.no_grad()
+    def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
+        vector = None if self.context is None else self.context(context)
+        for transform in self.transforms:
+            transform.initialise(x)
+            x, _ = transform.encode(x, vector)
+        self.base.initialise(x, context)
+
+    def terms(
+        self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
+    ) -> dict[str, Float[Tensor, " B"]]:
+        z, log_det = self.encode(x, context)
+        inner = self.base.terms(z, context)
+        return {**inner, "log-determinant": log_det} if inner else {}

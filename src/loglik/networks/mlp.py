@@ -1,0 +1,101 @@
+"""Multi-layer perceptrons: plain ones, and residual ones that take a conditioning vector in every block."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+__all__ = ["MLP", "ResidualMLP"]
+
+
+class MLP(nn.Module):
+    r"""$h_{l} = \text{act}(W_l h_{l-1} + b_l)$ for each hidden layer, then one linear map to the output.
+
+    Args:
+        inputs, outputs: numbers in and out; an input of any shape is flattened.
+        hidden: widths of the hidden layers.
+        context: width of a context vector that is joined to the input; 0 for none.
+        dropout: the fraction of hidden units dropped in training.
+
+    Weights start as PyTorch's linear layers do (Kaiming uniform).
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        hidden: tuple[int, ...] = (256, 256),
+        *,
+        context: int = 0,
+        dropout: float = 0.0,
+        activation: type[nn.Module] = nn.SiLU,
+    ) -> None:
+        super().__init__()
+        widths = [inputs + context, *hidden]
+        layers: list[nn.Module] = []
+        for before, after in zip(widths[:-1], widths[1:], strict=True):
+            layers += [nn.Linear(before, after), activation()]
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+        self.body = nn.Sequential(*layers)
+        self.output = nn.Linear(widths[-1], outputs)
+
+    def forward(
+        self, x: Float[Tensor, "B ..."], context: Float[Tensor, "B E"] | None = None
+    ) -> Float[Tensor, "B O"]:
+        h = x.flatten(1)
+        if context is not None:
+            h = torch.cat([h, context], dim=1)
+        return self.output(self.body(h))
+
+
+class ResidualMLP(nn.Module):
+    r"""$h \leftarrow h + W_2\,\text{SiLU}(W_1 \text{LN}(h) \odot (1 + s) + b)$, with $(s, b)$ linear in the context.
+
+    Args:
+        inputs, outputs: numbers in and out; an input of any shape is flattened.
+        width, depth: width of the residual stream and number of blocks.
+        context: width of a conditioning vector that scales and shifts every block; 0 for none.
+
+    The last map of each block starts at zero, so the network starts as a linear map (Zhang et al. 2019,
+    "Fixup initialization").
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, *, width: int = 256, depth: int = 3, context: int = 0, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.input = nn.Linear(inputs, width)
+        self.blocks = nn.ModuleList([_ResidualBlock(width, context, dropout) for _ in range(depth)])
+        self.norm = nn.LayerNorm(width)
+        self.output = nn.Linear(width, outputs)
+
+    def forward(
+        self, x: Float[Tensor, "B ..."], context: Float[Tensor, "B E"] | None = None
+    ) -> Float[Tensor, "B O"]:
+        h = self.input(x.flatten(1))
+        for block in self.blocks:
+            h = block(h, context)
+        return self.output(self.norm(h))
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, width: int, context: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.first = nn.Linear(width, width)
+        self.modulation = nn.Linear(context, 2 * width) if context else None
+        self.dropout = nn.Dropout(dropout)
+        self.second = nn.Linear(width, width)
+        nn.init.zeros_(self.second.weight)
+        nn.init.zeros_(self.second.bias)
+
+    def forward(
+        self, h: Float[Tensor, "B W"], context: Float[Tensor, "B E"] | None = None
+    ) -> Float[Tensor, "B W"]:
+        u = self.first(self.norm(h))
+        if self.modulation is not None:
+            scale, shift = self.modulation(context).chunk(2, dim=1)
+            u = u * (1 + scale) + shift
+        return h + self.second(self.dropout(nn.functional.silu(u)))

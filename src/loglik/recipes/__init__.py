@@ -1,0 +1,40 @@
+"""Good defaults: for a family's name and a DataSpec, a density."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from loglik.data.spec import DataSpec
+from loglik.density import Density
+from loglik.recipes.autoregressive import AUTOREGRESSIVE
+from loglik.recipes.classifier import CLASSIFIER
+from loglik.recipes.diffusion import DIFFUSION
+from loglik.recipes.flow import FLOW
+from loglik.recipes.independent import INDEPENDENT
+from loglik.recipes.recipe import Recipe, Unsuitable
+from loglik.recipes.vae import VAE_RECIPE
+
+__all__ = ["RECIPES", "Recipe", "Unsuitable", "build", "recipe"]
+
+RECIPES: dict[str, Recipe] = {
+    r.name: r for r in (INDEPENDENT, CLASSIFIER, AUTOREGRESSIVE, FLOW, VAE_RECIPE, DIFFUSION)
+}
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of a family's name."""
+    if name not in RECIPES:
+        raise ValueError(f"unknown model {name!r}: use {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+def build(name: str, spec: DataSpec, **options: Any) -> Density:
+    """An untrained density of a family for data of a spec.
+
+    Raises `Unsuitable` where the family cannot take the data, and ValueError for an unknown option.
+    """
+    chosen = recipe(name)
+    unknown = sorted(set(options) - set(chosen.options))
+    if unknown:
+        raise ValueError(f"{name} has no option {unknown[0]!r}: it has {', '.join(chosen.options)}")
+    return chosen.build(spec, **options)

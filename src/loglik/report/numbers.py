@@ -1,0 +1,110 @@
+"""The numbers of the report as a reader wants them: one unit, and as many digits as the error allows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from loglik.data.spec import DataSpec
+from loglik.evaluation.result import Result
+
+__all__ = ["Row", "Unit", "count", "duration", "gain", "number", "plus_minus", "unit_of"]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A unit to show log-likelihoods in: a value is nats times `per_nat`."""
+
+    name: str
+    per_nat: float
+
+    @property
+    def in_nats(self) -> bool:
+        return self.per_nat == 1.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model in the table of likelihoods, every cell as text."""
+
+    model: str
+    kind: str
+    note: str
+    in_unit: str
+    nats: str
+    gain: str
+    params: str
+    time: str
+    steps: str
+    speed: str
+    best: bool
+
+
+def unit_of(spec: DataSpec, results: Sequence[Result]) -> Unit:
+    """Bits/byte for text where it is known, bits/dim for other discrete data, else nats per example."""
+    for result in results:
+        if result.event == "x" and result.bits_per_byte is not None and result.nats:
+            return Unit("bits/byte", result.bits_per_byte / result.nats)
+    if all(spec.discrete_dims):
+        return Unit("bits/dim", -1 / (spec.dims * math.log(2)))
+    return Unit("nats per example", 1.0)
+
+
+def gain(result: Result, baseline: Result) -> tuple[float, float | None]:
+    """Nats per example above the baseline, with its standard error as if the two were independent."""
+    difference = result.nats - baseline.nats
+    if result.stderr is None or baseline.stderr is None:
+        return difference, None
+    return difference, math.hypot(result.stderr, baseline.stderr)
+
+
+def number(value: float | None, digits: int = 2, *, signed: bool = False) -> str:
+    """A number with a true minus sign and thousands apart; a dash where there is none.
+
+    >>> number(-1234.567)
+    '−1,234.57'
+    """
+    if value is None or math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return f"{value:{'+' if signed else ''},.{digits}f}".replace("-", "−")
+
+
+def plus_minus(value: float | None, stderr: float | None, *, signed: bool = False) -> str:
+    """A value with its standard error, to two digits of the error.
+
+    >>> plus_minus(-103.4567, 0.84)
+    '−103.46 ± 0.84'
+    """
+    if value is None or stderr is None or not math.isfinite(value + stderr):
+        return number(value, signed=signed)
+    digits = min(4, max(0, 1 - math.floor(math.log10(stderr)))) if stderr > 0 else 4
+    return f"{number(value, digits, signed=signed)} ± {stderr:,.{digits}f}"
+
+
+def count(value: int) -> str:
+    """A count in few digits.
+
+    >>> count(812), count(45_300), count(3_200_000)
+    ('812', '45.3 k', '3.2 M')
+    """
+    for least, size, suffix in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if value >= least:
+            return f"{value / size:.1f} {suffix}"
+    return f"{value:,}"
+
+
+def duration(seconds: float) -> str:
+    """A time as a reader says it.
+
+    >>> duration(4.25), duration(75), duration(7300)
+    ('4.2 s', '75 s', '2 h 2 min')
+    """
+    if seconds < 120:
+        return f"{seconds:.{int(seconds < 10)}f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,373 @@
+"""One self-contained HTML page for a comparison or a run: what is shown, and from where.
+
+The page needs no network: plots and pictures are inside it. Its look is `page.html.jinja`, its plots are
+`figures`, its tables' cells `numbers`.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from loglik.classification.calibration import confusion_matrix, reliability
+from loglik.data.dataset import Data
+from loglik.data.spec import Column
+from loglik.density import Density
+from loglik.evaluation.result import Result
+from loglik.report import figures
+from loglik.report.numbers import Row, Unit, count, duration, gain, number, plus_minus, unit_of
+from loglik.report.samples import draw, evaluating, examples, image_grid, text_of
+from loglik.runs import Run
+
+__all__ = ["Entry", "write_report"]
+
+KINDS = {"exact": "exact", "lower": "lower bound", "estimate": "estimate"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the report: a result, and the run it comes from; a compressor has none."""
+
+    result: Result
+    run: Run | None = None
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the number is log p(x | label)."""
+        return self.result.event == "x" and self.run is not None and self.run.density.conditional
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image inside the page: its data as an address, what it shows, and a caption."""
+
+    source: str
+    alt: str
+    caption: str = ""
+
+
+def write_report(
+    path: Path, data: Data, entries: Sequence[Entry], *, title: str, seed: int = 0, split: str = "test"
+) -> Path:
+    """Write a comparison, or a single run, as one HTML file, and give its path back.
+
+    Args:
+        path: the file to write; one that is there is replaced.
+        data: the data set; examples of `split` stand beside the samples.
+        entries: the rows. Where there are several, the first is the baseline the others are held against.
+        title: the heading.
+        seed: of the samples drawn for the page.
+        split: the split that the results were computed on.
+
+    Raises:
+        ValueError: where there are no entries.
+    """
+    if not entries:
+        raise ValueError("a report needs at least one entry, got none")
+    from jinja2 import Environment, StrictUndefined
+
+    source = resources.files("loglik.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    page = environment.from_string(source).render(_content(data, entries, title, seed, split))
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _content(data: Data, entries: Sequence[Entry], title: str, seed: int, split: str) -> dict[str, Any]:
+    """All that the template shows."""
+    generative = [e for e in entries if e.result.event == "x"]
+    unit = unit_of(data.spec, [e.result for e in generative])
+    baseline = entries[0] if len(generative) > 1 and entries[0] is generative[0] else None
+    drawing = [(e.result.model, e.run) for e in generative if e.run is not None and _can_draw(e.run, data)]
+    sizes = {name: f"{len(data.split(name)):,}" for name in ("train", "validation", "test")}
+    return {
+        "title": title,
+        "data": data,
+        "description": data.spec.describe(),
+        "sizes": sizes,
+        "split": split,
+        "n": f"{entries[0].result.n:,}",
+        "unit": unit,
+        "rows": _rows(generative, unit, baseline),
+        "baseline": baseline.result.model if baseline else None,
+        "best": _best(generative),
+        "bars": _bars(generative, unit, baseline),
+        "terms": {e.result.model: e.result.terms for e in generative if e.result.terms},
+        "curves": _curves(generative, unit, baseline),
+        "pictures": _image_samples(data, drawing, seed, split) if data.spec.kind == "image" else [],
+        "marginals": _marginals(data, drawing, seed, split) if data.spec.kind in ("table", "array") else {},
+        "windows": _windows(data, drawing, seed, split) if data.spec.kind == "text" else {},
+        "reconstructions": _reconstructions(data, drawing, seed, split),
+        "classifiers": [_classifier(e, data, split) for e in entries if e.result.event == "y"],
+        "compressed": any(_is_code_length(e, baseline) for e in generative),
+        "conditional": any(e.conditional for e in generative),
+        "classes": len(data.spec.classes),
+        "guess": -math.log(max(len(data.spec.classes), 1)),
+        "ink": figures.INK,
+        "number": number,
+    }
+
+
+def _is_code_length(entry: Entry, baseline: Entry | None) -> bool:
+    return entry.run is None and entry is not baseline
+
+
+def _can_draw(run: Run, data: Data) -> bool:
+    return not run.density.conditional or bool(data.spec.classes)
+
+
+def _best(entries: Sequence[Entry]) -> str | None:
+    """The row of the highest log p(x), where there is a choice; given the label only among its like."""
+    if len(entries) < 2:
+        return None
+    alike = [e for e in entries if not e.conditional] or list(entries)
+    finite = [e.result for e in alike if math.isfinite(e.result.nats)]
+    return max(finite, key=lambda result: result.nats).model if finite else None
+
+
+def _rows(entries: Sequence[Entry], unit: Unit, baseline: Entry | None) -> list[Row]:
+    best = _best(entries)
+    rows = []
+    for entry in entries:
+        r = entry.result
+        notes = ["given the label"] if entry.conditional else []
+        if r.bound != "exact" and entry.run is not None:
+            notes.append(f"{r.samples:,} sample" + "s" * (r.samples != 1))
+        trained = r.steps > 0
+        error = None if r.stderr is None else r.stderr * abs(unit.per_nat)
+        above = None if baseline is None or entry is baseline else gain(r, baseline.result)
+        rows.append(
+            Row(
+                model=r.model,
+                kind="code length" if _is_code_length(entry, baseline) else KINDS.get(r.bound, r.bound),
+                note=", ".join(notes),
+                in_unit=plus_minus(r.nats * unit.per_nat, error),
+                nats=plus_minus(r.nats, r.stderr),
+                gain=plus_minus(*above, signed=True) if above else "–",
+                params=count(r.params) if r.params else "–",
+                time=duration(r.train_seconds) if r.train_seconds else "–",
+                steps=f"{r.steps:,}" if trained else "–",
+                speed="–"
+                if r.samples_per_second is None
+                else f"{float(f'{r.samples_per_second:.3g}'):,.10g}",
+                best=r.model == best,
+            )
+        )
+    return rows
+
+
+def _bars(entries: Sequence[Entry], unit: Unit, baseline: Entry | None) -> Picture | None:
+    finite = [e.result for e in entries if math.isfinite(e.result.nats)]
+    if len(finite) < 2:
+        return None
+    plot = figures.bars(
+        [r.model for r in finite],
+        [r.nats * unit.per_nat for r in finite],
+        [(r.stderr or 0.0) * abs(unit.per_nat) for r in finite],
+        unit=unit.name,
+        baseline=baseline.result.nats * unit.per_nat if baseline else None,
+        from_zero=not unit.in_nats,
+    )
+    return _plot(plot, f"{unit.name} of each model, with standard errors")
+
+
+def _curves(entries: Sequence[Entry], unit: Unit, baseline: Entry | None) -> list[Picture]:
+    """A panel a model, on one range: from the best value seen to a little past the baseline."""
+    runs = [(e.result.model, e.run) for e in entries if e.run is not None and len(e.run.history) > 1]
+    lines = {name: _history(run, unit.per_nat) for name, run in runs}
+    level = baseline.result.nats * unit.per_nat if baseline else None
+    seen = [
+        np.array([v for v in values if math.isfinite(v)])
+        for panel in lines.values()
+        for values in (panel["train"], panel["validation"])
+    ]
+    seen = [values for values in seen if len(values)]
+    limits = None
+    if seen:
+        # the first values of a run may lie far from all others: show the range that the runs settle in
+        usual = [*(np.median(v).item() for v in seen), *([] if level is None else [level])]
+        best = min(v.min().item() for v in seen) if unit.per_nat < 0 else max(v.max().item() for v in seen)
+        low, high = min(*usual, best), max(*usual, best)
+        pad = 0.06 * (high - low) or 0.5
+        limits = (low - pad, high + pad)
+    return [
+        _plot(
+            figures.curves(name, panel.pop("seconds"), panel, unit=unit.name, baseline=level, limits=limits),
+            f"training of {name}: {unit.name} against seconds",
+        )
+        for name, panel in lines.items()
+    ]
+
+
+def _history(run: Run, per_nat: float) -> dict[str, list[float]]:
+    def column(key: str, factor: float = 1.0) -> list[float]:
+        return [float(row.get(key, math.nan)) * factor for row in run.history]
+
+    return {
+        "seconds": column("time"),
+        "train": column("train_nats", per_nat),
+        "validation": column("validation_nats", per_nat),
+    }
+
+
+def _image_samples(data: Data, drawing: Sequence[tuple[str, Run]], seed: int, split: str) -> list[Picture]:
+    """A grid of data and a grid of samples for each model; a class a column where labels are given."""
+    channels, height, width = data.spec.event_shape
+    if channels not in (1, 3) or not drawing:
+        return []
+    classes, side = len(data.spec.classes), max(height, width)
+    across = 8 if side <= 32 else 6 if side <= 64 else 4
+    if side <= 32 and 6 <= classes <= 12:
+        across = classes
+    n = across * min(across, 64 // across)
+    real = examples(data.split(split), n, classes=classes, seed=seed)
+    span = (0.0, data.spec.levels - 1.0) if data.spec.levels else (float(real.min()), float(real.max()))
+    grids = [("data", f"the {split} split", real)]
+    for name, run in drawing:
+        note = "samples, given the classes in turn" if run.density.conditional else "samples"
+        grids.append((name, note, draw(run.density, data.spec, n, seed=seed)))
+    return [
+        Picture(
+            _png(image_grid(x, data.spec, columns=across, span=span)), f"{name}: {note}", f"{name}, {note}"
+        )
+        for name, note, x in grids
+    ]
+
+
+def _marginals(
+    data: Data, drawing: Sequence[tuple[str, Run]], seed: int, split: str, most: int = 8
+) -> dict[str, list[Picture]]:
+    """Per model the first columns of data and samples, and the first two against each other."""
+    spec = data.spec
+    columns = spec.columns or tuple(
+        Column(name=f"dim {i}", type="integer" if spec.levels else "numeric") for i in range(spec.dims)
+    )
+    real = _flat(examples(data.split(split), 2000, classes=0, seed=seed))
+    panels = {}
+    for name, run in drawing:
+        drawn = _flat(draw(run.density, spec, 512 if spec.dims <= 1024 else 64, seed=seed))
+        panels[name] = [
+            _plot(figures.marginal(c, real[:, i], drawn[:, i]), f"{c.name}: data and samples of {name}")
+            for i, c in enumerate(columns[:most])
+        ]
+        if len(columns) > 1 and not (columns[0].categories or columns[1].categories):
+            plot = figures.scatter(real[:400, :2], drawn[:400, :2], (columns[0].name, columns[1].name))
+            alt = f"{columns[0].name} and {columns[1].name}: data and samples of {name}"
+            panels[name].append(_plot(plot, alt))
+    return panels
+
+
+def _windows(data: Data, drawing: Sequence[tuple[str, Run]], seed: int, split: str) -> dict[str, list[str]]:
+    """A few windows of text: of the data, then of each model."""
+    if not drawing:
+        return {}
+    texts = {"data": examples(data.split(split), 4, classes=0, seed=seed)}
+    texts |= {name: draw(run.density, data.spec, 4, seed=seed) for name, run in drawing}
+    return {name: [text_of(row.flatten(), data.spec) for row in x] for name, x in texts.items()}
+
+
+def _reconstructions(
+    data: Data, drawing: Sequence[tuple[str, Run]], seed: int, split: str, n: int = 10
+) -> list[Picture]:
+    """Originals above reconstructions, for the densities that can reconstruct an image."""
+    if data.spec.kind != "image" or data.spec.event_shape[0] not in (1, 3):
+        return []
+    part = data.split(split)
+    chosen = torch.randperm(len(part), generator=torch.Generator().manual_seed(seed))[:n]
+    x = part.x[chosen]
+    span = (0.0, data.spec.levels - 1.0) if data.spec.levels else (float(x.min()), float(x.max()))
+    pictures = []
+    for name, run in drawing:
+        reconstruct = getattr(run.density, "reconstruct", None)
+        if reconstruct is None or (run.density.conditional and part.y is None):
+            continue
+        with evaluating(run.density, seed) as device:
+            given = [part.y[chosen].to(device)] if run.density.conditional and part.y is not None else []
+            back = reconstruct(x.to(device), *given).cpu()
+        both = torch.cat([x.double(), back.double()])
+        grid = image_grid(both, data.spec, columns=len(x), span=span)
+        pictures.append(Picture(_png(grid), f"{name}: originals above reconstructions", name))
+    return pictures
+
+
+def _classifier(entry: Entry, data: Data, split: str) -> dict[str, Any]:
+    """The row and the pictures of a classifier, whose number is log p(y | x)."""
+    r = entry.result
+    accuracy = "–"
+    if r.accuracy is not None:
+        error = math.sqrt(r.accuracy * (1 - r.accuracy) / max(r.n, 1))
+        accuracy = f"{100 * r.accuracy:.1f} ± {100 * error:.1f} %"
+    content: dict[str, Any] = {
+        "model": r.model,
+        "accuracy": accuracy,
+        "nats": plus_minus(r.nats, r.stderr),
+        "error": "–" if r.calibration_error is None else f"{100 * r.calibration_error:.1f} %",
+        "params": count(r.params) if r.params else "–",
+        "time": duration(r.train_seconds) if r.train_seconds else "–",
+        "steps": f"{r.steps:,}" if r.steps else "–",
+        "pictures": [],
+    }
+    if entry.run is None:
+        return content
+    part, pictures = data.split(split), content["pictures"]
+    if part.y is not None and hasattr(entry.run.density, "probabilities"):
+        p = _probabilities(entry.run.density, part.x)
+        matrix = confusion_matrix(p, part.y).numpy()
+        table = reliability(p, part.y)
+        names = data.spec.classes or tuple(map(str, range(len(matrix))))
+        note = (
+            "Confusion: examples of the row's class predicted as the column's; at the right, their accuracy."
+        )
+        pictures.append(
+            Picture(_svg(figures.confusion(matrix, names)), f"confusion matrix of {r.model}", note)
+        )
+        note = (
+            f"Reliability: accuracy at each confidence; expected calibration error {100 * table.error:.1f} %."
+        )
+        pictures.append(Picture(_svg(figures.reliability_diagram(table)), f"reliability of {r.model}", note))
+    if len(entry.run.history) > 1:
+        panel = _history(entry.run, 1.0)
+        plot = figures.curves(
+            r.model, panel.pop("seconds"), panel, unit="nats per label", baseline=None, limits=None
+        )
+        note = "Training (grey) and validation (blue)."
+        pictures.append(Picture(_svg(plot), f"training of {r.model}: nats per label against seconds", note))
+    return content
+
+
+def _probabilities(density: Density, x: Tensor, at_once: int = 1024) -> Tensor:
+    """p(y | x) for every row of x: (N, K)."""
+    probabilities: Any = density.probabilities
+    with evaluating(density, 0) as device:
+        return torch.cat([probabilities(part.to(device)).cpu() for part in x.split(at_once)])
+
+
+def _flat(x: Tensor) -> np.ndarray:
+    return x.double().flatten(1).numpy()
+
+
+def _plot(svg: str, alt: str) -> Picture:
+    return Picture(_svg(svg), alt)
+
+
+def _svg(text: str) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(text.encode()).decode()
+
+
+def _png(pixels: np.ndarray) -> str:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

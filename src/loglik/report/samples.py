@@ -1,0 +1,148 @@
+"""Samples, and data to hold them against: drawn from a density, shown as pixels or text, written to files."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Shaped, UInt8
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from loglik.data.dataset import Split
+from loglik.data.spec import Column, DataSpec
+from loglik.density import Density
+
+__all__ = ["draw", "evaluating", "examples", "image_grid", "text_of", "write_samples"]
+
+SUFFIXES = {"image": ".png", "table": ".csv", "text": ".txt", "array": ".npy"}
+CELL = 48  # the least height of an image in a grid, in pixels
+
+
+@contextmanager
+def evaluating(density: Density, seed: int) -> Iterator[torch.device]:
+    """In evaluation mode, without gradients, with a random state of its own; gives the density's device."""
+    tensors = [*density.parameters(), *density.buffers()]
+    device = tensors[0].device if tensors else torch.device("cpu")
+    training = density.training
+    density.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield device
+    finally:
+        density.train(training)
+
+
+def draw(density: Density, spec: DataSpec, n: int, *, seed: int) -> Shaped[Tensor, "n ..."]:
+    """Draw n samples on the CPU; a conditional density is given the classes in turn: 0, 1, ..., K-1, 0, ..."""
+    with evaluating(density, seed) as device:
+        context = None
+        if density.conditional:
+            context = (torch.arange(n) % max(len(spec.classes), 1)).to(device)
+        return density.sample(n, context).cpu()
+
+
+def examples(split: Split, n: int, *, classes: int, seed: int) -> Shaped[Tensor, "n ..."]:
+    """Choose n examples at random, in the order of `draw`: where there are labels, the classes in turn."""
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:5000]
+    if classes and split.y is not None:
+        y = split.y[order]
+        earlier = F.one_hot(y, classes).cumsum(0).gather(1, y[:, None]).squeeze(1)
+        order = order[(earlier * classes + y).argsort()]
+    return split.x[order[:n]]
+
+
+def image_grid(
+    x: Shaped[Tensor, "B C H W"],
+    spec: DataSpec,
+    *,
+    columns: int,
+    span: tuple[float, float] | None = None,
+) -> UInt8[np.ndarray, "..."]:
+    """Lay images out on white, a row after another: (height, width) for one channel, (height, width, 3) for three.
+
+    `span` is what is shown as black and as white: by default 0 and the highest level; for continuous data
+    0 and 1, or the lowest and highest value where those lie outside.
+
+    Raises:
+        ValueError: unless the images have one or three channels.
+    """
+    b, c, h, w = x.shape
+    if c not in (1, 3):
+        raise ValueError(
+            f"a picture needs 1 or 3 channels, got images of shape {tuple(x.shape[1:])}; use .npy"
+        )
+    values = x.double().nan_to_num()
+    if span is None:
+        span = (0.0, spec.levels - 1.0) if spec.levels else (0.0, 1.0)
+        if spec.levels is None and b and (values.min() < 0 or values.max() > 1):
+            span = (float(values.min()), float(values.max()))
+    low, high = span
+    pixels = ((values - low) / ((high - low) or 1.0)).clamp(0, 1).mul(255).round().byte()
+    scale = max(1, CELL // max(h, w))
+    pixels = pixels.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    h, w, gap = h * scale, w * scale, max(2, CELL // 16)
+    rows = -(-b // columns)
+    grid = np.full((rows * (h + gap) - gap, columns * (w + gap) - gap, c), 255, dtype=np.uint8)
+    for i, image in enumerate(pixels.permute(0, 2, 3, 1).numpy()):
+        top, left = (i // columns) * (h + gap), (i % columns) * (w + gap)
+        grid[top : top + h, left : left + w] = image
+    return grid[..., 0] if c == 1 else grid
+
+
+def text_of(tokens: Shaped[Tensor, " T"], spec: DataSpec) -> str:
+    """A window of bytes as UTF-8, what cannot be shown replaced; tokens beyond bytes as their numbers."""
+    if spec.levels is None or spec.levels > 256:
+        return " ".join(str(int(t)) for t in tokens)
+    text = bytes(tokens.long().clamp(0, 255).tolist()).decode("utf-8", errors="replace")
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def write_samples(x: Shaped[Tensor, "n ..."], spec: DataSpec, path: Path) -> None:
+    """Write samples to a file: images as a `.png` grid, tables as `.csv`, text as `.txt`, arrays as `.npy`.
+
+    Data of any kind can be written as `.npy`.
+
+    Raises:
+        ValueError: where the file's suffix does not fit the kind of data.
+    """
+    x, suffix = x.detach().cpu(), path.suffix.lower()
+    usual = SUFFIXES[spec.kind]
+    if suffix not in (usual, ".npy"):
+        ways = " or ".join(dict.fromkeys([usual, ".npy"]))
+        raise ValueError(f"samples of {spec.kind} data are written as {ways}, got {path.name!r}")
+    if suffix == ".npy":
+        np.save(path, x.numpy())
+    elif suffix == ".png":
+        columns = max(1, round(len(x) ** 0.5))
+        Image.fromarray(image_grid(x, spec, columns=columns)).save(path)
+    elif suffix == ".csv":
+        _write_table(x, spec, path)
+    else:
+        windows = [f"--- sample {i} ---\n{text_of(row, spec)}\n" for i, row in enumerate(x, 1)]
+        path.write_text("".join(windows), encoding="utf-8")
+
+
+def _write_table(x: Tensor, spec: DataSpec, path: Path) -> None:
+    columns = spec.columns or tuple(Column(name=f"x{i}", type="numeric") for i in range(spec.dims))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([column.name for column in columns])
+        for row in x.tolist():
+            writer.writerow([_cell(value, column) for value, column in zip(row, columns, strict=True)])
+
+
+def _cell(value: float, column: Column) -> str | int | float:
+    """One value as a reader of the table would write it."""
+    if column.type == "numeric" or value != value:
+        return float(f"{value:.7g}")  # as many digits as float32 holds
+    code = round(value)
+    if not column.categories:
+        return code
+    return column.categories[min(max(code, 0), len(column.categories) - 1)]

@@ -1,0 +1,9 @@
+"""Invertible maps that are fixed before training; the learned ones are in `loglik.flows`."""
+
+from loglik.transforms.affine import Scale, Standardise
+from loglik.transforms.base import Transform
+from loglik.transforms.dequantize import Dequantize
+from loglik.transforms.logit import Logit
+from loglik.transforms.reshape import Reshape
+
+__all__ = ["Transform", "Dequantize", "Scale", "Standardise", "Logit", "Reshape"]

@@ -1,0 +1,68 @@
+"""Calibration against values by hand and scikit-learn."""
+
+import pytest
+import torch
+from sklearn import metrics
+
+from loglik.classification.calibration import calibration_error, confusion_matrix, reliability
+
+
+def predictions(n: int = 500, classes: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    probabilities = (2 * torch.randn(n, classes, generator=generator)).softmax(1)
+    return probabilities, torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+
+
+def test_confusion_matrix_is_sklearns():
+    probabilities, labels = predictions()
+    truth = metrics.confusion_matrix(labels.numpy(), probabilities.argmax(1).numpy(), labels=range(4))
+    assert confusion_matrix(probabilities, labels).tolist() == truth.tolist()
+
+
+def test_confusion_matrix_keeps_classes_that_never_occur():
+    matrix = confusion_matrix(torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([1]))
+    assert matrix.tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 0]]
+
+
+def test_reliability_by_hand():
+    # bins (0, .5] and (.5, 1]; .5 falls in the lower one
+    p = torch.tensor([[0.5, 0.5], [0.9, 0.1], [0.3, 0.7], [0.2, 0.8]], dtype=torch.float64)
+    table = reliability(p, torch.tensor([0, 0, 0, 1]), bins=2)
+    assert table.count.tolist() == [1, 3]
+    torch.testing.assert_close(table.confidence, torch.tensor([0.5, 0.8], dtype=torch.float64))
+    torch.testing.assert_close(table.accuracy, torch.tensor([1.0, 2 / 3], dtype=torch.float64))
+    assert table.error == pytest.approx((0.5 + 3 * (0.8 - 2 / 3)) / 4)
+
+
+def test_calibration_error_of_extremes():
+    certain = torch.eye(2)[torch.tensor([0, 0, 1, 1])]
+    assert calibration_error(certain, torch.tensor([0, 0, 1, 1])) == 0.0
+    assert calibration_error(certain, torch.tensor([1, 1, 0, 0])) == 1.0
+    assert calibration_error(certain, torch.tensor([0, 1, 1, 0])) == 0.5
+
+
+def test_calibration_error_is_small_where_labels_follow_the_probabilities():
+    probabilities, labels = predictions(20_000)
+    assert calibration_error(probabilities, labels) < 0.015
+    assert calibration_error(probabilities**3 / (probabilities**3).sum(1, keepdim=True), labels) > 0.05
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "labels", "bins", "message"),
+    [
+        ([[0.5, 0.6]], [0], 15, "row 0 sums to 1.1"),
+        ([[0.5, 0.5], [-0.1, 1.1]], [0, 0], 15, "at least 0"),
+        ([[float("nan"), 1.0]], [0], 15, "sum to 1"),
+        ([[0.5, 0.5]], [2], 15, "labels must lie in 0 ... 1, got 2 ... 2"),
+        ([[0.5, 0.5]], [0], 0, "bins must be at least 1"),
+    ],
+)
+def test_bad_input_is_one_clear_line(probabilities, labels, bins, message):
+    with pytest.raises(ValueError, match=message) as error:
+        reliability(torch.tensor(probabilities), torch.tensor(labels), bins=bins)
+    assert "\n" not in str(error.value)
+
+
+def test_no_examples():
+    with pytest.raises(ValueError, match="at least one example"):
+        calibration_error(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))

@@ -1,0 +1,294 @@
+"""Images, text, named sets, and what `load` takes a source for."""
+
+import builtins
+import gzip
+import sys
+import types
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from PIL import Image
+
+from loglik.data import DataSpec, load, named
+
+RNG = np.random.default_rng(0)
+
+
+def picture(path, shape=(6, 5), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = RNG.integers(0, 256, size=shape, dtype=np.uint8)
+    Image.fromarray(pixels).save(path, **options)
+    return torch.from_numpy(pixels)
+
+
+def test_unlabelled_grey_images(tmp_path) -> None:
+    pixels = [picture(tmp_path / f"{i:02}.png") for i in range(12)]
+    data = load(tmp_path)
+    assert data.spec == DataSpec(kind="image", event_shape=(1, 6, 5), levels=256)
+    assert torch.equal(data.split("all").x[:, 0], torch.stack(pixels))
+
+
+def test_class_folders_and_colour(tmp_path) -> None:
+    for i in range(6):
+        picture(tmp_path / "dog" / f"{i}.png", (6, 5, 3))
+        grey = picture(tmp_path / "cat" / f"{i}.bmp")
+    (tmp_path / "cat" / "notes.txt").write_text("not an image")
+    (tmp_path / ".hidden").mkdir()
+    data = load(tmp_path)
+    assert data.spec.event_shape == (3, 6, 5)
+    assert data.spec.classes == ("cat", "dog")
+    whole = data.split("all")
+    assert whole.y.tolist() == [0] * 6 + [1] * 6
+    assert torch.equal(whole.x[5], grey.expand(3, 6, 5))
+
+
+def test_split_folders(tmp_path) -> None:
+    for name, n in {"train": 10, "val": 3, "test": 2}.items():
+        for i in range(n):
+            picture(tmp_path / name / "ab"[i % 2] / f"{i}.png")
+    data = load(tmp_path)
+    assert (len(data.train), len(data.validation), len(data.test)) == (10, 3, 2)
+    for i in range(3):
+        (tmp_path / "val" / "ab"[i % 2] / f"{i}.png").unlink()
+    with pytest.raises(ValueError, match="val: no images in this folder"):
+        load(tmp_path)
+    (tmp_path / "valid").mkdir()
+    with pytest.raises(ValueError, match="name one split twice"):
+        load(tmp_path)
+
+
+def test_palettes_and_transparency(tmp_path) -> None:
+    for i in range(10):
+        picture(tmp_path / f"{i}.png")
+    grey = Image.fromarray(np.full((6, 5), 7, np.uint8))
+    grey.convert("P").save(tmp_path / "p.gif")
+    clear = Image.new("LA", (5, 6), (0, 0))
+    clear.save(tmp_path / "q.png")
+    whole = load(tmp_path).split("all").x
+    assert whole.shape == (12, 1, 6, 5)
+    assert (whole[10] == 7).all()
+    assert (whole[11] == 255).all()  # what is transparent shows white
+    Image.new("P", (5, 6), 1).save(tmp_path / "r.png", transparency=b"\x00\x80")
+    Image.new("RGBA", (5, 6), (255, 0, 0, 255)).save(tmp_path / "s.png")
+    whole = load(tmp_path).split("all").x
+    assert whole.shape == (14, 3, 6, 5)
+    assert whole[13, :, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_image_errors(tmp_path) -> None:
+    with pytest.raises(ValueError, match="no images and no text files in this folder"):
+        load(tmp_path)
+    for i in range(10):
+        picture(tmp_path / "a" / f"{i}.png")
+    with pytest.raises(ValueError, match=r"'a' is the only class; for unlabelled images give .*a itself"):
+        load(tmp_path)
+    picture(tmp_path / "b" / "0.png")
+    picture(tmp_path / "stray.png")
+    with pytest.raises(ValueError, match=r"stray\.png lies in no class subfolder, but others do"):
+        load(tmp_path)
+    picture(tmp_path / "a" / "z.png", (8, 9))
+    with pytest.raises(ValueError, match=r"z\.png is 9×8 pixels but .*0\.png is 5×6: resize or crop"):
+        load(tmp_path / "a")
+    (tmp_path / "a" / "x.png").write_bytes((tmp_path / "a" / "0.png").read_bytes()[:50])
+    with pytest.raises(ValueError, match=r"x\.png: not a readable image") as error:
+        load(tmp_path / "a")
+    assert "\n" not in str(error.value)
+    Image.fromarray(np.full((6, 5), 70, np.uint16)).save(tmp_path / "a" / "x.png")
+    with pytest.raises(ValueError, match=r"x\.png: pixels of mode I;16, more than 8 bits: convert"):
+        load(tmp_path / "a")
+    with pytest.raises(ValueError, match="one image is not a data set: give the folder"):
+        load(tmp_path / "stray.png")
+
+
+def test_images_like(tmp_path) -> None:
+    picture(tmp_path / "dog" / "0.png")
+    grey = DataSpec(kind="image", event_shape=(1, 6, 5), levels=256, classes=("cat", "dog"))
+    colour = DataSpec(kind="image", event_shape=(3, 6, 5), levels=256)
+    assert load(tmp_path, like=grey).split("all").y.tolist() == [1]
+    assert load(tmp_path, like=colour).split("all").x.shape == (1, 3, 6, 5)
+    assert load(tmp_path, like=colour).train.y is None
+    for spec, words in [
+        (
+            DataSpec(kind="image", event_shape=(1, 8, 8), levels=256),
+            r"0\.png: 5×6 pixels; the model takes 8×8",
+        ),
+        (DataSpec(kind="image", event_shape=(1, 6, 5), levels=17), "is above 16, the highest level"),
+        (
+            DataSpec(kind="text", event_shape=(8,), levels=256),
+            "these are images, but the model takes text windows 8",
+        ),
+        (
+            DataSpec(kind="image", event_shape=(1, 6, 5), levels=256, classes=("cat", "fox")),
+            "none of the model's: cat",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            load(tmp_path, like=spec)
+    picture(tmp_path / "dog" / "0.png", (6, 5, 3))
+    with pytest.raises(ValueError, match="a colour image; the model takes grey ones"):
+        load(tmp_path, like=grey)
+
+
+TEXT = bytes(range(32, 127)) * 11  # 1,045 bytes: 104 windows of 10
+
+
+def test_text_windows(tmp_path) -> None:
+    (tmp_path / "a.txt").write_bytes(TEXT)
+    data = load(tmp_path / "a.txt", window=10)
+    assert data.spec == DataSpec(kind="text", event_shape=(10,), levels=256)
+    assert (len(data.train), len(data.validation), len(data.test)) == (840 - 9, 10, 10)
+    assert data.train.x.stride() == (1, 1)  # a view of the bytes, not a copy for each window
+    assert bytes(data.train.x[3].tolist()) == TEXT[3:13]
+    assert bytes(data.validation.x.flatten().tolist()) == TEXT[840:940]
+    assert bytes(data.split("all").x.flatten().tolist()) == TEXT[:1040]
+
+
+def test_text_folders(tmp_path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "2.md").write_bytes(TEXT[500:])
+    (tmp_path / "a.txt").write_bytes(TEXT[:500])
+    (tmp_path / "z.bin").write_bytes(b"\0")
+    assert bytes(load(tmp_path, window=10).split("all").x.flatten().tolist()) == TEXT[:1040]
+    for split in ("train", "test"):
+        (tmp_path / "s" / split).mkdir(parents=True)
+        (tmp_path / "s" / split / "a.txt").write_bytes(TEXT[:105])
+    data = load(tmp_path / "s", window=10)
+    assert (len(data.train), len(data.validation), len(data.test)) == (81, 1, 10)
+
+
+def test_text_errors(tmp_path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="the text is empty"):
+        load(path)
+    path.write_bytes(b"x" * 25)
+    words = r"25 bytes are too short for a window of 10 .*0 bytes for train.*at least 30 bytes or a shorter"
+    with pytest.raises(ValueError, match=words):
+        load(path, window=10)
+    with pytest.raises(ValueError, match="window must be at least 1 byte, got 0"):
+        load(path, window=0)
+    spec = DataSpec(kind="text", event_shape=(10,), levels=256)
+    assert load(path, like=spec).split("all").x.shape == (2, 10)
+    path.write_bytes(b"x" * 5)
+    with pytest.raises(ValueError, match="too short for a window of 10"):
+        load(path, like=spec)
+    path.write_bytes(b"x" * 50)
+    with pytest.raises(ValueError, match="byte 0 is 120, above 99, the highest level"):
+        load(path, like=DataSpec(kind="text", event_shape=(10,), levels=100))
+    with pytest.raises(ValueError, match="this is text, but the model takes arrays 3"):
+        load(path, like=DataSpec(kind="array", event_shape=(3,)))
+
+
+def test_digits() -> None:
+    data = load("digits")
+    assert data.spec == DataSpec(kind="image", event_shape=(1, 8, 8), levels=17, classes=tuple("0123456789"))
+    assert data.train.x.dtype == torch.uint8
+    assert (len(data.train), len(data.validation), len(data.test)) == (1439, 179, 179)
+    assert not torch.equal(load("digits", seed=1).test.index, data.test.index)
+
+
+def idx(path, array) -> None:
+    head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+    path.write_bytes(gzip.compress(head + array.tobytes()))
+
+
+def test_fashion_mnist_from_a_folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(named, "DEBIAN", tmp_path / "none")
+    monkeypatch.setenv("LOGLIK_DATA", str(tmp_path))
+    with pytest.raises(
+        ValueError, match=r"dataset-fashion-mnist, or set LOGLIK_DATA .*, or use hf:fashion_mnist"
+    ):
+        load("fashion-mnist")
+    folder = tmp_path / "fashion-mnist"
+    folder.mkdir()
+    test = RNG.integers(0, 256, size=(5, 28, 28), dtype=np.uint8)
+    idx(folder / "train-images-idx3-ubyte.gz", RNG.integers(0, 256, size=(30, 28, 28), dtype=np.uint8))
+    idx(folder / "train-labels-idx1-ubyte.gz", np.arange(30, dtype=np.uint8) % 10)
+    idx(folder / "t10k-images-idx3-ubyte.gz", test)
+    with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte\.gz is missing"):
+        load("fashion-mnist")
+    idx(folder / "t10k-labels-idx1-ubyte.gz", np.arange(5, dtype=np.uint8))
+    data = load("fashion-mnist")
+    assert (len(data.train), len(data.validation), len(data.test)) == (27, 3, 5)
+    assert torch.equal(data.test.x[:, 0], torch.from_numpy(test))
+    assert data.spec.classes[9] == "Ankle boot"
+    (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="not a readable IDX file"):
+        load("fashion-mnist")
+
+
+class Part(list):
+    """Stands for a split of a Hugging Face data set: rows that are also columns."""
+
+    def __init__(self, columns, names=None):
+        super().__init__(dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+        self.columns, self.column_names = columns, list(columns)
+        self.features = {c: types.SimpleNamespace(names=names if c == "label" else None) for c in columns}
+
+    def __getitem__(self, key):
+        return self.columns[key]
+
+    def to_polars(self):
+        return pl.DataFrame(self.columns)
+
+
+def test_hugging_face(monkeypatch) -> None:
+    pictures = [Image.fromarray(RNG.integers(0, 256, size=(4, 4), dtype=np.uint8)) for _ in range(20)]
+    labels = [0, 1] * 10
+    found = {
+        "mnist": {
+            "train": Part({"img": pictures, "label": labels}, ["cat", "dog"]),
+            "test": Part({"img": pictures[:4], "label": labels[:4]}, ["cat", "dog"]),
+        },
+        "iris": {"train": Part({"a": [0.5] * 20, "label": labels}, ["cat", "dog"])},
+        "poems": {"train": Part({"text": ["roses are red"] * 20}), "dev": Part({"text": ["violets"] * 3})},
+        "odd": {"dev": Part({"a": [1]})},
+    }
+
+    def load_dataset(name, configuration):
+        if name not in found:
+            raise FileNotFoundError(f"no {name} {configuration}\nat all")
+        return found[name]
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    images = load("hf:mnist")
+    assert images.spec.event_shape == (1, 4, 4)
+    assert (images.spec.classes, images.spec.levels) == (("cat", "dog"), 256)
+    assert images.test.y.tolist() == [0, 1, 0, 1]
+    table = load("hf:iris")
+    assert table.spec.columns[0].name == "a"
+    assert table.split("all").y.tolist() == labels
+    text = load("hf:poems", window=8)
+    assert bytes(text.validation.x[0].tolist()) == b"violets\n"
+    with pytest.raises(ValueError, match="hf:odd: no split named train; found dev"):
+        load("hf:odd")
+    with pytest.raises(ValueError, match=r"^hf:none:big: no none big$"):
+        load("hf:none:big")
+
+
+def test_hugging_face_missing(monkeypatch) -> None:
+    real = builtins.__import__
+
+    def without(name, *rest):
+        if name == "datasets":
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ValueError, match=r"pip install 'loglik\[hub\]'"):
+        load("hf:mnist")
+
+
+def test_sources_that_are_none(tmp_path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"no such file or folder, nor a known name: the names are digits, "
+    ):
+        load(tmp_path / "none")
+    (tmp_path / "a.bin").write_bytes(b"\0\1\2")
+    with pytest.raises(ValueError, match=r"a\.bin: binary, and of no known type"):
+        load(tmp_path / "a.bin")
+    for source in ("digits", tmp_path):
+        with pytest.raises(ValueError, match="label 'y' names a column of a table, and this is none"):
+            load(source, label="y")
