@@ -123,6 +123,8 @@ def test_labels_sort_as_numbers(tmp_path) -> None:
         ("a,b\n1,2\n3,NA\n", "b", r"row 2 \(line 3\), column 'b': the value is missing"),
         ("a,b\n1,inf\n", None, r"row 1 \(line 2\), column 'b': inf is not a finite number"),
         ("a,b\n1,2\n3,4,5\n", None, r"bad\.csv: line 3 has 3 fields, the header has 2"),
+        ("a, a\n1,2\n", None, "two columns are named 'a': rename one"),
+        ("a,b\n1,2\n\n3,4\n", None, r"row 2 \(line 3\), column 'a': the value is missing"),
         ("1,2\n3,4\n", None, "line 1 holds numbers: give the columns' names there"),
         ("a,b\n1,2\n", "c", "no column 'c' for the label; the columns are a, b"),
         ("a\n1\n2\n", "a", "no columns besides the label 'a'"),
@@ -136,7 +138,7 @@ def test_labels_sort_as_numbers(tmp_path) -> None:
         (
             "a,id\n1,?\n" + "".join(f"1,{i}\n" for i in range(30)),
             None,
-            r"\(row 1, '\?', is the first that is not a",
+            r"row 1 \(line 2\), column 'id': '\?' is not a number",
         ),
         ("a,id\n" + "".join(f"1,{i}\n" for i in range(30)), "id", "30 distinct labels in 30 rows: too many"),
         ("a,b\n1,2\n3,4\n", None, "bad: 2 examples are too few"),
@@ -162,6 +164,9 @@ def test_files_that_do_not_parse(tmp_path) -> None:
         ValueError, match="column 'day' holds Date: loglik reads numbers, strings and booleans"
     ):
         load(tmp_path / "c.parquet")
+    (tmp_path / "d.csv").write_bytes("a,b\n1,2\n".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"d\.csv: not UTF-8 text: save it as UTF-8"):
+        load(tmp_path / "d.csv")
     with pytest.raises(ValueError, match="column 'day': a label of type Date"):
         load(tmp_path / "c.parquet", label="day")
 
@@ -180,3 +185,11 @@ def test_diabetes_is_in_its_own_units() -> None:
     assert data.spec.event_shape == (11,)
     assert data.spec.columns[0].type == "integer"  # age in years
     assert data.split("all").x[0, 0] == 59
+
+
+def test_blank_lines_at_the_end_and_unsigned_columns(tmp_path) -> None:
+    (tmp_path / "a.csv").write_text("a,b\n" + "1,0.5\n" * 12 + "\n\n")
+    assert len(load(tmp_path / "a.csv").split("all")) == 12
+    frame = pl.DataFrame({"a": pl.Series([1, 2] * 6, dtype=pl.UInt64), "b": [2**40, 0] * 6})
+    frame.write_parquet(tmp_path / "b.parquet")
+    assert [c.type for c in load(tmp_path / "b.parquet").spec.columns] == ["integer", "numeric"]

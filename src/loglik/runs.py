@@ -1,22 +1,41 @@
-"""A run: a trained density with its spec, its configuration and its history."""
+"""A run: a trained density with its spec, its configuration and its history, in memory and on disk.
+
+    NAME/
+      config.yaml           family, recipe options, data, settings, versions: enough to build the density again
+      model.safetensors     the weights to use
+      metrics.csv           step, time, train and validation nats, learning rate, gradient norm
+      checkpoints/          trainer state
+
+No pickle is read or written.
+"""
 
 from __future__ import annotations
 
+import csv
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
 from loglik.data.spec import DataSpec
 from loglik.density import Density
+from loglik.recipes import build
 
-__all__ = ["Run"]
+__all__ = ["FORMAT", "METRICS", "Run", "load", "new_folder", "read_config", "write_config", "write_metrics", "write_weights"]
+
+FORMAT = 1  # of a run folder; raised when an older loglik could not read it
+METRICS = ("step", "time", "train_nats", "validation_nats", "learning_rate", "gradient_norm")
 
 
 @dataclass
 class Run:
     """A trained density and how it came to be.
 
-    `history` has one row per validation: step, time (s), train_nats, validation_nats, learning_rate, gradient_norm.
+    `history` has one row per validation, with the fields of `METRICS`; times in seconds.
     """
 
     density: Density
@@ -24,3 +43,98 @@ class Run:
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
     path: Path | None = None
+
+    @property
+    def model(self) -> str:
+        """The family's name, or the class of a density built by hand."""
+        return self.config.get("model") or type(self.density).__name__.lower()
+
+    @property
+    def steps(self) -> int:
+        return self.config.get("steps", 0)
+
+    @property
+    def train_seconds(self) -> float:
+        return self.config.get("train_seconds", 0.0)
+
+
+def new_folder(path: Path) -> None:
+    """Make a run's folder, or raise FileExistsError: nothing is overwritten."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path} exists and is not empty: choose another --out, or pass --resume to go on with it")
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def write_config(path: Path, config: dict[str, Any]) -> None:
+    _replace(path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+def write_metrics(path: Path, history: list[dict[str, float]]) -> None:
+    rows = [",".join(METRICS)] + [",".join(repr(row[name]) for name in METRICS) for row in history]
+    _replace(path / "metrics.csv", "\n".join(rows) + "\n")
+
+
+def write_weights(path: Path, density: Density) -> None:
+    temporary = path / "model.safetensors.partial"
+    save_file({k: v.detach().cpu().contiguous().clone() for k, v in density.state_dict().items()}, temporary)
+    temporary.replace(path / "model.safetensors")
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A run's configuration; one clear line where it is not a run, or not one that this version reads."""
+    file = path / "config.yaml"
+    if not file.is_file():
+        what = "is not a run (it has no config.yaml)" if path.exists() else "does not exist"
+        raise FileNotFoundError(f"{path} {what}: a run is a folder that `loglik fit` wrote")
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        version = int(config["format"])
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not a run's configuration ({str(error).splitlines()[0]})") from error
+    if version > FORMAT:
+        raise ValueError(
+            f"{path} was made by a newer loglik ({config.get('versions', {}).get('loglik', 'unknown')}, run format "
+            f"{version}; this version reads up to {FORMAT}): upgrade loglik to read it"
+        )
+    return config
+
+
+def load(path: str | Path, *, density: Density | None = None, device: str | torch.device = "cpu") -> Run:
+    """Read a run: build its density from config.yaml and its weights from model.safetensors.
+
+    Args:
+        path: the run's folder.
+        density: for a run of a density that was built by hand, one built the same way, to take the weights.
+        device: where the weights go.
+
+    Raises FileNotFoundError and ValueError, in one line, where the folder is no run, is damaged, or is newer.
+    """
+    path = Path(path)
+    config = read_config(path)
+    spec = DataSpec.from_dict(config["spec"])
+    if density is None:
+        if config["model"] is None:
+            raise ValueError(f"{path} holds a density built by hand: build it again and pass load(path, density=...)")
+        density = build(config["model"], spec, **config["options"])
+    weights = path / "model.safetensors"
+    if not weights.is_file():
+        raise FileNotFoundError(f"{path} has no model.safetensors yet: its training has not reached a validation")
+    try:
+        density.load_state_dict(load_file(weights))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{weights} does not fit config.yaml or is damaged: {str(error).splitlines()[0]}") from error
+    return Run(density.to(device).eval(), spec, config, _read_metrics(path), path)
+
+
+def _read_metrics(path: Path) -> list[dict[str, float]]:
+    file = path / "metrics.csv"
+    if not file.is_file():
+        return []
+    with file.open(newline="") as lines:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(lines)]

@@ -17,7 +17,7 @@ __all__ = ["Reliability", "calibration_error", "confusion_matrix", "reliability"
 
 @dataclass(frozen=True)
 class Reliability:
-    """Mean confidence and accuracy (fractions) and the number of examples of each of M bins; 0 where empty."""
+    """Mean confidence, accuracy (as fractions) and number of examples in each of M bins; 0 where empty."""
 
     confidence: Float64[Tensor, " M"]
     accuracy: Float64[Tensor, " M"]

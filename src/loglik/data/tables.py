@@ -99,16 +99,20 @@ def _infer(series: pl.Series, source: str, where: Where) -> Column:
     if dtype == pl.Boolean:
         return Column(name=name, type="boolean", categories=("false", "true"))
     if dtype.is_integer():
-        exact = bool(((series >= -EXACT) & (series <= EXACT)).all())
+        exact = bool(series.cast(pl.Float64).is_between(-EXACT, EXACT).all())
         return Column(name=name, type="integer" if exact else "numeric")
     if dtype.is_numeric():
         return Column(name=name, type="numeric")
     if dtype in (pl.String, pl.Categorical, pl.Enum):
         categories = series.cast(pl.String).unique().to_list()
+        if (odd := _odd_one_out(series)) and len(categories) > 10:
+            raise ValueError(
+                f"{where(odd[0], name)}: {odd[1]!r} is not a number, though most of the column is"
+            )
         if len(categories) > max(20, series.len() // 2):
             raise ValueError(
-                f"{source}: column {name!r} has {len(categories)} distinct texts in {series.len()} rows"
-                f"{_odd_one_out(series)}: too many for categories; remove the column or group its values"
+                f"{source}: column {name!r} has {len(categories)} distinct texts in {series.len()} rows: "
+                "too many for categories; remove the column or group its values"
             )
         return Column(name=name, type="categorical", categories=tuple(sorted(categories, key=natural)))
     raise ValueError(
@@ -174,13 +178,13 @@ def _check_missing(series: pl.Series, where: Where) -> None:
         raise ValueError(f"{where(row, series.name)}: the value is missing: fill it in or remove the row")
 
 
-def _odd_one_out(series: pl.Series) -> str:
-    """Where half of the texts are numbers, the first that is none: likely the reason why they are texts."""
+def _odd_one_out(series: pl.Series) -> tuple[int, str] | None:
+    """Where nine in ten texts are numbers, the first that is none, with its row: it made the column texts."""
     odd = series.cast(pl.String).cast(pl.Float64, strict=False).is_null()
-    if int(odd.sum()) * 2 > series.len() or not odd.any():
-        return ""
+    if not odd.any() or int(odd.sum()) * 10 > series.len():
+        return None
     row = int(odd.arg_max() or 0)
-    return f" (row {row + 1}, {series[row]!r}, is the first that is not a number)"
+    return row, series[row]
 
 
 def _read_parquet(path: Path) -> pl.DataFrame:
@@ -194,6 +198,8 @@ def _read_csv(path: Path, like: DataSpec | None) -> pl.DataFrame:
     """A file with a header; its separator is the commonest of comma, semicolon and tab in the header."""
     with path.open("rb") as file:
         header = file.readline()
+    if b"\0" in header:
+        raise ValueError(f"{path}: not UTF-8 text: save it as UTF-8")
     separator = max(",;\t", key=lambda s: header.count(s.encode()))
     try:
         frame = pl.read_csv(path, separator=separator, infer_schema=False)
@@ -206,8 +212,14 @@ def _read_csv(path: Path, like: DataSpec | None) -> pl.DataFrame:
         re.fullmatch(r"\s*[-+.\d]+(e[-+]?\d+)?(_duplicated_\d+)?\s*", name, re.I) for name in frame.columns
     ):
         raise ValueError(f"{path}: line 1 holds numbers: give the columns' names there")
+    names = [name.strip() for name in frame.columns]
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise ValueError(f"{path}: two columns are named {twice[0]!r}: rename one")
+    frame.columns = names
+    while frame.width > 1 and frame.height and all(value is None for value in frame.row(-1)):
+        frame = frame.head(-1)  # a blank line at the end
     texts = {c.name for c in like.columns if c.type == "categorical"} if like else set()
-    bare = (_bare(series) for series in frame.rename(str.strip).iter_columns())
+    bare = (_bare(series) for series in frame.iter_columns())
     return pl.DataFrame([series if series.name in texts else _typed(series) for series in bare])
 
 

@@ -76,8 +76,9 @@ def into_windows(
     sizes = {split: len(parts[split]) for split in SPLITS}
     if (sizes["train"] if like else min(sizes.values())) < t:
         got = ", ".join(f"{size} bytes for {split}" for split, size in sizes.items())
+        total = sum(map(len, streams.values()))
         raise ValueError(
-            f"{where}: {sum(map(len, streams.values()))} bytes are too short for a window of {t} in each split ({got}): "
+            f"{where}: {total} bytes are too short for a window of {t} in each split ({got}): "
             f"give at least {3 * t} bytes or a shorter window"
         )
     train = Split(parts["train"].unfold(0, t, 1))

@@ -10,7 +10,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from loglik.data.spec import Column
 __all__ = ["INK", "bars", "confusion", "curves", "marginal", "reliability_diagram", "scatter"]
 
 INK = {"text": "#2b2f38", "quiet": "#8a909c", "data": "#b9bec8", "model": "#2f6db0", "baseline": "#c2553a"}
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "loglik",
     "font.family": "sans-serif",
@@ -92,7 +92,7 @@ def bars(
 def curves(
     title: str,
     seconds: Sequence[float],
-    lines: dict[str, Sequence[float]],
+    lines: Mapping[str, Sequence[float]],
     *,
     unit: str,
     baseline: float | None,

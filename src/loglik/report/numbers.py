@@ -99,7 +99,7 @@ def count(value: int) -> str:
 def duration(seconds: float) -> str:
     """A time as a reader says it.
 
-    >>> duration(4.25), duration(75), duration(7300)
+    >>> duration(4.25), duration(75), duration(7320)
     ('4.2 s', '75 s', '2 h 2 min')
     """
     if seconds < 120:

@@ -40,7 +40,7 @@ def evaluating(density: Density, seed: int) -> Iterator[torch.device]:
 
 
 def draw(density: Density, spec: DataSpec, n: int, *, seed: int) -> Shaped[Tensor, "n ..."]:
-    """Draw n samples on the CPU; a conditional density is given the classes in turn: 0, 1, ..., K-1, 0, ..."""
+    """Draw n samples on the CPU; a conditional density is given the classes in turn: 0, ..., K-1, 0, ..."""
     with evaluating(density, seed) as device:
         context = None
         if density.conditional:
@@ -65,7 +65,7 @@ def image_grid(
     columns: int,
     span: tuple[float, float] | None = None,
 ) -> UInt8[np.ndarray, "..."]:
-    """Lay images out on white, a row after another: (height, width) for one channel, (height, width, 3) for three.
+    """Lay images out on white, row after row: (height, width), and 3 at the end where they have colours.
 
     `span` is what is shown as black and as white: by default 0 and the highest level; for continuous data
     0 and 1, or the lowest and highest value where those lie outside.

@@ -1,0 +1,124 @@
+"""What a density scores on a split, in nats, bits/dim and standard errors."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+from torch import Tensor
+
+from loglik.classification import calibration_error
+from loglik.data.dataset import Split
+from loglik.data.spec import DataSpec
+from loglik.density import Density
+from loglik.evaluation.result import Result
+from loglik.evaluation.scores import arguments, default_samples, log_probs, mean_and_stderr
+
+__all__ = ["bits_per_dim", "evaluate_split", "labels_in_turn"]
+
+RATE_DRAWS = 16  # samples drawn to measure the rate of sampling
+
+
+def bits_per_dim(nats: float, dims: int) -> float:
+    """-nats / (dims · ln 2).
+
+    >>> round(bits_per_dim(-math.log(2) * 10, dims=5), 6)
+    2.0
+    """
+    return -nats / (dims * math.log(2))
+
+
+def labels_in_turn(spec: DataSpec, n: int, device: torch.device | str = "cpu") -> Tensor:
+    """Labels 0, 1, ..., C-1, 0, 1, ... as the context of n samples of a conditional density."""
+    return torch.arange(n, device=device) % len(spec.classes)
+
+
+@torch.no_grad()
+def evaluate_split(
+    density: Density,
+    split: Split,
+    spec: DataSpec,
+    *,
+    model: str,
+    samples: int | None = None,
+    seed: int = 0,
+    train_seconds: float = 0.0,
+    steps: int = 0,
+) -> Result:
+    """Score a density on a split.
+
+    Args:
+        samples: Monte Carlo samples per example where `log_prob` is a bound; chosen by the split's size if None.
+        seed: of the Monte Carlo noise.
+
+    Raises ValueError where the split is empty.
+    """
+    if len(split) == 0:
+        raise ValueError("the split is empty: nothing to evaluate")
+    samples = default_samples(density, len(split)) if samples is None else samples
+    scores = log_probs(density, split, samples=samples, seed=seed)
+    nats, stderr = mean_and_stderr(scores)
+    labels = density.event == "y"
+    bits = bits_per_dim(nats, spec.dims) if spec.levels is not None and density.discrete and not labels else None
+    density.eval()
+    accuracy, error = _classification(density, split) if labels else (None, None)
+    return Result(
+        model=model,
+        bound=density.bound.value,
+        nats=nats,
+        bits_per_dim=bits,
+        stderr=stderr,
+        n=len(split),
+        event=density.event,
+        samples=samples,
+        params=sum(p.numel() for p in density.parameters() if p.requires_grad),
+        train_seconds=train_seconds,
+        steps=steps,
+        samples_per_second=_sampling_rate(density, split, spec, seed),
+        terms=_terms(density, split, samples, seed),
+        accuracy=accuracy,
+        calibration_error=error,
+        bits_per_byte=bits if spec.kind == "text" else None,
+    )
+
+
+def _device(density: Density) -> torch.device:
+    return next((t.device for t in (*density.parameters(), *density.buffers())), torch.device("cpu"))
+
+
+def _classification(density: Density, split: Split) -> tuple[float, float]:
+    device = _device(density)
+    assert split.y is not None
+    rows = torch.cat([density.probabilities(x.to(device)).cpu() for x in split.x.split(1024)])
+    accuracy = (rows.argmax(1) == split.y).double().mean().item()
+    return accuracy, calibration_error(rows, split.y)
+
+
+def _terms(density: Density, split: Split, samples: int, seed: int, most: int = 1024) -> dict[str, float]:
+    """Each named term of a bound, averaged over (at most `most` examples of) the split."""
+    device = _device(density)
+    x = split.x[:most].to(device)
+    y = None if split.y is None else split.y[:most].to(device)
+    totals: dict[str, float] = {}
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for _ in range(samples):
+            for name, value in density.terms(*arguments(density, x, y)).items():
+                totals[name] = totals.get(name, 0.0) + value.double().mean().item() / samples
+    return totals
+
+
+def _sampling_rate(density: Density, split: Split, spec: DataSpec, seed: int) -> float:
+    device = _device(density)
+    n = min(RATE_DRAWS, len(split)) if density.event == "y" else RATE_DRAWS
+    context = None
+    if density.event == "y":
+        context = split.x[:n].to(device)
+    elif density.conditional:
+        context = labels_in_turn(spec, n, device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        start = time.perf_counter()
+        density.sample(n, context).cpu()
+    return n / (time.perf_counter() - start)

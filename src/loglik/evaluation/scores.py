@@ -1,0 +1,69 @@
+"""Log-probabilities of a whole split, the same on one rank as on many."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from loglik.data.dataset import Split
+from loglik.density import Bound, Density
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+__all__ = ["arguments", "default_samples", "log_probs", "mean_and_stderr"]
+
+
+def arguments(density: Density, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The event and the context of a batch: (y, x) for p(y | x), (x, y) for p(x | y), (x, None) for p(x)."""
+    if density.event == "y" or density.conditional:
+        if y is None:
+            raise ValueError("this density needs labels: class folders, or --label COLUMN for a table")
+        return (y, x) if density.event == "y" else (x, y)
+    return x, None
+
+
+def default_samples(density: Density, n: int) -> int:
+    """Monte Carlo samples per example: 1 where the number is exact, else 4 to 32, fewer for a larger split."""
+    return 1 if density.bound is Bound.EXACT else max(4, min(32, 2**16 // max(n, 1)))
+
+
+@torch.no_grad()
+def log_probs(
+    density: Density,
+    split: Split,
+    *,
+    samples: int = 1,
+    seed: int = 0,
+    batch_size: int = 256,
+    fabric: Fabric | None = None,
+) -> Float64[Tensor, " N"]:
+    """Log p of every example of a split, in nats, in the split's order.
+
+    Each batch draws its noise from a seed of its own, and ranks take batches in turn, so R ranks return what one
+    does; the one collective call comes after the last batch. The global generator is left as it was.
+    """
+    device = next((t.device for t in (*density.parameters(), *density.buffers())), torch.device("cpu"))
+    rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
+    scores = torch.zeros(len(split), dtype=torch.float64, device=device)
+    was_training = density.training
+    density.eval()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for number in range(rank, math.ceil(len(split) / batch_size), world):
+            rows = slice(number * batch_size, (number + 1) * batch_size)
+            torch.manual_seed((seed * 1_000_003 + number) % 2**63)
+            y = None if split.y is None else split.y[rows].to(device)
+            event, context = arguments(density, split.x[rows].to(device), y)
+            scores[rows] = density.log_prob(event, context, samples=samples).double()
+    density.train(was_training)
+    return fabric.all_reduce(scores, reduce_op="sum").cpu() if fabric and world > 1 else scores.cpu()
+
+
+def mean_and_stderr(scores: Float64[Tensor, " N"]) -> tuple[float, float | None]:
+    r"""The mean and its standard error $\sqrt{\tfrac{1}{N(N-1)} \sum_i (l_i - \bar l)^2}$; None for one example."""
+    mean = scores.mean().item()
+    return mean, scores.std().item() / math.sqrt(len(scores)) if len(scores) > 1 else None

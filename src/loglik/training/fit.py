@@ -1,0 +1,449 @@
+"""fit: the training loop, over Lightning Fabric.
+
+The order of the data is a function of (seed, epoch) and the noise of (seed, step), so a run that was killed and is
+resumed ends with the weights that it would have had, bit for bit, on the same machine (with `max_steps` or
+`max_epochs`; a limit of time stops where the clock says).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from loglik import recipes, runs
+from loglik.data import from_arrays
+from loglik.data import load as load_data
+from loglik.data.dataset import Data, Split
+from loglik.density import Density
+from loglik.evaluation.scores import arguments, default_samples, log_probs
+from loglik.training import checkpoint
+from loglik.training.progress import Progress, progress_bar
+from loglik.training.settings import TrainingSettings, seconds
+
+__all__ = ["NotFinite", "as_data", "fit"]
+
+VALIDATIONS = 25  # of a run whose only limit is time
+
+
+class NotFinite(FloatingPointError):
+    """The loss or a gradient is not finite; training stopped and the last good weights are kept."""
+
+
+def as_data(data: Any, *, label: str | None = None, seed: int = 0) -> Data:
+    """What a user points at, as `Data`: a path or name, an array, a tensor, or a pair (x, y)."""
+    if isinstance(data, Data):
+        return data
+    if isinstance(data, (str, Path)):
+        return load_data(data, label=label, seed=seed)
+    if isinstance(data, tuple) and len(data) == 2:
+        return from_arrays(data[0], data[1], seed=seed)
+    if isinstance(data, (np.ndarray, Tensor)):
+        return from_arrays(data, seed=seed)
+    raise ValueError(f"data must be a path, a name, an array, a pair (x, y) or Data, got {type(data).__name__}")
+
+
+def fit(
+    density: Density | str,
+    data: Any,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    label: str | None = None,
+    settings: TrainingSettings | None = None,
+    progress: bool | None = None,
+    **options: Any,
+) -> runs.Run:
+    r"""Maximise the likelihood of the training split: minimise `density.loss`, in nats per example.
+
+    Args:
+        density: a density, trained in place, or a family's name for its recipe's default.
+        data: a name, a path, an array, a pair (x, y), or `Data`.
+        out: the run's folder; None keeps the run in memory.
+        resume: go on with the run in `out` from its newest checkpoint.
+        label: the label's column, where data is a table's path.
+        settings: how to train; the recipe's own if None.
+        progress: show a progress bar; on a terminal only if None.
+        **options: fields of `TrainingSettings` (`max_time="30s"`, `batch_size=64`, ...) and, for a family's name,
+            options of its recipe (`size="medium"`, `latent=32`, ...).
+
+    Returns the run, with the weights of the best validation.
+
+    Raises ValueError for data or options that do not fit, FileExistsError where `out` is in use, and `NotFinite`
+    where training diverges.
+    """
+    settings, options = _settings(density, settings, options)
+    data = as_data(data, label=label, seed=settings.seed)
+    path = None if out is None else Path(out)
+    if resume and (path is None or not (path / "config.yaml").is_file()):
+        raise ValueError(f"nothing to resume: {path or 'without out, there'} is no run")
+
+    fabric = Fabric(
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        strategy=settings.strategy,
+        num_nodes=settings.num_nodes,
+        precision=settings.precision,  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        name = density if isinstance(density, str) else None
+        built = recipes.build(density, data.spec, **options) if isinstance(density, str) else density
+        _check(built, data)
+        config = _config(name, options, data, label, settings)
+        if path is not None and fabric.is_global_zero:
+            if resume:
+                _same(runs.read_config(path), config, path)
+            else:
+                runs.new_folder(path)
+                runs.write_config(path, config)
+        trainer = _Trainer(fabric, built, data, settings, path)
+        start = time.perf_counter()
+        if trainer.trainable:
+            with progress_bar(name or type(built).__name__, progress and fabric.is_global_zero) as bar:
+                trainer.run(bar, resume)
+        else:
+            trainer.count()
+        config["steps"] = trainer.step
+        config["train_seconds"] = round(trainer.elapsed if trainer.trainable else time.perf_counter() - start, 3)
+    run = runs.Run(built.eval(), data.spec, config, trainer.history, path)
+    if path is not None and fabric.is_global_zero:
+        runs.write_weights(path, built)
+        runs.write_metrics(path, trainer.history)
+        runs.write_config(path, config)
+    return run
+
+
+class _Loss(nn.Module):
+    """The loss as a forward pass, which is what data-parallel wrappers and the compiler know."""
+
+    def __init__(self, density: Density) -> None:
+        super().__init__()
+        self.density = density
+
+    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        return self.density.loss(x, context)
+
+
+class _Trainer:
+    """The state of one training and its loop."""
+
+    def __init__(
+        self, fabric: Fabric, density: Density, data: Data, settings: TrainingSettings, path: Path | None
+    ) -> None:
+        self.fabric, self.density, self.settings, self.path = fabric, density, settings, path
+        self.data = data
+        self.train = _on_device(data.train, fabric.device)
+        most = max(128, min(1024, 2**19 // data.spec.dims))
+        self.validation = _on_device(_evenly(data.validation, most), fabric.device)
+        self.trainable = any(p.requires_grad for p in density.parameters())
+        self.batch_size = min(settings.batch_size, len(data.train))
+        if self.batch_size % fabric.world_size:
+            raise ValueError(f"batch_size {self.batch_size} must be a multiple of the {fabric.world_size} devices")
+        self.steps_per_epoch = max(1, len(data.train) // self.batch_size)
+        self.last_step = min(
+            [settings.max_steps or math.inf, (settings.max_epochs or math.inf) * self.steps_per_epoch]
+        )
+        self.every = settings.validate_every or max(25, min(500, self.steps_per_epoch))
+        self.by_time = settings.max_time is not None and settings.validate_every is None
+        self.step, self.elapsed, self.next_mark = 0, 0.0, 0.0
+        self.best_nats, self.best_step, self.worse = -math.inf, -1, 0
+        self.best: dict[str, Tensor] = {}
+        self.history: list[dict[str, float]] = []
+
+    def count(self) -> None:
+        """Fit a density that has nothing to train."""
+        self.density.to(self.fabric.device)
+        self._initialise()
+
+    def run(self, bar: Progress, resume: bool) -> None:
+        settings, fabric = self.settings, self.fabric
+        state = checkpoint.load_newest(self.path / "checkpoints") if resume and self.path else None
+        self.density.to(fabric.device)
+        if state is None:
+            self._initialise()
+        loss = _Loss(self.density)
+        optimizer = torch.optim.AdamW(
+            _groups(self.density, settings.weight_decay), lr=settings.learning_rate, betas=(0.9, 0.99), fused=True
+        )
+        module, optimizer = fabric.setup(torch.compile(loss) if settings.compile else loss, optimizer)
+        average = _average(self.density, settings.ema_decay)
+        judged: Density = average.module if average else self.density
+        if state is not None:
+            self._restore(state, optimizer, average)
+        began = time.perf_counter() - self.elapsed
+        clip = settings.gradient_clip * math.prod(self.density.event_shape)
+        sums = torch.zeros(3, dtype=torch.float64)  # loss, gradient norm, steps since the last validation
+
+        while (part := self._part()) < 1:
+            rows = self._rows()
+            rate = settings.learning_rate * _schedule(part, self.step, settings.warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            torch.manual_seed(_mix(settings.seed, self.step, fabric.global_rank))
+            self.density.train()
+            x, y = self._batch(rows)
+            event, context = arguments(self.density, x, y)
+            value = module(event, context)
+            fabric.backward(value)
+            norm = fabric.clip_gradients(module, optimizer, max_norm=clip, error_if_nonfinite=False)
+            assert norm is not None
+            value_, norm_ = value.item(), norm.item()
+            if not (math.isfinite(value_) and math.isfinite(norm_)):
+                self._stop_not_finite(value_, event, context)
+            optimizer.step()
+            optimizer.zero_grad()
+            if average:
+                average.update_parameters(self.density)
+            self.step += 1
+            sums += torch.tensor([value_, norm_, 1.0], dtype=torch.float64)
+            self.elapsed = self._agree(time.perf_counter() - began)
+            bar.update(self._part(), self.step, self.elapsed, value_)
+            if self._due():
+                self._validate(judged, sums, rate)
+                bar.validated(self.history[-1]["validation_nats"])
+                self._write(optimizer, average)
+                sums.zero_()
+                self.elapsed = self._agree(time.perf_counter() - began)
+                self.next_mark = self._mark_after(self.elapsed)
+                if settings.patience and self.worse >= settings.patience:
+                    break
+        self.elapsed = self._agree(time.perf_counter() - began)
+        if self.best:
+            self.density.load_state_dict(self.best)
+
+    def _initialise(self) -> None:
+        split = _evenly(self.data.train, 2**16)
+        y = None if split.y is None else split.y.to(self.fabric.device)
+        self.density.initialise(*arguments(self.density, split.x.to(self.fabric.device), y))
+
+    def _part(self) -> float:
+        """How much of the training is done, 0 to 1, by the limit that is nearest."""
+        by_time = self.elapsed / self.settings.max_time if self.settings.max_time else 0.0
+        return max(by_time, self.step / self.last_step)
+
+    def _rows(self) -> Tensor:
+        """This rank's rows of the step's batch: a slice of the epoch's permutation."""
+        epoch, place = divmod(self.step, self.steps_per_epoch)
+        if place == 0 or not hasattr(self, "_order"):
+            generator = torch.Generator().manual_seed(_mix(self.settings.seed, epoch, -1))
+            self._order = torch.randperm(len(self.train), generator=generator)
+        rows = self._order[place * self.batch_size : (place + 1) * self.batch_size]
+        return rows[self.fabric.global_rank :: self.fabric.world_size]
+
+    def _batch(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        device = self.fabric.device
+        x = self.train.x[rows.to(self.train.x.device)].to(device, non_blocking=True)
+        y = self.train.y
+        return x, None if y is None else y[rows.to(y.device)].to(device, non_blocking=True)
+
+    def _agree(self, elapsed: float) -> float:
+        """Every rank takes the first one's clock, so that all stop at the same step."""
+        if self.fabric.world_size > 1 and self.settings.max_time:
+            return self.fabric.broadcast(elapsed)
+        return elapsed
+
+    def _due(self) -> bool:
+        if self._part() >= 1:
+            return True
+        return self.elapsed >= self.next_mark if self.by_time else self.step % self.every == 0
+
+    def _mark_after(self, elapsed: float) -> float:
+        """The next even mark of time, but at least thrice a validation's own time ahead."""
+        gap = (self.settings.max_time or math.inf) / VALIDATIONS
+        return max((math.floor(elapsed / gap) + 1) * gap if gap < math.inf else 0.0, elapsed + 3 * self._took)
+
+    def _validate(self, judged: Density, sums: Tensor, rate: float) -> None:
+        start = time.perf_counter()
+        samples = min(4, default_samples(judged, len(self.validation)))
+        scores = log_probs(judged, self.validation, samples=samples, seed=self.settings.seed, fabric=self.fabric)
+        nats = scores.mean().item()
+        self._took = time.perf_counter() - start
+        loss, norm, count = sums.tolist()
+        row = (self.step, self.elapsed, -loss / count, nats, rate, norm / count)
+        self.history.append(dict(zip(runs.METRICS, row, strict=True)))
+        if nats > self.best_nats:
+            self.best_nats, self.best_step, self.worse = nats, self.step, 0
+            self.best = {k: v.detach().clone() for k, v in judged.state_dict().items()}
+        else:
+            self.worse += 1
+
+    def _write(self, optimizer: Any, average: AveragedModel | None) -> None:
+        """A checkpoint, the best weights and the metrics so far."""
+        if self.path is None or not self.fabric.is_global_zero:
+            return
+        tensors = {f"model.{k}": v for k, v in self.density.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in average.state_dict().items()} if average else {}
+        tensors |= checkpoint.flatten_optimizer(optimizer)
+        state = {
+            "step": self.step,
+            "elapsed": self.elapsed,
+            "best_nats": self.best_nats,
+            "best_step": self.best_step,
+            "worse": self.worse,
+            "history": self.history,
+        }
+        if self.best_step == self.step:
+            copy_ = copy.deepcopy(self.density)
+            copy_.load_state_dict(self.best)
+            runs.write_weights(self.path, copy_)
+        checkpoint.save(self.path / "checkpoints", self.step, tensors, state)
+        runs.write_metrics(self.path, self.history)
+
+    def _restore(self, saved: tuple[dict[str, Tensor], dict[str, Any]], optimizer: Any, average: Any) -> None:
+        tensors, state = saved
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        self.density.load_state_dict(part("model."))
+        if average:
+            average.load_state_dict(part("average."))
+        checkpoint.restore_optimizer(optimizer, tensors)
+        for name, value in state.items():
+            setattr(self, name, value)
+        assert self.path is not None
+        if self.best_step >= 0:
+            self.best = load_file(self.path / "model.safetensors")
+
+    def _stop_not_finite(self, value: float, event: Tensor, context: Tensor | None) -> None:
+        if math.isfinite(value):
+            bad = [n for n, p in self.density.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+            where = f"the gradient of {bad[0] if bad else 'the loss'} is not finite"
+        else:
+            with torch.no_grad():
+                terms = self.density.terms(event, context) or {"log_prob": self.density.log_prob(event, context)}
+            named = [name for name, term in terms.items() if not term.isfinite().all()]
+            where = f"the loss is {value}" + (f", in its term {named[0]!r}" if named else "")
+        if self.best:
+            self.density.load_state_dict(self.best)
+        kept = f"the weights of step {self.best_step} are kept" if self.best else "no weights were kept yet"
+        raise NotFinite(
+            f"step {self.step}: {where}; {kept}. Try a lower learning_rate ({self.settings.learning_rate:g} now), a "
+            "lower gradient_clip, or precision=32-true, and look for extreme values in the data"
+        )
+
+
+def _settings(
+    density: Density | str, settings: TrainingSettings | None, options: dict[str, Any]
+) -> tuple[TrainingSettings, dict[str, Any]]:
+    """Split keyword options into training settings and recipe options."""
+    if not isinstance(density, (str, Density)):
+        raise ValueError(f"density must be a Density or a family's name, got {type(density).__name__}")
+    known = {f.name for f in fields(TrainingSettings)}
+    chosen = {k: v for k, v in options.items() if k in known}
+    rest = {k: v for k, v in options.items() if k not in known}
+    if "max_time" in chosen and chosen["max_time"] is not None:
+        chosen["max_time"] = seconds(chosen["max_time"])
+    if isinstance(density, str):
+        recipe = recipes.recipe(density)
+        base = settings or TrainingSettings(**recipe.training)
+        unknown = sorted(set(rest) - set(recipe.options))
+        allowed = f"{density} has {', '.join(recipe.options)}; training has"
+    else:
+        base, unknown, allowed = settings or TrainingSettings(), sorted(rest), "training has"
+    if unknown:
+        raise ValueError(f"unknown option {unknown[0]!r}: {allowed} {', '.join(TrainingSettings.names())}")
+    return replace(base, **chosen).with_limit(), rest
+
+
+def _check(density: Density, data: Data) -> None:
+    """The density's event must be the data's, before anything is written."""
+    if density.event == "x" and tuple(density.event_shape) != tuple(data.spec.event_shape):
+        raise ValueError(
+            f"the density is over events of shape {tuple(density.event_shape)}, the data {data.name!r} have events of "
+            f"shape {tuple(data.spec.event_shape)}"
+        )
+    arguments(density, data.train.x[:1], None if data.train.y is None else data.train.y[:1])
+    if len(data.validation) == 0:
+        raise ValueError(f"{data.name}: the validation split is empty; give at least 10 examples")
+
+
+def _config(
+    name: str | None, options: dict[str, Any], data: Data, label: str | None, settings: TrainingSettings
+) -> dict[str, Any]:
+    from loglik import __version__
+
+    return {
+        "format": runs.FORMAT,
+        "model": name,
+        "options": options,
+        "data": data.name,
+        "label": label or data.spec.label,
+        "spec": data.spec.to_dict(),
+        "training": settings.to_dict(),
+        "versions": {
+            "loglik": __version__,
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _same(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
+    """A run is resumed with what it was begun with, but for its limits."""
+    free = {"max_steps", "max_epochs", "max_time", "patience"}
+    for key in ("model", "options", "data", "spec"):
+        if old[key] != new[key]:
+            raise ValueError(f"{path} was begun with another {key}: {old[key]}, now {new[key]}")
+    for key, value in new["training"].items():
+        if key not in free and old["training"].get(key) != value:
+            raise ValueError(f"{path} was begun with {key}={old['training'].get(key)}, now {key}={value}")
+
+
+def _evenly(split: Split, most: int) -> Split:
+    """At most `most` examples, evenly spaced over the split."""
+    step = math.ceil(len(split) / most)
+    return Split(split.x[::step], None if split.y is None else split.y[::step])
+
+
+def _on_device(split: Split, device: torch.device, most_bytes: int = 2**32) -> Split:
+    """On the device whole where it is small and not a view of itself (overlapping windows of a text)."""
+    x = split.x
+    if device.type == "cpu" or not x.is_contiguous() or x.numel() * x.element_size() > most_bytes:
+        return split
+    return Split(x.to(device), None if split.y is None else split.y.to(device))
+
+
+def _groups(density: Density, weight_decay: float) -> list[dict[str, Any]]:
+    trained = [p for p in density.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+    ]
+
+
+def _average(density: Density, decay: float) -> AveragedModel | None:
+    """The moving average of the weights, with a decay that starts low: min(decay, (1 + n) / (10 + n))."""
+    if not decay:
+        return None
+
+    def update(averages: Sequence[Tensor], weights: Sequence[Tensor], n: Tensor | int) -> None:
+        now = min(decay, (1 + int(n)) / (10 + int(n)))
+        torch._foreach_lerp_(list(averages), list(weights), 1 - now)
+
+    return AveragedModel(density, multi_avg_fn=update)
+
+
+def _schedule(part: float, step: int, warmup: int) -> float:
+    """A linear warm-up, and a half cosine from 1 to 0.01 over the whole training."""
+    rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+    return rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(part, 1.0))))
+
+
+def _mix(seed: int, step: int, rank: int) -> int:
+    """One seed from three numbers."""
+    return ((seed * 1_000_003 + step) * 1_009 + rank + 1) % 2**63

@@ -1,0 +1,345 @@
+"""The report and the sample files, from densities made up here."""
+
+import base64
+import csv
+import dataclasses
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from loglik.data.dataset import Data, Split
+from loglik.data.spec import Column, DataSpec
+from loglik.density import Bound, Density
+from loglik.evaluation.result import Result
+from loglik.report import Entry, write_report, write_samples
+from loglik.report.numbers import gain, number, plus_minus, unit_of
+from loglik.report.samples import draw, image_grid, text_of
+from loglik.runs import Run
+
+COLUMNS = (
+    Column(name="age", type="integer"),
+    Column(name="income <$>", type="numeric"),
+    Column(name="species", type="categorical", categories=("setosa", "versicolor & co", "virginica")),
+    Column(name="smoker", type="boolean", categories=("no", "yes")),
+)
+HISTORY = [
+    {"step": 10.0 * i, "time": 0.5 * i, "train_nats": -90.0 + i, "validation_nats": -91.0 + i}
+    for i in range(9)
+] + [{"step": 100.0, "time": 5.0, "train_nats": math.nan}]
+
+
+def spec_of(kind: str, *shape: int, **known) -> DataSpec:
+    return DataSpec(kind=kind, event_shape=shape, **known)
+
+
+IMAGES = spec_of("image", 1, 8, 8, levels=17, classes=tuple("0123456789"))
+COLOURS = spec_of("image", 3, 5, 4, levels=256)
+TABLE = spec_of("table", 4, columns=COLUMNS)
+TEXT = spec_of("text", 24, levels=256)
+VECTORS = spec_of("array", 3)
+CUBES = spec_of("array", 2, 2, 2, levels=3)
+
+
+def events(spec: DataSpec, n: int) -> torch.Tensor:
+    """Random data of a spec."""
+    if spec.columns:
+        columns = [
+            torch.randint(90, (n,)),
+            1e4 * torch.rand(n),
+            torch.randint(3, (n,)),
+            torch.randint(2, (n,)),
+        ]
+        return torch.stack([c.float() for c in columns], 1)
+    if spec.kind == "text":
+        return torch.randint(32, 127, (n, *spec.event_shape))
+    if spec.levels:
+        return torch.randint(spec.levels, (n, *spec.event_shape), dtype=torch.uint8)
+    return torch.randn(n, *spec.event_shape)
+
+
+class Fake(Density):
+    """Draws random events, and notes how it was asked."""
+
+    def __init__(self, spec: DataSpec, conditional: bool = False) -> None:
+        super().__init__()
+        self.spec, self.event_shape, self.conditional = spec, spec.event_shape, conditional
+        self.asked: list[tuple[int, bool, torch.Tensor | None]] = []
+
+    def log_prob(self, x, context=None, *, samples=1):
+        return torch.zeros(len(x))
+
+    def sample(self, n, context=None):
+        self.asked.append((n, self.training or torch.is_grad_enabled(), context))
+        return events(self.spec, n)
+
+
+class Reconstructing(Fake):
+    def reconstruct(self, x):
+        return x.float() + 0.5
+
+
+class FakeClassifier(Fake):
+    event = "y"
+
+    @property
+    def bound(self):
+        return Bound.EXACT
+
+    def probabilities(self, x):
+        return torch.eye(10)[x[:, 0, 0, 0].long() % 10] * 0.9 + 0.01
+
+
+def data_of(spec: DataSpec, name: str = "made up", n: int = 60) -> Data:
+    def split() -> Split:
+        return Split(events(spec, n), torch.randint(len(spec.classes), (n,)) if spec.classes else None)
+
+    torch.manual_seed(0)
+    return Data(name, spec, split(), split(), split())
+
+
+def entry(density: Fake, model: str, bound: str, nats: float, **more) -> Entry:
+    spec = density.spec
+    bits = -nats / (spec.dims * math.log(2)) if all(spec.discrete_dims) else None
+    known = {"stderr": 0.5, "n": 60, "params": 12_345, "train_seconds": 5.0, "steps": 100} | more
+    result = Result(model=model, bound=bound, nats=nats, bits_per_dim=bits, **known)
+    return Entry(result, Run(density, spec, history=list(HISTORY)))
+
+
+def written(tmp_path, data: Data, entries: list[Entry], **options) -> str:
+    path = write_report(tmp_path / "report.html", data, entries, **{"title": "A title", **options})
+    page = path.read_text(encoding="utf-8")
+    for svg in svgs(page):  # an address that names a format is not fetched; no other may be there
+        assert not re.search(r"https?://(?!www\.w3\.org/(2000/svg|1999/xlink))", svg)
+        assert "<metadata" not in svg
+    assert "://" not in page
+    assert not re.search(r"<(script|link|iframe)", page)
+    assert not re.search(r"""(src|href)=["'](?!data:image/)""", page)
+    return page
+
+
+def svgs(page: str) -> list[str]:
+    return [
+        base64.b64decode(code).decode() for code in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", page)
+    ]
+
+
+def words(page: str) -> str:
+    """The text of a page, without its marks and with single spaces."""
+    body = page[page.index("<main>") :]
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body))
+
+
+def comparison() -> list[Entry]:
+    return [
+        entry(Fake(IMAGES), "independent", "exact", -129.25, steps=0, samples_per_second=251_234.0),
+        entry(Reconstructing(IMAGES), "vae", "lower", -92.5, samples=64, terms={"kl": -20.25}),
+        entry(Fake(IMAGES, conditional=True), "diffusion", "estimate", -88.0, samples=8),
+        entry(
+            FakeClassifier(IMAGES),
+            "classifier",
+            "exact",
+            -0.125,
+            event="y",
+            accuracy=0.9,
+            calibration_error=0.02,
+        ),
+        Entry(Result(model="xz", bound="exact", nats=-160.0, bits_per_dim=3.61, n=60)),
+    ]
+
+
+def test_comparison_of_images(tmp_path):
+    entries = comparison()
+    text = words(written(tmp_path, data_of(IMAGES), entries))
+    assert "images 1×8×8, 17 levels, 10 classes" in text
+    assert "vae lower bound 64 samples 2.085 ± 0.011 −92.50 ± 0.50 +36.75 ± 0.71 12.3 k 5.0 s 100 –" in text
+    assert "diffusion estimate given the label, 8 samples 1.984" in text
+    assert "independent exact 2.914 ± 0.011 −129.25 ± 0.50 – 12.3 k 5.0 s – 251,000" in text
+    assert "xz code length 3.61 −160.00 −30.75 – – – –" in text
+    assert "kl −20.25" in text
+    assert "classifier 90.0 ± 3.9 % −0.12 ± 0.50 2.0 %" in text
+    for section in (
+        "Training",
+        "Samples",
+        "Reconstructions",
+        "Classification",
+        "Code length",
+        "Given the label",
+    ):
+        assert section in text
+
+
+def test_the_best_row_is_of_the_unconditional_densities_of_the_data(tmp_path):
+    page = written(tmp_path, data_of(IMAGES), comparison())
+    best = re.findall(r'<tr class="best">\s*<td>(.*?)</td>', page)
+    assert best == ["vae"]
+
+
+def test_drawing_is_in_evaluation_mode_once_a_model_and_leaves_no_trace(tmp_path):
+    entries, data = comparison(), data_of(IMAGES)
+    state = torch.random.get_rng_state()
+    written(tmp_path, data, entries)
+    assert torch.equal(state, torch.random.get_rng_state())
+    densities = [e.run.density for e in entries if e.run]
+    for density in densities[:3]:
+        [(n, disturbed, _)] = density.asked
+        assert (n, disturbed, density.training) == (60, False, True)
+    assert densities[2].asked[0][2][:12].tolist() == [*range(10), 0, 1]
+    assert densities[3].asked == []
+
+
+def test_the_same_seed_gives_the_same_page(tmp_path):
+    data = data_of(IMAGES)
+    pages = [written(tmp_path, data, comparison(), seed=seed) for seed in (1, 1, 2)]
+    assert pages[0] == pages[1] != pages[2]
+
+
+def test_names_are_escaped(tmp_path):
+    spec = dataclasses.replace(IMAGES, classes=("<a>", "&b", *"23456789"))
+    entries = [entry(Fake(spec), "<script>x</script>", "exact", -90.0)]
+    page = written(tmp_path, data_of(spec, name="<i>name"), entries, title="a < b & c")
+    assert "<title>a &lt; b &amp; c</title>" in page
+    assert "&lt;i&gt;name" in page
+    assert "&lt;script&gt;x" in page
+
+
+def test_a_single_run_has_no_baseline_and_no_bars(tmp_path):
+    page = written(tmp_path, data_of(IMAGES), comparison()[1:2])
+    text = words(page)
+    assert "gain over" not in text
+    assert "Best is" not in text
+    assert "Reconstructions" in text
+    assert len(svgs(page)) == 1  # its training curve
+
+
+def test_a_classifier_alone(tmp_path):
+    page = written(tmp_path, data_of(IMAGES), comparison()[3:4])
+    assert "Log-likelihood" not in page
+    assert "Classification" in page
+    assert len(svgs(page)) == 3
+    assert ">predicted<" in svgs(page)[0]
+
+
+def test_colour_images(tmp_path):
+    page = written(tmp_path, data_of(COLOURS), [entry(Fake(COLOURS), "flow", "lower", -200.0)])
+    assert page.count("data:image/png;base64,") == 2
+    assert "image-rendering: pixelated" in page
+
+
+def test_table(tmp_path):
+    entries = [
+        entry(Fake(TABLE), name, "exact", nats) for name, nats in (("independent", -30.0), ("flow", -28.0))
+    ]
+    page = written(tmp_path, data_of(TABLE), entries)
+    assert "table of 4 columns, 3 discrete" in page
+    assert "bits/dim" not in page
+    assert len(svgs(page)) == 1 + 2 + 2 * (4 + 1)
+    assert any("virginica" in svg for svg in svgs(page))
+    assert any("income &lt;$&gt;" in svg for svg in svgs(page))
+
+
+def test_text(tmp_path):
+    data = data_of(TEXT)
+    data.test.x[:] = torch.tensor(list(b"<b>caf\xc3\xa9\x00 \xff............."))
+    page = written(
+        tmp_path, data, [entry(Fake(TEXT), "autoregressive", "exact", -50.0, bits_per_byte=3.0056)]
+    )
+    assert page.count("<pre>") == 8
+    assert "&lt;b&gt;café� �..." in page
+    assert "bits/byte" in page
+    assert "bits/dim" not in page
+
+
+@pytest.mark.parametrize(("spec", "plots"), [(VECTORS, 3 + 1), (CUBES, 8 + 1)])
+def test_arrays(tmp_path, spec, plots):
+    density = Fake(spec)
+    page = written(tmp_path, data_of(spec), [entry(density, "flow", "exact", -4.0)])
+    assert len(svgs(page)) == 1 + plots
+
+
+def test_samples_and_numbers_that_are_not_finite(tmp_path):
+    density = Fake(VECTORS)
+    density.sample = lambda n, context=None: torch.full((n, 3), math.nan)
+    entries = [entry(Fake(VECTORS), "independent", "exact", -4.0), entry(density, "flow", "exact", -math.inf)]
+    assert "−∞" in words(written(tmp_path, data_of(VECTORS), entries))
+
+
+def test_no_entries(tmp_path):
+    with pytest.raises(ValueError, match="at least one entry"):
+        write_report(tmp_path / "report.html", data_of(VECTORS), [], title="none")
+
+
+def test_numbers():
+    assert plus_minus(-3.14159, 0.0123) == "−3.142 ± 0.012"
+    assert plus_minus(1234.5, 25.0, signed=True) == "+1,234 ± 25"
+    assert plus_minus(-2.0, None) == "−2.00"
+    assert (number(None), number(math.nan), number(math.inf)) == ("–", "–", "∞")
+    results = [
+        Result(model=m, bound="exact", nats=v, stderr=s, n=9)
+        for m, v, s in [("a", 1.0, 3.0), ("b", 5.0, 4.0)]
+    ]
+    assert gain(results[1], results[0]) == (4, 5.0)
+    assert unit_of(VECTORS, results).name == "nats per example"
+    assert unit_of(IMAGES, results).per_nat == pytest.approx(-1 / (64 * math.log(2)))
+
+
+def test_image_grid_places_images_and_scales_levels():
+    x = torch.tensor([0, 8, 16], dtype=torch.uint8).reshape(3, 1, 1, 1).expand(3, 1, 24, 24)
+    grid = image_grid(x, IMAGES, columns=2)
+    assert grid.shape == (48 * 2 + 3, 48 * 2 + 3)
+    assert [grid[0, 0], grid[0, -1], grid[-1, 0], grid[-1, -1]] == [0, 128, 255, 255]
+    assert grid[0, 49] == 255  # the gap
+
+
+def test_image_samples_as_files(tmp_path):
+    write_samples(events(COLOURS, 10), COLOURS, tmp_path / "samples.png")
+    with Image.open(tmp_path / "samples.png") as image:
+        assert image.mode == "RGB"
+    write_samples(events(IMAGES, 1), IMAGES, tmp_path / "one.png")
+    with Image.open(tmp_path / "one.png") as image:
+        assert (image.mode, image.size) == ("L", (48, 48))
+
+
+def test_table_samples_as_files(tmp_path):
+    x = torch.tensor([[31.0, 1234.5, 1.0, 0.0], [7.0, 0.1, 2.0, 1.0]])
+    write_samples(x, TABLE, tmp_path / "samples.csv")
+    with (tmp_path / "samples.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["age", "income <$>", "species", "smoker"]
+    assert rows[1:] == [["31", "1234.5", "versicolor & co", "no"], ["7", "0.1", "virginica", "yes"]]
+
+
+def test_text_and_array_samples_as_files(tmp_path):
+    write_samples(torch.tensor([list(b"abc"), list(b"d\ne")]), TEXT, tmp_path / "samples.txt")
+    assert (tmp_path / "samples.txt").read_text() == "--- sample 1 ---\nabc\n--- sample 2 ---\nd\ne\n"
+    x = events(VECTORS, 4)
+    for spec in (VECTORS, TABLE, TEXT, IMAGES):
+        write_samples(x, spec, tmp_path / "samples.npy")
+        assert np.array_equal(np.load(tmp_path / "samples.npy"), x.numpy())
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"), [(IMAGES, "x.csv"), (TABLE, "x.png"), (VECTORS, "x.txt"), (TEXT, "x")]
+)
+def test_a_suffix_that_does_not_fit(tmp_path, spec, name):
+    with pytest.raises(ValueError, match=re.escape(f"got '{name}'")):
+        write_samples(events(spec, 2), spec, tmp_path / name)
+
+
+def test_images_of_other_channels_need_npy(tmp_path):
+    spec = spec_of("image", 2, 4, 4, levels=256)
+    with pytest.raises(ValueError, match=r"use \.npy"):
+        write_samples(events(spec, 2), spec, tmp_path / "x.png")
+
+
+def test_tokens_beyond_bytes_are_shown_as_numbers():
+    assert text_of(torch.tensor([5, 999]), spec_of("text", 2, levels=1000)) == "5 999"
+
+
+def test_draw_is_seeded():
+    a, b, c = (draw(Fake(VECTORS), VECTORS, 5, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
