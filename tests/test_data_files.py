@@ -197,9 +197,7 @@ def idx(path, array) -> None:
 def test_fashion_mnist_from_a_folder(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(named, "DEBIAN", tmp_path / "none")
     monkeypatch.setenv("LOGLIK_DATA", str(tmp_path))
-    with pytest.raises(
-        ValueError, match=r"dataset-fashion-mnist, or set LOGLIK_DATA .*, or use hf:fashion_mnist"
-    ):
+    with pytest.raises(ValueError, match=r"dataset-fashion-mnist, or set LOGLIK_DATA .*, or use hf:fashion_mnist"):
         load("fashion-mnist")
     folder = tmp_path / "fashion-mnist"
     folder.mkdir()
@@ -282,9 +280,7 @@ def test_hugging_face_missing(monkeypatch) -> None:
 
 
 def test_sources_that_are_none(tmp_path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"no such file or folder, nor a known name: the names are digits, "
-    ):
+    with pytest.raises(FileNotFoundError, match=r"no such file or folder, nor a known name: the names are digits, "):
         load(tmp_path / "none")
     (tmp_path / "a.bin").write_bytes(b"\0\1\2")
     with pytest.raises(ValueError, match=r"a\.bin: binary, and of no known type"):

@@ -160,9 +160,7 @@ def test_files_that_do_not_parse(tmp_path) -> None:
         load(tmp_path / "b.parquet")
     assert "\n" not in str(error.value)
     FRAME.with_columns(pl.lit(datetime.date(2024, 1, 1)).alias("day")).write_parquet(tmp_path / "c.parquet")
-    with pytest.raises(
-        ValueError, match="column 'day' holds Date: loglik reads numbers, strings and booleans"
-    ):
+    with pytest.raises(ValueError, match="column 'day' holds Date: loglik reads numbers, strings and booleans"):
         load(tmp_path / "c.parquet")
     (tmp_path / "d.csv").write_bytes("a,b\n1,2\n".encode("utf-16"))
     with pytest.raises(ValueError, match=r"d\.csv: not UTF-8 text: save it as UTF-8"):
@@ -171,9 +169,7 @@ def test_files_that_do_not_parse(tmp_path) -> None:
         load(tmp_path / "c.parquet", label="day")
 
 
-@pytest.mark.parametrize(
-    ("name", "shape", "classes"), [("breast-cancer", (569, 30), 2), ("wine", (178, 13), 3)]
-)
+@pytest.mark.parametrize(("name", "shape", "classes"), [("breast-cancer", (569, 30), 2), ("wine", (178, 13), 3)])
 def test_embedded_tables(name, shape, classes) -> None:
     data = load(name)
     assert tuple(data.split("all").x.shape) == shape

@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
+from loglik.comparison import Entry
 from loglik.data.dataset import Data, Split
 from loglik.data.spec import Column, DataSpec
 from loglik.density import Bound, Density
 from loglik.evaluation.result import Result
-from loglik.report import Entry, write_report, write_samples
+from loglik.report import write_report, write_samples
 from loglik.report.numbers import gain, number, plus_minus, unit_of
 from loglik.report.samples import draw, image_grid, text_of
 from loglik.runs import Run
@@ -27,8 +28,7 @@ COLUMNS = (
     Column(name="smoker", type="boolean", categories=("no", "yes")),
 )
 HISTORY = [
-    {"step": 10.0 * i, "time": 0.5 * i, "train_nats": -90.0 + i, "validation_nats": -91.0 + i}
-    for i in range(9)
+    {"step": 10.0 * i, "time": 0.5 * i, "train_nats": -90.0 + i, "validation_nats": -91.0 + i} for i in range(9)
 ] + [{"step": 100.0, "time": 5.0, "train_nats": math.nan}]
 
 
@@ -122,9 +122,7 @@ def written(tmp_path, data: Data, entries: list[Entry], **options) -> str:
 
 
 def svgs(page: str) -> list[str]:
-    return [
-        base64.b64decode(code).decode() for code in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", page)
-    ]
+    return [base64.b64decode(code).decode() for code in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", page)]
 
 
 def words(page: str) -> str:
@@ -230,9 +228,7 @@ def test_colour_images(tmp_path):
 
 
 def test_table(tmp_path):
-    entries = [
-        entry(Fake(TABLE), name, "exact", nats) for name, nats in (("independent", -30.0), ("flow", -28.0))
-    ]
+    entries = [entry(Fake(TABLE), name, "exact", nats) for name, nats in (("independent", -30.0), ("flow", -28.0))]
     page = written(tmp_path, data_of(TABLE), entries)
     assert "table of 4 columns, 3 discrete" in page
     assert "bits/dim" not in page
@@ -244,9 +240,7 @@ def test_table(tmp_path):
 def test_text(tmp_path):
     data = data_of(TEXT)
     data.test.x[:] = torch.tensor(list(b"<b>caf\xc3\xa9\x00 \xff............."))
-    page = written(
-        tmp_path, data, [entry(Fake(TEXT), "autoregressive", "exact", -50.0, bits_per_byte=3.0056)]
-    )
+    page = written(tmp_path, data, [entry(Fake(TEXT), "autoregressive", "exact", -50.0, bits_per_byte=3.0056)])
     assert page.count("<pre>") == 8
     assert "&lt;b&gt;café� �..." in page
     assert "bits/byte" in page
@@ -277,10 +271,7 @@ def test_numbers():
     assert plus_minus(1234.5, 25.0, signed=True) == "+1,234 ± 25"
     assert plus_minus(-2.0, None) == "−2.00"
     assert (number(None), number(math.nan), number(math.inf)) == ("–", "–", "∞")
-    results = [
-        Result(model=m, bound="exact", nats=v, stderr=s, n=9)
-        for m, v, s in [("a", 1.0, 3.0), ("b", 5.0, 4.0)]
-    ]
+    results = [Result(model=m, bound="exact", nats=v, stderr=s, n=9) for m, v, s in [("a", 1.0, 3.0), ("b", 5.0, 4.0)]]
     assert gain(results[1], results[0]) == (4, 5.0)
     assert unit_of(VECTORS, results).name == "nats per example"
     assert unit_of(IMAGES, results).per_nat == pytest.approx(-1 / (64 * math.log(2)))
@@ -321,9 +312,7 @@ def test_text_and_array_samples_as_files(tmp_path):
         assert np.array_equal(np.load(tmp_path / "samples.npy"), x.numpy())
 
 
-@pytest.mark.parametrize(
-    ("spec", "name"), [(IMAGES, "x.csv"), (TABLE, "x.png"), (VECTORS, "x.txt"), (TEXT, "x")]
-)
+@pytest.mark.parametrize(("spec", "name"), [(IMAGES, "x.csv"), (TABLE, "x.png"), (VECTORS, "x.txt"), (TEXT, "x")])
 def test_a_suffix_that_does_not_fit(tmp_path, spec, name):
     with pytest.raises(ValueError, match=re.escape(f"got '{name}'")):
         write_samples(events(spec, 2), spec, tmp_path / name)

@@ -75,9 +75,7 @@ class Density(nn.Module, ABC):
         `samples` is the number of Monte Carlo samples that a bound takes; an exact density ignores it.
         """
 
-    def loss(
-        self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
-    ) -> Float[Tensor, ""]:
+    def loss(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, ""]:
         """What training minimises, in nats per example."""
         return -self.log_prob(x, context).mean()
 

@@ -25,7 +25,17 @@ from loglik.data.spec import DataSpec
 from loglik.density import Density
 from loglik.recipes import build
 
-__all__ = ["FORMAT", "METRICS", "Run", "load", "new_folder", "read_config", "write_config", "write_metrics", "write_weights"]
+__all__ = [
+    "FORMAT",
+    "METRICS",
+    "Run",
+    "load",
+    "new_folder",
+    "read_config",
+    "write_config",
+    "write_metrics",
+    "write_weights",
+]
 
 FORMAT = 1  # of a run folder; raised when an older loglik could not read it
 METRICS = ("step", "time", "train_nats", "validation_nats", "learning_rate", "gradient_norm")
@@ -61,7 +71,9 @@ class Run:
 def new_folder(path: Path) -> None:
     """Make a run's folder, or raise FileExistsError: nothing is overwritten."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"{path} exists and is not empty: choose another --out, or pass --resume to go on with it")
+        raise FileExistsError(
+            f"{path} exists and is not empty: choose another --out, or pass --resume to go on with it"
+        )
     path.mkdir(parents=True, exist_ok=True)
 
 

@@ -67,9 +67,11 @@ class Independent(Density):
         inside = (self.log_mass - widths.log()).gather(1, k)
         # of a tail with scale s: density e^{-d/s}/s, and mass e^{-d/s}(1 - e^{-1/s}) of a whole number
         unit = torch.where(self.whole[:, None], torch.log(-torch.expm1(-1 / self.tail_scale)), -self.tail_scale.log())
-        below = self.log_tail[:, :1] + unit[:, :1] - (low - columns - self.whole[:, None].double()).clamp_min(
-            0
-        ) / self.tail_scale[:, :1]
+        below = (
+            self.log_tail[:, :1]
+            + unit[:, :1]
+            - (low - columns - self.whole[:, None].double()).clamp_min(0) / self.tail_scale[:, :1]
+        )
         above = self.log_tail[:, 1:] + unit[:, 1:] - (columns - high).clamp_min(0) / self.tail_scale[:, 1:]
         log_p = torch.where(columns < low, below, torch.where(columns >= high, above, inside))
         return log_p.view(-1, *x.shape[:1]).sum(0) if not self.shared else log_p.view(len(x), -1).sum(1)
@@ -105,9 +107,7 @@ class Independent(Density):
         counts += SMOOTHING
         if self.levels is None:
             tails = torch.stack([(columns < low).sum(1), (columns >= high).sum(1)], dim=1) + SMOOTHING
-            excess = torch.stack(
-                [(low - columns).clamp_min(0).sum(1), (columns - high).clamp_min(0).sum(1)], dim=1
-            )
+            excess = torch.stack([(low - columns).clamp_min(0).sum(1), (columns - high).clamp_min(0).sum(1)], dim=1)
             width = (high - low) / self.bins  # the scale that an empty tail falls back to
             self.tail_scale.copy_((excess + SMOOTHING * width) / tails)
         else:

@@ -49,9 +49,7 @@ def confusion_matrix(probabilities: Float[Tensor, "N K"], labels: Int[Tensor, " 
     return torch.bincount(cells, minlength=classes**2).reshape(classes, classes)
 
 
-def reliability(
-    probabilities: Float[Tensor, "N K"], labels: Int[Tensor, " N"], *, bins: int = 15
-) -> Reliability:
+def reliability(probabilities: Float[Tensor, "N K"], labels: Int[Tensor, " N"], *, bins: int = 15) -> Reliability:
     r"""Group examples by confidence into M equal bins $(\tfrac{m-1}M, \tfrac mM]$ and compare with accuracy.
 
     Args:
@@ -78,9 +76,7 @@ def reliability(
     )
 
 
-def calibration_error(
-    probabilities: Float[Tensor, "N K"], labels: Int[Tensor, " N"], *, bins: int = 15
-) -> float:
+def calibration_error(probabilities: Float[Tensor, "N K"], labels: Int[Tensor, " N"], *, bins: int = 15) -> float:
     r"""The expected calibration error, $\sum_m \tfrac{|B_m|}{N} \, |\mathrm{acc}(B_m) - \mathrm{conf}(B_m)|$.
 
     A fraction: 0 where among the predictions made with confidence c a fraction c is right.
@@ -109,9 +105,7 @@ def _check(probabilities: Tensor, labels: Tensor) -> None:
             f"got {tuple(probabilities.shape)} and {tuple(labels.shape)}"
         )
     if probabilities.numel() == 0:
-        raise ValueError(
-            f"calibration needs at least one example and one class, got {tuple(probabilities.shape)}"
-        )
+        raise ValueError(f"calibration needs at least one example and one class, got {tuple(probabilities.shape)}")
     bad = ~((probabilities >= 0).all(1) & ((probabilities.double().sum(1) - 1).abs() < 1e-2))
     if bad.any():
         row = int(bad.nonzero()[0])

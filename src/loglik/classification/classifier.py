@@ -62,9 +62,7 @@ class Classifier(Density):
     ) -> Float[Tensor, " B"]:
         return -F.cross_entropy(self.logits(_needed(context)), x, reduction="none")
 
-    def loss(
-        self, x: Int64[Tensor, " B"], context: Shaped[Tensor, "B ..."] | None = None
-    ) -> Float[Tensor, ""]:
+    def loss(self, x: Int64[Tensor, " B"], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, ""]:
         return F.cross_entropy(self.logits(_needed(context)), x, label_smoothing=self.smoothing)
 
     def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Int64[Tensor, " n"]:

@@ -46,8 +46,6 @@ class Columns(nn.Module):
         rows = x.flatten(1)
         numbers, _ = self.standardise.encode(rows[:, self.numbers].to(torch.get_default_dtype()))
         codes = [
-            F.one_hot(rows[:, d].long(), count).to(numbers.dtype)
-            for d, count in enumerate(self.categories)
-            if count
+            F.one_hot(rows[:, d].long(), count).to(numbers.dtype) for d, count in enumerate(self.categories) if count
         ]
         return torch.cat([numbers, *codes], dim=1)

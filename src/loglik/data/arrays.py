@@ -52,9 +52,7 @@ def from_arrays(
     Raises:
         ValueError: x or y does not fit the rules, or `like`.
     """
-    return assemble(
-        _numpy(x), None if y is None else _numpy(y), seed=seed, name=name, like=like, classes=classes
-    )
+    return assemble(_numpy(x), None if y is None else _numpy(y), seed=seed, name=name, like=like, classes=classes)
 
 
 def load_array_file(path: Path, *, seed: int = 0, like: DataSpec | None = None) -> Data:
@@ -113,17 +111,13 @@ def assemble(
 def _infer(x: np.ndarray, where: str) -> DataSpec:
     """The spec of an array by the module's rules."""
     if x.dtype.kind not in "fiub":
-        raise ValueError(
-            f"{where}: an array of type {x.dtype}: loglik reads real numbers, whole numbers, booleans"
-        )
+        raise ValueError(f"{where}: an array of type {x.dtype}: loglik reads real numbers, whole numbers, booleans")
     if x.dtype.kind == "f":
         return DataSpec(kind="array", event_shape=x.shape[1:] or (1,))
     top = int(x.max()) if x.size else 0
     images = _channels_first(x)
     if x.dtype in (np.uint8, np.bool_) and images.ndim == 4 and images.shape[1] in (1, 3):
-        return DataSpec(
-            kind="image", event_shape=images.shape[1:], levels=256 if top > 16 else max(top + 1, 2)
-        )
+        return DataSpec(kind="image", event_shape=images.shape[1:], levels=256 if top > 16 else max(top + 1, 2))
     if top >= MOST_LEVELS:
         raise ValueError(
             f"{where}: the value {top} at {_where(x == top)}: discrete arrays have at most {MOST_LEVELS:,} "
@@ -146,9 +140,7 @@ def _conform(x: np.ndarray, spec: DataSpec, where: str) -> Shaped[Tensor, "N ...
         with np.errstate(over="ignore"):  # what overflows float32 is reported below
             x = x.astype(np.float32)
         if not (finite := np.isfinite(x)).all():
-            raise ValueError(
-                f"{where}: NaN or infinity (in float32) at index {_where(~finite)}: remove or replace it"
-            )
+            raise ValueError(f"{where}: NaN or infinity (in float32) at index {_where(~finite)}: remove or replace it")
         _check_codes(x, spec, where)
         return torch.from_numpy(np.ascontiguousarray(x))
     if x.dtype.kind == "f":
@@ -160,9 +152,7 @@ def _conform(x: np.ndarray, spec: DataSpec, where: str) -> Shaped[Tensor, "N ...
         )
     if x.dtype.kind != "b" and (x >= spec.levels).any():
         at = _where(x >= spec.levels)
-        raise ValueError(
-            f"{where}: the value {x[at]} at index {at} is above {spec.levels - 1}, the highest level"
-        )
+        raise ValueError(f"{where}: the value {x[at]} at index {at} is above {spec.levels - 1}, the highest level")
     return torch.from_numpy(np.ascontiguousarray(x, dtype=np.uint8 if spec.levels <= 256 else np.int64))
 
 
@@ -174,9 +164,7 @@ def _check_codes(x: np.ndarray, spec: DataSpec, where: str) -> None:
         if column.discrete and bad.any():
             row = int(bad.argmax())
             right = f"a code 0 to {k - 1}" if k else "a whole number"
-            raise ValueError(
-                f"{where}: row {row + 1}, column {column.name!r}: {values[row]:g} is not {right}"
-            )
+            raise ValueError(f"{where}: row {row + 1}, column {column.name!r}: {values[row]:g} is not {right}")
 
 
 def _channels_first(x: np.ndarray) -> np.ndarray:

@@ -31,13 +31,17 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """A named data set with its spec and its training, validation and test splits."""
+    """A named data set with its spec and its training, validation and test splits.
+
+    `source` is where `load` found it, a name or an absolute path; None for data in memory.
+    """
 
     name: str
     spec: DataSpec
     train: Split
     validation: Split
     test: Split
+    source: str | None = None
 
     def split(self, name: str) -> Split:
         """One split by name, or `all`: every example once, in the order of the input."""

@@ -48,9 +48,7 @@ def load_hub(
 
         streams = {s: "\n".join(part["text"]).encode() for s, part in parts.items()}
         return into_windows(streams, name=source, where=source, like=like, window=window)
-    return _table(
-        parts, label or ("label" if "label" in columns else None), source=source, seed=seed, like=like
-    )
+    return _table(parts, label or ("label" if "label" in columns else None), source=source, seed=seed, like=like)
 
 
 def _images(
@@ -74,17 +72,13 @@ def _images(
     return assemble(x, y, seed=seed, name=source, spec=spec, like=like, classes=classes, sizes=sizes)
 
 
-def _table(
-    parts: dict[str, Any], label: str | None, *, source: str, seed: int, like: DataSpec | None
-) -> Data:
+def _table(parts: dict[str, Any], label: str | None, *, source: str, seed: int, like: DataSpec | None) -> Data:
     import polars as pl
 
     from loglik.data.tables import from_frame
 
     frame = pl.concat([part.to_polars() for part in parts.values()])
     if label is not None and (names := getattr(parts["train"].features.get(label), "names", None)):
-        frame = frame.with_columns(
-            pl.col(label).replace_strict(dict(enumerate(names)), return_dtype=pl.String)
-        )
+        frame = frame.with_columns(pl.col(label).replace_strict(dict(enumerate(names)), return_dtype=pl.String))
     sizes = {s: len(part) for s, part in parts.items()}
     return from_frame(frame, name=source, source=source, label=label, seed=seed, like=like, sizes=sizes)

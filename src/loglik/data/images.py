@@ -49,17 +49,12 @@ def load_images(
     if named and len(named) < len(labels):
         stray = paths[labels.index(None)]
         raise ValueError(
-            f"{folder}: {stray} lies in no class subfolder, but others do: move it, or give "
-            "unlabelled images only"
+            f"{folder}: {stray} lies in no class subfolder, but others do: move it, or give unlabelled images only"
         )
     if len(set(named)) == 1 and like is None:
         inner = roots["train"] / named[0]
-        raise ValueError(
-            f"{folder}: {named[0]!r} is the only class; for unlabelled images give {inner} itself"
-        )
-    if like is not None and (
-        unknown := [p for p, c in zip(paths, labels, strict=True) if c and c not in like.classes]
-    ):
+        raise ValueError(f"{folder}: {named[0]!r} is the only class; for unlabelled images give {inner} itself")
+    if like is not None and (unknown := [p for p, c in zip(paths, labels, strict=True) if c and c not in like.classes]):
         raise ValueError(f"{unknown[0]}: its class is none of the model's: {', '.join(like.classes)}")
     x = stack(((path, partial(Image.open, path)) for path in paths), like)
     y = np.array(named) if named else None
@@ -79,16 +74,13 @@ def stack(
         height, width = array.shape[:2]
         if like is not None and (height, width) != like.event_shape[1:]:
             h, w = like.event_shape[1:]
-            raise ValueError(
-                f"{name}: {width}×{height} pixels; the model takes {w}×{h}: resize or crop it first"
-            )
+            raise ValueError(f"{name}: {width}×{height} pixels; the model takes {w}×{h}: resize or crop it first")
         if like is not None and array.ndim == 3 and like.event_shape[0] == 1:
             raise ValueError(f"{name}: a colour image; the model takes grey ones: convert it first")
         if pixels and pixels[0].shape[:2] != (height, width):
             h, w = pixels[0].shape[:2]
             raise ValueError(
-                f"{name} is {width}×{height} pixels but {first} is {w}×{h}: "
-                "resize or crop all images to one size"
+                f"{name} is {width}×{height} pixels but {first} is {w}×{h}: resize or crop all images to one size"
             )
         first = first or name
         pixels.append(array)
@@ -116,8 +108,7 @@ def read(name: Path | str, opened: Callable[[], Image.Image]) -> UInt8[np.ndarra
         ) from None
     if pixels is None:
         raise ValueError(
-            f"{name}: pixels of mode {mode}, more than 8 bits: "
-            "convert to 8 bits, or give them as a .npy array"
+            f"{name}: pixels of mode {mode}, more than 8 bits: convert to 8 bits, or give them as a .npy array"
         )
     return pixels
 

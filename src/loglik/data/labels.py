@@ -50,9 +50,7 @@ def code_labels(
     if classes is None:
         classes = sorted(set(found), key=natural)
         if len(classes) < 2:
-            raise ValueError(
-                f"{where(0)}: all labels are {found[0]!r}: give at least two classes, or no labels"
-            )
+            raise ValueError(f"{where(0)}: all labels are {found[0]!r}: give at least two classes, or no labels")
     code = {name: i for i, name in enumerate(classes)}
     if values.dtype.kind in "iuf" and not any(re.fullmatch(r"-?\d+", name) for name in classes):
         code = {str(i): i for i in range(len(classes))}
@@ -74,9 +72,7 @@ def _name(value: object, where: str) -> str:
         return str(int(value))
     if isinstance(value, str | np.integer):
         return str(value)
-    raise ValueError(
-        f"{where}: a label of type {type(value).__name__}: give whole numbers, strings or booleans"
-    )
+    raise ValueError(f"{where}: a label of type {type(value).__name__}: give whole numbers, strings or booleans")
 
 
 def _some(words: Sequence[str]) -> str:

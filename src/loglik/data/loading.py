@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from loglik.data.catalogue import names
@@ -44,6 +45,12 @@ def load(
         FileNotFoundError: there is no such file, folder or name.
         ValueError: the data are not readable, or do not fit; one line says where and what would be right.
     """
+    data = _load(source, label=label, seed=seed, like=like, window=window)
+    known = str(source) in names() or str(source).startswith("hf:")
+    return replace(data, source=str(source) if known else str(Path(source).expanduser().resolve()))
+
+
+def _load(source: str | Path, *, label: str | None, seed: int, like: DataSpec | None, window: int) -> Data:
     text, path = str(source), Path(source).expanduser()
     if text.startswith("hf:"):
         from loglik.data.hub import load_hub
@@ -94,9 +101,7 @@ def _load_folder(folder: Path, *, seed: int, like: DataSpec | None, window: int)
     roots = _roots(folder)
     files = {split: _files(root) for split, root in roots.items()}
     images = {s: [p for p in paths if p.suffix.lower() in IMAGES] for s, paths in files.items()}
-    texts = {
-        s: [p for p in paths if p.suffix.lower() not in IMAGES and is_text(p)] for s, paths in files.items()
-    }
+    texts = {s: [p for p in paths if p.suffix.lower() not in IMAGES and is_text(p)] for s, paths in files.items()}
     n_images, n_texts = (sum(map(len, found.values())) for found in (images, texts))
     if not n_images and not n_texts:
         raise ValueError(f"{folder}: no images and no text files in this folder")
@@ -123,9 +128,7 @@ def _roots(folder: Path) -> dict[str, Path]:
 
 def _files(root: Path) -> list[Path]:
     """Every file below a folder, sorted, but for hidden ones."""
-    visible = (
-        p for p in root.rglob("*") if not any(part.startswith(".") for part in p.relative_to(root).parts)
-    )
+    visible = (p for p in root.rglob("*") if not any(part.startswith(".") for part in p.relative_to(root).parts))
     return sorted(p for p in visible if p.is_file())
 
 

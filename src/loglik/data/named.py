@@ -52,10 +52,7 @@ def _sklearn_table(name: str, label: str | None, seed: int, like: DataSpec | Non
         target = pl.Series("class", np.asarray(bunch.target_names)[bunch.target])
         label = label or "class"
     columns = [pl.Series(str(key), bunch.data[:, d]) for d, key in enumerate(bunch.feature_names)]
-    whole = [
-        s.cast(pl.Int64) if s.dtype.is_float() and bool((s == s.floor()).all()) else s
-        for s in [*columns, target]
-    ]
+    whole = [s.cast(pl.Int64) if s.dtype.is_float() and bool((s == s.floor()).all()) else s for s in [*columns, target]]
     return from_frame(pl.DataFrame(whole), name=name, source=name, label=label, seed=seed, like=like)
 
 

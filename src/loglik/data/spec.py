@@ -81,17 +81,14 @@ class DataSpec:
         plain: dict[str, Any] = asdict(self)
         plain["event_shape"] = list(self.event_shape)
         plain["classes"] = list(self.classes)
-        plain["columns"] = [
-            {"name": c.name, "type": c.type, "categories": list(c.categories)} for c in self.columns
-        ]
+        plain["columns"] = [{"name": c.name, "type": c.type, "categories": list(c.categories)} for c in self.columns]
         return plain
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> DataSpec:
         """The inverse of `to_dict`."""
         columns = tuple(
-            Column(name=c["name"], type=c["type"], categories=tuple(c["categories"]))
-            for c in plain["columns"]
+            Column(name=c["name"], type=c["type"], categories=tuple(c["categories"])) for c in plain["columns"]
         )
         return cls(
             kind=plain["kind"],

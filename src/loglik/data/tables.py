@@ -66,9 +66,7 @@ def from_frame(
         raise ValueError(f"{source}: the table has no rows")
     check_kind("table", like, source)
     if label is not None and label not in frame.columns:
-        raise ValueError(
-            f"{source}: no column {label!r} for the label; the columns are {', '.join(frame.columns)}"
-        )
+        raise ValueError(f"{source}: no column {label!r} for the label; the columns are {', '.join(frame.columns)}")
     if like is not None:
         if label not in (None, like.label):
             raise ValueError(f"{source}: the label is {label!r}, but the model's label is {like.label!r}")
@@ -86,9 +84,7 @@ def from_frame(
     y, classes = None, tuple[str, ...]()
     if label is not None:
         y, classes = _labels(frame[label], where, like)
-    spec = like or DataSpec(
-        kind="table", event_shape=(len(columns),), classes=classes, columns=columns, label=label
-    )
+    spec = like or DataSpec(kind="table", event_shape=(len(columns),), classes=classes, columns=columns, label=label)
     return into_splits(name, spec, x, y, seed=seed, sizes=sizes, few=like is not None)
 
 
@@ -106,9 +102,7 @@ def _infer(series: pl.Series, source: str, where: Where) -> Column:
     if dtype in (pl.String, pl.Categorical, pl.Enum):
         categories = series.cast(pl.String).unique().to_list()
         if (odd := _odd_one_out(series)) and len(categories) > 10:
-            raise ValueError(
-                f"{where(odd[0], name)}: {odd[1]!r} is not a number, though most of the column is"
-            )
+            raise ValueError(f"{where(odd[0], name)}: {odd[1]!r} is not a number, though most of the column is")
         if len(categories) > max(20, series.len() // 2):
             raise ValueError(
                 f"{source}: column {name!r} has {len(categories)} distinct texts in {series.len()} rows: "
@@ -116,8 +110,7 @@ def _infer(series: pl.Series, source: str, where: Where) -> Column:
             )
         return Column(name=name, type="categorical", categories=tuple(sorted(categories, key=natural)))
     raise ValueError(
-        f"{source}: column {name!r} holds {dtype}: loglik reads numbers, strings and booleans; "
-        "convert or remove it"
+        f"{source}: column {name!r} holds {dtype}: loglik reads numbers, strings and booleans; convert or remove it"
     )
 
 
@@ -156,9 +149,7 @@ def _labels(series: pl.Series, where: Where, like: DataSpec | None) -> tuple[tor
     _check_missing(series, where)
     name, dtype = series.name, series.dtype
     if not (dtype.is_numeric() or dtype in (pl.Boolean, pl.String, pl.Categorical, pl.Enum)):
-        raise ValueError(
-            f"{where(0, name)}: a label of type {dtype}: labels are whole numbers, strings or booleans"
-        )
+        raise ValueError(f"{where(0, name)}: a label of type {dtype}: labels are whole numbers, strings or booleans")
     if dtype in (pl.Categorical, pl.Enum):
         series = series.cast(pl.String)
     y, classes = code_labels(series.to_numpy(), lambda row: where(row, name), like.classes if like else None)
@@ -208,9 +199,7 @@ def _read_csv(path: Path, like: DataSpec | None) -> pl.DataFrame:
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = _ragged(path, separator) or f"not a readable CSV file ({str(error).splitlines()[0]})"
         raise ValueError(f"{path}: {reason}") from None
-    if all(
-        re.fullmatch(r"\s*[-+.\d]+(e[-+]?\d+)?(_duplicated_\d+)?\s*", name, re.I) for name in frame.columns
-    ):
+    if all(re.fullmatch(r"\s*[-+.\d]+(e[-+]?\d+)?(_duplicated_\d+)?\s*", name, re.I) for name in frame.columns):
         raise ValueError(f"{path}: line 1 holds numbers: give the columns' names there")
     names = [name.strip() for name in frame.columns]
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:

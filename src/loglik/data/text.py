@@ -62,9 +62,7 @@ def into_windows(
         for stream in parts.values():
             if (stream >= like.levels).any():
                 at = int((stream >= like.levels).int().argmax())
-                raise ValueError(
-                    f"{where}: byte {at} is {stream[at]}, above {like.levels - 1}, the highest level"
-                )
+                raise ValueError(f"{where}: byte {at} is {stream[at]}, above {like.levels - 1}, the highest level")
     missing = [split for split in SPLITS if split not in parts]
     stream, windows = parts["train"], len(parts["train"]) // t
     tenth = windows // 10 if like else max(1, windows // 10)
@@ -88,8 +86,4 @@ def into_windows(
 
 def _tensor(stream: bytes) -> UInt8[Tensor, " N"]:
     # A bytearray, because torch wants memory that it could write to.
-    return (
-        torch.frombuffer(bytearray(stream), dtype=torch.uint8)
-        if stream
-        else torch.empty(0, dtype=torch.uint8)
-    )
+    return torch.frombuffer(bytearray(stream), dtype=torch.uint8) if stream else torch.empty(0, dtype=torch.uint8)

@@ -22,7 +22,10 @@ Prediction = Literal["noise", "data", "v", "score"]
 
 
 def to_data(
-    prediction: Float[Tensor, "B ..."], kind: Prediction, x_t: Float[Tensor, "B ..."], logsnr: Float[Tensor, " B"]
+    prediction: Float[Tensor, "B ..."],
+    kind: Prediction,
+    x_t: Float[Tensor, "B ..."],
+    logsnr: Float[Tensor, " B"],
 ) -> Float[Tensor, "B ..."]:
     """The expected data from what a network predicted."""
     a, s = (f(logsnr).view(-1, *[1] * (x_t.dim() - 1)) for f in (alpha, sigma))

@@ -94,7 +94,11 @@ class Diffusion(Density):
         ends = self._logsnr_ends()
         z = torch.randn(n, *self.event_shape, device=ends.device, dtype=ends.dtype)
         z = integrate(
-            z, lambda z_t, lam: self.denoiser(z_t, lam, context), self.schedule, method=self.method, steps=self.steps
+            z,
+            lambda z_t, lam: self.denoiser(z_t, lam, context),
+            self.schedule,
+            method=self.method,
+            steps=self.steps,
         )
         lowest = ends[0].expand(n)
         if isinstance(self.denoiser, LevelDenoiser):

@@ -1,8 +1,16 @@
 """Numbers: nats, bits/dim, standard errors, and what compressors make of the same data."""
 
 from loglik.evaluation.compressors import compress
-from loglik.evaluation.evaluate import bits_per_dim, evaluate_split
+from loglik.evaluation.evaluate import bits_per_dim, evaluate_split, labels_in_turn
 from loglik.evaluation.result import Result
 from loglik.evaluation.scores import log_probs, mean_and_stderr
 
-__all__ = ["Result", "bits_per_dim", "compress", "evaluate_split", "log_probs", "mean_and_stderr"]
+__all__ = [
+    "Result",
+    "bits_per_dim",
+    "compress",
+    "evaluate_split",
+    "labels_in_turn",
+    "log_probs",
+    "mean_and_stderr",
+]

@@ -19,30 +19,34 @@ from loglik.evaluation.scores import mean_and_stderr
 __all__ = ["compress"]
 
 
-def compress(split: Split, spec: DataSpec) -> list[Result]:
+def compress(split: Split, spec: DataSpec, baseline: Tensor | None = None) -> list[Result]:
     """A row for xz, and for images one for PNG: whole-number data of a split, coded without its training set.
 
     By Kraft's inequality $\\sum_x 2^{-L(x)} \\le 1$, so $-L \\ln 2$ is a log-probability. xz codes the split as one
-    stream, so its mean has no standard error; PNG codes image by image. Levels above 255 take two bytes.
+    stream, so its mean has no standard error; PNG codes image by image. Levels above 255 take two bytes. The
+    gains are over `baseline`, a density's `log_probs` of the same split.
     """
     if spec.levels is None or len(split) == 0:
         return []
-    rows = [_xz(split, spec)]
+    rows = [_xz(split, spec, baseline)]
     if spec.kind == "image" and spec.event_shape[0] in (1, 3):
-        rows.append(_png(split, spec))
+        rows.append(_png(split, spec, baseline))
     return rows
 
 
-def _xz(split: Split, spec: DataSpec) -> Result:
+def _xz(split: Split, spec: DataSpec, baseline: Tensor | None) -> Result:
     x = split.x.to(torch.uint8) if spec.levels is not None and spec.levels <= 256 else split.x.to(torch.uint16)
     bits = 8 * len(lzma.compress(x.contiguous().numpy().tobytes(), preset=9 | lzma.PRESET_EXTREME))
-    return _row("xz", spec, -bits * math.log(2) / len(split), None, len(split))
+    nats = -bits * math.log(2) / len(split)
+    gain = None if baseline is None else nats - baseline.mean().item()
+    return _row("xz", spec, nats, None, len(split), gain, None)
 
 
-def _png(split: Split, spec: DataSpec) -> Result:
+def _png(split: Split, spec: DataSpec, baseline: Tensor | None) -> Result:
     lengths = [_png_bytes(image) for image in split.x.to(torch.uint8)]
-    mean, stderr = mean_and_stderr(-8 * math.log(2) * torch.tensor(lengths, dtype=torch.float64))
-    return _row("png", spec, mean, stderr, len(split))
+    scores = -8 * math.log(2) * torch.tensor(lengths, dtype=torch.float64)
+    gains = (None, None) if baseline is None else mean_and_stderr(scores - baseline)
+    return _row("png", spec, *mean_and_stderr(scores), len(split), *gains)
 
 
 def _png_bytes(image: Tensor) -> int:
@@ -52,7 +56,15 @@ def _png_bytes(image: Tensor) -> int:
     return buffer.tell()
 
 
-def _row(name: str, spec: DataSpec, nats: float, stderr: float | None, n: int) -> Result:
+def _row(
+    name: str,
+    spec: DataSpec,
+    nats: float,
+    stderr: float | None,
+    n: int,
+    gain: float | None,
+    gain_stderr: float | None,
+) -> Result:
     bits = bits_per_dim(nats, spec.dims)
     return Result(
         model=name,
@@ -60,6 +72,8 @@ def _row(name: str, spec: DataSpec, nats: float, stderr: float | None, n: int) -
         nats=nats,
         bits_per_dim=bits,
         stderr=stderr,
+        gain=gain,
+        gain_stderr=gain_stderr,
         n=n,
         bits_per_byte=bits if spec.kind == "text" else None,
     )

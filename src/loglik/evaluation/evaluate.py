@@ -45,10 +45,12 @@ def evaluate_split(
     seed: int = 0,
     train_seconds: float = 0.0,
     steps: int = 0,
+    baseline: Tensor | None = None,
 ) -> Result:
     """Score a density on a split.
 
     Args:
+        baseline: another density's `log_probs` of the same split, to be gained upon.
         samples: Monte Carlo samples per example where `log_prob` is a bound; chosen by the split's size if None.
         seed: of the Monte Carlo noise.
 
@@ -60,6 +62,7 @@ def evaluate_split(
     scores = log_probs(density, split, samples=samples, seed=seed)
     nats, stderr = mean_and_stderr(scores)
     labels = density.event == "y"
+    gain, gain_stderr = (None, None) if baseline is None or labels else mean_and_stderr(scores - baseline)
     bits = bits_per_dim(nats, spec.dims) if spec.levels is not None and density.discrete and not labels else None
     density.eval()
     accuracy, error = _classification(density, split) if labels else (None, None)
@@ -69,6 +72,8 @@ def evaluate_split(
         nats=nats,
         bits_per_dim=bits,
         stderr=stderr,
+        gain=gain,
+        gain_stderr=gain_stderr,
         n=len(split),
         event=density.event,
         samples=samples,

@@ -17,6 +17,8 @@ class Result:
         bound: `exact`, `lower` or `estimate`: what `nats` is a mean of.
         nats: mean log p per example; higher is better.
         bits_per_dim: -nats / (dims · ln 2) for discrete data, else None; lower is better.
+        gain, gain_stderr: nats over the baseline on the same examples, and the standard error of that mean of
+            paired differences; None where there is no baseline.
         stderr: the standard error of `nats`; None where there is one number for the whole set.
         n: how many examples.
         event: `x` where the data are the event, `y` for a label given the data.
@@ -34,6 +36,8 @@ class Result:
     nats: float
     bits_per_dim: float | None = None
     stderr: float | None = None
+    gain: float | None = None
+    gain_stderr: float | None = None
     n: int
     event: str = "x"
     samples: int = 1

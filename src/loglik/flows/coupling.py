@@ -32,9 +32,7 @@ class SplineCoupling(Transform):
     moved: Tensor
     kept: Tensor
 
-    def __init__(
-        self, mask: Sequence[bool], network: nn.Module, *, bins: int = 8, interval: float = 4.0
-    ) -> None:
+    def __init__(self, mask: Sequence[bool], network: nn.Module, *, bins: int = 8, interval: float = 4.0) -> None:
         super().__init__()
         chosen = torch.tensor(list(mask), dtype=torch.bool)
         if chosen.all() or not chosen.any():
@@ -63,7 +61,5 @@ class SplineCoupling(Transform):
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, " B"]]:
         return self._couple(x, context, inverse=False)
 
-    def decode(
-        self, z: Float[Tensor, "B D"], context: Float[Tensor, "B E"] | None = None
-    ) -> Float[Tensor, "B D"]:
+    def decode(self, z: Float[Tensor, "B D"], context: Float[Tensor, "B E"] | None = None) -> Float[Tensor, "B D"]:
         return self._couple(z, context, inverse=True)[0]

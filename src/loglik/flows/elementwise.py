@@ -21,9 +21,7 @@ class ElementwiseSpline(Transform):
         network: from the context (B, E) to (B, D · (3K - 1)), added to the free parameters; None for none.
     """
 
-    def __init__(
-        self, dims: int, *, bins: int = 8, interval: float = 4.0, network: nn.Module | None = None
-    ) -> None:
+    def __init__(self, dims: int, *, bins: int = 8, interval: float = 4.0, network: nn.Module | None = None) -> None:
         super().__init__()
         self.bins, self.interval, self.network = bins, interval, network
         self.raw = nn.Parameter(torch.zeros(dims, parameters_per_dim(bins)))
@@ -32,9 +30,7 @@ class ElementwiseSpline(Transform):
         raw = self.raw.expand(len(x), -1, -1)
         if self.network is not None:
             raw = raw + self.network(context).view(raw.shape)
-        y, log_slope = rational_quadratic_spline(
-            x, raw, bins=self.bins, bound=self.interval, inverse=inverse
-        )
+        y, log_slope = rational_quadratic_spline(x, raw, bins=self.bins, bound=self.interval, inverse=inverse)
         return y, log_slope.sum(1)
 
     def encode(
@@ -42,7 +38,5 @@ class ElementwiseSpline(Transform):
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, " B"]]:
         return self._spline(x, context, inverse=False)
 
-    def decode(
-        self, z: Float[Tensor, "B D"], context: Float[Tensor, "B E"] | None = None
-    ) -> Float[Tensor, "B D"]:
+    def decode(self, z: Float[Tensor, "B D"], context: Float[Tensor, "B E"] | None = None) -> Float[Tensor, "B D"]:
         return self._spline(z, context, inverse=True)[0]

@@ -29,9 +29,7 @@ class Flow(Density):
             `nn.Embedding`; None where the transforms take none. The base takes the context as it is.
     """
 
-    def __init__(
-        self, transforms: Sequence[Transform], base: Density, *, context: nn.Module | None = None
-    ) -> None:
+    def __init__(self, transforms: Sequence[Transform], base: Density, *, context: nn.Module | None = None) -> None:
         super().__init__()
         self.transforms = nn.ModuleList(transforms)
         self.base = base
@@ -82,13 +80,9 @@ class Flow(Density):
 
         if self.bound is Bound.EXACT:
             samples = 1
-        return draw_weights(
-            log_weight, x, context, samples, importance_weighted=self.importance_weighted
-        )
+        return draw_weights(log_weight, x, context, samples, importance_weighted=self.importance_weighted)
 
-    def loss(
-        self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
-    ) -> Float[Tensor, ""]:
+    def loss(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, ""]:
         z, log_det = self.encode(x, context)
         return self.base.loss(z, context) - log_det.mean()
 

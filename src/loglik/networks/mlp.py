@@ -41,9 +41,7 @@ class MLP(nn.Module):
         self.body = nn.Sequential(*layers)
         self.output = nn.Linear(widths[-1], outputs)
 
-    def forward(
-        self, x: Float[Tensor, "B ..."], context: Float[Tensor, "B E"] | None = None
-    ) -> Float[Tensor, "B O"]:
+    def forward(self, x: Float[Tensor, "B ..."], context: Float[Tensor, "B E"] | None = None) -> Float[Tensor, "B O"]:
         h = x.flatten(1)
         if context is not None:
             h = torch.cat([h, context], dim=1)
@@ -63,7 +61,14 @@ class ResidualMLP(nn.Module):
     """
 
     def __init__(
-        self, inputs: int, outputs: int, *, width: int = 256, depth: int = 3, context: int = 0, dropout: float = 0.0
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        width: int = 256,
+        depth: int = 3,
+        context: int = 0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.input = nn.Linear(inputs, width)
@@ -71,9 +76,7 @@ class ResidualMLP(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, outputs)
 
-    def forward(
-        self, x: Float[Tensor, "B ..."], context: Float[Tensor, "B E"] | None = None
-    ) -> Float[Tensor, "B O"]:
+    def forward(self, x: Float[Tensor, "B ..."], context: Float[Tensor, "B E"] | None = None) -> Float[Tensor, "B O"]:
         h = self.input(x.flatten(1))
         for block in self.blocks:
             h = block(h, context)
@@ -91,9 +94,7 @@ class _ResidualBlock(nn.Module):
         nn.init.zeros_(self.second.weight)
         nn.init.zeros_(self.second.bias)
 
-    def forward(
-        self, h: Float[Tensor, "B W"], context: Float[Tensor, "B E"] | None = None
-    ) -> Float[Tensor, "B W"]:
+    def forward(self, h: Float[Tensor, "B W"], context: Float[Tensor, "B E"] | None = None) -> Float[Tensor, "B W"]:
         u = self.first(self.norm(h))
         if self.modulation is not None:
             scale, shift = self.modulation(context).chunk(2, dim=1)

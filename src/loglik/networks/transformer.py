@@ -59,9 +59,7 @@ class CausalTransformer(nn.Module):
         """An empty cache for generating up to `length` positions."""
         return KeyValueCache(self.depth, batch, self.heads, length, self.width, self.norm.weight)
 
-    def forward(
-        self, x: Float[Tensor, "B T E"], cache: KeyValueCache | None = None
-    ) -> Float[Tensor, "B T E"]:
+    def forward(self, x: Float[Tensor, "B T E"], cache: KeyValueCache | None = None) -> Float[Tensor, "B T E"]:
         for block in self.blocks:
             x = block(x, cache)
         if cache is not None:

@@ -16,9 +16,7 @@ from loglik.recipes.vae import VAE_RECIPE
 
 __all__ = ["RECIPES", "Recipe", "Unsuitable", "build", "recipe"]
 
-RECIPES: dict[str, Recipe] = {
-    r.name: r for r in (INDEPENDENT, CLASSIFIER, AUTOREGRESSIVE, FLOW, VAE_RECIPE, DIFFUSION)
-}
+RECIPES: dict[str, Recipe] = {r.name: r for r in (INDEPENDENT, CLASSIFIER, AUTOREGRESSIVE, FLOW, VAE_RECIPE, DIFFUSION)}
 
 
 def recipe(name: str) -> Recipe:

@@ -20,7 +20,7 @@ def build(
     size: str = "small",
     width: int | None = None,
     dropout: float = 0.3,
-    smoothing: float = 0.05,
+    smoothing: float = 0.0,
 ) -> Density:
     """An MLP feature extractor and an MLP head."""
     if not spec.classes:

@@ -121,9 +121,7 @@ def curves(
     return _svg(3.1, 2.2, draw)
 
 
-def marginal(
-    column: Column, data: Float[np.ndarray, " N"], samples: Float[np.ndarray, " M"], limit: int = 8
-) -> str:
+def marginal(column: Column, data: Float[np.ndarray, " N"], samples: Float[np.ndarray, " M"], limit: int = 8) -> str:
     """One column's distribution: the data filled, the samples outlined, or bars where it is categorical."""
     data, samples = data[np.isfinite(data)], samples[np.isfinite(samples)]
 
@@ -149,9 +147,7 @@ def marginal(
     return _svg(2.2, 1.5, draw)
 
 
-def scatter(
-    data: Float[np.ndarray, "N 2"], samples: Float[np.ndarray, "M 2"], labels: tuple[str, str]
-) -> str:
+def scatter(data: Float[np.ndarray, "N 2"], samples: Float[np.ndarray, "M 2"], labels: tuple[str, str]) -> str:
     """Two dimensions against each other: the data grey, the samples coloured, in the range of the data."""
     data = data[np.isfinite(data).all(1)]
 
@@ -236,9 +232,7 @@ def _edges(data: Float[np.ndarray, " N"], *, whole: bool) -> np.ndarray:
     return np.arange(math.floor(low) - 0.5, high + step + 0.5, step)
 
 
-def _category_bars(
-    axes: Any, categories: Sequence[str], data: np.ndarray, samples: np.ndarray, limit: int
-) -> None:
+def _category_bars(axes: Any, categories: Sequence[str], data: np.ndarray, samples: np.ndarray, limit: int) -> None:
     """Shares of the commonest categories, data beside samples."""
     k = len(categories)
     shares = [

@@ -21,31 +21,18 @@ from PIL import Image
 from torch import Tensor
 
 from loglik.classification.calibration import confusion_matrix, reliability
+from loglik.comparison import Entry
 from loglik.data.dataset import Data
 from loglik.data.spec import Column
 from loglik.density import Density
-from loglik.evaluation.result import Result
 from loglik.report import figures
 from loglik.report.numbers import Row, Unit, count, duration, gain, number, plus_minus, unit_of
 from loglik.report.samples import draw, evaluating, examples, image_grid, text_of
 from loglik.runs import Run
 
-__all__ = ["Entry", "write_report"]
+__all__ = ["write_report"]
 
 KINDS = {"exact": "exact", "lower": "lower bound", "estimate": "estimate"}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A row of the report: a result, and the run it comes from; a compressor has none."""
-
-    result: Result
-    run: Run | None = None
-
-    @property
-    def conditional(self) -> bool:
-        """Whether the number is log p(x | label)."""
-        return self.result.event == "x" and self.run is not None and self.run.density.conditional
 
 
 @dataclass(frozen=True)
@@ -78,9 +65,7 @@ def write_report(
     from jinja2 import Environment, StrictUndefined
 
     source = resources.files("loglik.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(source).render(_content(data, entries, title, seed, split))
     path.write_text(page, encoding="utf-8")
     return path
@@ -160,9 +145,7 @@ def _rows(entries: Sequence[Entry], unit: Unit, baseline: Entry | None) -> list[
                 params=count(r.params) if r.params else "–",
                 time=duration(r.train_seconds) if r.train_seconds else "–",
                 steps=f"{r.steps:,}" if trained else "–",
-                speed="–"
-                if r.samples_per_second is None
-                else f"{float(f'{r.samples_per_second:.3g}'):,.10g}",
+                speed="–" if r.samples_per_second is None else f"{float(f'{r.samples_per_second:.3g}'):,.10g}",
                 best=r.model == best,
             )
         )
@@ -240,9 +223,7 @@ def _image_samples(data: Data, drawing: Sequence[tuple[str, Run]], seed: int, sp
         note = "samples, given the classes in turn" if run.density.conditional else "samples"
         grids.append((name, note, draw(run.density, data.spec, n, seed=seed)))
     return [
-        Picture(
-            _png(image_grid(x, data.spec, columns=across, span=span)), f"{name}: {note}", f"{name}, {note}"
-        )
+        Picture(_png(image_grid(x, data.spec, columns=across, span=span)), f"{name}: {note}", f"{name}, {note}")
         for name, note, x in grids
     ]
 
@@ -328,21 +309,13 @@ def _classifier(entry: Entry, data: Data, split: str) -> dict[str, Any]:
         matrix = confusion_matrix(p, part.y).numpy()
         table = reliability(p, part.y)
         names = data.spec.classes or tuple(map(str, range(len(matrix))))
-        note = (
-            "Confusion: examples of the row's class predicted as the column's; at the right, their accuracy."
-        )
-        pictures.append(
-            Picture(_svg(figures.confusion(matrix, names)), f"confusion matrix of {r.model}", note)
-        )
-        note = (
-            f"Reliability: accuracy at each confidence; expected calibration error {100 * table.error:.1f} %."
-        )
+        note = "Confusion: examples of the row's class predicted as the column's; at the right, their accuracy."
+        pictures.append(Picture(_svg(figures.confusion(matrix, names)), f"confusion matrix of {r.model}", note))
+        note = f"Reliability: accuracy at each confidence; expected calibration error {100 * table.error:.1f} %."
         pictures.append(Picture(_svg(figures.reliability_diagram(table)), f"reliability of {r.model}", note))
     if len(entry.run.history) > 1:
         panel = _history(entry.run, 1.0)
-        plot = figures.curves(
-            r.model, panel.pop("seconds"), panel, unit="nats per label", baseline=None, limits=None
-        )
+        plot = figures.curves(r.model, panel.pop("seconds"), panel, unit="nats per label", baseline=None, limits=None)
         note = "Training (grey) and validation (blue)."
         pictures.append(Picture(_svg(plot), f"training of {r.model}: nats per label against seconds", note))
     return content

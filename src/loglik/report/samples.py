@@ -75,9 +75,7 @@ def image_grid(
     """
     b, c, h, w = x.shape
     if c not in (1, 3):
-        raise ValueError(
-            f"a picture needs 1 or 3 channels, got images of shape {tuple(x.shape[1:])}; use .npy"
-        )
+        raise ValueError(f"a picture needs 1 or 3 channels, got images of shape {tuple(x.shape[1:])}; use .npy")
     values = x.double().nan_to_num()
     if span is None:
         span = (0.0, spec.levels - 1.0) if spec.levels else (0.0, 1.0)

@@ -28,7 +28,11 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
     path = folder / f"step-{step:09d}.safetensors"
     temporary = path.with_suffix(".partial")
     # safetensors takes no two names for one memory: clone what shares
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, {"state": json.dumps(state)})
+    save_file(
+        {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
+        temporary,
+        {"state": json.dumps(state)},
+    )
     digest = _digest(temporary)
     temporary.rename(path)
     partial = path.with_suffix(".sha256.partial")

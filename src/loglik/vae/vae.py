@@ -103,13 +103,9 @@ class VAE(Density):
             log_likelihood = self.observation.log_prob(x[rows], self.parameters_of(z, given))
             return log_likelihood + self.prior.log_prob(z, given) - log_q
 
-        return draw_weights(
-            log_weight, rows_of, context, samples, importance_weighted=self.importance_weighted
-        )
+        return draw_weights(log_weight, rows_of, context, samples, importance_weighted=self.importance_weighted)
 
-    def loss(
-        self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
-    ) -> Float[Tensor, ""]:
+    def loss(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, ""]:
         terms = self.terms(x, context)
         return -(terms["reconstruction"] + terms["-KL"]).mean()
 

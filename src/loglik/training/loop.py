@@ -27,6 +27,7 @@ from loglik import recipes, runs
 from loglik.data import from_arrays
 from loglik.data import load as load_data
 from loglik.data.dataset import Data, Split
+from loglik.data.spec import DataSpec
 from loglik.density import Density
 from loglik.evaluation.scores import arguments, default_samples, log_probs
 from loglik.training import checkpoint
@@ -42,16 +43,19 @@ class NotFinite(FloatingPointError):
     """The loss or a gradient is not finite; training stopped and the last good weights are kept."""
 
 
-def as_data(data: Any, *, label: str | None = None, seed: int = 0) -> Data:
-    """What a user points at, as `Data`: a path or name, an array, a tensor, or a pair (x, y)."""
+def as_data(data: Any, *, label: str | None = None, seed: int = 0, like: DataSpec | None = None) -> Data:
+    """What a user points at, as `Data`: a path or name, an array, a tensor, or a pair (x, y).
+
+    With `like`, the data are coded as the spec of an existing model says, and have to fit it.
+    """
     if isinstance(data, Data):
         return data
     if isinstance(data, (str, Path)):
-        return load_data(data, label=label, seed=seed)
+        return load_data(data, label=label, seed=seed, like=like)
     if isinstance(data, tuple) and len(data) == 2:
-        return from_arrays(data[0], data[1], seed=seed)
+        return from_arrays(data[0], data[1], seed=seed, like=like)
     if isinstance(data, (np.ndarray, Tensor)):
-        return from_arrays(data, seed=seed)
+        return from_arrays(data, seed=seed, like=like)
     raise ValueError(f"data must be a path, a name, an array, a pair (x, y) or Data, got {type(data).__name__}")
 
 
@@ -103,7 +107,7 @@ def fit(
         name = density if isinstance(density, str) else None
         built = recipes.build(density, data.spec, **options) if isinstance(density, str) else density
         _check(built, data)
-        config = _config(name, options, data, label, settings)
+        config = _config(name, options, data, settings)
         if path is not None and fabric.is_global_zero:
             if resume:
                 _same(runs.read_config(path), config, path)
@@ -154,9 +158,7 @@ class _Trainer:
         if self.batch_size % fabric.world_size:
             raise ValueError(f"batch_size {self.batch_size} must be a multiple of the {fabric.world_size} devices")
         self.steps_per_epoch = max(1, len(data.train) // self.batch_size)
-        self.last_step = min(
-            [settings.max_steps or math.inf, (settings.max_epochs or math.inf) * self.steps_per_epoch]
-        )
+        self.last_step = min([settings.max_steps or math.inf, (settings.max_epochs or math.inf) * self.steps_per_epoch])
         self.every = settings.validate_every or max(25, min(500, self.steps_per_epoch))
         self.by_time = settings.max_time is not None and settings.validate_every is None
         self.step, self.elapsed, self.next_mark = 0, 0.0, 0.0
@@ -177,7 +179,10 @@ class _Trainer:
             self._initialise()
         loss = _Loss(self.density)
         optimizer = torch.optim.AdamW(
-            _groups(self.density, settings.weight_decay), lr=settings.learning_rate, betas=(0.9, 0.99), fused=True
+            _groups(self.density, settings.weight_decay),
+            lr=settings.learning_rate,
+            betas=(0.9, 0.99),
+            fused=True,
         )
         module, optimizer = fabric.setup(torch.compile(loss) if settings.compile else loss, optimizer)
         average = _average(self.density, settings.ema_decay)
@@ -372,9 +377,7 @@ def _check(density: Density, data: Data) -> None:
         raise ValueError(f"{data.name}: the validation split is empty; give at least 10 examples")
 
 
-def _config(
-    name: str | None, options: dict[str, Any], data: Data, label: str | None, settings: TrainingSettings
-) -> dict[str, Any]:
+def _config(name: str | None, options: dict[str, Any], data: Data, settings: TrainingSettings) -> dict[str, Any]:
     from loglik import __version__
 
     return {
@@ -382,7 +385,8 @@ def _config(
         "model": name,
         "options": options,
         "data": data.name,
-        "label": label or data.spec.label,
+        "source": data.source,
+        "label": data.spec.label,
         "spec": data.spec.to_dict(),
         "training": settings.to_dict(),
         "versions": {

@@ -1,0 +1,309 @@
+"""The commands. Everything heavy is imported inside them, so that help is quick."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from loglik.comparison import Entry
+    from loglik.data import Data, DataSpec
+    from loglik.evaluation import Result
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Deep learning by maximum likelihood: every model is a density, every number is comparable.",
+    epilog="Any command takes --debug, which shows the traceback of an error.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+DataArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA",
+        help="A name (digits, fashion-mnist, ...), a folder of images or text, a .csv, .parquet, .npy, .npz or "
+        "text file, or hf:NAME.",
+        show_default=False,
+    ),
+]
+Label = Annotated[str | None, typer.Option(metavar="COLUMN", help="The label's column, of a table.")]
+Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write; a new folder under runs/ by default.")]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the numbers as JSON.")]
+Samples = Annotated[int | None, typer.Option(min=1, help="Monte Carlo samples per example, for bounds.")]
+Seed = Annotated[int, typer.Option(min=0, help="Fixes the split, the initial weights and all noise.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A training setting or recipe option; repeatable."),
+]
+
+
+@app.command()
+def compare(
+    data: DataArgument,
+    models: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Families to train; all that fit by default.")
+    ] = None,
+    budget: Annotated[str, typer.Option(metavar="TIME", help="Training time of each model: 20s, 1m.")] = "40s",
+    out: Out = None,
+    json: Json = None,
+    label: Label = None,
+    samples: Samples = None,
+    seed: Seed = 0,
+    set_: Settings = None,
+) -> None:
+    """Train one density of each family and compare them: one table, one page."""
+    from loglik.comparison import compare as run_comparison
+    from loglik.comparison import write_json
+    from loglik.report import write_report
+    from loglik.runs import new_folder
+    from loglik.training import as_data, seconds
+
+    names = [name.strip() for name in models.split(",") if name.strip()] if models else None
+    each = seconds(budget)
+    held = as_data(data, label=label, seed=seed)
+    folder = _folder(out, f"compare-{_stem(data)}")
+    new_folder(folder)
+    print(f"{held.name}: {held.spec.describe()}; {len(held.train)} to train on, {len(held.test)} to test on")
+    entries = run_comparison(
+        held, models=names, budget=each, out=folder, samples=samples, seed=seed, say=print, **_settings(set_)
+    )
+    _print_table(entries, held)
+    if json is not None:
+        write_json([entry.result for entry in entries], json)
+    write_json([entry.result for entry in entries], folder / "comparison.json")
+    page = write_report(folder / "report.html", held, entries, title=f"Five kinds of density on {held.name}", seed=seed)
+    print(f"report: {page}")
+
+
+@app.command()
+def fit(
+    data: DataArgument,
+    model: Annotated[str, typer.Option(metavar="NAME", help="The family; `loglik list models` names them.")],
+    out: Out = None,
+    max_time: Annotated[str | None, typer.Option(metavar="TIME", help="45s, 5m, 1h.")] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1)] = None,
+    size: Annotated[str, typer.Option(help="small, medium or large.")] = "small",
+    label: Label = None,
+    seed: Seed = 0,
+    set_: Settings = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+) -> None:
+    """Train one density and write it as a run."""
+    from loglik.comparison import Entry, summary
+    from loglik.evaluation import evaluate_split
+    from loglik.report import write_report, write_samples
+    from loglik.training import as_data
+    from loglik.training import fit as train
+
+    if resume and out is None:
+        raise ValueError("--resume needs --out RUN, the run to go on with")
+    held = as_data(data, label=label, seed=seed)
+    folder = _folder(out, f"{_stem(data)}-{model}")
+    options: dict[str, Any] = {"size": size, **_settings(set_)}
+    if max_time is not None:
+        options["max_time"] = max_time
+    if max_steps is not None:
+        options["max_steps"] = max_steps
+    print(f"{held.name}: {held.spec.describe()}; {len(held.train)} to train on")
+    run = train(model, held, out=folder, resume=resume, seed=seed, **options)
+    result = evaluate_split(
+        run.density,
+        held.test,
+        held.spec,
+        model=model,
+        train_seconds=run.train_seconds,
+        steps=run.steps,
+        seed=seed,
+    )
+    print(f"test split: {summary(result)}")
+    if result.event == "x":
+        x = _draw(run.density, held.spec, 64, None, seed)
+        write_samples(x, held.spec, folder / f"samples{_suffix(held.spec)}")
+    page = write_report(folder / "report.html", held, [Entry(result, run)], title=f"{model} on {held.name}", seed=seed)
+    print(f"run: {folder}\nreport: {page}")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `loglik fit` wrote.")],
+    data: Annotated[str | None, typer.Argument(metavar="[DATA]", help="The run's own test split by default.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="train, validation, test or all; a given DATA is used whole.")
+    ] = None,
+    samples: Samples = None,
+    seed: Seed = 0,
+    json: Json = None,
+) -> None:
+    """Score a run's density on data, in nats and bits/dim."""
+    from loglik.comparison import evaluate as score
+    from loglik.comparison import summary, write_json
+    from loglik.runs import load
+
+    result = score(load(run), data, split=split or ("all" if data else "test"), samples=samples, seed=seed)
+    print(f"{result.n} examples, {result.samples} sample{'s' * (result.samples > 1)} each: {summary(result)}")
+    for name, value in result.terms.items():
+        print(f"  {name}: {value:.3f} nats")
+    if json is not None:
+        write_json([result], json)
+
+
+@app.command()
+def sample(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `loglik fit` wrote.")],
+    n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 64,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help=".png, .csv, .txt or .npy.")] = None,
+    label: Annotated[str | None, typer.Option(help="The class to draw from, of a conditional density.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Draw samples from a run's density, in the units of the data."""
+    from loglik.report import write_samples
+    from loglik.runs import load
+
+    loaded = load(run)
+    if loaded.density.event == "y":
+        raise ValueError(f"{run} is a classifier, p(label | data): it has no data to draw; use another family")
+    x = _draw(loaded.density, loaded.spec, n, label, seed)
+    path = out or run / f"samples{_suffix(loaded.spec)}"
+    write_samples(x, loaded.spec, path)
+    print(f"{n} samples: {path}")
+
+
+listing = typer.Typer(no_args_is_help=True, help="List the models or the named data sets.")
+app.add_typer(listing, name="list")
+
+
+@listing.command("models")
+def list_models() -> None:
+    """The families, and what they take."""
+    from loglik.recipes import RECIPES
+
+    for recipe in RECIPES.values():
+        options = ", ".join(f"{k}={v}" for k, v in recipe.options.items() if v is not None)
+        print(f"{recipe.name:<15} {recipe.summary}\n{'':<15} options: {options}")
+
+
+@listing.command("data")
+def list_data() -> None:
+    """The data sets that are known by name."""
+    from loglik.data import names
+
+    for name, what in names().items():
+        print(f"{name:<15} {what}")
+
+
+def main() -> None:
+    """Run the command line: a user's mistake is one line and exit status 2."""
+    debug = "--debug" in sys.argv
+    sys.argv = [word for word in sys.argv if word != "--debug"]
+    try:
+        app()
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
+        if debug:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _settings(pairs: Sequence[str] | None) -> dict[str, Any]:
+    """`key=value` words as a dictionary; values are read as YAML."""
+    import yaml
+
+    settings = {}
+    for pair in pairs or ():
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise ValueError(f"--set takes key=value, got {pair!r}")
+        try:
+            settings[key.strip()] = float(text) if "e" in text.lower() else yaml.safe_load(text)
+        except ValueError:
+            settings[key.strip()] = yaml.safe_load(text)
+    return settings
+
+
+def _stem(data: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in Path(data).stem or "data").strip("-") or "data"
+
+
+def _folder(out: Path | None, name: str) -> Path:
+    """The folder asked for, or the first free one under runs/."""
+    if out is not None:
+        return out
+    path, number = Path("runs") / name, 2
+    while path.exists():
+        path, number = Path("runs") / f"{name}-{number}", number + 1
+    return path
+
+
+def _suffix(spec: DataSpec) -> str:
+    return {"image": ".png", "table": ".csv", "text": ".txt", "array": ".npy"}[spec.kind]
+
+
+def _draw(density: Any, spec: DataSpec, n: int, label: str | None, seed: int) -> Any:
+    import torch
+
+    from loglik.evaluation import labels_in_turn
+
+    if label is not None and not density.conditional:
+        raise ValueError("this density is not conditional: train one with --set conditional=true to draw from a label")
+    if label is not None and label not in spec.classes:
+        raise ValueError(f"no class {label!r}: the classes are {', '.join(spec.classes)}")
+    context = None
+    if density.conditional:
+        context = labels_in_turn(spec, n) if label is None else torch.full((n,), spec.classes.index(label))
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        return density.sample(n, context)
+
+
+def _print_table(entries: Sequence[Entry], data: Data) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    discrete = data.spec.levels is not None
+    table = Table(title=f"{data.name}: log-likelihood of the {len(data.test)} test examples", title_justify="left")
+    table.add_column("model")
+    table.add_column("nats", justify="right")
+    if discrete:
+        table.add_column("bits/dim", justify="right")
+    for name in ("number", "params", "steps", "time"):
+        table.add_column(name, justify="left" if name == "number" else "right")
+    best = max((e.result.nats for e in entries if e.result.event == "x"), default=None)
+    for entry in entries:
+        r = entry.result
+        cells = [r.model + (" p(y|x)" if r.event == "y" else ""), _plus_minus(r)]
+        if discrete:
+            cells.append("" if r.bits_per_dim is None else f"{r.bits_per_dim:.3f}")
+        cells += [
+            _kind(entry),
+            f"{r.params:,}" if r.params else "",
+            str(r.steps or ""),
+            f"{r.train_seconds:.0f} s",
+        ]
+        table.add_row(*cells, style="bold" if r.event == "x" and r.nats == best else None)
+    Console().print(table)
+    for entry in entries:
+        r = entry.result
+        if r.accuracy is not None:
+            print(f"{r.model}: accuracy {r.accuracy:.1%}, calibration error {r.calibration_error:.1%}")
+
+
+def _plus_minus(result: Result) -> str:
+    return f"{result.nats:.2f}" + ("" if result.stderr is None else f" ± {result.stderr:.2f}")
+
+
+def _kind(entry: Entry) -> str:
+    if entry.run is None:
+        return "code length"
+    return entry.result.bound + (f", {entry.result.samples} samples" if entry.result.samples > 1 else "")
+
+
+if __name__ == "__main__":
+    main()

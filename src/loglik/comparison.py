@@ -1,0 +1,171 @@
+"""The main job: train one density of each family on the same data, and put them into one table."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from loglik.data.dataset import Data
+from loglik.density import Density
+from loglik.evaluation import Result, compress, evaluate_split, log_probs
+from loglik.recipes import RECIPES, Unsuitable, build, recipe
+from loglik.runs import Run
+from loglik.training import NotFinite, as_data, fit
+
+__all__ = ["Entry", "compare", "evaluate", "write_json"]
+
+BASELINE = "independent"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of a comparison: a result, and the run it comes from; a compressor has none."""
+
+    result: Result
+    run: Run | None = None
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the number is log p(x | label)."""
+        return self.result.event == "x" and self.run is not None and self.run.density.conditional
+
+
+def evaluate(
+    model: Run | Density, data: Any = None, *, split: str = "test", samples: int | None = None, seed: int = 0
+) -> Result:
+    """Score a density on one split of some data.
+
+    Args:
+        model: a run, or a density.
+        data: as `fit` takes it; a run's own data, if they can be found again, where None.
+        split: train, validation, test or all.
+        samples: Monte Carlo samples per example where `log_prob` is a bound; chosen by the split's size if None.
+    """
+    run = model if isinstance(model, Run) else None
+    density: Density = run.density if run else model  # type: ignore[assignment]
+    if run is None:
+        if data is None:
+            raise ValueError("give data: a density by itself does not know what it was trained on")
+        held = as_data(data)
+    else:
+        if data is None and run.config["source"] is None:
+            raise ValueError("this run was trained on data in memory: pass data to evaluate it")
+        held = as_data(
+            run.config["source"] if data is None else data,
+            label=run.config["label"],
+            seed=run.config["training"]["seed"],
+            like=run.spec,
+        )
+    return evaluate_split(
+        density,
+        held.split(split),
+        held.spec,
+        model=run.model if run else type(density).__name__.lower(),
+        samples=samples,
+        seed=seed,
+        train_seconds=run.train_seconds if run else 0.0,
+        steps=run.steps if run else 0,
+    )
+
+
+def compare(
+    data: Any,
+    *,
+    models: Sequence[str] | None = None,
+    budget: float | str = 40.0,
+    out: str | Path | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    label: str | None = None,
+    progress: bool | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    **options: Any,
+) -> list[Entry]:
+    """Train each model for the same time and score all on the test split; the independent baseline comes first.
+
+    Args:
+        data: as `fit` takes it.
+        models: families' names; every family that can take the data if None.
+        budget: training time of each model: seconds, or `20s`, `1m`.
+        out: a folder that receives one run for each model; None keeps them in memory.
+        say: called with a line where a model is left out, and why.
+        **options: as `fit` takes them, for all models (training settings only).
+
+    Raises ValueError where none of the named models can take the data.
+    """
+    held: Data = as_data(data, label=label, seed=seed)
+    chosen = list(RECIPES) if models is None else [BASELINE, *(m for m in models if m != BASELINE)]
+    for name in chosen:
+        recipe(name)  # an unknown name fails before anything is trained
+    fitting: list[str] = []
+    for name in chosen:
+        try:
+            build(name, held.spec)
+        except Unsuitable as reason:
+            say(f"{name} is left out: {reason}")
+        else:
+            fitting.append(name)
+    if models is not None and fitting == [BASELINE] and list(models) != [BASELINE]:
+        raise ValueError(f"none of {', '.join(models)} can take {held.spec.describe()}")
+
+    rows: list[Entry] = []
+    baseline: Tensor | None = None
+    for name in fitting:
+        path = None if out is None else Path(out) / name
+        try:
+            run = fit(name, held, out=path, label=label, max_time=budget, seed=seed, progress=progress, **options)
+        except NotFinite as error:
+            say(f"{name} is left out: {error}")
+            continue
+        rows.append(
+            Entry(
+                evaluate_split(
+                    run.density,
+                    held.test,
+                    held.spec,
+                    model=name,
+                    samples=samples,
+                    seed=seed,
+                    train_seconds=run.train_seconds,
+                    steps=run.steps,
+                    baseline=baseline,
+                ),
+                run,
+            )
+        )
+        say(summary(rows[-1].result))
+        if name == BASELINE:
+            baseline = log_probs(run.density, held.test)
+            rows += [Entry(result) for result in compress(held.test, held.spec, baseline)]
+    return rows
+
+
+def summary(result: Result) -> str:
+    """One line for a model that is done.
+
+    >>> summary(Result(model="flow", bound="lower", nats=-80.0, bits_per_dim=1.8, stderr=0.5, n=100, steps=10))
+    'flow: -80.000 ± 0.500 nats (lower), 1.800 bits/dim, 10 steps in 0.0 s'
+    """
+    error = "" if result.stderr is None else f" ± {result.stderr:.3f}"
+    bits = "" if result.bits_per_dim is None else f", {result.bits_per_dim:.3f} bits/dim"
+    accuracy = "" if result.accuracy is None else f", accuracy {result.accuracy:.1%}"
+    return (
+        f"{result.model}: {result.nats:.3f}{error} nats ({result.bound}){bits}{accuracy}, "
+        f"{result.steps} steps in {result.train_seconds:.1f} s"
+    )
+
+
+def write_json(results: Sequence[Result], path: Path) -> None:
+    """A list of objects, one a model; numbers that are not finite become null."""
+    plain = [
+        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in r.to_dict().items()}
+        for r in results
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
