@@ -17,7 +17,7 @@ from loglik.data.spec import Column, DataSpec
 from loglik.density import Bound, Density
 from loglik.evaluation.result import Result
 from loglik.report import write_report, write_samples
-from loglik.report.numbers import gain, number, plus_minus, unit_of
+from loglik.report.numbers import number, plus_minus, unit_of
 from loglik.report.samples import draw, image_grid, text_of
 from loglik.runs import Run
 
@@ -272,7 +272,6 @@ def test_numbers():
     assert plus_minus(-2.0, None) == "−2.00"
     assert (number(None), number(math.nan), number(math.inf)) == ("–", "–", "∞")
     results = [Result(model=m, bound="exact", nats=v, stderr=s, n=9) for m, v, s in [("a", 1.0, 3.0), ("b", 5.0, 4.0)]]
-    assert gain(results[1], results[0]) == (4, 5.0)
     assert unit_of(VECTORS, results).name == "nats per example"
     assert unit_of(IMAGES, results).per_nat == pytest.approx(-1 / (64 * math.log(2)))
 

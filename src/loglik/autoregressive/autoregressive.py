@@ -50,7 +50,7 @@ class Autoregressive(Density):
         self.levels = levels
         self.discrete = True
         self.conditional = context is not None
-        width = network.width
+        width: int = network.width  # type: ignore[assignment]
         self.tokens = nn.Embedding(levels, width)
         self.positions = nn.Parameter(0.02 * torch.randn(self.length, width))
         self.start = nn.Parameter(torch.zeros(width))
@@ -79,7 +79,7 @@ class Autoregressive(Density):
 
     @torch.no_grad()
     def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Shaped[Tensor, "n ..."]:
-        cache = self.network.cache(n, self.length)
+        cache = self.network.cache(n, self.length)  # type: ignore[operator]
         h = self._first(n, context)
         drawn: list[Int64[Tensor, " n"]] = []
         for t in range(self.length):

@@ -30,6 +30,7 @@ class Independent(Density):
         shared: one histogram for all dimensions, for sequences whose positions have no meaning of their own.
     """
 
+    whole: Tensor
     edges: Tensor
     log_mass: Tensor
     log_tail: Tensor

@@ -70,7 +70,7 @@ class Classifier(Density):
 
     def initialise(self, x: Int64[Tensor, " N"], context: Shaped[Tensor, "N ..."] | None = None) -> None:
         if self.prepare is not None and hasattr(self.prepare, "initialise"):
-            self.prepare.initialise(context)
+            self.prepare.initialise(context)  # type: ignore[operator]
 
 
 def _needed(context: Tensor | None) -> Tensor:

@@ -76,11 +76,11 @@ class Diffusion(Density):
             raise ValueError(f"samples must be at least 1, got {samples}")
         v = self._centre(x)
         if samples == 1:
-            return sum(self._terms(x, v, context, self._stratified(len(x), v)).values())
+            return _sum(self._terms(x, v, context, self._stratified(len(x), v)))
         first = torch.rand(len(x), device=v.device, dtype=v.dtype)
         total = v.new_zeros(len(x))
         for k in range(samples):
-            total = total + sum(self._terms(x, v, context, (first + k / samples) % 1).values())
+            total = total + _sum(self._terms(x, v, context, (first + k / samples) % 1))
         return total / samples
 
     def terms(
@@ -101,17 +101,16 @@ class Diffusion(Density):
             steps=self.steps,
         )
         lowest = ends[0].expand(n)
+        if self.levels is None:
+            return self.denoiser(z, lowest, context)
         if isinstance(self.denoiser, LevelDenoiser):
             x = self.denoiser.logits(z, lowest, context).argmax(-1).view(z.shape)
         else:
-            x = self.denoiser(z, lowest, context)
-            if self.levels is None:
-                return x
-            x = ((x + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1)
+            x = ((self.denoiser(z, lowest, context) + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1)
         return x.to(torch.uint8 if self.levels <= 256 else torch.int64)
 
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
-        if isinstance(self.denoiser, LevelDenoiser):
+        if isinstance(self.denoiser, LevelDenoiser) and self.levels is not None:
             rows = F.one_hot(x.flatten(1)[: 2**14].long(), self.levels).double().sum(0)
             self.denoiser.initialise((rows + 0.5).log() - math.log(rows[0].sum() + 0.5 * self.levels))
 
@@ -163,3 +162,7 @@ class Diffusion(Density):
         logits = -0.5 * high.exp() * distance.square()
         own = -0.5 * high.exp() * (seen - v).square()
         return (own - logits.logsumexp(-1)).flatten(1).sum(1)
+
+
+def _sum(terms: dict[str, Tensor]) -> Float[Tensor, " B"]:
+    return terms["reconstruction"] + terms["prior"] + terms["diffusion"]

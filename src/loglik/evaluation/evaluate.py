@@ -63,7 +63,8 @@ def evaluate_split(
     nats, stderr = mean_and_stderr(scores)
     labels = density.event == "y"
     gain, gain_stderr = (None, None) if baseline is None or labels else mean_and_stderr(scores - baseline)
-    bits = bits_per_dim(nats, spec.dims) if spec.levels is not None and density.discrete and not labels else None
+    discrete = all(spec.discrete_dims) and density.discrete and not labels
+    bits = bits_per_dim(nats, spec.dims) if discrete else None
     density.eval()
     accuracy, error = _classification(density, split) if labels else (None, None)
     return Result(
@@ -95,7 +96,12 @@ def _device(density: Density) -> torch.device:
 def _classification(density: Density, split: Split) -> tuple[float, float]:
     device = _device(density)
     assert split.y is not None
-    rows = torch.cat([density.probabilities(x.to(device)).cpu() for x in split.x.split(1024)])
+    rows = torch.cat(
+        [
+            density.probabilities(x.to(device)).cpu()  # type: ignore[operator]
+            for x in split.x.split(1024)
+        ]
+    )
     accuracy = (rows.argmax(1) == split.y).double().mean().item()
     return accuracy, calibration_error(rows, split.y)
 

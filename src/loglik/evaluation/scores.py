@@ -60,7 +60,9 @@ def log_probs(
             event, context = arguments(density, split.x[rows].to(device), y)
             scores[rows] = density.log_prob(event, context, samples=samples).double()
     density.train(was_training)
-    return fabric.all_reduce(scores, reduce_op="sum").cpu() if fabric and world > 1 else scores.cpu()
+    if fabric and world > 1:
+        scores = fabric.all_reduce(scores, reduce_op="sum")  # type: ignore[assignment]
+    return scores.cpu()
 
 
 def mean_and_stderr(scores: Float64[Tensor, " N"]) -> tuple[float, float | None]:

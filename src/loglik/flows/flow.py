@@ -31,7 +31,7 @@ class Flow(Density):
 
     def __init__(self, transforms: Sequence[Transform], base: Density, *, context: nn.Module | None = None) -> None:
         super().__init__()
-        self.transforms = nn.ModuleList(transforms)
+        self.transforms: Sequence[Transform] = nn.ModuleList(transforms)  # type: ignore[assignment]
         self.base = base
         self.context = context
         shape = tuple(base.event_shape)
@@ -40,7 +40,7 @@ class Flow(Density):
         self.event_shape = shape
         self.conditional = context is not None or base.conditional
         self.discrete = base.discrete or any(
-            isinstance(transform, Dequantize) and transform.mask is None for transform in transforms
+            isinstance(transform, Dequantize) and transform.whole for transform in transforms
         )
 
     @property

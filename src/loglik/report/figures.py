@@ -62,13 +62,17 @@ def bars(
 
     def draw(axes: Any) -> None:
         rows = np.arange(len(names))
-        widths = np.array(values) - start
+        # a value far from the rest (PNG on tiny images) runs out of the picture: its number still stands there
+        reach = 2.5 * float(np.median(np.abs(np.array(values) - start)))
+        cut = np.abs(np.array(values) - start) > reach if len(values) > 2 and reach > 0 else np.zeros(len(rows), bool)
+        shown = np.where(cut, start + np.sign(np.array(values) - start) * 0.9 * reach, values)
+        widths = shown - start
         axes.barh(rows, widths, left=start, height=0.62, color=INK["model"], alpha=0.85)
-        axes.errorbar(values, rows, xerr=errors, fmt="none", ecolor=INK["text"], elinewidth=1.1, capsize=2.5)
-        ends = np.array(values) + np.where(widths < 0, -1, 1) * np.array(errors)
-        for row, value, end in zip(rows, values, ends, strict=True):
+        axes.errorbar(shown, rows, xerr=np.where(cut, 0, errors), fmt="none", ecolor=INK["text"], elinewidth=1.1, capsize=2.5)
+        ends = shown + np.where(widths < 0, -1, 1) * np.where(cut, 0, errors)
+        for row, value, end, off in zip(rows, values, ends, cut, strict=True):
             axes.annotate(
-                f"{value:.2f}".replace("-", "−"),
+                f"{value:.2f}".replace("-", "−") + (" (cut)" if off else ""),
                 (end, row),
                 xytext=(5 if end >= start else -5, 0),
                 textcoords="offset points",

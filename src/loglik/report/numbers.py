@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from loglik.data.spec import DataSpec
 from loglik.evaluation.result import Result
 
-__all__ = ["Row", "Unit", "count", "duration", "gain", "number", "plus_minus", "unit_of"]
+__all__ = ["Row", "Unit", "count", "duration", "number", "plus_minus", "unit_of"]
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,6 @@ def unit_of(spec: DataSpec, results: Sequence[Result]) -> Unit:
     if all(spec.discrete_dims):
         return Unit("bits/dim", -1 / (spec.dims * math.log(2)))
     return Unit("nats per example", 1.0)
-
-
-def gain(result: Result, baseline: Result) -> tuple[float, float | None]:
-    """Nats per example above the baseline, with its standard error as if the two were independent."""
-    difference = result.nats - baseline.nats
-    if result.stderr is None or baseline.stderr is None:
-        return difference, None
-    return difference, math.hypot(result.stderr, baseline.stderr)
 
 
 def number(value: float | None, digits: int = 2, *, signed: bool = False) -> str:

@@ -26,7 +26,7 @@ from loglik.data.dataset import Data
 from loglik.data.spec import Column
 from loglik.density import Density
 from loglik.report import figures
-from loglik.report.numbers import Row, Unit, count, duration, gain, number, plus_minus, unit_of
+from loglik.report.numbers import Row, Unit, count, duration, number, plus_minus, unit_of
 from loglik.report.samples import draw, evaluating, examples, image_grid, text_of
 from loglik.runs import Run
 
@@ -133,7 +133,6 @@ def _rows(entries: Sequence[Entry], unit: Unit, baseline: Entry | None) -> list[
             notes.append(f"{r.samples:,} sample" + "s" * (r.samples != 1))
         trained = r.steps > 0
         error = None if r.stderr is None else r.stderr * abs(unit.per_nat)
-        above = None if baseline is None or entry is baseline else gain(r, baseline.result)
         rows.append(
             Row(
                 model=r.model,
@@ -141,7 +140,7 @@ def _rows(entries: Sequence[Entry], unit: Unit, baseline: Entry | None) -> list[
                 note=", ".join(notes),
                 in_unit=plus_minus(r.nats * unit.per_nat, error),
                 nats=plus_minus(r.nats, r.stderr),
-                gain=plus_minus(*above, signed=True) if above else "–",
+                gain="–" if entry is baseline else plus_minus(r.gain, r.gain_stderr, signed=True),
                 params=count(r.params) if r.params else "–",
                 time=duration(r.train_seconds) if r.train_seconds else "–",
                 steps=f"{r.steps:,}" if trained else "–",

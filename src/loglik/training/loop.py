@@ -184,9 +184,10 @@ class _Trainer:
             betas=(0.9, 0.99),
             fused=True,
         )
-        module, optimizer = fabric.setup(torch.compile(loss) if settings.compile else loss, optimizer)
+        whole: nn.Module = torch.compile(loss) if settings.compile else loss  # type: ignore[assignment]
+        module, optimizer = fabric.setup(whole, optimizer)
         average = _average(self.density, settings.ema_decay)
-        judged: Density = average.module if average else self.density
+        judged: Density = average.module if average else self.density  # type: ignore[assignment]
         if state is not None:
             self._restore(state, optimizer, average)
         began = time.perf_counter() - self.elapsed

@@ -27,11 +27,14 @@ class Dequantize(Transform):
     Source: Theis et al. 2016, "A note on the evaluation of generative models", section 3.1.
     """
 
+    mask: Tensor | None
+
     def __init__(self, levels: int | None = None, discrete: Sequence[bool] | None = None) -> None:
         super().__init__()
         if levels is not None and levels < 2:
             raise ValueError(f"levels must be at least 2, got {levels}")
         self.levels = levels
+        self.whole = discrete is None or all(discrete)
         mask = None if discrete is None else torch.tensor(list(discrete), dtype=torch.bool)
         self.register_buffer("mask", mask, persistent=False)
 
