@@ -134,7 +134,16 @@ def words(page: str) -> str:
 def comparison() -> list[Entry]:
     return [
         entry(Fake(IMAGES), "independent", "exact", -129.25, steps=0, samples_per_second=251_234.0),
-        entry(Reconstructing(IMAGES), "vae", "lower", -92.5, samples=64, terms={"kl": -20.25}),
+        entry(
+            Reconstructing(IMAGES),
+            "vae",
+            "lower",
+            -92.5,
+            samples=64,
+            terms={"kl": -20.25},
+            gain=36.75,
+            gain_stderr=0.25,
+        ),
         entry(Fake(IMAGES, conditional=True), "diffusion", "estimate", -88.0, samples=8),
         entry(
             FakeClassifier(IMAGES),
@@ -145,7 +154,7 @@ def comparison() -> list[Entry]:
             accuracy=0.9,
             calibration_error=0.02,
         ),
-        Entry(Result(model="xz", bound="exact", nats=-160.0, bits_per_dim=3.61, n=60)),
+        Entry(Result(model="xz", bound="exact", nats=-160.0, bits_per_dim=3.61, gain=-30.75, n=60)),
     ]
 
 
@@ -153,7 +162,7 @@ def test_comparison_of_images(tmp_path):
     entries = comparison()
     text = words(written(tmp_path, data_of(IMAGES), entries))
     assert "images 1×8×8, 17 levels, 10 classes" in text
-    assert "vae lower bound 64 samples 2.085 ± 0.011 −92.50 ± 0.50 +36.75 ± 0.71 12.3 k 5.0 s 100 –" in text
+    assert "vae lower bound 64 samples 2.085 ± 0.011 −92.50 ± 0.50 +36.75 ± 0.25 12.3 k 5.0 s 100 –" in text
     assert "diffusion estimate given the label, 8 samples 1.984" in text
     assert "independent exact 2.914 ± 0.011 −129.25 ± 0.50 – 12.3 k 5.0 s – 251,000" in text
     assert "xz code length 3.61 −160.00 −30.75 – – – –" in text

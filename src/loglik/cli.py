@@ -264,45 +264,47 @@ def _draw(density: Any, spec: DataSpec, n: int, label: str | None, seed: int) ->
 
 
 def _print_table(entries: Sequence[Entry], data: Data) -> None:
+    """The densities of the data in one table, the classifier on a line of its own: its event is the label."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    discrete = data.spec.levels is not None
-    table = Table(title=f"{data.name}: log-likelihood of the {len(data.test)} test examples", title_justify="left")
-    table.add_column("model")
-    table.add_column("nats", justify="right")
-    if discrete:
-        table.add_column("bits/dim", justify="right")
-    for name in ("number", "params", "steps", "time"):
-        table.add_column(name, justify="left" if name == "number" else "right")
-    best = max((e.result.nats for e in entries if e.result.event == "x"), default=None)
-    for entry in entries:
+    rows = [entry for entry in entries if entry.result.event == "x"]
+    discrete = any(entry.result.bits_per_dim is not None for entry in rows)
+    unit = "bits/byte" if data.spec.kind == "text" else "bits/dim"
+    table = Table(
+        title=f"{data.name}: log-likelihood of the {len(data.test):,} test examples",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+    )
+    names = ["model", "nats", "±", unit if discrete else "", "number", "params", "steps", "time"]
+    for name in filter(None, names):
+        table.add_column(name, justify="left" if name in ("model", "number") else "right", no_wrap=True)
+    best = max((entry.result.nats for entry in rows if not entry.conditional), default=None)
+    for entry in rows:
         r = entry.result
-        cells = [r.model + (" p(y|x)" if r.event == "y" else ""), _plus_minus(r)]
+        cells = [r.model, f"{r.nats:.2f}", "" if r.stderr is None else f"{r.stderr:.2f}"]
         if discrete:
             cells.append("" if r.bits_per_dim is None else f"{r.bits_per_dim:.3f}")
-        cells += [
-            _kind(entry),
-            f"{r.params:,}" if r.params else "",
-            str(r.steps or ""),
-            f"{r.train_seconds:.0f} s",
-        ]
-        table.add_row(*cells, style="bold" if r.event == "x" and r.nats == best else None)
+        time = f"{r.train_seconds:.0f} s" if r.steps else ""
+        cells += [_kind(entry), f"{r.params:,}" if r.params else "", f"{r.steps:,}" if r.steps else "", time]
+        table.add_row(*cells, style="bold" if r.nats == best else None)
     Console().print(table)
     for entry in entries:
         r = entry.result
-        if r.accuracy is not None:
-            print(f"{r.model}: accuracy {r.accuracy:.1%}, calibration error {r.calibration_error:.1%}")
-
-
-def _plus_minus(result: Result) -> str:
-    return f"{result.nats:.2f}" + ("" if result.stderr is None else f" ± {result.stderr:.2f}")
+        if r.event == "y":
+            print(
+                f"{r.model}, p(label | data): accuracy {r.accuracy:.1%}, {r.nats:.3f} ± {r.stderr or 0:.3f} nats a label, "
+                f"calibration error {r.calibration_error:.1%}"
+            )
 
 
 def _kind(entry: Entry) -> str:
     if entry.run is None:
         return "code length"
-    return entry.result.bound + (f", {entry.result.samples} samples" if entry.result.samples > 1 else "")
+    given = " given label" if entry.conditional else ""
+    return entry.result.bound + (f", K={entry.result.samples}" if entry.result.samples > 1 else "") + given
 
 
 if __name__ == "__main__":

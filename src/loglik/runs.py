@@ -129,11 +129,14 @@ def load(path: str | Path, *, density: Density | None = None, device: str | torc
     """
     path = Path(path)
     config = read_config(path)
-    spec = DataSpec.from_dict(config["spec"])
+    try:
+        spec, name, options = DataSpec.from_dict(config["spec"]), config["model"], dict(config["options"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path / 'config.yaml'} is damaged: a field is missing or wrong ({error})") from error
     if density is None:
-        if config["model"] is None:
+        if name is None:
             raise ValueError(f"{path} holds a density built by hand: build it again and pass load(path, density=...)")
-        density = build(config["model"], spec, **config["options"])
+        density = build(name, spec, **options)
     weights = path / "model.safetensors"
     if not weights.is_file():
         raise FileNotFoundError(f"{path} has no model.safetensors yet: its training has not reached a validation")

@@ -26,14 +26,6 @@ def parameters_per_dim(bins: int) -> int:
     return 3 * bins - 1
 
 
-def _knots(raw: Float[Tensor, "... K"], bound: float) -> Float[Tensor, "... K+1"]:
-    """Increasing knots from -B to B."""
-    bins = raw.shape[-1]
-    sizes = MIN_BIN + (1 - MIN_BIN * bins) * raw.softmax(-1)
-    inner = 2 * bound * sizes[..., :-1].cumsum(-1) - bound
-    return F.pad(F.pad(inner, (1, 0), value=-bound), (0, 1), value=bound)
-
-
 def rational_quadratic_spline(
     x: Float[Tensor, "..."],
     raw: Float[Tensor, "... P"],
@@ -46,26 +38,22 @@ def rational_quadratic_spline(
 
     `raw` holds `parameters_per_dim(bins)` unconstrained numbers for each number of x; zeros give the identity.
     """
-    x_knots = _knots(raw[..., :bins], bound)
-    y_knots = _knots(raw[..., bins : 2 * bins], bound)
-    inner = MIN_DERIVATIVE + F.softplus(raw[..., 2 * bins :] + UNIT_DERIVATIVE)
-    derivatives = F.pad(inner, (1, 1), value=1.0)
+    raw = raw.movedim(-1, 0).contiguous()  # bins first: every operation then runs along contiguous memory
+    sizes = 2 * bound * (MIN_BIN + (1 - MIN_BIN * bins) * raw[: 2 * bins].unflatten(0, (2, bins)).softmax(1))
+    ends = sizes.cumsum(1) - bound  # the upper end of each bin: of x in row 0, of y in row 1
+    inner = MIN_DERIVATIVE + F.softplus(raw[2 * bins :] + UNIT_DERIVATIVE)
+    one = torch.ones_like(inner[:1])
+    derivatives = torch.cat([one, inner, one])
 
     inside = x.abs() < bound
-    clamped = torch.where(inside, x, torch.zeros_like(x)).unsqueeze(-1)
-    knots = y_knots if inverse else x_knots
-    k = (clamped >= knots[..., 1:-1]).sum(-1, keepdim=True)
-
-    def pick(values: Tensor) -> Tensor:
-        return values.gather(-1, k).squeeze(-1)
-
-    x_low, y_low = pick(x_knots), pick(y_knots)
-    width = x_knots.gather(-1, k + 1).squeeze(-1) - x_low
-    height = y_knots.gather(-1, k + 1).squeeze(-1) - y_low
-    d_low, d_high = pick(derivatives), derivatives.gather(-1, k + 1).squeeze(-1)
+    clamped = torch.where(inside, x, torch.zeros_like(x))
+    k = (clamped >= ends[1 if inverse else 0, :-1]).sum(0, keepdim=True)
+    both = k.expand(2, 1, *x.shape)
+    width, height = sizes.gather(1, both).squeeze(1)
+    x_low, y_low = ends.gather(1, both).squeeze(1) - torch.stack([width, height])
+    d_low, d_high = derivatives.gather(0, torch.cat([k, k + 1]))
     slope = height / width
     curve = d_low + d_high - 2 * slope
-    clamped = clamped.squeeze(-1)
 
     if inverse:  # the root in [0, 1] of a ξ² + b ξ + c, in the form without cancellation
         offset = clamped - y_low
@@ -73,14 +61,16 @@ def rational_quadratic_spline(
         b = height * d_low - offset * curve
         c = -slope * offset
         xi = 2 * c / (-b - (b.square() - 4 * a * c).clamp_min(0).sqrt())
-        result = x_low + xi * width
     else:
         xi = (clamped - x_low) / width
-    between = xi * (1 - xi)
+    rest = 1 - xi
+    between = xi * rest
     denominator = slope + curve * between
-    if not inverse:
+    if inverse:
+        result = x_low + xi * width
+    else:
         result = y_low + height * (slope * xi.square() + d_low * between) / denominator
-    log_slope = 2 * slope.log() - 2 * denominator.log()
-    log_slope = log_slope + (d_high * xi.square() + 2 * slope * between + d_low * (1 - xi).square()).log()
+    numerator = d_high * xi.square() + 2 * slope * between + d_low * rest.square()
+    log_slope = torch.log(numerator * (slope / denominator).square())
     log_slope = torch.where(inside, -log_slope if inverse else log_slope, torch.zeros_like(x))
     return torch.where(inside, result, x), log_slope

@@ -23,7 +23,7 @@ KEEP = 2
 
 
 def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-    """Write a checkpoint of a step, and remove all but the newest two."""
+    """Write a checkpoint of a step; keep it and the one before, and remove all others (later ones were damaged)."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:09d}.safetensors"
     temporary = path.with_suffix(".partial")
@@ -38,9 +38,11 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
     partial = path.with_suffix(".sha256.partial")
     partial.write_text(digest)
     os.replace(partial, path.with_suffix(".sha256"))
-    for old in sorted(folder.glob("step-*.safetensors"))[:-KEEP]:
-        old.unlink()
-        old.with_suffix(".sha256").unlink(missing_ok=True)
+    every = sorted(folder.glob("step-*.safetensors"))
+    end = every.index(path) + 1
+    for other in every[: max(0, end - KEEP)] + every[end:]:
+        other.unlink()
+        other.with_suffix(".sha256").unlink(missing_ok=True)
 
 
 def load_newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

@@ -102,7 +102,7 @@ def fit(
         precision=settings.precision,  # type: ignore[arg-type]
     )
     fabric.launch()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[fabric.device] if fabric.device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
         name = density if isinstance(density, str) else None
         built = recipes.build(density, data.spec, **options) if isinstance(density, str) else density
@@ -194,7 +194,7 @@ class _Trainer:
         clip = settings.gradient_clip * math.prod(self.density.event_shape)
         sums = torch.zeros(3, dtype=torch.float64)  # loss, gradient norm, steps since the last validation
 
-        while (part := self._part()) < 1:
+        while (part := self._part()) < 1 and not self._out_of_patience():
             rows = self._rows()
             rate = settings.learning_rate * _schedule(part, self.step, settings.warmup)
             for group in optimizer.param_groups:
@@ -225,8 +225,6 @@ class _Trainer:
                 sums.zero_()
                 self.elapsed = self._agree(time.perf_counter() - began)
                 self.next_mark = self._mark_after(self.elapsed)
-                if settings.patience and self.worse >= settings.patience:
-                    break
         self.elapsed = self._agree(time.perf_counter() - began)
         if self.best:
             self.density.load_state_dict(self.best)
@@ -240,6 +238,9 @@ class _Trainer:
         """How much of the training is done, 0 to 1, by the limit that is nearest."""
         by_time = self.elapsed / self.settings.max_time if self.settings.max_time else 0.0
         return max(by_time, self.step / self.last_step)
+
+    def _out_of_patience(self) -> bool:
+        return 0 < self.settings.patience <= self.worse
 
     def _rows(self) -> Tensor:
         """This rank's rows of the step's batch: a slice of the epoch's permutation."""
@@ -277,7 +278,7 @@ class _Trainer:
         samples = min(4, default_samples(judged, len(self.validation)))
         scores = log_probs(judged, self.validation, samples=samples, seed=self.settings.seed, fabric=self.fabric)
         nats = scores.mean().item()
-        self._took = time.perf_counter() - start
+        self._took = self._agree(time.perf_counter() - start)
         loss, norm, count = sums.tolist()
         row = (self.step, self.elapsed, -loss / count, nats, rate, norm / count)
         self.history.append(dict(zip(runs.METRICS, row, strict=True)))
