@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from loglik.comparison import Entry
     from loglik.data import Data, DataSpec
-    from loglik.evaluation import Result
+
 
 __all__ = ["app", "main"]
 
@@ -269,6 +269,8 @@ def _print_table(entries: Sequence[Entry], data: Data) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from loglik.report.numbers import count
+
     rows = [entry for entry in entries if entry.result.event == "x"]
     discrete = any(entry.result.bits_per_dim is not None for entry in rows)
     unit = "bits/byte" if data.spec.kind == "text" else "bits/dim"
@@ -288,15 +290,15 @@ def _print_table(entries: Sequence[Entry], data: Data) -> None:
         if discrete:
             cells.append("" if r.bits_per_dim is None else f"{r.bits_per_dim:.3f}")
         time = f"{r.train_seconds:.0f} s" if r.steps else ""
-        cells += [_kind(entry), f"{r.params:,}" if r.params else "", f"{r.steps:,}" if r.steps else "", time]
+        cells += [_kind(entry), count(r.params) if r.params else "", f"{r.steps:,}" if r.steps else "", time]
         table.add_row(*cells, style="bold" if r.nats == best else None)
     Console().print(table)
     for entry in entries:
         r = entry.result
         if r.event == "y":
             print(
-                f"{r.model}, p(label | data): accuracy {r.accuracy:.1%}, {r.nats:.3f} ± {r.stderr or 0:.3f} nats a label, "
-                f"calibration error {r.calibration_error:.1%}"
+                f"{r.model}, p(label | data): accuracy {r.accuracy:.1%}, {r.nats:.3f} ± {r.stderr or 0:.3f} nats a "
+                f"label, calibration error {r.calibration_error:.1%}"
             )
 
 

@@ -22,15 +22,16 @@ class Diffusion(Density):
 
     $\log p(x) \ge \underbrace{\mathbb E \log p(x \mid z_0)}_{\text{reconstruction}}
     \underbrace{- \mathrm{KL}(q(z_1 \mid x) \,\|\, \mathcal N(0, I))}_{\text{prior}}
-    \underbrace{- \tfrac12 \int_{\lambda_1}^{\lambda_0} \mathbb E \lVert \epsilon - \hat\epsilon(z_\lambda) \rVert^2 d\lambda}_{\text{diffusion}}$
+    \underbrace{- \tfrac12 \int_{\lambda_1}^{\lambda_0} \mathbb E \lVert \epsilon - \hat\epsilon(z_\lambda) \rVert^2
+    d\lambda}_{\text{diffusion}}$
 
     with λ the log-SNR. The last term is denoising score matching under the likelihood weighting β(t):
-    $\tfrac12 \int \beta(t)\,\mathbb E \lVert s(x_t, t) - \nabla \log q(x_t \mid x) \rVert^2 dt$. It is estimated from one
-    λ per example and sample, drawn uniformly and stratified over samples (over the batch when there is one).
+    $\tfrac12 \int \beta(t)\,\mathbb E \lVert s(x_t, t) - \nabla \log q(x_t \mid x) \rVert^2 dt$. It is estimated
+    from one λ per example and sample, drawn uniformly and stratified over samples (over the batch when there is one).
     `loss` is minus the same bound, so training maximises what `log_prob` reports.
 
-    For whole numbers 0 ... K-1, scaled to levels in [-1, 1], $p(x \mid z_0) \propto \exp(-(z_0/\alpha_0 - x)^2 e^{\lambda_0}/2)$
-    normalised over the levels, so the bound is on a log-probability; for real data p(x | z_0) is
+    For whole numbers 0 ... K-1, scaled to levels in [-1, 1],
+    $p(x \mid z_0) \propto \exp(-(z_0/\alpha_0 - x)^2 e^{\lambda_0}/2)$ normalised over the levels, so the bound is on a log-probability; for real data p(x | z_0) is
     $\mathcal N(z_0/\alpha_0, e^{-\lambda_0} I)$.
 
     Args:

@@ -21,8 +21,8 @@ def ancestral_step(
 ) -> Float[Tensor, "B ..."]:
     r"""One step of the DDPM chain from time t to s < t: draw from $q(x_s \mid x_t, \hat x)$.
 
-    With $c = 1 - e^{\lambda_t - \lambda_s}$, the mean is $\frac{\alpha_s}{\alpha_t}(1 - c)\,x_t + \alpha_s c\,\hat x$ and
-    the variance $\sigma_s^2 c$. Source: Ho et al. 2020, eq. 6-7; Kingma et al. 2021, appendix A.4.
+    With $c = 1 - e^{\lambda_t - \lambda_s}$, the mean is $\frac{\alpha_s}{\alpha_t}(1 - c)\,x_t + \alpha_s c\,\hat x$
+    and the variance $\sigma_s^2 c$. Source: Ho et al. 2020, eq. 6-7; Kingma et al. 2021, appendix A.4.
     """
     logsnr_t, logsnr_s = schedule.logsnr(t), schedule.logsnr(s)
     x_hat = denoise(x_t, logsnr_t.expand(len(x_t)))
@@ -34,8 +34,9 @@ def ancestral_step(
 def euler_maruyama_step(
     x_t: Float[Tensor, "B ..."], t: Tensor, s: Tensor, denoise: Denoise, schedule: NoiseSchedule
 ) -> Float[Tensor, "B ..."]:
-    r"""One Euler step of the reverse-time SDE $dx = [-\tfrac12 \beta x - \beta \nabla \log p_t(x)]\,dt + \sqrt\beta\,d\bar W$.
+    r"""One Euler step of the reverse-time SDE.
 
+    $dx = [-\tfrac12 \beta x - \beta \nabla \log p_t(x)]\,dt + \sqrt\beta\,d\bar W$, backwards in time.
     Source: Anderson 1982; Song et al. 2021, eq. 6; the notes, part B2 of spring 2025, question a.
     """
     logsnr = schedule.logsnr(t).expand(len(x_t))

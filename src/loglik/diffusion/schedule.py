@@ -1,4 +1,6 @@
-r"""Variance-preserving noise: $q(x_t \mid x) = \mathcal N(\alpha_t x, \sigma_t^2 I)$ with $\alpha_t^2 + \sigma_t^2 = 1$.
+r"""Variance-preserving noise.
+
+$q(x_t \mid x) = \mathcal N(\alpha_t x, \sigma_t^2 I)$ with $\alpha_t^2 + \sigma_t^2 = 1$.
 
 t runs from 0 (data) to 1 (noise), and $\lambda(t) = \log(\alpha_t^2 / \sigma_t^2)$, the log-SNR, says everything:
 $\alpha_t^2 = \varsigma(\lambda)$ and $\sigma_t^2 = \varsigma(-\lambda)$, with ς the logistic function.

@@ -66,9 +66,12 @@ def bars(
         reach = 2.5 * float(np.median(np.abs(np.array(values) - start)))
         cut = np.abs(np.array(values) - start) > reach if len(values) > 2 and reach > 0 else np.zeros(len(rows), bool)
         shown = np.where(cut, start + np.sign(np.array(values) - start) * 0.9 * reach, values)
+        whiskers = np.where(cut, 0, errors)
         widths = shown - start
         axes.barh(rows, widths, left=start, height=0.62, color=INK["model"], alpha=0.85)
-        axes.errorbar(shown, rows, xerr=np.where(cut, 0, errors), fmt="none", ecolor=INK["text"], elinewidth=1.1, capsize=2.5)
+        axes.errorbar(
+            shown, rows, xerr=np.where(cut, 0, errors), fmt="none", ecolor=INK["text"], elinewidth=1.1, capsize=2.5
+        )
         ends = shown + np.where(widths < 0, -1, 1) * np.where(cut, 0, errors)
         for row, value, end, off in zip(rows, values, ends, cut, strict=True):
             axes.annotate(

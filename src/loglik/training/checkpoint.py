@@ -51,7 +51,7 @@ def load_newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None
         checksum = path.with_suffix(".sha256")
         if checksum.exists() and checksum.read_text().strip() == _digest(path):
             with safe_open(path, "pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["state"])
+                return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["state"])  # noqa: SIM118
     return None
 
 

@@ -18,8 +18,8 @@ class VAE(Density):
     r"""$p(x) = \int p(x \mid z)\,p(z)\,dz$, bounded below through an encoder $q(z \mid x)$.
 
     $\log p(x) \ge \mathbb E_q[\log p(x \mid z)] - \mathrm{KL}(q(z \mid x) \,\|\, p(z))$ (the ELBO). `log_prob` draws
-    $z = \mu + \sigma \odot \epsilon$ and returns $\log w = \log p(x \mid z) + \log p(z) - \log q(z \mid x)$, a sample of
-    the ELBO whose exponential averages to $p(x)$; `samples=K` returns $\log \tfrac1K \sum_k w_k$, which rises to
+    $z = \mu + \sigma \odot \epsilon$ and returns $\log w = \log p(x \mid z) + \log p(z) - \log q(z \mid x)$, a sample
+    of the ELBO whose exponential averages to $p(x)$; `samples=K` returns $\log \tfrac1K \sum_k w_k$, which rises to
     $\log p(x)$ with K (Burda et al. 2016). `loss` takes the KL in closed form where the prior is N(0, I).
 
     Args:
