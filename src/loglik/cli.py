@@ -218,13 +218,21 @@ def _settings(pairs: Sequence[str] | None) -> dict[str, Any]:
 
     settings = {}
     for pair in pairs or ():
-        key, equals, text = pair.partition("=")
+        key, equals, text = (part.strip() for part in pair.partition("="))
         if not equals or not key:
             raise ValueError(f"--set takes key=value, got {pair!r}")
+        if key in OWN_OPTIONS:
+            raise ValueError(f"--set {key}: it has an option of its own, see --help")
         try:
-            settings[key.strip()] = float(text) if "e" in text.lower() else yaml.safe_load(text)
+            settings[key] = float(text)  # YAML takes 1e-3 for a text
+            settings[key] = int(text)
         except ValueError:
-            settings[key.strip()] = yaml.safe_load(text)
+            if key in settings:
+                continue
+            try:
+                settings[key] = yaml.safe_load(text)
+            except yaml.YAMLError:
+                raise ValueError(f"--set {key}: {text!r} is not a value") from None
     return settings
 
 

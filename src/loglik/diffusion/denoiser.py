@@ -2,7 +2,8 @@ r"""Denoisers: from noised data $x_t = \alpha x + \sigma \epsilon$ to the expect
 
 The four usual predictions are one another's linear images, given $x_t$:
 $\hat x = (x_t - \sigma \hat\epsilon)/\alpha$; $\hat v = \alpha \hat\epsilon - \sigma \hat x$, so
-$\hat x = \alpha x_t - \sigma \hat v$; and the score $s = -\hat\epsilon / \sigma$, so $\hat x = (x_t + \sigma^2 s)/\alpha$ (Tweedie's formula).
+$\hat x = \alpha x_t - \sigma \hat v$; and the score $s = -\hat\epsilon / \sigma$, so
+$\hat x = (x_t + \sigma^2 s)/\alpha$ (Tweedie's formula).
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ class Diffusion(Density):
     `loss` is minus the same bound, so training maximises what `log_prob` reports.
 
     For whole numbers 0 ... K-1, scaled to levels in [-1, 1],
-    $p(x \mid z_0) \propto \exp(-(z_0/\alpha_0 - x)^2 e^{\lambda_0}/2)$ normalised over the levels, so the bound is on a log-probability; for real data p(x | z_0) is
-    $\mathcal N(z_0/\alpha_0, e^{-\lambda_0} I)$.
+    $p(x \mid z_0) \propto \exp(-(z_0/\alpha_0 - x)^2 e^{\lambda_0}/2)$ normalised over the levels, so
+    the bound is on a log-probability; for real data p(x | z_0) is $\mathcal N(z_0/\alpha_0, e^{-\lambda_0} I)$.
 
     Args:
         denoiser: x_t and the log-SNR to the expected data; a `LevelDenoiser` where data take few levels.

@@ -69,10 +69,8 @@ def bars(
         whiskers = np.where(cut, 0, errors)
         widths = shown - start
         axes.barh(rows, widths, left=start, height=0.62, color=INK["model"], alpha=0.85)
-        axes.errorbar(
-            shown, rows, xerr=np.where(cut, 0, errors), fmt="none", ecolor=INK["text"], elinewidth=1.1, capsize=2.5
-        )
-        ends = shown + np.where(widths < 0, -1, 1) * np.where(cut, 0, errors)
+        axes.errorbar(shown, rows, xerr=whiskers, fmt="none", ecolor=INK["text"], elinewidth=1.1, capsize=2.5)
+        ends = shown + np.where(widths < 0, -1, 1) * whiskers
         for row, value, end, off in zip(rows, values, ends, cut, strict=True):
             axes.annotate(
                 f"{value:.2f}".replace("-", "−") + (" (cut)" if off else ""),

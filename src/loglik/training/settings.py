@@ -61,7 +61,22 @@ class TrainingSettings:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "max_epochs", "max_time", "validate_every", "learning_rate", "batch_size"):
+        for field in fields(self):  # the annotations are texts: "int | None"
+            value, kinds = getattr(self, field.name), str(field.type).split(" | ")
+            if type(value).__name__ not in (kinds if "float" not in kinds else [*kinds, "int"]) and value is not None:
+                raise ValueError(f"{field.name} must be {' or '.join(kinds)}, got {value!r}")
+            if value is None and "None" not in kinds:
+                raise ValueError(f"{field.name} must be {' or '.join(kinds)}, got None")
+        above = (
+            "max_steps",
+            "max_epochs",
+            "max_time",
+            "validate_every",
+            "learning_rate",
+            "batch_size",
+            "gradient_clip",
+        )
+        for name in above:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
