@@ -1,16 +1,28 @@
-"""The whole suite runs with the shapes in loglik's signatures checked, and each test from the same seed."""
+"""The whole suite runs with the types and shapes in loglik's signatures checked, and each test from the same seed."""
 
 import sys
 
 import jaxtyping
 import pytest
 import torch
+from beartype import BeartypeConf, beartype
+
+pytest.register_assert_rewrite("densities")
 
 assert "loglik" not in sys.modules, "loglik was imported before its signatures could be checked"
-jaxtyping.install_import_hook("loglik", "beartype.beartype")
+check_types = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int will do for a float, as for mypy
+jaxtyping.install_import_hook("loglik", "conftest.check_types")
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Every test draws from torch's global generator as from a fresh start."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def float64():
+    """Default tensors are float64 within the test."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,6 +44,19 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A training setting or recipe option; repeatable."),
 ]
+
+# What fit and compare take besides settings: never through --set.
+OWN_OPTIONS = {
+    "seed": "--seed",
+    "label": "--label",
+    "out": "--out",
+    "resume": "--resume",
+    "samples": "--samples",
+    "models": "--models",
+    "budget": "--budget",
+    "max_time": "--max-time or --budget",
+}
+NOT_SETTINGS = {"data", "density", "settings", "progress", "say"}
 
 
 @app.command()
@@ -213,27 +227,29 @@ def main() -> None:
 
 
 def _settings(pairs: Sequence[str] | None) -> dict[str, Any]:
-    """`key=value` words as a dictionary; values are read as YAML."""
-    import yaml
-
+    """`key=value` words as a dictionary."""
     settings = {}
     for pair in pairs or ():
         key, equals, text = (part.strip() for part in pair.partition("="))
         if not equals or not key:
             raise ValueError(f"--set takes key=value, got {pair!r}")
-        if key in OWN_OPTIONS:
-            raise ValueError(f"--set {key}: it has an option of its own, see --help")
-        try:
-            settings[key] = float(text)  # YAML takes 1e-3 for a text
-            settings[key] = int(text)
-        except ValueError:
-            if key in settings:
-                continue
-            try:
-                settings[key] = yaml.safe_load(text)
-            except yaml.YAMLError:
-                raise ValueError(f"--set {key}: {text!r} is not a value") from None
+        if key in OWN_OPTIONS or key in NOT_SETTINGS:
+            raise ValueError(f"--set cannot set {key!r}" + (f": use {OWN_OPTIONS[key]}" if key in OWN_OPTIONS else ""))
+        settings[key] = _value(text)
     return settings
+
+
+def _value(text: str) -> Any:
+    """A number (YAML takes 1e-3 for a text), or what YAML makes of it."""
+    import yaml
+
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"--set: {text!r} is not a value") from None
 
 
 def _stem(data: str) -> str:
@@ -266,6 +282,7 @@ def _draw(density: Any, spec: DataSpec, n: int, label: str | None, seed: int) ->
     context = None
     if density.conditional:
         context = labels_in_turn(spec, n) if label is None else torch.full((n,), spec.classes.index(label))
+        context = context.to(next(density.parameters()).device)
     torch.manual_seed(seed)
     with torch.no_grad():
         return density.sample(n, context)
@@ -273,7 +290,6 @@ def _draw(density: Any, spec: DataSpec, n: int, label: str | None, seed: int) ->
 
 def _print_table(entries: Sequence[Entry], data: Data) -> None:
     """The densities of the data in one table, the classifier on a line of its own: its event is the label."""
-    from rich import box
     from rich.console import Console
     from rich.table import Table
 
@@ -285,8 +301,9 @@ def _print_table(entries: Sequence[Entry], data: Data) -> None:
     table = Table(
         title=f"{data.name}: log-likelihood of the {len(data.test):,} test examples",
         title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1),
+        box=None,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
     names = ["model", "nats", "±", unit if discrete else "", "number", "params", "steps", "time"]
     for name in filter(None, names):

@@ -65,6 +65,9 @@ class Diffusion(Density):
         self.method, self.steps = method, steps
         self.discrete = levels is not None
         self.conditional = getattr(denoiser, "context", None) is not None
+        # how many levels away 12 deviations of the least noise reach: further ones weigh nothing
+        least = math.exp(-0.5 * self.schedule.logsnr(torch.zeros(())).item())
+        self.near = max(2, math.ceil(6 * least * ((levels or 2) - 1)))
 
     @property
     def bound(self) -> Bound:
@@ -152,11 +155,10 @@ class Diffusion(Density):
         levels = torch.linspace(-1, 1, self.levels, device=v.device, dtype=v.dtype)
         seen = v + torch.exp(-0.5 * high) * torch.randn_like(v)  # z_0 / α_0
         gap = 2 / (self.levels - 1)
-        near = max(2, math.ceil(12 * math.exp(-0.5 * high.item()) / gap))  # further levels weigh nothing
-        if 2 * near + 1 >= self.levels:
+        if 2 * self.near + 1 >= self.levels:
             distance = seen.unsqueeze(-1) - levels
         else:
-            window = x.long().unsqueeze(-1) + torch.arange(-near, near + 1, device=v.device)
+            window = x.long().unsqueeze(-1) + torch.arange(-self.near, self.near + 1, device=v.device)
             outside = (window < 0) | (window >= self.levels)
             distance = seen.unsqueeze(-1) - (window * gap - 1)
             distance = distance.masked_fill(outside, torch.inf)

@@ -63,10 +63,9 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         for field in fields(self):  # the annotations are texts: "int | None"
             value, kinds = getattr(self, field.name), str(field.type).split(" | ")
-            if type(value).__name__ not in (kinds if "float" not in kinds else [*kinds, "int"]) and value is not None:
+            kind = "None" if value is None else type(value).__name__
+            if kind not in kinds and (kind, "float" in kinds) != ("int", True):
                 raise ValueError(f"{field.name} must be {' or '.join(kinds)}, got {value!r}")
-            if value is None and "None" not in kinds:
-                raise ValueError(f"{field.name} must be {' or '.join(kinds)}, got None")
         above = (
             "max_steps",
             "max_epochs",
