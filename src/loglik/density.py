@@ -129,7 +129,7 @@ def draw_weights(
     samples: int,
     *,
     importance_weighted: bool,
-    at_once: int = 4096,
+    at_once: int,
 ) -> Float[Tensor, " B"]:
     r"""Combine S draws of a bound into one number per example.
 

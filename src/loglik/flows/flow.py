@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -78,9 +79,17 @@ class Flow(Density):
             z, log_det = self.encode(rows, given)
             return self.base.log_prob(z, given) + log_det
 
-        if self.bound is Bound.EXACT:
-            samples = 1
-        return draw_weights(log_weight, x, context, samples, importance_weighted=self.importance_weighted)
+        if Bound.weakest(*(transform.bound for transform in self.transforms)) is Bound.EXACT:
+            z, log_det = self.encode(x, context)  # only the base draws, and it knows best how
+            return self.base.log_prob(z, context, samples=samples) + log_det
+        return draw_weights(
+            log_weight,
+            x,
+            context,
+            samples,
+            importance_weighted=self.importance_weighted,
+            at_once=max(1, 2**16 // math.prod(self.event_shape)),
+        )
 
     def loss(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, ""]:
         z, log_det = self.encode(x, context)

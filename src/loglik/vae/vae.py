@@ -103,7 +103,14 @@ class VAE(Density):
             log_likelihood = self.observation.log_prob(x[rows], self.parameters_of(z, given))
             return log_likelihood + self.prior.log_prob(z, given) - log_q
 
-        return draw_weights(log_weight, rows_of, context, samples, importance_weighted=self.importance_weighted)
+        return draw_weights(
+            log_weight,
+            rows_of,
+            context,
+            samples,
+            importance_weighted=self.importance_weighted,
+            at_once=max(1, 2**21 // self.observation.outputs),
+        )
 
     def loss(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, ""]:
         terms = self.terms(x, context)
