@@ -11,9 +11,9 @@ from harness import Side, Unavailable, count, evaluation, training_step
 TITLE = "Autoregressive"
 SHAPES = {"vocabulary": 256, "length": 128, "width": 128, "depth": 4, "heads": 4, "batch": 16, "samples": 8}
 NOTES = (
-    "Evaluation is a forward pass with the cross-entropy of every position. Generation draws 8 sequences of 128 bytes; "
-    "nanoGPT has no cache of keys and values. nanoGPT ties its token embedding to its output layer, so it has 256 × 128 "
-    "parameters fewer."
+    "`log_prob` is a forward pass with the cross-entropy of every position; `sample` draws 8 sequences of 128 bytes. "
+    "nanoGPT ties its token embedding to its output layer, so it has fewer parameters, and it samples without a cache "
+    "of keys and values."
 )
 
 

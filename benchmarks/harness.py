@@ -1,7 +1,7 @@
 """What a workload is, and the process that measures one side of it.
 
-A workload is a file here with `TITLE`, `SHAPES`, `NOTES` and `SIDES`: for each side a function that builds its model and
-data from `SHAPES`, once, and returns a `Side`. Each side runs in its own process; the parent (run.py) speaks
+A workload is a file here with `TITLE`, `SHAPES`, `NOTES` and `SIDES`: for each side a function that builds its
+model and data from `SHAPES`, once, and returns a `Side`. Each side runs in its own process; the parent (run.py) speaks
 to it in lines of JSON and asks one at a time for one timed run, so that only one side computes at any moment.
 
 `python harness.py WORKLOAD SIDE` is that process; a peer's runs in the peers' environment, and so this file and
@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-__all__ = ["Side", "Unavailable", "evaluation", "load_workload", "matrix_peak", "serve", "training_step"]
+__all__ = ["Side", "Unavailable", "count", "evaluation", "load_workload", "matrix_peak", "serve", "training_step"]
 
 RUN_SECONDS = 0.3  # an operation is repeated until a run takes this long
 WARM_UP = 3

@@ -176,7 +176,8 @@ def section(workload: str, rounds: int, threads: int, peers: str) -> str:
     for worker in workers.values():
         versions |= worker.described.get("versions", {})
     shapes = ", ".join(
-        f"{name} {' × '.join(map(str, v)) if isinstance(v, tuple) else v}" for name, v in module.SHAPES.items()
+        f"{name} {' × '.join(map(str, value)) if isinstance(value, tuple) else value}"
+        for name, value in module.SHAPES.items()
     )
     lines = [
         f"## {module.TITLE}",

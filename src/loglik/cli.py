@@ -56,6 +56,7 @@ OWN_OPTIONS = {
     "budget": "--budget",
     "max_time": "--max-time or --budget",
 }
+COUNTS = {1: "One", 2: "Two", 3: "Three", 4: "Four", 5: "Five"}
 NOT_SETTINGS = {"data", "density", "settings", "progress", "say"}
 
 
@@ -93,7 +94,9 @@ def compare(
     if json is not None:
         write_json([entry.result for entry in entries], json)
     write_json([entry.result for entry in entries], folder / "comparison.json")
-    page = write_report(folder / "report.html", held, entries, title=f"Five kinds of density on {held.name}", seed=seed)
+    kinds = sum(entry.run is not None and entry.result.steps > 0 for entry in entries)
+    title = f"{COUNTS.get(kinds, str(kinds))} kind{'s' * (kinds != 1)} of density on {held.name}"
+    page = write_report(folder / "report.html", held, entries, title=title, seed=seed)
     print(f"report: {page}")
 
 

@@ -70,15 +70,15 @@ def bars(
         widths = shown - start
         axes.barh(rows, widths, left=start, height=0.62, color=INK["model"], alpha=0.85)
         axes.errorbar(shown, rows, xerr=whiskers, fmt="none", ecolor=INK["text"], elinewidth=1.1, capsize=2.5)
-        ends = shown + np.where(widths < 0, -1, 1) * whiskers
+        ends = np.maximum(shown + whiskers, start)  # right of the bar, where no name stands
         for row, value, end, off in zip(rows, values, ends, cut, strict=True):
             axes.annotate(
                 f"{value:.2f}".replace("-", "−") + (" (cut)" if off else ""),
                 (end, row),
-                xytext=(5 if end >= start else -5, 0),
+                xytext=(5, 0),
                 textcoords="offset points",
                 va="center",
-                ha="left" if end >= start else "right",
+                ha="left",
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8},
             )
         if baseline is not None:
@@ -198,7 +198,7 @@ def confusion(matrix: Int[np.ndarray, "K K"], classes: Sequence[str]) -> str:
         for i in np.nonzero(total)[0]:
             axes.text(k - 0.3, i, f"{share[i, i]:.0%}", va="center", color=INK["quiet"], fontsize=size)
 
-    side = min(5.2, 1.3 + 0.23 * k) if written else 3.6
+    side = min(5.2, max(2.8, 1.3 + 0.23 * k)) if written else 3.6
     return _svg(side + 0.3, side, draw)
 
 
@@ -249,7 +249,7 @@ def _category_bars(axes: Any, categories: Sequence[str], data: np.ndarray, sampl
     axes.bar(places - 0.2, shares[0][shown], width=0.4, color=INK["data"])
     axes.bar(places + 0.2, shares[1][shown], width=0.4, color=INK["model"])
     names = [short(categories[i], 9) for i in shown]
-    crowded = sum(map(len, names)) > 24
+    crowded = sum(map(len, names)) + len(names) > 26
     axes.set_xticks(places, names, rotation=60 if crowded else 0, ha="right" if crowded else "center")
     axes.tick_params(axis="x", length=0)
 

@@ -1,0 +1,60 @@
+"""The benchmarks' own code: every workload still runs against loglik, and results are kept and replaced by section."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def run(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import run
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["classifier", "autoregressive", "flow", "vae", "diffusion"])
+def test_our_side_of_each_workload_runs(run, name):
+    module = run.harness.load_workload(name)
+    assert name in run.WORKLOADS and list(module.SIDES)[0] == "ours" and len(module.SIDES) > 1
+    side = module.SIDES["ours"]()
+    assert side.parameters > 0
+    for operation in side.operations.values():
+        operation()
+
+
+def test_peers_are_not_imported_before_they_are_asked_for(run, monkeypatch):
+    monkeypatch.delenv("NANOGPT", raising=False)
+    with pytest.raises(run.harness.Unavailable, match="set NANOGPT"):
+        run.harness.load_workload("autoregressive").SIDES["nanoGPT"]()
+
+
+def test_the_table_gives_medians_ratios_and_reasons(run):
+    def worker(**described):
+        return SimpleNamespace(described={"parameters": 10, "flops": {}, **described})
+
+    workers = {
+        "ours": worker(flops={"step": 8_000_000}),
+        "fast": worker(),
+        "gone": SimpleNamespace(described={"unavailable": "ImportError: no"}),
+    }
+    times = {"step": {"ours": [0.002, 0.001, 0.009], "fast": [0.004, 0.004, 0.004], "gone": []}}
+    _, _, ours, fast, gone = run.table(workers, times, peak=16.0)
+    assert ours == "| step | ours | 10 | 2.00 | 1.00 | 9.00 | 2.00 | 4.0 | 25% |"
+    assert "| 1.00 |" in fast
+    assert "not available: ImportError: no" in gone
+
+
+def test_one_section_is_replaced_and_the_others_stay(run, tmp_path):
+    path = tmp_path / "RESULTS.md"
+    run.write({"flow": "## Flow\n\nold\n"}, path)
+    run.write({"vae": "## VAE\n\nnumbers\n"}, path)
+    run.write({"flow": "## Flow\n\nnew\n"}, path)
+    text = path.read_text()
+    assert text.count("# Speed\n") == 1 and "old" not in text
+    assert text.index("new") < text.index("numbers")
