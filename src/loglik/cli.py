@@ -81,7 +81,9 @@ def compare(
     from loglik.runs import new_folder
     from loglik.training import as_data, seconds
 
-    names = [name.strip() for name in models.split(",") if name.strip()] if models else None
+    names = None if models is None else [name.strip() for name in models.split(",") if name.strip()]
+    if names == []:
+        raise ValueError("--models names no model: write flow,vae, or leave it out")
     each = seconds(budget)
     held = as_data(data, label=label, seed=seed)
     folder = _folder(out, f"compare-{_stem(data)}")
@@ -94,7 +96,7 @@ def compare(
     if json is not None:
         write_json([entry.result for entry in entries], json)
     write_json([entry.result for entry in entries], folder / "comparison.json")
-    kinds = sum(entry.run is not None and entry.result.steps > 0 for entry in entries)
+    kinds = max(1, sum(entry.run is not None and entry.result.steps > 0 for entry in entries))
     title = f"{COUNTS.get(kinds, str(kinds))} kind{'s' * (kinds != 1)} of density on {held.name}"
     page = write_report(folder / "report.html", held, entries, title=title, seed=seed)
     print(f"report: {page}")
@@ -264,7 +266,7 @@ def _folder(out: Path | None, name: str) -> Path:
     if out is not None:
         return out
     path, number = Path("runs") / name, 2
-    while path.exists():
+    while path.exists() and (not path.is_dir() or any(path.iterdir())):
         path, number = Path("runs") / f"{name}-{number}", number + 1
     return path
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-__all__ = ["Bound", "Density", "StandardNormal", "draw_weights", "expand_context"]
+__all__ = ["Bound", "Density", "StandardNormal", "draw_weights", "embed", "expand_context"]
 
 
 class Bound(str, Enum):
@@ -115,6 +115,15 @@ class StandardNormal(Density):
     def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Float[Tensor, "n ..."]:
         anchor = self.get_buffer("anchor")
         return torch.randn(n, *self.event_shape, device=anchor.device, dtype=anchor.dtype)
+
+
+def embed(network: nn.Module | None, context: Tensor | None) -> Tensor | None:
+    """A context through the network that reads it; None where there is no such network."""
+    if network is None:
+        return None
+    if context is None:
+        raise ValueError("this density is p(x | context): pass a context, one row for each example")
+    return network(context)
 
 
 def expand_context(context: Tensor | None, samples: int) -> Tensor | None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
-from loglik.density import Density
+from loglik.density import Density, embed
 
 __all__ = ["Autoregressive"]
 
@@ -100,4 +100,5 @@ class Autoregressive(Density):
 
     def _first(self, n: int, context: Tensor | None) -> Float[Tensor, "n 1 E"]:
         start = self.start.expand(n, 1, -1)
-        return start if self.context is None else start + self.context(context).unsqueeze(1)
+        vector = embed(self.context, context)
+        return start if vector is None else start + vector.unsqueeze(1)

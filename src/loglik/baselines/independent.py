@@ -117,7 +117,7 @@ class Independent(Density):
         self.log_mass.copy_(counts.log() - total.log())
         self.log_tail.copy_(tails.log() - total.log())
 
-    def _place_edges(self, columns: Float[Tensor, "D N"]) -> None:
+    def _place_edges(self, columns: Float[Tensor, "rows N"]) -> None:
         """Equal bins between the 0.5 % and 99.5 % quantiles; whole-number edges where numbers are whole."""
         sorted_ = columns.sort(dim=1).values
         cut = int(0.005 * columns.shape[1])
@@ -130,6 +130,6 @@ class Independent(Density):
         step = torch.where(self.whole, whole_step, step)
         self.edges.copy_(low[:, None] + step[:, None] * torch.arange(self.bins + 1, device=columns.device))
 
-    def _columns(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "D B"]:
+    def _columns(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "rows N"]:
         rows = x.flatten(1).double()
         return rows.reshape(1, -1) if self.shared else rows.T

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from loglik.density import embed
 from loglik.diffusion.schedule import alpha, sigma
 
 __all__ = ["Denoiser", "LevelDenoiser", "Prediction", "time_features", "to_data", "to_score"]
@@ -89,8 +90,9 @@ class Denoiser(nn.Module):
 
     def _predict(self, x_t: Tensor, logsnr: Tensor, context: Tensor | None) -> Tensor:
         vector = time_features(logsnr, self.features).to(x_t.dtype)
-        if self.context is not None:
-            vector = torch.cat([vector, self.context(context)], dim=1)
+        embedded = embed(self.context, context)
+        if embedded is not None:
+            vector = torch.cat([vector, embedded], dim=1)
         return self.network(x_t, vector)
 
 

@@ -7,10 +7,10 @@ import math
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from loglik.density import Bound, Density
-from loglik.diffusion.denoiser import Denoiser, LevelDenoiser
+from loglik.diffusion.denoiser import LevelDenoiser
 from loglik.diffusion.sampler import integrate
 from loglik.diffusion.schedule import LinearBeta, NoiseSchedule, alpha, sigma
 
@@ -35,7 +35,8 @@ class Diffusion(Density):
     the bound is on a log-probability; for real data p(x | z_0) is $\mathcal N(z_0/\alpha_0, e^{-\lambda_0} I)$.
 
     Args:
-        denoiser: x_t and the log-SNR to the expected data; a `LevelDenoiser` where data take few levels.
+        denoiser: from (x_t, log-SNR, context) to the expected data: a `Denoiser`, a `LevelDenoiser` where data take few
+            levels, or any module of that form.
         event_shape: of the data.
         levels: K of whole numbers, None for real data.
         schedule: the noise; the VP-SDE with linear β(t) by default.
@@ -48,7 +49,7 @@ class Diffusion(Density):
 
     def __init__(
         self,
-        denoiser: Denoiser,
+        denoiser: nn.Module,
         event_shape: tuple[int, ...],
         *,
         levels: int | None = None,

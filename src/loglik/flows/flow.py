@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from loglik.density import Bound, Density, draw_weights
+from loglik.density import Bound, Density, draw_weights, embed
 from loglik.transforms import Dequantize, Transform
 
 __all__ = ["Flow"]
@@ -56,8 +56,8 @@ class Flow(Density):
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> tuple[Shaped[Tensor, "B ..."], Float[Tensor, " B"]]:
         """Data to the base's variable: (z, the sum of the log-determinants)."""
-        vector = None if self.context is None else self.context(context)
-        z, total = x, torch.zeros((), device=x.device)
+        vector = embed(self.context, context)
+        z, total = x, torch.zeros(len(x), device=x.device)
         for transform in self.transforms:
             z, log_det = transform.encode(z, vector)
             total = total + log_det
@@ -67,7 +67,7 @@ class Flow(Density):
         self, z: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> Shaped[Tensor, "B ..."]:
         """The base's variable to data."""
-        vector = None if self.context is None else self.context(context)
+        vector = embed(self.context, context)
         for transform in reversed(self.transforms):
             z = transform.decode(z, vector)
         return z
@@ -100,7 +100,7 @@ class Flow(Density):
 
     @torch.no_grad()
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
-        vector = None if self.context is None else self.context(context)
+        vector = embed(self.context, context)
         for transform in self.transforms:
             transform.initialise(x)
             x, _ = transform.encode(x, vector)

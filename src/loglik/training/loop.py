@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -32,7 +33,7 @@ from loglik.density import Density
 from loglik.evaluation.scores import arguments, default_samples, log_probs
 from loglik.training import checkpoint
 from loglik.training.progress import Progress, progress_bar
-from loglik.training.settings import TrainingSettings, seconds
+from loglik.training.settings import TrainingSettings, check_options, seconds
 
 __all__ = ["NotFinite", "as_data", "fit"]
 
@@ -94,13 +95,7 @@ def fit(
     if resume and (path is None or not (path / "config.yaml").is_file()):
         raise ValueError(f"nothing to resume: {path or 'without out, there'} is no run")
 
-    fabric = Fabric(
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        strategy=settings.strategy,
-        num_nodes=settings.num_nodes,
-        precision=settings.precision,  # type: ignore[arg-type]
-    )
+    fabric = _fabric(settings)
     fabric.launch()
     with torch.random.fork_rng(devices=[fabric.device] if fabric.device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
@@ -129,6 +124,20 @@ def fit(
         runs.write_metrics(path, trainer.history)
         runs.write_config(path, config)
     return run
+
+
+def _fabric(settings: TrainingSettings) -> Fabric:
+    try:
+        return Fabric(
+            accelerator=settings.accelerator,
+            devices=settings.devices,
+            strategy=settings.strategy,
+            num_nodes=settings.num_nodes,
+            precision=settings.precision,  # type: ignore[arg-type]
+        )
+    except (RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
+        asked = f"accelerator={settings.accelerator}, devices={settings.devices}, strategy={settings.strategy}"
+        raise ValueError(f"cannot train with {asked}, precision={settings.precision}: {error}") from error
 
 
 class _Loss(nn.Module):
@@ -364,6 +373,8 @@ def _settings(
         base, unknown, allowed = settings or TrainingSettings(), sorted(rest), "training has"
     if unknown:
         raise ValueError(f"unknown option {unknown[0]!r}: {allowed} {', '.join(TrainingSettings.names())}")
+    if isinstance(density, str):
+        check_options(rest, recipe.options)
     return replace(base, **chosen).with_limit(), rest
 
 

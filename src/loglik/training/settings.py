@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-__all__ = ["TrainingSettings", "seconds"]
+__all__ = ["TrainingSettings", "check_options", "seconds"]
 
 
 def seconds(text: str | float) -> float:
@@ -19,6 +20,25 @@ def seconds(text: str | float) -> float:
     if not match or float(match[1]) <= 0:
         raise ValueError(f"{text!r} is not a time: write 45s, 5m or 1h")
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def check_options(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a recipe's options have the types of their defaults, and whole numbers are above 0.
+
+    >>> check_options({"width": 0}, {"width": None})
+    Traceback (most recent call last):
+    ValueError: width must be a whole number above 0, got 0
+    """
+    for name, value in options.items():
+        default = defaults[name]
+        if default is None or type(default) is int:
+            right, words = type(value) is int and value > 0, "a whole number above 0"
+        elif type(default) is float:
+            right, words = type(value) in (int, float), "a number"
+        else:
+            right, words = isinstance(value, type(default)), "true or false" if default in (True, False) else "a text"
+        if not (right or value is default):
+            raise ValueError(f"{name} must be {words}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from loglik.density import Bound, Density, StandardNormal, draw_weights
+from loglik.density import Bound, Density, StandardNormal, draw_weights, embed
 from loglik.vae.observation import Observation
 
 __all__ = ["VAE"]
@@ -147,4 +147,5 @@ class VAE(Density):
         self.offset.copy_(self.observation.marginal(x))
 
     def _call(self, network: nn.Module, x: Tensor, context: Tensor | None) -> Tensor:
-        return network(x) if self.context is None else network(x, self.context(context))
+        vector = embed(self.context, context)
+        return network(x) if vector is None else network(x, vector)
