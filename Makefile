@@ -28,7 +28,7 @@ test-all: $(READY)
 	$(BIN)/pytest $(ARGS)
 
 bench: $(READY)
-	PYTHON=$(PYTHON) $(BIN)/python benchmarks/run.py $(if $(ONLY),--only $(ONLY))
+	PYTHON=$(PYTHON) $(BIN)/python benchmarks/run.py $(if $(ONLY),--only $(ONLY)) $(if $(NANOGPT),--nanogpt $(NANOGPT)) $(ARGS)
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -89,10 +89,11 @@ def load_workload(name: str) -> ModuleType:
     return module
 
 
-def matrix_peak() -> dict[str, float]:
+def matrix_peak(threads: int) -> dict[str, float]:
     """The best rate of a square matrix product here, in GFLOP/s: what the fraction of the limit refers to."""
     import torch
 
+    torch.set_num_threads(threads)
     peaks = {}
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         best = 0.0

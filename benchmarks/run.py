@@ -36,7 +36,8 @@ Written by `make bench` (`make bench ONLY=flow` replaces one section). Each side
 same threads; in every round each side makes one timed run in turn. Times are milliseconds of one call: the median of
 the rounds, the smallest, the largest. `against the fastest peer` is the fastest peer's median over that of the row:
 above 1 the row is faster. GFLOP/s counts the matrix products of ours, and its share is of the rate that one large
-float32 matrix product reaches on the machine in the same run.
+float32 matrix product reaches on the machine in the same run, with the same threads. On a machine that others use too,
+`make bench ARGS="--threads 1"`: threads that wait for one another lose far more to a neighbour than a thread alone.
 """
 
 
@@ -168,9 +169,9 @@ def section(workload: str, rounds: int, threads: int, peers: str) -> str:
     """A workload's part of RESULTS.md: shapes, table, notes, and where and when it was measured."""
     module = harness.load_workload(workload)
     load = os.getloadavg()[0]
-    before = harness.matrix_peak()
+    before = harness.matrix_peak(threads)
     workers, times = measure(workload, rounds, threads, peers)
-    after = harness.matrix_peak()
+    after = harness.matrix_peak(threads)
     peak = {name: max(before[name], after[name]) for name in before}
     versions: dict[str, str] = {}
     for worker in workers.values():
@@ -179,6 +180,7 @@ def section(workload: str, rounds: int, threads: int, peers: str) -> str:
         f"{name} {' × '.join(map(str, value)) if isinstance(value, tuple) else value}"
         for name, value in module.SHAPES.items()
     )
+    width = "1 thread" if threads == 1 else f"{threads} threads"
     lines = [
         f"## {module.TITLE}",
         "",
@@ -188,8 +190,8 @@ def section(workload: str, rounds: int, threads: int, peers: str) -> str:
         "",
         module.NOTES,
         "",
-        f"Measured {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC on {machine()}, {threads} threads, load {load:.1f} "
-        f"at the start; {rounds} rounds; matrix peak {peak['float32']:.0f} GFLOP/s in float32, {peak['bfloat16']:.0f} "
+        f"Measured {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC on {machine()}, {width}, load {load:.1f} at "
+        f"the start; {rounds} rounds; matrix peak {peak['float32']:.0f} GFLOP/s in float32, {peak['bfloat16']:.0f} "
         f"in bfloat16; Python {platform.python_version()}, "
         + ", ".join(f"{name} {version}" for name, version in versions.items())
         + ".",

@@ -9,8 +9,8 @@ SHAPES = {"dims": 784, "latent": 16, "hidden": 512, "batch": 128, "points": 32, 
 NOTES = (
     "Both are Gaussian MLPs of one hidden layer each way. Ours learns the deviation of each dimension too, so its "
     "decoder gives 2 × 784 numbers where pythae's gives 784, with a deviation fixed at 1: more work, and a part of the "
-    "difference in time. The likelihood takes 32 points with 100 draws each: `log_prob(samples=100)` and `get_nll`, the "
-    "same importance-weighted bound."
+    "difference in time. The likelihood takes 32 points with 100 draws each, the same importance-weighted bound: "
+    "`log_prob(samples=100)` and `get_nll`."
 )
 
 

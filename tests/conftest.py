@@ -13,6 +13,8 @@ assert "loglik" not in sys.modules, "loglik was imported before its signatures c
 check_types = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int will do for a float, as for mypy
 jaxtyping.install_import_hook("loglik", "conftest.check_types")
 
+torch.set_num_threads(1)  # the suite's tensors are tiny
+
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:

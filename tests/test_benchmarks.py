@@ -21,7 +21,7 @@ def run(monkeypatch):
 @pytest.mark.parametrize("name", ["classifier", "autoregressive", "flow", "vae", "diffusion"])
 def test_our_side_of_each_workload_runs(run, name):
     module = run.harness.load_workload(name)
-    assert name in run.WORKLOADS and list(module.SIDES)[0] == "ours" and len(module.SIDES) > 1
+    assert name in run.WORKLOADS and next(iter(module.SIDES)) == "ours" and len(module.SIDES) > 1
     side = module.SIDES["ours"]()
     assert side.parameters > 0
     for operation in side.operations.values():
