@@ -5,6 +5,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 
+# threads that wait asleep: see docs/decisions.md
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: setup compare test test-all bench format clean
 
 setup: $(READY)

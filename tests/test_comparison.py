@@ -90,7 +90,6 @@ def test_every_row_has_the_fields_of_the_design(images, tmp_path) -> None:
         assert (row["stderr"] is None) == (row["model"] == "xz")
 
 
-@pytest.mark.xfail(strict=True, reason="evaluate_split reports the samples asked for where the number is exact")
 def test_exact_numbers_take_one_sample(images) -> None:
     entries, _, _ = images
     assert all(e.result.samples == (1 if e.result.bound == "exact" else 2) for e in entries)

@@ -28,8 +28,8 @@ class Autoregressive(Density):
         context: a network from a context to E numbers, which are added to the first position; None for p(x).
         dropout: on the embeddings, in training.
 
-    Each position has a learned embedding, and so has each token (tied to nothing). Raises ValueError where the
-    data hold other than 0 ... K-1.
+    Each position has a learned embedding, and so has each token (tied to nothing). `initialise` raises ValueError
+    where the data hold other than 0 ... K-1.
     """
 
     offset: Tensor
@@ -93,6 +93,9 @@ class Autoregressive(Density):
     @torch.no_grad()
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
         """Start from each position's own log-probabilities."""
+        low, high = int(x.min()), int(x.max())
+        if low < 0 or high >= self.levels:
+            raise ValueError(f"data must hold whole numbers 0 ... {self.levels - 1}, got {low} ... {high}")
         counts = torch.zeros_like(self.offset)
         rows = x[: 2**14].flatten(1).long().T
         counts.scatter_add_(1, rows, torch.ones_like(rows, dtype=counts.dtype))

@@ -40,7 +40,8 @@ class Columns(nn.Module):
         self.outputs = len(self.numbers) + sum(categories)
 
     def initialise(self, x: Shaped[Tensor, "N ..."]) -> None:
-        self.standardise.initialise(x.flatten(1)[:, self.numbers].float())
+        if self.numbers:
+            self.standardise.initialise(x.flatten(1)[:, self.numbers].float())
 
     def forward(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B F"]:
         rows = x.flatten(1)

@@ -11,7 +11,7 @@ from torch import Tensor
 from loglik.classification import calibration_error
 from loglik.data.dataset import Split
 from loglik.data.spec import DataSpec
-from loglik.density import Density
+from loglik.density import Bound, Density
 from loglik.evaluation.result import Result
 from loglik.evaluation.scores import arguments, default_samples, log_probs, mean_and_stderr
 
@@ -58,7 +58,8 @@ def evaluate_split(
     """
     if len(split) == 0:
         raise ValueError("the split is empty: nothing to evaluate")
-    samples = default_samples(density, len(split)) if samples is None else samples
+    if samples is None or density.bound is Bound.EXACT:
+        samples = default_samples(density, len(split))
     scores = log_probs(density, split, samples=samples, seed=seed)
     nats, stderr = mean_and_stderr(scores)
     labels = density.event == "y"

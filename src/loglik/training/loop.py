@@ -228,12 +228,13 @@ class _Trainer:
             self.elapsed = self._agree(time.perf_counter() - began)
             bar.update(self._part(), self.step, self.elapsed, value_)
             if self._due():
+                start = time.perf_counter()
                 self._validate(judged, sums, rate)
                 bar.validated(self.history[-1]["validation_nats"])
                 self._write(optimizer, average)
                 sums.zero_()
                 self.elapsed = self._agree(time.perf_counter() - began)
-                self.next_mark = self._mark_after(self.elapsed)
+                self.next_mark = self._mark_after(self.elapsed, self._agree(time.perf_counter() - start))
         self.elapsed = self._agree(time.perf_counter() - began)
         if self.best:
             self.density.load_state_dict(self.best)
@@ -277,17 +278,15 @@ class _Trainer:
             return True
         return self.elapsed >= self.next_mark if self.by_time else self.step % self.every == 0
 
-    def _mark_after(self, elapsed: float) -> float:
-        """The next even mark of time, but at least thrice a validation's own time ahead."""
+    def _mark_after(self, elapsed: float, took: float) -> float:
+        """The next even mark of time, but at least thrice as far ahead as validating and writing took."""
         gap = (self.settings.max_time or math.inf) / VALIDATIONS
-        return max((math.floor(elapsed / gap) + 1) * gap if gap < math.inf else 0.0, elapsed + 3 * self._took)
+        return max((math.floor(elapsed / gap) + 1) * gap if gap < math.inf else 0.0, elapsed + 3 * took)
 
     def _validate(self, judged: Density, sums: Tensor, rate: float) -> None:
-        start = time.perf_counter()
         samples = min(4, default_samples(judged, len(self.validation)))
         scores = log_probs(judged, self.validation, samples=samples, seed=self.settings.seed, fabric=self.fabric)
         nats = scores.mean().item()
-        self._took = self._agree(time.perf_counter() - start)
         loss, norm, count = sums.tolist()
         row = (self.step, self.elapsed, -loss / count, nats, rate, norm / count)
         self.history.append(dict(zip(runs.METRICS, row, strict=True)))
