@@ -132,10 +132,8 @@ class Diffusion(Density):
         return x if self.levels is None else x.to(torch.get_default_dtype()) * (2 / (self.levels - 1)) - 1
 
     def _stratified(self, count: int, v: Tensor) -> Tensor:
-        places = torch.arange(count, device=v.device, dtype=v.dtype)
-        return ((places + torch.rand((), device=v.device, dtype=v.dtype)) / count)[
-            torch.randperm(count, device=v.device)
-        ]
+        places = torch.rand(count, device=v.device).argsort()  # indexing by randperm is what inductor cannot compile
+        return (places.to(v.dtype) + torch.rand((), device=v.device, dtype=v.dtype)) / count
 
     def _terms(self, x: Tensor, v: Tensor, context: Tensor | None, place: Tensor) -> dict[str, Tensor]:
         high, low = self._logsnr_ends().to(v)

@@ -1,0 +1,112 @@
+"""Independent: histograms with tails that sum and integrate to one."""
+
+import math
+
+import pytest
+import torch
+
+from densities import check_sums_to_one, events_of
+from loglik.baselines import Independent
+from loglik.data.spec import DataSpec
+from loglik.density import Bound
+
+
+def test_known_levels_are_smoothed_counts():
+    density = Independent((2,), (True, True), levels=3)
+    density.initialise(torch.tensor([[0, 2], [0, 2], [1, 2]], dtype=torch.uint8))
+    p = torch.tensor([[2.5, 1.5, 0.5], [0.5, 0.5, 3.5]], dtype=torch.float64) / 4.5
+    events = events_of(DataSpec(kind="array", event_shape=(2,), levels=3))
+    torch.testing.assert_close(density.log_prob(events).exp(), (p[0][:, None] * p[1]).flatten())
+    check_sums_to_one(density, events)
+    assert density.discrete and density.bound is Bound.EXACT
+
+
+def test_before_it_has_seen_data_it_is_uniform():
+    density = Independent((2,), (True, True), levels=4)
+    assert density.log_prob(torch.tensor([[0, 3]])).item() == pytest.approx(-2 * math.log(4))
+
+
+def test_text_shares_one_histogram():
+    density = Independent((3,), (True,) * 3, levels=4, shared=True)
+    density.initialise(torch.tensor([[0, 1, 0], [2, 0, 0]], dtype=torch.uint8))
+    p = torch.tensor([4.5, 1.5, 1.5, 0.5], dtype=torch.float64) / 8
+    x = torch.tensor([[0, 3, 1], [2, 2, 0]], dtype=torch.uint8)
+    torch.testing.assert_close(density.log_prob(x), p.log()[x.long()].sum(1))
+    check_sums_to_one(density, events_of(DataSpec(kind="text", event_shape=(3,), levels=4)))
+    share = torch.bincount(density.sample(5000).flatten().long(), minlength=4) / 15_000
+    assert ((share - p).abs() < 4.5 * (p * (1 - p) / 15_000).sqrt()).all()
+
+
+@pytest.mark.parametrize("spread", [0.3, 3.0, 200.0])
+def test_open_integers_sum_to_one(spread):
+    """With both tails: over all whole numbers that carry mass."""
+    density = Independent((1,), (True,), bins=8)
+    density.initialise((spread * torch.randn(1000, 1)).round() - 17)
+    x = torch.arange(-30_000, 30_000).unsqueeze(1)
+    log_p = density.log_prob(x.float())
+    assert log_p.exp().sum().item() == pytest.approx(1, abs=1e-9)
+    assert log_p.isfinite().all() and density.discrete
+    below, above = (density.log_prob(torch.tensor([[v]])) for v in (-1e6, 1e6))
+    assert below.isfinite() and above.isfinite()
+
+
+@pytest.mark.parametrize("n", [1, 5, 1000])
+@pytest.mark.parametrize("spread", [1e-4, 1.0, 1e5])
+def test_real_numbers_integrate_to_one(spread, n):
+    """Bins exactly, tails by quadrature."""
+    density = Independent((1,), (False,), bins=16)
+    density.initialise(3 * spread + spread * torch.randn(n, 1))
+    edges, scale = density.edges[0], density.tail_scale[0]
+    middles = (edges[1:] + edges[:-1]) / 2
+    inside = (density.log_prob(middles[:, None]).exp() * edges.diff()).sum()
+    steps = (torch.arange(40_000, dtype=torch.float64) + 0.5) * 1e-3  # in units of the tail's scale, to e^-40
+    below = density.log_prob((edges[0] - scale[0] * steps)[:, None]).exp().sum() * scale[0] * 1e-3
+    above = density.log_prob((edges[-1] + scale[1] * steps)[:, None]).exp().sum() * scale[1] * 1e-3
+    assert below > 0 and above > 0
+    assert (inside + below + above).item() == pytest.approx(1, abs=1e-6)
+
+
+def test_mixed_columns_are_a_product():
+    """A whole column's sum, times a real column's integral, is one."""
+    density = Independent((2,), (True, False), bins=8)
+    rows = torch.randn(400, 2) * torch.tensor([3.0, 5.0])
+    rows[:, 0] = rows[:, 0].round()
+    density.initialise(rows)
+    grid = torch.linspace(-150, 150, 6001, dtype=torch.float64)
+    whole = torch.arange(-100, 101, dtype=torch.float64)
+    middle = (grid[1:] + grid[:-1]) / 2
+    mass = density.log_prob(torch.cartesian_prod(whole, middle)).exp().sum() * grid.diff()[0]
+    assert mass.item() == pytest.approx(1, abs=2e-3) and not density.discrete
+
+
+@pytest.mark.parametrize("value", [0.0, -3.0, 1e7])
+@pytest.mark.parametrize("whole", [True, False])
+def test_constant_columns_are_finite(value, whole):
+    density = Independent((1,), (whole,), bins=8)
+    density.initialise(torch.full((50, 1), value))
+    log_p = density.log_prob(torch.tensor([[value], [value + 1], [value - 1e6]]))
+    assert log_p.isfinite().all() and log_p[0] > log_p[1] > log_p[2]
+    drawn = density.sample(200)
+    assert ((drawn - value).abs() < 1).double().mean() > 0.8
+
+
+def test_samples_are_like_the_data():
+    rows = torch.randn(2000, 2) * torch.tensor([3.0, 0.01]) + torch.tensor([100.0, 5.0])
+    rows[:, 0] = rows[:, 0].round()
+    density = Independent((2,), (True, False))
+    density.initialise(rows)
+    drawn = density.sample(20_000)
+    assert torch.equal(drawn[:, 0], drawn[:, 0].round()) and not torch.equal(drawn[:, 1], drawn[:, 1].round())
+    places = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])
+    apart = (drawn.quantile(places, 0) - rows.quantile(places, 0)).abs() / rows.std(0)
+    assert apart[:, 0].max() < 0.4 and apart[:, 1].max() < 0.1  # a whole number is a third of a deviation
+
+
+def test_samples_follow_the_tails():
+    density = Independent((1,), (True,), bins=4)
+    density.initialise((3 * torch.randn(500, 1)).round())
+    drawn = density.sample(50_000).squeeze(1)
+    for value in range(-12, 13):
+        p = density.log_prob(torch.tensor([[float(value)]])).exp().item()
+        share = (drawn == value).double().mean().item()
+        assert abs(share - p) < 5 * math.sqrt(p * (1 - p) / 50_000)

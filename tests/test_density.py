@@ -1,0 +1,88 @@
+"""The interface: bounds, the standard normal, and how draws of a bound combine."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Normal
+
+from loglik.density import Bound, Density, StandardNormal, draw_weights, expand_context
+
+
+def test_the_weakest_bound_wins():
+    exact, lower, estimate = Bound.EXACT, Bound.LOWER, Bound.ESTIMATE
+    assert Bound.weakest() is exact
+    assert Bound.weakest(exact, lower) is lower
+    assert Bound.weakest(lower, estimate, exact) is estimate
+
+
+def test_a_bound_is_its_name_in_json():
+    assert [b.value for b in Bound] == ["exact", "lower", "estimate"] and Bound("lower") is Bound.LOWER
+
+
+@pytest.mark.parametrize("shape", [(1,), (5,), (2, 3, 4)])
+def test_standard_normal_is_torchs(float64, shape):
+    x = 3 * torch.randn(7, *shape)
+    truth = Normal(0.0, 1.0).log_prob(x).flatten(1).sum(1)
+    torch.testing.assert_close(StandardNormal(shape).log_prob(x), truth)
+
+
+def test_standard_normal_integrates_to_one(float64):
+    grid = torch.linspace(-8, 8, 401)
+    points = torch.cartesian_prod(grid, grid)
+    total = StandardNormal((2,)).log_prob(points).exp().sum() * (grid[1] - grid[0]) ** 2
+    assert abs(total - 1) < 1e-9
+
+
+def test_standard_normal_samples():
+    drawn = StandardNormal((3,)).double().sample(20_000)
+    assert drawn.shape == (20_000, 3) and drawn.dtype == torch.float64
+    assert drawn.mean(0).abs().max() < 4 / math.sqrt(20_000)
+    assert (drawn.cov() if drawn.dim() == 1 else drawn.T.cov() - torch.eye(3)).abs().max() < 0.05
+
+
+def test_loss_is_minus_the_mean_by_default():
+    normal, x = StandardNormal((2,)), torch.randn(9, 2)
+    assert normal.loss(x) == -normal.log_prob(x).mean()
+    assert normal.terms(x) == {} and normal.importance_weighted and normal.bound is Bound.EXACT
+
+
+def test_a_density_must_say_what_it_is():
+    class Half(Density):
+        def log_prob(self, x, context=None, *, samples=1):
+            return x.sum(1)
+
+    with pytest.raises(TypeError, match="sample"):
+        Half()
+
+
+def test_context_is_repeated_with_samples_outermost():
+    context = torch.tensor([[1, 2], [3, 4]])
+    assert expand_context(context, 2).tolist() == [[1, 2], [3, 4], [1, 2], [3, 4]]
+    assert expand_context(None, 5) is None
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 10_000])
+@pytest.mark.parametrize("importance_weighted", [True, False])
+def test_draws_combine(float64, importance_weighted, at_once):
+    """The log of the mean weight, or the mean of the log-weights, however the draws are cut into calls."""
+    weights = iter(torch.randn(5, 3).unbind())  # the s-th call for all rows
+    table = list(weights)
+    seen = []
+
+    def log_weight(rows, context):
+        assert torch.equal(rows[:, 0], context)  # every row keeps its own context
+        values = [table[(len(seen) + i) // 3][int(row[0])] for i, row in enumerate(rows)]
+        seen.extend(values)
+        return torch.stack(values)
+
+    x = torch.arange(3.0).unsqueeze(1)
+    combined = draw_weights(log_weight, x, x[:, 0], 5, importance_weighted=importance_weighted, at_once=at_once)
+    all_draws = torch.stack(table)
+    truth = all_draws.exp().mean(0).log() if importance_weighted else all_draws.mean(0)
+    torch.testing.assert_close(combined, truth)
+
+
+def test_no_samples_is_refused():
+    with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
+        draw_weights(lambda x, c: x.sum(1), torch.ones(2, 1), None, 0, importance_weighted=True, at_once=1)

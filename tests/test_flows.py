@@ -1,0 +1,250 @@
+"""Flows: the spline against its formula, log-determinants against autograd, and densities that integrate to one."""
+
+import importlib.util
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from densities import check_sums_to_one, events_of, perturb, tiny, train
+from loglik.baselines import Independent
+from loglik.data.spec import Column, DataSpec
+from loglik.density import Bound, StandardNormal
+from loglik.flows import ElementwiseSpline, Flow, SplineCoupling, rational_quadratic_spline
+from loglik.flows.spline import MIN_BIN, MIN_DERIVATIVE, UNIT_DERIVATIVE, parameters_per_dim
+from loglik.networks import MLP
+from loglik.transforms import Dequantize, Logit, Reshape, Scale, Standardise
+from test_transforms import jacobian_log_det
+
+BINS, INTERVAL = 5, 3.0
+P = parameters_per_dim(BINS)
+
+
+def spline(x, raw, inverse=False):
+    return rational_quadratic_spline(x, raw, bins=BINS, bound=INTERVAL, inverse=inverse)
+
+
+def literal_spline(x: float, raw: torch.Tensor) -> tuple[float, float]:
+    """Durkan et al. 2019, eq. 4 and 5, for one number."""
+    widths, heights, slopes = raw[:BINS], raw[BINS : 2 * BINS], raw[2 * BINS :]
+    if not -INTERVAL < x < INTERVAL:
+        return x, 0.0
+    floor = lambda r: MIN_BIN + (1 - MIN_BIN * BINS) * r.exp() / r.exp().sum()  # noqa: E731
+    xs = [-INTERVAL + 2 * INTERVAL * floor(widths)[:k].sum().item() for k in range(BINS + 1)]
+    ys = [-INTERVAL + 2 * INTERVAL * floor(heights)[:k].sum().item() for k in range(BINS + 1)]
+    inner = (MIN_DERIVATIVE + (1 + (slopes + UNIT_DERIVATIVE).exp()).log()).tolist()
+    d = [1.0, *inner, 1.0]
+    k = max(k for k in range(BINS) if xs[k] <= x)
+    s = (ys[k + 1] - ys[k]) / (xs[k + 1] - xs[k])
+    xi = (x - xs[k]) / (xs[k + 1] - xs[k])
+    below = s + (d[k + 1] + d[k] - 2 * s) * xi * (1 - xi)
+    y = ys[k] + (ys[k + 1] - ys[k]) * (s * xi**2 + d[k] * xi * (1 - xi)) / below
+    slope = s**2 * (d[k + 1] * xi**2 + 2 * s * xi * (1 - xi) + d[k] * (1 - xi) ** 2) / below**2
+    return y, torch.tensor(slope).log().item()
+
+
+def test_spline_is_its_formula(float64):
+    x = torch.cat([torch.linspace(-4, 4, 41), torch.tensor([-INTERVAL, INTERVAL])])
+    raw = 2 * torch.randn(len(x), P)
+    y, log_slope = spline(x, raw)
+    truth = [literal_spline(x[i].item(), raw[i]) for i in range(len(x))]
+    torch.testing.assert_close(y, torch.tensor([t[0] for t in truth]))
+    torch.testing.assert_close(log_slope, torch.tensor([t[1] for t in truth]))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("zuko") is None, reason="zuko is not installed")
+def test_spline_is_zukos(float64):
+    from zuko.transforms import MonotonicRQSTransform
+
+    raw, x = torch.randn(50, P), 2.9 * (2 * torch.rand(50) - 1)
+    floor = lambda r: (MIN_BIN + (1 - MIN_BIN * BINS) * r.softmax(-1)).log()  # noqa: E731
+    # zuko squashes its parameters softly; a bound on slopes that is out of reach leaves only ours
+    inner = (MIN_DERIVATIVE + nn.functional.softplus(raw[:, 2 * BINS :] + UNIT_DERIVATIVE)).log()
+    theirs = MonotonicRQSTransform(
+        floor(raw[:, :BINS]), floor(raw[:, BINS : 2 * BINS]), inner, bound=INTERVAL, slope=1e-300
+    )
+    y, log_slope = spline(x, raw)
+    torch.testing.assert_close(y, theirs(x), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(log_slope, theirs.log_abs_det_jacobian(x, theirs(x)), rtol=5e-2, atol=5e-2)
+
+
+def test_zeros_give_the_identity(float64):
+    x = torch.linspace(-4, 4, 50)
+    y, log_slope = spline(x, torch.zeros(50, P))
+    torch.testing.assert_close(y, x)
+    torch.testing.assert_close(log_slope, torch.zeros(50), atol=1e-12, rtol=0)
+
+
+@settings(deadline=None, derandomize=True, max_examples=80)
+@given(
+    x=st.floats(-10, 10),
+    raw=st.lists(st.floats(-6, 6), min_size=P, max_size=P),
+)
+def test_spline_inverts(x, raw):
+    x, raw = torch.tensor([x], dtype=torch.float64), torch.tensor([raw], dtype=torch.float64)
+    y, log_slope = spline(x, raw)
+    back, log_slope_back = spline(y, raw, inverse=True)
+    torch.testing.assert_close(back, x, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(log_slope_back, -log_slope, rtol=1e-4, atol=1e-4)
+
+
+def test_spline_rises(float64):
+    raw = (3 * torch.randn(1, P)).expand(1001, -1)
+    y, log_slope = spline(torch.linspace(-3.5, 3.5, 1001), raw)
+    assert (y.diff() > 0).all() and log_slope.isfinite().all()
+
+
+def coupling(context: int = 0) -> SplineCoupling:
+    network = MLP(2, 2 * P, (16,), context=context)
+    return SplineCoupling([True, False, True, False], network, bins=BINS, interval=INTERVAL)
+
+
+def elementwise(context: int = 0) -> ElementwiseSpline:
+    network = nn.Linear(context, 4 * P) if context else None
+    return ElementwiseSpline(4, bins=BINS, interval=INTERVAL, network=network)
+
+
+@pytest.mark.parametrize("context", [0, 3])
+@pytest.mark.parametrize("build", [coupling, elementwise])
+def test_log_det_is_the_jacobians_and_decode_inverts(float64, build, context):
+    transform = build(context)
+    perturb(transform, 0.7)
+    x, given_ = 1.5 * torch.randn(8, 4), torch.randn(8, context) if context else None
+    z, log_det = transform.encode(x, given_)
+    assert (z - x).abs().max() > 0.1
+    torch.testing.assert_close(log_det, jacobian_log_det(transform, x, given_), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(transform.decode(z, given_), x, atol=1e-8, rtol=1e-8)
+
+
+def test_coupling_keeps_what_it_reads():
+    transform = coupling()
+    perturb(transform, 0.7)
+    x = torch.randn(5, 4)
+    z, _ = transform.encode(x)
+    assert torch.equal(z[:, 1::2], x[:, 1::2]) and not torch.equal(z[:, ::2], x[:, ::2])
+
+
+@pytest.mark.parametrize("mask", [[True, True], [False, False]])
+def test_coupling_needs_both_sides(mask):
+    with pytest.raises(ValueError, match="a dimension to transform and one to condition on"):
+        SplineCoupling(mask, nn.Identity())
+
+
+def real_flow(dims: int = 4) -> Flow:
+    """The recipe's, for a table of real columns in units of their own, moved away from its start."""
+    flow = tiny("flow", DataSpec(kind="table", event_shape=(dims,), columns=(Column(name="a", type="numeric"),) * dims))
+    flow.initialise(torch.arange(float(dims)) + (1 + torch.arange(dims)) * torch.randn(500, dims))
+    perturb(flow, 0.3)
+    return flow.eval()
+
+
+def test_a_whole_flow_is_the_change_of_variables(float64):
+    flow = real_flow()
+    x = torch.arange(4.0) + 2 * torch.randn(6, 4)
+    z, log_det = flow.encode(x)
+    torch.testing.assert_close(log_det, jacobian_log_det(flow, x), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(flow.decode(z), x, atol=1e-8, rtol=1e-8)
+    normal = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(1)
+    torch.testing.assert_close(flow.log_prob(x), normal + log_det)
+    torch.testing.assert_close(flow.loss(x), -flow.log_prob(x).mean())
+    assert flow.bound is Bound.EXACT and not flow.discrete
+
+
+@pytest.mark.parametrize("size", [1e3, 1e6])
+def test_far_events_are_finite(size):
+    flow = real_flow()
+    x = (size * torch.tensor([[1.0, -1, 1, -1], [0, 0, 0, 1]])).requires_grad_()
+    log_p = flow.log_prob(x)
+    assert log_p.isfinite().all() and (log_p < -100).all()
+    log_p.sum().backward()
+    assert x.grad.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in flow.parameters())
+    assert flow.decode(x.detach()).isfinite().all()
+
+
+def test_a_flow_integrates_to_one(float64):
+    flow = real_flow(2)
+    first, second = torch.linspace(-9, 9, 401), torch.linspace(-17, 19, 401)
+    total = flow.log_prob(torch.cartesian_prod(first, second)).exp().sum() * first.diff()[0] * second.diff()[0]
+    assert abs(total - 1) < 1e-3
+
+
+def test_samples_follow_the_density():
+    """The share of samples within a box is the density's integral over it."""
+    flow = real_flow(2)
+    drawn = flow.sample(20_000)
+    inside = ((drawn > torch.tensor([-1.0, 6.0])) & (drawn < torch.tensor([2.0, 8.0]))).all(1).double().mean()
+    first, second = torch.linspace(-1, 2, 201), torch.linspace(6, 8, 201)
+    middle = torch.cartesian_prod(first[:-1] + 0.0075, second[:-1] + 0.005)
+    mass = flow.log_prob(middle).double().exp().sum() * 0.015 * 0.01
+    assert 0.05 < mass < 0.95
+    assert abs(inside - mass) < 4 * (mass * (1 - mass) / 20_000).sqrt()
+
+
+def test_units_are_counted(float64):
+    """The same numbers in other units: densities differ by the log of the unit."""
+    x = torch.randn(400, 2)
+    here, there = Flow([Standardise((2,))], StandardNormal((2,))), Flow([Standardise((2,))], StandardNormal((2,)))
+    here.initialise(x)
+    there.initialise(1000 * x)
+    torch.testing.assert_close(there.log_prob(1000 * x), here.log_prob(x) - 2 * torch.tensor(1000.0).log())
+
+
+def test_initialise_sees_what_each_transform_sees():
+    x = torch.randint(0, 256, (300, 1, 2, 2), dtype=torch.uint8)
+    transforms = [Dequantize(256), Scale(1 / 256), Reshape((1, 2, 2), (4,)), Standardise((4,))]
+    flow = Flow(transforms, StandardNormal((4,)))
+    flow.initialise(x)
+    z, _ = flow.encode(x)
+    assert flow.event_shape == (1, 2, 2) and z.shape == (300, 4)
+    assert z.mean(0).abs().max() < 0.02 and (z.std(0) - 1).abs().max() < 0.02
+
+
+def test_a_flow_without_transforms_is_its_base():
+    x = torch.randn(5, 3)
+    flow = Flow([], StandardNormal((3,)))
+    torch.testing.assert_close(flow.log_prob(x), flow.base.log_prob(x))
+    assert flow.encode(x)[1].shape == (5,)
+
+
+@pytest.mark.parametrize(
+    ("transforms", "discrete", "bound"),
+    [
+        ([Scale(2)], False, Bound.EXACT),
+        ([Dequantize(4)], True, Bound.LOWER),
+        ([Dequantize(discrete=[True, False])], False, Bound.LOWER),
+        ([Dequantize(discrete=[True, True])], True, Bound.LOWER),
+    ],
+)
+def test_what_a_flow_is(transforms, discrete, bound):
+    flow = Flow(transforms, StandardNormal((2,)))
+    assert (flow.discrete, flow.bound) == (discrete, bound) and flow.importance_weighted
+
+
+def test_any_density_is_a_base():
+    """A flow over a histogram of whole numbers is discrete and exact."""
+    spec = DataSpec(kind="array", event_shape=(2,), levels=3)
+    base = Independent((2,), (True, True), levels=3)
+    base.initialise(torch.randint(0, 3, (50, 2)))
+    flow = Flow([Reshape((1, 1, 2), (2,))], base)
+    assert flow.discrete and flow.bound is Bound.EXACT
+    check_sums_to_one(flow, events_of(spec).view(-1, 1, 1, 2))
+
+
+@pytest.mark.parametrize("levels", [2, 3])
+def test_dequantized_flow_sums_to_one(levels):
+    """Over images of two pixels; each weight's average is a probability."""
+    spec = DataSpec(kind="image", event_shape=(1, 1, 2), levels=levels)
+    flow = Flow([Dequantize(levels), Reshape((1, 1, 2), (2,)), Scale(1 / levels), Logit()], StandardNormal((2,)))
+    check_sums_to_one(flow, events_of(spec))
+
+
+def test_open_range_sums_to_one():
+    """An integer column without known levels: over all whole numbers that could matter."""
+    spec = DataSpec(kind="table", event_shape=(1,), columns=(Column(name="count", type="integer"),))
+    flow = tiny("flow", spec)
+    x = torch.randn(300, 1).mul(2).floor()
+    train(flow, x, steps=30)
+    check_sums_to_one(flow, torch.arange(-40.0, 40.0).unsqueeze(1), draws=5_000)

@@ -1,0 +1,140 @@
+"""The fixed transforms: log-determinants against autograd, inverses, and dequantization."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loglik.density import Bound
+from loglik.transforms import Dequantize, Logit, Reshape, Scale, Standardise
+
+
+def jacobian_log_det(transform, x, context=None):
+    """log|det ∂z/∂x| of each row, by automatic differentiation."""
+    values = []
+    for i, row in enumerate(x):
+        given_row = None if context is None else context[i : i + 1]
+        jacobian = torch.autograd.functional.jacobian(
+            lambda r, c=given_row: transform.encode(r.unsqueeze(0), c)[0].flatten(), row
+        )
+        values.append(torch.linalg.slogdet(jacobian.reshape(row.numel(), row.numel())).logabsdet)
+    return torch.stack(values)
+
+
+def standardise() -> Standardise:
+    transform = Standardise((4,))
+    transform.initialise(torch.tensor([3.0, -10.0, 0.0, 1e4]) + torch.tensor([0.1, 5, 1, 300]) * torch.randn(50, 4))
+    return transform
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: Scale(-0.25, 3.0), lambda: Logit(), lambda: Logit(0.2), standardise], ids=str
+)
+def test_log_det_is_the_jacobians_and_decode_inverts(float64, build):
+    transform, x = build(), torch.rand(6, 4)
+    z, log_det = transform.encode(x)
+    assert log_det.shape == (6,) and transform.bound is Bound.EXACT
+    torch.testing.assert_close(log_det, jacobian_log_det(transform, x))
+    torch.testing.assert_close(transform.decode(z), x)
+
+
+def test_log_det_counts_every_dimension_of_an_image(float64):
+    x = torch.rand(3, 2, 4, 5)
+    _, log_det = Scale(1 / 256).encode(x)
+    torch.testing.assert_close(log_det, torch.full((3,), -40 * math.log(256)))
+    assert Logit().encode(x)[1].shape == (3,)
+
+
+@pytest.mark.parametrize("scale", [0, 0.0])
+def test_scale_of_zero_is_refused(scale):
+    with pytest.raises(ValueError, match="scale must not be 0"):
+        Scale(scale)
+
+
+@pytest.mark.parametrize("alpha", [0, 0.5, -1])
+def test_logit_margin_is_checked(alpha):
+    with pytest.raises(ValueError, match=r"alpha must lie between 0 and 0\.5"):
+        Logit(alpha)
+
+
+def test_logit_is_finite_at_the_ends_and_decodes_within_the_interval():
+    transform = Logit()
+    z, log_det = transform.encode(torch.tensor([[0.0], [1.0]]))
+    assert z.isfinite().all() and log_det.isfinite().all()
+    torch.testing.assert_close(transform.decode(z), torch.tensor([[0.0], [1.0]]), atol=1e-6, rtol=0)
+    far = transform.decode(torch.tensor([[-1e6], [1e6]]))
+    assert far.tolist() == [[0.0], [1.0]]
+
+
+def test_standardise_fits_the_training_data():
+    x = torch.tensor([5.0, -1e5, 1e-3]) + torch.tensor([2.0, 30.0, 1e-4]) * torch.randn(500, 3)
+    transform = Standardise((3,))
+    transform.initialise(x)
+    z, _ = transform.encode(x)
+    torch.testing.assert_close(z.mean(0), torch.zeros(3), atol=1e-3, rtol=0)
+    torch.testing.assert_close(z.std(0, unbiased=False), torch.ones(3), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("value", [0.0, 7.0, -3e8])
+def test_a_constant_column_keeps_its_unit(value):
+    transform = Standardise((1,))
+    transform.initialise(torch.full((20, 1), value))
+    z, log_det = transform.encode(torch.full((2, 1), value))
+    assert transform.std.item() == 1 and z.tolist() == [[0.0], [0.0]] and log_det.tolist() == [0.0, 0.0]
+
+
+def test_reshape_keeps_the_numbers_and_the_volume():
+    x = torch.arange(24.0).view(2, 3, 4)
+    transform = Reshape((3, 4), (12,))
+    z, log_det = transform.encode(x)
+    assert z.shape == (2, 12) and log_det.tolist() == [0, 0]
+    assert torch.equal(transform.decode(z), x)
+    assert transform.decoded_shape((12,)) == (3, 4)
+    with pytest.raises(ValueError, match="do not hold equally many numbers"):
+        Reshape((3, 4), (13,))
+
+
+# ---- dequantization
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(levels=st.integers(2, 70_000), data=st.data())
+def test_whole_numbers_survive_dequantization(levels, data):
+    values = data.draw(st.lists(st.integers(0, levels - 1), min_size=1, max_size=20))
+    x = torch.tensor([values]).to(torch.uint8 if levels <= 256 else torch.int64)
+    transform = Dequantize(levels)
+    v, log_det = transform.encode(x.double() if levels > 256 else x)  # float32 has no room between large numbers
+    assert log_det.tolist() == [0]
+    assert torch.equal(transform.decode(v), x)
+
+
+def test_dequantization_is_uniform_over_the_unit_interval():
+    x = torch.full((20_000, 1), 3, dtype=torch.uint8)
+    u = Dequantize(8).encode(x)[0] - 3
+    assert u.min() >= 0 and u.max() < 1
+    assert abs(u.mean() - 0.5) < 4 * math.sqrt(1 / 12 / 20_000)
+    assert abs(u.var() - 1 / 12) < 0.003
+    assert Dequantize(8).bound is Bound.LOWER
+
+
+def test_only_the_whole_dimensions_are_dequantized():
+    transform = Dequantize(discrete=[True, False])
+    x = torch.tensor([[2.0, 0.25], [-3.0, 1.75]])
+    v, _ = transform.encode(x)
+    assert torch.equal(v[:, 1], x[:, 1]) and not torch.equal(v[:, 0], x[:, 0])
+    assert torch.equal(transform.decode(v), x)
+    assert torch.equal(transform.decode(v + torch.tensor([0.0, 0.1]))[:, 0], x[:, 0])
+
+
+def test_decoded_levels_stay_in_range_and_open_ranges_stay_open():
+    z = torch.tensor([[-5.0, 300.0]])
+    assert Dequantize(256).decode(z).tolist() == [[0, 255]]
+    assert Dequantize(256).decode(z).dtype == torch.uint8 and Dequantize(257).decode(z).dtype == torch.int64
+    assert Dequantize().decode(z).tolist() == [[-5, 300]]
+
+
+def test_one_level_is_refused():
+    with pytest.raises(ValueError, match="levels must be at least 2, got 1"):
+        Dequantize(1)
