@@ -30,7 +30,9 @@ def standardise() -> Standardise:
 
 
 @pytest.mark.parametrize(
-    "build", [lambda: Scale(-0.25, 3.0), lambda: Logit(), lambda: Logit(0.2), standardise], ids=str
+    "build",
+    [lambda: Scale(-0.25, 3.0), lambda: Logit(), lambda: Logit(0.2), standardise],
+    ids=["scale", "logit", "logit wide", "standardise"],
 )
 def test_log_det_is_the_jacobians_and_decode_inverts(float64, build):
     transform, x = build(), torch.rand(6, 4)
