@@ -195,3 +195,8 @@ def test_a_line_and_json_of_a_number_that_is_not_finite(tmp_path) -> None:
     (row,) = json.loads((tmp_path / "a.json").read_text())
     assert row["nats"] is None and row["stderr"] is None and row["terms"] == {}
     assert summary(result).startswith("flow: -inf")
+
+
+def test_an_option_that_a_model_lacks_names_the_model():
+    with pytest.raises(ValueError, match="independent has no option 'width'"):
+        loglik.compare(torch.randint(5, (40, 3)), width=8)

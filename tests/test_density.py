@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch.distributions import Normal
 
+from loglik.data.spec import DataSpec
 from loglik.density import Bound, Density, StandardNormal, draw_weights, expand_context
+from loglik.recipes import build
 
 
 def test_the_weakest_bound_wins():
@@ -86,3 +88,14 @@ def test_draws_combine(float64, importance_weighted, at_once):
 def test_no_samples_is_refused():
     with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
         draw_weights(lambda x, c: x.sum(1), torch.ones(2, 1), None, 0, importance_weighted=True, at_once=1)
+
+
+@pytest.mark.parametrize("family", ["independent", "autoregressive", "flow", "vae", "diffusion"])
+def test_values_outside_the_levels_are_refused(family):
+    """A number for an event that cannot happen would mean nothing."""
+    model = build(family, DataSpec(kind="image", event_shape=(1, 2, 2), levels=5))
+    right = torch.full((3, 1, 2, 2), 4, dtype=torch.uint8)
+    model.initialise(right)
+    assert model.log_prob(right).shape == (3,)
+    with pytest.raises(ValueError, match=r"data must hold whole numbers 0 \.\.\. 4, got 4 \.\.\. 5"):
+        model.log_prob(torch.cat([right, right + 1]))

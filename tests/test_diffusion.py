@@ -238,7 +238,7 @@ def test_with_the_marginals_the_bound_is_the_independent_density(float64):
 def test_level_denoiser_is_bayes_rule(float64):
     levels, logits = torch.linspace(-1, 1, 4), torch.randn(2, 4)
     denoiser = LevelDenoiser(Zero(8), 4, (2,))
-    denoiser.initialise(logits)
+    denoiser.offset.copy_(logits)
     x_t, logsnr = torch.randn(3, 2), torch.tensor([-2.0, 0.5, 3.0])
     for b in range(3):
         for d in range(2):
@@ -298,3 +298,15 @@ def test_condition_reaches_the_denoiser():
     x_t, logsnr = torch.randn(1, 2).expand(3, 2), torch.zeros(3)
     given = diffusion.denoiser(x_t, logsnr, torch.arange(3))
     assert not torch.allclose(given[0], given[1]) and not torch.allclose(given[1], given[2])
+
+
+def test_v_prediction_starts_as_the_gaussian_of_the_datas_moments(float64):
+    mean, scale = torch.tensor([2.0, -1.0, 0.0]), torch.tensor([0.5, 0.1, 1.5])
+    x = mean + scale * torch.randn(4000, 3)
+    diffusion = Diffusion(Denoiser(Zero(3), event_shape=(3,)), (3,), schedule=LinearBeta(t_min=1e-5))
+    diffusion.initialise(x)
+    fitted = Normal(x.mean(0), x.std(0, correction=0))
+    got, truth = diffusion.log_prob(x, samples=64), fitted.log_prob(x).sum(1)
+    assert (got.mean() - truth.mean()).abs() < 0.02
+    plain = Diffusion(Denoiser(Zero(3)), (3,), schedule=LinearBeta(t_min=1e-5))
+    assert plain.log_prob(x, samples=64).mean() < truth.mean() - 1

@@ -144,3 +144,10 @@ def test_log_prob_is_one_graph(family):
 @pytest.mark.parametrize("case", [c for c in CASES if not c.conditional and c.spec in ("image", "table")], ids=str)
 def test_compiled(case: Case):
     compiled("inductor", case.family, case.spec, "loss")
+
+
+def test_long_events_come_in_smaller_batches():
+    autoregressive = recipe("autoregressive")
+    assert autoregressive.batch_size(64, 128) == 32
+    assert autoregressive.batch_size(3 * 32 * 32, 128) == 2
+    assert recipe("vae").batch_size(3 * 32 * 32, 128) == recipe("vae").training.get("batch_size", 128)

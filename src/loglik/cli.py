@@ -88,11 +88,14 @@ def compare(
     each = seconds(budget)
     held = as_data(data, label=label, seed=seed)
     folder = _folder(out, f"compare-{_stem(data)}")
-    new_folder(folder)
-    print(f"{held.name}: {held.spec.describe()}; {len(held.train)} to train on, {len(held.test)} to test on")
+    if not _follower():
+        new_folder(folder)
+    print(f"{held.name}: {held.spec.describe()}; {_sizes(held)}")
     entries = run_comparison(
         held, models=names, budget=each, out=folder, samples=samples, seed=seed, say=print, **_settings(set_)
     )
+    if _follower():
+        return
     _print_table(entries, held)
     if json is not None:
         write_json([entry.result for entry in entries], json)
@@ -132,8 +135,10 @@ def fit(
         options["max_time"] = max_time
     if max_steps is not None:
         options["max_steps"] = max_steps
-    print(f"{held.name}: {held.spec.describe()}; {len(held.train)} to train on")
+    print(f"{held.name}: {held.spec.describe()}; {_sizes(held)}")
     run = train(model, held, out=folder, resume=resume, seed=seed, **options)
+    if _follower():
+        return
     result = evaluate_split(
         run.density,
         held.test,
@@ -223,6 +228,8 @@ def main() -> None:
     """Run the command line: a user's mistake is one line and exit status 2."""
     # threads that wait asleep, not spinning: beside other work on the machine a step is then 5 to 60 times faster
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if _follower():
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     debug = "--debug" in sys.argv
     sys.argv = [word for word in sys.argv if word != "--debug"]
     try:
@@ -232,6 +239,11 @@ def main() -> None:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+
+
+def _follower() -> bool:
+    """Whether this process is a further rank of a training on several devices: the first one writes and prints."""
+    return any(int(os.environ.get(name, 0)) > 0 for name in ("LOCAL_RANK", "NODE_RANK"))
 
 
 def _settings(pairs: Sequence[str] | None) -> dict[str, Any]:
@@ -272,6 +284,11 @@ def _folder(out: Path | None, name: str) -> Path:
     while path.exists() and (not path.is_dir() or any(path.iterdir())):
         path, number = Path("runs") / f"{name}-{number}", number + 1
     return path
+
+
+def _sizes(data: Data) -> str:
+    train = f"{len(data.train):,}" + (" overlapping windows" if data.spec.kind == "text" else "")
+    return f"{train} to train on, {len(data.test):,} to test on"
 
 
 def _suffix(spec: DataSpec) -> str:
@@ -316,7 +333,7 @@ def _print_table(entries: Sequence[Entry], data: Data) -> None:
     names = ["model", "nats", "±", unit if discrete else "", "number", "params", "steps", "time"]
     for name in filter(None, names):
         table.add_column(name, justify="left" if name in ("model", "number") else "right", no_wrap=True)
-    best = max((entry.result.nats for entry in rows if not entry.conditional), default=None)
+    best = max((entry.result.nats for entry in rows if entry.run and not entry.conditional), default=None)
     for entry in rows:
         r = entry.result
         cells = [r.model, f"{r.nats:.2f}", "" if r.stderr is None else f"{r.stderr:.2f}"]

@@ -16,7 +16,7 @@ from loglik.density import Density
 from loglik.evaluation import Result, compress, evaluate_split, log_probs
 from loglik.recipes import RECIPES, Unsuitable, build, recipe
 from loglik.runs import Run
-from loglik.training import NotFinite, as_data, fit
+from loglik.training import NotFinite, TrainingSettings, as_data, fit
 
 __all__ = ["Entry", "compare", "evaluate", "write_json"]
 
@@ -95,14 +95,20 @@ def compare(
         budget: training time of each model: seconds, or `20s`, `1m`.
         out: a folder that receives one run for each model; None keeps them in memory.
         say: called with a line where a model is left out, and why.
-        **options: as `fit` takes them, for all models (training settings only).
+        **options: as `fit` takes them, for every model alike.
 
     Raises ValueError where none of the named models can take the data.
     """
     held: Data = as_data(data, label=label, seed=seed)
     chosen = list(RECIPES) if models is None else [BASELINE, *(m for m in models if m != BASELINE)]
     for name in chosen:
-        recipe(name)  # an unknown name fails before anything is trained
+        known = {*TrainingSettings.names(), *recipe(name).options}  # what is unknown fails before anything is trained
+        unknown = sorted(set(options) - known)
+        if unknown:
+            raise ValueError(
+                f"{name} has no option {unknown[0]!r}, and compare gives its options to every model: use models= "
+                "to leave this one out, or fit to train one model"
+            )
     fitting: list[str] = []
     for name in chosen:
         try:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-__all__ = ["Bound", "Density", "StandardNormal", "draw_weights", "embed", "expand_context"]
+__all__ = ["Bound", "Density", "StandardNormal", "check_levels", "draw_weights", "embed", "expand_context"]
 
 
 class Bound(str, Enum):
@@ -115,6 +115,18 @@ class StandardNormal(Density):
     def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Float[Tensor, "n ..."]:
         anchor = self.get_buffer("anchor")
         return torch.randn(n, *self.event_shape, device=anchor.device, dtype=anchor.dtype)
+
+
+def check_levels(x: Shaped[Tensor, "B ..."], levels: int | None, what: str = "data") -> None:
+    """Raise ValueError unless x holds 0 ... levels-1 only: outside, a formula gives a number that means nothing.
+
+    Compiled code skips it, since reading a number would break the graph.
+    """
+    if levels is None or x.numel() == 0 or torch.compiler.is_compiling():
+        return
+    low, high = (value.item() for value in x.aminmax())
+    if not 0 <= low <= high <= levels - 1:
+        raise ValueError(f"{what} must hold whole numbers 0 ... {levels - 1}, got {low:g} ... {high:g}")
 
 
 def embed(network: nn.Module | None, context: Tensor | None) -> Tensor | None:

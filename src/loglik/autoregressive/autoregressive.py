@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
-from loglik.density import Density, embed
+from loglik.density import Density, check_levels, embed
 
 __all__ = ["Autoregressive"]
 
@@ -72,6 +72,7 @@ class Autoregressive(Density):
     def log_prob(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
     ) -> Float[Tensor, " B"]:
+        check_levels(x, self.levels)
         logits = self.logits(x, context)
         targets = x.flatten(1).long()
         nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
@@ -93,9 +94,7 @@ class Autoregressive(Density):
     @torch.no_grad()
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
         """Start from each position's own log-probabilities."""
-        low, high = int(x.min()), int(x.max())
-        if low < 0 or high >= self.levels:
-            raise ValueError(f"data must hold whole numbers 0 ... {self.levels - 1}, got {low} ... {high}")
+        check_levels(x, self.levels)
         counts = torch.zeros_like(self.offset)
         rows = x[: 2**14].flatten(1).long().T
         counts.scatter_add_(1, rows, torch.ones_like(rows, dtype=counts.dtype))

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from loglik.density import Density
+from loglik.density import Density, check_levels
 
 __all__ = ["Independent"]
 
@@ -60,6 +60,7 @@ class Independent(Density):
     def log_prob(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
     ) -> Float[Tensor, " B"]:
+        check_levels(x, self.levels)
         columns = self._columns(x)
         low, high = self.edges[:, :1], self.edges[:, -1:]
         k = torch.searchsorted(self.edges, columns.contiguous(), right=True) - 1

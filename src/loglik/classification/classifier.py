@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
-from loglik.density import Density
+from loglik.density import Density, check_levels
 
 __all__ = ["Classifier"]
 
@@ -60,9 +60,11 @@ class Classifier(Density):
     def log_prob(
         self, x: Int64[Tensor, " B"], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
     ) -> Float[Tensor, " B"]:
+        check_levels(x, self.classes, "labels")
         return -F.cross_entropy(self.logits(_needed(context)), x, reduction="none")
 
     def loss(self, x: Int64[Tensor, " B"], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, ""]:
+        check_levels(x, self.classes, "labels")
         return F.cross_entropy(self.logits(_needed(context)), x, label_smoothing=self.smoothing)
 
     def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Int64[Tensor, " n"]:

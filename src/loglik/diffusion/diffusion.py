@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from loglik.density import Bound, Density
-from loglik.diffusion.denoiser import LevelDenoiser
+from loglik.density import Bound, Density, check_levels
+from loglik.diffusion.denoiser import Denoiser, LevelDenoiser
 from loglik.diffusion.sampler import integrate
 from loglik.diffusion.schedule import LinearBeta, NoiseSchedule, alpha, sigma
 
@@ -115,9 +114,8 @@ class Diffusion(Density):
         return x.to(torch.uint8 if self.levels <= 256 else torch.int64)
 
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
-        if isinstance(self.denoiser, LevelDenoiser) and self.levels is not None:
-            rows = F.one_hot(x.flatten(1)[: 2**14].long(), self.levels).double().sum(0)
-            self.denoiser.initialise((rows + 0.5).log() - math.log(rows[0].sum() + 0.5 * self.levels))
+        if isinstance(self.denoiser, Denoiser):
+            self.denoiser.initialise(self._centre(x))
 
     def _logsnr_ends(self) -> Float[Tensor, "2"]:
         """The log-SNR at t = 0, the highest, and at t = 1."""
@@ -129,6 +127,7 @@ class Diffusion(Density):
         )
 
     def _centre(self, x: Tensor) -> Tensor:
+        check_levels(x, self.levels)
         return x if self.levels is None else x.to(torch.get_default_dtype()) * (2 / (self.levels - 1)) - 1
 
     def _stratified(self, count: int, v: Tensor) -> Tensor:

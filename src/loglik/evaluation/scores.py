@@ -39,7 +39,7 @@ def log_probs(
     *,
     samples: int = 1,
     seed: int = 0,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     fabric: Fabric | None = None,
 ) -> Float64[Tensor, " N"]:
     """Log p of every example of a split, in nats, in the split's order.
@@ -47,6 +47,7 @@ def log_probs(
     Each batch draws its noise from a seed of its own, and ranks take batches in turn, so R ranks return what one
     does; the one collective call comes after the last batch. The global generator is left as it was.
     """
+    batch_size = batch_size or max(1, min(256, 2**18 // math.prod(split.x.shape[1:])))
     device = next((t.device for t in (*density.parameters(), *density.buffers())), torch.device("cpu"))
     rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
     scores = torch.zeros(len(split), dtype=torch.float64, device=device)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from loglik.density import Bound, Density, draw_weights, embed
+from loglik.density import Bound, Density, check_levels, draw_weights, embed
 from loglik.transforms import Dequantize, Transform
 
 __all__ = ["Flow"]
@@ -40,6 +40,8 @@ class Flow(Density):
             shape = transform.decoded_shape(shape)
         self.event_shape = shape
         self.conditional = context is not None or base.conditional
+        first = transforms[0] if transforms else None
+        self.levels = first.levels if isinstance(first, Dequantize) and first.whole else None
         self.discrete = base.discrete or any(
             isinstance(transform, Dequantize) and transform.whole for transform in transforms
         )
@@ -75,6 +77,8 @@ class Flow(Density):
     def log_prob(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
     ) -> Float[Tensor, " B"]:
+        check_levels(x, self.levels)
+
         def log_weight(rows: Tensor, given: Tensor | None) -> Tensor:
             z, log_det = self.encode(rows, given)
             return self.base.log_prob(z, given) + log_det
@@ -92,6 +96,7 @@ class Flow(Density):
         )
 
     def loss(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, ""]:
+        check_levels(x, self.levels)
         z, log_det = self.encode(x, context)
         return self.base.loss(z, context) - log_det.mean()
 

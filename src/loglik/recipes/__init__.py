@@ -11,7 +11,7 @@ from loglik.recipes.classifier import CLASSIFIER
 from loglik.recipes.diffusion import DIFFUSION
 from loglik.recipes.flow import FLOW
 from loglik.recipes.independent import INDEPENDENT
-from loglik.recipes.recipe import Recipe, Unsuitable
+from loglik.recipes.recipe import Recipe, Unsuitable, check_options
 from loglik.recipes.vae import VAE_RECIPE
 
 __all__ = ["RECIPES", "Recipe", "Unsuitable", "build", "recipe"]
@@ -29,10 +29,11 @@ def recipe(name: str) -> Recipe:
 def build(name: str, spec: DataSpec, **options: Any) -> Density:
     """An untrained density of a family for data of a spec.
 
-    Raises `Unsuitable` where the family cannot take the data, and ValueError for an unknown option.
+    Raises `Unsuitable` where the family cannot take the data, and ValueError for an unknown option or a wrong value.
     """
     chosen = recipe(name)
     unknown = sorted(set(options) - set(chosen.options))
     if unknown:
         raise ValueError(f"{name} has no option {unknown[0]!r}: it has {', '.join(chosen.options)}")
+    check_options(options, chosen.options)
     return chosen.build(spec, **options)

@@ -50,4 +50,5 @@ AUTOREGRESSIVE = Recipe(
     summary="a causal Transformer over the pixels or tokens; images, text, integer arrays",
     build=build,
     training={"learning_rate": 4e-3, "batch_size": 32, "weight_decay": 0.05},
+    numbers_a_step=2**13,
 )

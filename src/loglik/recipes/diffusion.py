@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
+from torch import nn
+
 from loglik.data.spec import DataSpec
 from loglik.density import Density
 from loglik.diffusion import Denoiser, Diffusion, LevelDenoiser, LinearBeta
@@ -42,16 +47,20 @@ def build(
         context=conditioning,
         dropout=dropout,
     )
+    # least noise: a LevelDenoiser snaps to a level, so little costs it nothing; below 0.4 of the levels' distance
+    # another denoiser only loses what the reconstruction would have known
+    schedule = LinearBeta(t_min=1e-5 if spec.levels is None else 1e-4)
+    if spec.levels is not None and not few_levels:
+        logsnr = torch.tensor(-2 * math.log(0.8 / (spec.levels - 1)))
+        schedule = LinearBeta(t_min=LinearBeta(t_min=1e-9).time(logsnr).item())
+    nn.init.zeros_(network.output.weight)  # training starts from the independent density
+    nn.init.zeros_(network.output.bias)
     denoiser = (
         LevelDenoiser(network, spec.levels, shape, features=FEATURES, context=context)
         if few_levels and spec.levels
-        else Denoiser(network, prediction="v", features=FEATURES, context=context)
+        else Denoiser(network, features=FEATURES, context=context, event_shape=shape)
     )
-    # noise low enough to tell neighbouring levels apart: σ₀ is a fifth of half their distance, or less
-    t_min = 1e-5 if spec.levels is None or spec.levels > 64 else 1e-4
-    diffusion = Diffusion(
-        denoiser, shape, levels=spec.levels, schedule=LinearBeta(t_min=t_min), method=method, steps=steps
-    )
+    diffusion = Diffusion(denoiser, shape, levels=spec.levels, schedule=schedule, method=method, steps=steps)
     return diffusion if spec.levels is not None else Flow(to_vector(spec), diffusion)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 from loglik.data.spec import DataSpec
 from loglik.density import Density
 
-__all__ = ["Recipe", "Unsuitable", "pick", "label_embedding"]
+__all__ = ["Recipe", "Unsuitable", "check_options", "label_embedding", "pick"]
 
 
 class Unsuitable(ValueError):
@@ -24,19 +24,45 @@ class Recipe:
     """A family's builder and how such a density is trained best.
 
     `build(spec, size=..., **options)` returns an untrained density; `training` overrides the defaults of
-    `TrainingSettings`.
+    `TrainingSettings`. A step of `numbers_a_step` numbers or fewer, where it is given, is worth its time: events that
+    are long come in smaller batches.
     """
 
     name: str
     summary: str
     build: Callable[..., Density]
     training: dict[str, Any] = field(default_factory=dict)
+    numbers_a_step: int | None = None
 
     @property
     def options(self) -> dict[str, Any]:
         """The builder's keyword arguments and their defaults."""
         parameters = inspect.signature(self.build).parameters.values()
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    def batch_size(self, dims: int, default: int) -> int:
+        """How many events of `dims` numbers a step takes."""
+        size = self.training.get("batch_size", default)
+        return size if self.numbers_a_step is None else max(1, min(size, self.numbers_a_step // dims))
+
+
+def check_options(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a recipe's options have the types of their defaults, and whole numbers are above 0.
+
+    >>> check_options({"width": 0}, {"width": None})
+    Traceback (most recent call last):
+    ValueError: width must be a whole number above 0, got 0
+    """
+    for name, value in options.items():
+        default = defaults[name]
+        if default is None or type(default) is int:
+            right, words = type(value) is int and value > 0, "a whole number above 0"
+        elif type(default) is float:
+            right, words = type(value) in (int, float), "a number"
+        else:
+            right, words = isinstance(value, type(default)), "true or false" if default in (True, False) else "a text"
+        if not (right or value is default):
+            raise ValueError(f"{name} must be {words}, got {value!r}")
 
 
 def pick(size: str, **sizes: Any) -> Any:

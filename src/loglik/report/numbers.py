@@ -61,6 +61,7 @@ def number(value: float | None, digits: int = 2, *, signed: bool = False) -> str
         return "–"
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
+    value = round(value, digits) + 0.0  # no negative zero
     return f"{value:{'+' if signed else ''},.{digits}f}".replace("-", "−")
 
 

@@ -115,10 +115,11 @@ def _can_draw(run: Run, data: Data) -> bool:
 
 
 def _best(entries: Sequence[Entry]) -> str | None:
-    """The row of the highest log p(x), where there is a choice; given the label only among its like."""
+    """The density of the highest log p(x), where there is a choice; given the label only among its like."""
+    densities = [e for e in entries if e.run is not None]
     if len(entries) < 2:
         return None
-    alike = [e for e in entries if not e.conditional] or list(entries)
+    alike = [e for e in densities if not e.conditional] or densities
     finite = [e.result for e in alike if math.isfinite(e.result.nats)]
     return max(finite, key=lambda result: result.nats).model if finite else None
 

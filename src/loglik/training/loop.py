@@ -33,7 +33,7 @@ from loglik.density import Density
 from loglik.evaluation.scores import arguments, default_samples, log_probs
 from loglik.training import checkpoint
 from loglik.training.progress import Progress, progress_bar
-from loglik.training.settings import TrainingSettings, check_options, seconds
+from loglik.training.settings import TrainingSettings, seconds
 
 __all__ = ["NotFinite", "as_data", "fit"]
 
@@ -89,8 +89,12 @@ def fit(
     Raises ValueError for data or options that do not fit, FileExistsError where `out` is in use, and `NotFinite`
     where training diverges.
     """
+    by_default = settings is None and "batch_size" not in options
     settings, options = _settings(density, settings, options)
     data = as_data(data, label=label, seed=settings.seed)
+    if by_default and isinstance(density, str):
+        size = recipes.recipe(density).batch_size(data.spec.dims, settings.batch_size)
+        settings = replace(settings, batch_size=size)
     path = None if out is None else Path(out)
     if resume and (path is None or not (path / "config.yaml").is_file()):
         raise ValueError(f"nothing to resume: {path or 'without out, there'} is no run")
@@ -173,6 +177,7 @@ class _Trainer:
         self.step, self.elapsed, self.next_mark = 0, 0.0, 0.0
         self.best_nats, self.best_step, self.worse = -math.inf, -1, 0
         self.best: dict[str, Tensor] = {}
+        self.best_scores = torch.empty(0)
         self.history: list[dict[str, float]] = []
 
     def count(self) -> None:
@@ -293,8 +298,10 @@ class _Trainer:
         if nats > self.best_nats:
             self.best_nats, self.best_step, self.worse = nats, self.step, 0
             self.best = {k: v.detach().clone() for k, v in judged.state_dict().items()}
+            self.best_scores = scores
         else:
-            self.worse += 1
+            behind = self.best_scores - scores
+            self.worse += int(behind.mean() > behind.std() / math.sqrt(len(behind)))
 
     def _write(self, optimizer: Any, average: AveragedModel | None) -> None:
         """A checkpoint, the best weights and the metrics so far."""
@@ -303,6 +310,7 @@ class _Trainer:
         tensors = {f"model.{k}": v for k, v in self.density.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in average.state_dict().items()} if average else {}
         tensors |= checkpoint.flatten_optimizer(optimizer)
+        tensors["best_scores"] = self.best_scores
         state = {
             "step": self.step,
             "elapsed": self.elapsed,
@@ -328,6 +336,7 @@ class _Trainer:
         if average:
             average.load_state_dict(part("average."))
         checkpoint.restore_optimizer(optimizer, tensors)
+        self.best_scores = tensors["best_scores"]
         for name, value in state.items():
             setattr(self, name, value)
         assert self.path is not None
@@ -373,7 +382,7 @@ def _settings(
     if unknown:
         raise ValueError(f"unknown option {unknown[0]!r}: {allowed} {', '.join(TrainingSettings.names())}")
     if isinstance(density, str):
-        check_options(rest, recipe.options)
+        recipes.check_options(rest, recipe.options)
     return replace(base, **chosen).with_limit(), rest
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-__all__ = ["TrainingSettings", "check_options", "seconds"]
+__all__ = ["TrainingSettings", "seconds"]
 
 
 def seconds(text: str | float) -> float:
@@ -22,25 +21,6 @@ def seconds(text: str | float) -> float:
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
-def check_options(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Raise ValueError unless a recipe's options have the types of their defaults, and whole numbers are above 0.
-
-    >>> check_options({"width": 0}, {"width": None})
-    Traceback (most recent call last):
-    ValueError: width must be a whole number above 0, got 0
-    """
-    for name, value in options.items():
-        default = defaults[name]
-        if default is None or type(default) is int:
-            right, words = type(value) is int and value > 0, "a whole number above 0"
-        elif type(default) is float:
-            right, words = type(value) in (int, float), "a number"
-        else:
-            right, words = isinstance(value, type(default)), "true or false" if default in (True, False) else "a text"
-        if not (right or value is default):
-            raise ValueError(f"{name} must be {words}, got {value!r}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
     """Settings of `fit`.
@@ -53,7 +33,8 @@ class TrainingSettings:
         weight_decay: on matrices; biases, norms and other vectors are spared.
         gradient_clip: the largest gradient norm, in nats per dimension of the event.
         ema_decay: of the moving average of the weights, which is what validation sees and what is kept; 0 for none.
-        patience: validations without a better one before training stops; 0 never stops early.
+        patience: validations that are worse than the best, by more than the standard error of the difference, before
+            training stops; 0 never stops early.
         validate_every: steps between validations; an epoch, but 25 to 500 steps, if None. With `max_time` alone,
             validations come at 25 even times instead.
         seed: fixes the initial weights of a named model, the order of the data and the noise.

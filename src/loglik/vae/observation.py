@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from loglik.density import check_levels
+
 __all__ = ["Observation", "Categorical", "DiscretisedLogistic", "Gaussian"]
 
 
@@ -68,6 +70,7 @@ class _Levels(Observation):
         self.dtype = torch.uint8 if levels <= 256 else torch.int64
 
     def centre(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+        check_levels(x, self.levels)
         return x.to(torch.get_default_dtype()) * (2 / (self.levels - 1)) - 1
 
 

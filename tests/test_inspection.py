@@ -1,0 +1,370 @@
+"""What inspection measures of a network: formula against measurement, counts by hand, gradients with known factors."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from loglik.inspection import (
+    effective_field,
+    fit_power,
+    gradient_flow,
+    invariance_error,
+    layer_counts,
+    measured_fields,
+    permutation_error,
+    receptive_fields,
+    sequence_cost,
+    singular_values,
+    translation_error,
+)
+from loglik.networks import MLP, CausalTransformer, ResidualMLP
+
+
+class Block(nn.Module):
+    """A residual block, with a projection where the shapes differ; the sum is in place, as many write it."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=dilation, dilation=dilation, bias=False)
+        self.norm1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        same = stride == 1 and inputs == outputs
+        self.shortcut = nn.Identity() if same else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride))
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.norm2(self.conv2(self.act(self.norm1(self.conv1(x)))))
+        h += self.shortcut(x)
+        return self.act(h)
+
+
+def resnet(channels: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, 4, 7, 2, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2, 1),
+        Block(4, 4, dilation=2),
+        Block(4, 6, stride=2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 3),
+    )
+
+
+class Tokens(nn.Module):
+    """Patches, a class token, a Transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(1, 8, 4, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.each = nn.Linear(8, 8)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.each(self.patches(x).flatten(2).transpose(1, 2))
+        return self.encoder(torch.cat([self.token.expand(len(h), 1, 8), h], dim=1))[:, 0]
+
+
+def agree(network: nn.Module, x: torch.Tensor, axes: tuple[int, ...] | None = None) -> list:
+    """Every layer's field as propagated is the field that gradients show; the fields."""
+    fields, measured = receptive_fields(network, x, axes=axes), measured_fields(network, x, axes=axes)
+    assert fields
+    for field in fields:
+        assert not field.assumed
+        assert measured[field.layer] == field.seen, field
+        if field.jump is not None and field.seen is not None and not field.clipped:
+            for size, jump, start, i, (first, last) in zip(
+                field.size, field.jump, field.start, field.unit[-len(field.size) :], field.seen, strict=True
+            ):
+                assert last - first + 1 == size
+                assert first == start + i * jump
+    return fields
+
+
+@st.composite
+def stacks(draw: st.DrawFn) -> list[tuple[str, int, int, int, int]]:
+    layers = []
+    for _ in range(draw(st.integers(1, 4))):
+        kernel = draw(st.integers(1, 7))
+        kind = draw(st.sampled_from(["conv", "conv", "max", "mean"]))
+        most = kernel // 2 if kind != "conv" else 8
+        stride = draw(st.integers(1, 3))
+        dilation = 1 if kind == "mean" else draw(st.integers(1, 3))
+        layers.append((kind, kernel, stride, draw(st.integers(0, most)), dilation))
+    return layers
+
+
+@settings(max_examples=60, deadline=None)
+@given(stacks(), st.integers(8, 40))
+def test_field_of_random_stacks(stack, length):
+    """The formula, the propagation and the gradients agree, at the border and away from it."""
+    modules: list[nn.Module] = []
+    n, rf, jump = length, 1, 1
+    sizes = []
+    for kind, k, s, p, d in stack:
+        after = (n + 2 * p - d * (k - 1) - 1) // s + 1
+        if after < 1:
+            break
+        n = after
+        module = {
+            "conv": lambda k=k, s=s, p=p, d=d: nn.Conv1d(1, 1, k, s, p, d),
+            "max": lambda k=k, s=s, p=p, d=d: nn.MaxPool1d(k, s, p, d),
+            "mean": lambda k=k, s=s, p=p: nn.AvgPool1d(k, s, p),
+        }[kind]()
+        modules.append(module)
+        rf, jump = rf + d * (k - 1) * jump, jump * s
+        sizes.append((rf, jump))
+    if not modules:
+        return
+    network = nn.Sequential(*modules)
+    x = torch.zeros(1, 1, length)
+    fields, measured = receptive_fields(network, x), measured_fields(network, x, draws=1)
+    assert [(f.size[0], f.jump[0]) for f in fields] == sizes
+    for field in fields:
+        assert not field.assumed
+        assert measured[field.layer] == field.seen
+    agree(network, torch.zeros(1, 1, length))
+
+
+@pytest.mark.parametrize("ceil", [False, True])
+def test_field_of_images_rectangular_and_ceiled(ceil):
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, (3, 5), (1, 2), (1, 0)), nn.MaxPool2d(3, 2, ceil_mode=ceil), nn.Conv2d(4, 4, 3, groups=2)
+    )
+    fields = agree(network, torch.zeros(1, 3, 30, 41))
+    assert [f.size for f in fields] == [(3, 5), (5, 9), (9, 17)]
+
+
+def test_field_of_residual_nets():
+    fields = {f.layer: f for f in agree(resnet(), torch.zeros(2, 1, 128, 128))}
+    assert fields["0"].size == (7, 7)
+    assert fields["2"].size == (11, 11)
+    assert fields["3"].size == fields["3.act#2"].size if "3" in fields else fields["3.act#2"].size == (35, 35)
+    assert fields["4.shortcut.0"].size == (35, 35)  # 11 + 2·2·4 + 2·4
+    assert fields["4.act#2"].size == (59, 59)  # the longer branch
+    assert not fields["4.act#2"].clipped
+    for name in ("5", "7"):
+        assert fields[name].whole and fields[name].size == (128, 128) and fields[name].jump is None
+
+
+def test_field_clipped_by_the_border():
+    fields = agree(nn.Sequential(*[nn.Conv2d(1, 1, 3, padding=1) for _ in range(6)]), torch.zeros(1, 1, 8, 8))
+    assert fields[-1].size == (13, 13)
+    assert fields[-1].seen == ((0, 7), (0, 7))
+    assert fields[-1].clipped and not fields[0].clipped
+
+
+def test_field_of_what_sees_only_padding():
+    network = nn.Conv1d(1, 1, 1, padding=3, stride=7)
+    (field,) = receptive_fields(network, torch.zeros(1, 1, 8))
+    assert field.seen == ((4, 4),)
+    (field,) = receptive_fields(nn.Conv1d(1, 1, 1, padding=9, stride=19), torch.zeros(1, 1, 2))
+    assert field.seen is None and field.start == (-9,)
+
+
+def test_field_of_attention_and_patches():
+    fields = {f.layer: f for f in agree(Tokens(), torch.zeros(1, 1, 16, 16))}
+    assert fields["patches"].size == fields["each"].size == (4, 4)
+    assert fields["encoder.layers.0.self_attn"].whole
+
+
+def test_field_of_upsampling():
+    network = nn.Sequential(nn.Conv1d(1, 2, 3), nn.ConvTranspose1d(2, 2, 4, 2, 1), nn.Upsample(scale_factor=2))
+    for field in agree(network.append(nn.Conv1d(2, 1, 3)), torch.zeros(1, 1, 20))[1:]:
+        assert field.jump is None
+
+
+def test_field_of_group_norm_is_the_whole_image():
+    fields = agree(nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4)), torch.zeros(1, 1, 12, 12))
+    assert not fields[0].whole and fields[1].whole
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "axes"),
+    [
+        (CausalTransformer(16, 2, 2), (1, 9, 16), (1,)),
+        (MLP(12, 3, (8,)), (1, 12), None),
+        (ResidualMLP(12, 3, width=8), (1, 12), None),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_field_of_the_librarys_networks(network, shape, axes):
+    fields = agree(network, torch.zeros(shape), axes)
+    if isinstance(network, CausalTransformer):
+        assert fields[-1].seen == ((0, 4),) and not fields[-1].whole  # what came before, and no more
+    else:
+        assert fields[-1].whole
+
+
+def vision_networks() -> list:
+    networks = pytest.importorskip("loglik.networks")
+    return [getattr(networks, name) for name in ("ConvNet", "ResNet", "ViT") if hasattr(networks, name)]
+
+
+def test_an_unknown_operation_is_named():
+    class Fourier(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.fft.fft(x).real
+
+    (field,) = receptive_fields(Fourier(), torch.zeros(1, 1, 8))
+    assert field.whole and any("fft" in name for name in field.assumed)
+
+
+def test_bad_axes_are_refused():
+    with pytest.raises(ValueError, match="axes must lie in 1"):
+        receptive_fields(nn.Identity(), torch.zeros(1, 3), axes=(2,))
+
+
+def test_effective_field_is_inside_the_field_and_peaks_in_the_middle():
+    network = nn.Sequential(*[nn.Conv2d(1 if i == 0 else 8, 8, 3) for i in range(6)])
+    x = torch.randn(4, 1, 31, 31)
+    field = receptive_fields(network, x)[-1]
+    heat = effective_field(network, x, "5", draws=4)
+    (top, bottom), (left, right) = field.seen
+    outside = heat.clone()
+    outside[top : bottom + 1, left : right + 1] = 0
+    assert not outside.any()
+    inside = heat[top : bottom + 1, left : right + 1]
+    assert inside[4:9, 4:9].mean() > 4 * inside[0].mean()
+    with pytest.raises(ValueError, match="no layer 'nine'"):
+        effective_field(network, x, "nine")
+
+
+def test_counts_add_up():
+    network = resnet(3)
+    x = torch.zeros(2, 3, 32, 32)
+    rows = layer_counts(network, lambda: network(x), batch=2)
+    by_name = {row.layer: row for row in rows}
+    assert sum(row.parameters for row in rows) == sum(p.numel() for p in network.parameters())
+    assert by_name["0"].parameters == 7 * 7 * 3 * 4 + 4
+    assert by_name["0"].dense_parameters == 3 * 32 * 32 * 4 * 16 * 16 + 4 * 16 * 16
+    assert by_name["0"].flops == 2 * 7 * 7 * 3 * 4 * 16 * 16
+    assert by_name["0"].activation_bytes == 4 * 16 * 16 * 4
+    assert by_name["7"].flops == 2 * 6 * 3
+
+
+def test_counts_of_attention():
+    network = CausalTransformer(16, 2, 2)
+    x = torch.zeros(1, 10, 16)
+    rows = {row.layer: row for row in layer_counts(network, lambda: network(x))}
+    assert sum(row.parameters for row in rows.values()) == sum(p.numel() for p in network.parameters())
+    assert rows["blocks.0.attention"].flops == 2 * 2 * 10 * 10 * 16
+    multi = nn.MultiheadAttention(8, 2, batch_first=True)
+    h = torch.zeros(1, 5, 8)
+    counted = layer_counts(multi, lambda: multi(h, h, h))
+    assert sum(row.parameters for row in counted) == sum(p.numel() for p in multi.parameters())
+
+
+def scaled(factor: float, depth: int = 12, width: int = 24, residual: bool = False) -> nn.Module:
+    """Layers of orthogonal maps times a factor, so that each Jacobian has all singular values alike."""
+
+    class Map(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = super().forward(x)
+            return x + h if residual else h
+
+    layers = [Map(width, width, bias=False) for _ in range(depth)]
+    for layer in layers:
+        nn.init.orthogonal_(layer.weight)
+        layer.weight.data *= factor
+    return nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(0.5, "vanishing"), (1.0, "healthy"), (2.0, "exploding")])
+def test_gradient_flow_has_a_name(factor, verdict):
+    network = scaled(factor)
+    x = torch.randn(8, 24, requires_grad=True)
+    flow = gradient_flow(network, lambda: network(x).sum(), source=x)
+    assert flow.verdict == verdict
+    assert math.isclose(flow.factor, factor, rel_tol=1e-3)
+    assert len(flow.layers) == 12
+    for layer in flow.layers:
+        assert layer.jacobian is not None and layer.parameter_norm
+        for value in (layer.jacobian.largest, layer.jacobian.rms, layer.jacobian.smallest):
+            assert math.isclose(value, factor, rel_tol=1e-4)
+    assert x.grad is None and network.training
+
+
+def test_a_shortcut_keeps_the_gradient():
+    """The same maps that let it vanish: with a shortcut each Jacobian is 1 + J."""
+    x = torch.randn(8, 24, requires_grad=True)
+    plain, short = scaled(0.3), scaled(0.3, residual=True)
+    assert gradient_flow(plain, lambda: plain(x).sum(), source=x).verdict == "vanishing"
+    assert gradient_flow(short, lambda: short(x).sum(), source=x).verdict == "healthy"
+
+
+def test_the_layers_of_a_residual_net_are_its_blocks():
+    network = resnet()
+    x = torch.randn(4, 1, 32, 32, requires_grad=True)
+    names = [layer.layer for layer in gradient_flow(network, lambda: network(x).square().sum(), source=x).layers]
+    assert "3.conv1" not in names and "4.shortcut.0" not in names and "4.norm2" not in names
+    assert {"0", "2", "3.act#2", "4.act#2", "7"} <= set(names)
+
+
+def test_zero_weights_block_the_gradient():
+    network = nn.Sequential(*[nn.Linear(4, 4) for _ in range(4)])
+    nn.init.zeros_(network[3].weight)
+    x = torch.randn(2, 4)
+    flow = gradient_flow(network, lambda: network(x).sum())
+    assert flow.verdict == "blocked" and "weights of 3" in flow.reason
+
+
+def test_singular_values_exact_and_estimated():
+    torch.manual_seed(1)
+    weight = torch.randn(60, 40)
+    x = torch.randn(3, 40, requires_grad=True)
+    truth = torch.linalg.svdvals(weight)
+    y = x @ weight.T
+    exact, estimate = singular_values(y, x), singular_values(y, x, exact=10, iterations=100)
+    assert exact is not None and estimate is not None
+    assert math.isclose(exact.largest, truth[0], rel_tol=1e-4) and math.isclose(exact.smallest, truth[-1], rel_tol=1e-4)
+    assert math.isclose(estimate.largest, truth[0], rel_tol=1e-2) and estimate.smallest is None
+    assert math.isclose(estimate.rms, exact.rms, rel_tol=0.3)
+    assert singular_values(torch.randn(2, 2, requires_grad=True) * 2, x) is None
+
+
+def test_convolutions_move_with_the_image_and_dense_layers_do_not():
+    network = resnet()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+    moved = translation_error(network.double(), torch.zeros(1, 1, 32, 32, dtype=torch.float64))
+    assert moved is not None and moved.layer == "4.act#2" and moved.shift == (8, 8)
+    assert moved.inside < 1e-12 < moved.everywhere
+    assert translation_error(nn.Sequential(nn.Flatten(), nn.Linear(16, 4)), torch.zeros(1, 1, 4, 4)) is None
+
+
+def test_pooled_features_change_little():
+    torch.manual_seed(0)
+    x = torch.nn.functional.interpolate(torch.randn(16, 1, 6, 6), size=24, mode="bilinear")
+    conv = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    dense = nn.Sequential(nn.Flatten(), nn.Linear(576, 8))
+    assert invariance_error(conv, x) < 0.5 * invariance_error(dense, x)
+
+
+def test_attention_is_a_map_of_sets_until_positions_are_added():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dtype=torch.float64)
+    x = torch.randn(2, 7, 8, dtype=torch.float64)
+    assert permutation_error(layer, x) < 1e-12
+    assert permutation_error(layer, x, torch.randn(7, 8, dtype=torch.float64)) > 0.1
+    assert permutation_error(CausalTransformer(8, 1, 2).double(), x) > 1e-3  # the mask is an order
+
+
+def test_cost_in_length():
+    costs = {cost.kind: cost for cost in sequence_cost((64, 128, 256), width=16, repeats=2)}
+    assert set(costs) == {"attention", "convolution", "recurrence"}
+    assert all(len(cost.seconds) == 3 and min(cost.seconds) > 0 for cost in costs.values())
+    assert 1.5 < costs["attention"].flops_law.p < 2.0
+    assert math.isclose(costs["convolution"].flops_law.p, 1.0, abs_tol=1e-9)
+    assert math.isclose(costs["recurrence"].flops_law.p, 1.0, abs_tol=1e-9)
+    assert costs["attention"].quadratic is not None and costs["recurrence"].quadratic is None
+    with pytest.raises(ValueError, match="at least two different lengths"):
+        sequence_cost((64,))
+    assert math.isclose(fit_power([1, 2, 4], [5, 5, 5]).p, 0.0, abs_tol=1e-12)
