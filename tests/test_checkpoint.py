@@ -64,9 +64,9 @@ def test_the_optimizer_comes_back_whole() -> None:
         step(model, optimizer)
     other, restored = begun()
     other.load_state_dict(model.state_dict())
-    tensors = {k: v.clone() for k, v in checkpoint.flatten_optimizer(optimizer).items()}
-    assert tensors["optimizer.0.step"] == 3
-    checkpoint.restore_optimizer(restored, {**tensors, "model.weight": torch.zeros(1)})
+    tensors = {k: v.clone() for k, v in checkpoint.flatten_optimizers([optimizer]).items()}
+    assert tensors["optimizer.0.0.step"] == 3
+    checkpoint.restore_optimizers([restored], {**tensors, "model.weight": torch.zeros(1)})
     step(model, optimizer)
     step(other, restored)
     assert torch.equal(model.weight, other.weight)

@@ -201,6 +201,31 @@ def sample(
     print(f"{n} samples: {path}")
 
 
+@app.command()
+def inspect(
+    model: Annotated[
+        str, typer.Argument(metavar="RUN|MODEL", help="A folder that `loglik fit` wrote, or a family, untrained.")
+    ],
+    data: Annotated[
+        str | None, typer.Argument(metavar="[DATA]", help="The run's own, or digits for a family, by default.")
+    ] = None,
+    out: Out = None,
+    label: Label = None,
+    seed: Seed = 0,
+) -> None:
+    """Look inside a network: receptive fields, parameters and FLOPs, gradient flow, equivariance, cost."""
+    from loglik.inspection import find, print_inspection, write_page
+    from loglik.inspection import inspect as look
+    from loglik.runs import new_folder
+
+    density, held, name, trained = find(model, data, label=label, seed=seed)
+    folder = _folder(out, f"inspect-{_stem(model)}")
+    new_folder(folder)
+    found = look(density, held, model=name, trained=trained, seed=seed)
+    print_inspection(found)
+    print(f"page: {write_page(folder / 'inspection.html', found)}")
+
+
 listing = typer.Typer(no_args_is_help=True, help="List the models or the named data sets.")
 app.add_typer(listing, name="list")
 

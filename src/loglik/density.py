@@ -87,6 +87,10 @@ class Density(nn.Module, ABC):
         """Set what depends on data (a mean, a histogram, a bias) from training data, before the first step."""
         return None
 
+    def calibrate(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
+        """Set what is fitted to held-out data (a temperature) from the validation split, after the last step."""
+        return None
+
     def terms(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> dict[str, Float[Tensor, " B"]]:

@@ -17,7 +17,8 @@ class Classifier(Density):
 
     The label is the event and the data are the context. `-log_prob` is the cross-entropy,
     $-\sum_c 1[y = c] \log \hat y_c$, and `loss` its mean; with `smoothing` ε, `loss` alone mixes the target with the
-    uniform distribution, $(1 - ε)\,1[y = c] + ε / C$ (Szegedy et al. 2016).
+    uniform distribution, $(1 - ε)\,1[y = c] + ε / C$ (Szegedy et al. 2016). After training, `calibrate` divides the
+    logits by the temperature T that maximises the likelihood of held-out labels (Guo et al. 2017, section 4.2).
 
     Args:
         features: from data of order one to (B, h).
@@ -25,7 +26,10 @@ class Classifier(Density):
         classes: C.
         prepare: from data as the user holds them to what the features take (a scaling, a one-hot code), fitted
             by `initialise`; None where they are the same.
+        augment: changes what `prepare` gave at random, in `loss` while training only.
     """
+
+    temperature: Tensor
 
     def __init__(
         self,
@@ -34,12 +38,16 @@ class Classifier(Density):
         classes: int,
         *,
         prepare: nn.Module | None = None,
+        augment: nn.Module | None = None,
         smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         if classes < 2:
             raise ValueError(f"a classifier needs at least 2 classes, got {classes}")
-        self.features, self.head, self.prepare = features, head, prepare
+        if not 0 <= smoothing < 1:
+            raise ValueError(f"smoothing must be in [0, 1), got {smoothing}")
+        self.features, self.head, self.prepare, self.augment = features, head, prepare, augment
+        self.register_buffer("temperature", torch.ones(()))
         self.classes = classes
         self.smoothing = smoothing
         self.event_shape = ()
@@ -48,10 +56,10 @@ class Classifier(Density):
         self.event = "y"
 
     def logits(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B C"]:
-        """The head's output for data x."""
+        """The head's output for data x, divided by the temperature."""
         if self.prepare is not None:
             x = self.prepare(x)
-        return self.head(self.features(x))
+        return self.head(self.features(x)) / self.temperature
 
     def probabilities(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B C"]:
         """p(y | x) for every class."""
@@ -65,7 +73,12 @@ class Classifier(Density):
 
     def loss(self, x: Int64[Tensor, " B"], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, ""]:
         check_levels(x, self.classes, "labels")
-        return F.cross_entropy(self.logits(_needed(context)), x, label_smoothing=self.smoothing)
+        inputs = _needed(context)
+        if self.prepare is not None:
+            inputs = self.prepare(inputs)
+        if self.augment is not None and self.training:
+            inputs = self.augment(inputs)
+        return F.cross_entropy(self.head(self.features(inputs)), x, label_smoothing=self.smoothing)
 
     def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Int64[Tensor, " n"]:
         return torch.multinomial(self.probabilities(_needed(context)), 1).squeeze(1)
@@ -73,6 +86,22 @@ class Classifier(Density):
     def initialise(self, x: Int64[Tensor, " N"], context: Shaped[Tensor, "N ..."] | None = None) -> None:
         if self.prepare is not None and hasattr(self.prepare, "initialise"):
             self.prepare.initialise(context)  # type: ignore[operator]
+
+
+    @torch.no_grad()
+    def calibrate(self, x: Int64[Tensor, " N"], context: Shaped[Tensor, "N ..."] | None = None) -> None:
+        """Set the temperature from held-out labels x and data; the likelihood is concave in 1/T."""
+        self.eval()
+        self.temperature.fill_(1)
+        logits = torch.cat([self.logits(rows) for rows in _needed(context).split(256)]).double()
+        inverse = torch.ones((), dtype=torch.float64, device=logits.device)
+        for _ in range(50):  # Newton's steps, each at most a doubling or a halving
+            p = (inverse * logits).softmax(1)
+            mean = (p * logits).sum(1)
+            slope = (mean - logits.gather(1, x[:, None]).squeeze(1)).mean()
+            curvature = ((p * logits.square()).sum(1) - mean.square()).mean()
+            inverse = (inverse - slope / curvature.clamp_min(1e-12)).clamp(inverse / 2, inverse * 2).clamp(0.01, 100)
+        self.temperature.copy_(1 / inverse)
 
 
 def _needed(context: Tensor | None) -> Tensor:

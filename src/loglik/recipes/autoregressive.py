@@ -49,6 +49,9 @@ AUTOREGRESSIVE = Recipe(
     name="autoregressive",
     summary="a causal Transformer over the pixels or tokens; images, text, integer arrays",
     build=build,
-    training={"learning_rate": 4e-3, "batch_size": 32, "weight_decay": 0.05},
-    numbers_a_step=2**13,
+    training=lambda spec: {
+        "learning_rate": 4e-3,
+        "weight_decay": 0.05,
+        "batch_size": max(1, min(32, 2**13 // spec.dims)),  # a step of a long event takes long
+    },
 )

@@ -45,5 +45,5 @@ CLASSIFIER = Recipe(
     name="classifier",
     summary="p(label | data): MLP features, MLP head, cross-entropy; images, tables, arrays with labels",
     build=build,
-    training={"learning_rate": 1e-3, "weight_decay": 0.05, "batch_size": 64},
+    training=lambda spec: {"learning_rate": 1e-3, "weight_decay": 0.05, "batch_size": 64},
 )

@@ -68,5 +68,5 @@ DIFFUSION = Recipe(
     name="diffusion",
     summary="VP-SDE, trained by denoising score matching; images, tables (mixed too), arrays",
     build=build,
-    training={"learning_rate": 1e-3, "batch_size": 128, "ema_decay": 0.998},
+    training=lambda spec: {"learning_rate": 1e-3, "batch_size": 128, "ema_decay": 0.998},
 )

@@ -86,5 +86,5 @@ FLOW = Recipe(
     name="flow",
     summary="spline couplings over N(0, I); images, tables (mixed too), arrays",
     build=build,
-    training={"learning_rate": 2e-3, "batch_size": 128},
+    training=lambda spec: {"learning_rate": 2e-3, "batch_size": 128},
 )

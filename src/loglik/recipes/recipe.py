@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -23,27 +23,20 @@ class Unsuitable(ValueError):
 class Recipe:
     """A family's builder and how such a density is trained best.
 
-    `build(spec, size=..., **options)` returns an untrained density; `training` overrides the defaults of
-    `TrainingSettings`. A step of `numbers_a_step` numbers or fewer, where it is given, is worth its time: events that
-    are long come in smaller batches.
+    `build(spec, size=..., **options)` returns an untrained density, and `training(spec)` what overrides the defaults
+    of `TrainingSettings`.
     """
 
     name: str
     summary: str
     build: Callable[..., Density]
-    training: dict[str, Any] = field(default_factory=dict)
-    numbers_a_step: int | None = None
+    training: Callable[[DataSpec], dict[str, Any]] = lambda spec: {}
 
     @property
     def options(self) -> dict[str, Any]:
         """The builder's keyword arguments and their defaults."""
         parameters = inspect.signature(self.build).parameters.values()
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-
-    def batch_size(self, dims: int, default: int) -> int:
-        """How many events of `dims` numbers a step takes."""
-        size = self.training.get("batch_size", default)
-        return size if self.numbers_a_step is None else max(1, min(size, self.numbers_a_step // dims))
 
 
 def check_options(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:

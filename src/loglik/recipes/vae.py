@@ -51,5 +51,5 @@ VAE_RECIPE = Recipe(
     name="vae",
     summary="encoder, decoder and a normalised observation model; images, tables (mixed too), arrays",
     build=build,
-    training={"learning_rate": 1e-3, "batch_size": 128},
+    training=lambda spec: {"learning_rate": 1e-3, "batch_size": 128},
 )

@@ -12,7 +12,8 @@ import math
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from loglik.data.spec import DataSpec
 from loglik.density import Density
 from loglik.evaluation.scores import arguments, default_samples, log_probs
 from loglik.training import checkpoint
+from loglik.training.optimizers import optimizers_of
 from loglik.training.progress import Progress, progress_bar
 from loglik.training.settings import TrainingSettings, seconds
 
@@ -89,12 +91,12 @@ def fit(
     Raises ValueError for data or options that do not fit, FileExistsError where `out` is in use, and `NotFinite`
     where training diverges.
     """
-    by_default = settings is None and "batch_size" not in options
-    settings, options = _settings(density, settings, options)
-    data = as_data(data, label=label, seed=settings.seed)
-    if by_default and isinstance(density, str):
-        size = recipes.recipe(density).batch_size(data.spec.dims, settings.batch_size)
-        settings = replace(settings, batch_size=size)
+    chosen, options = _options(density, options)
+    base = settings or TrainingSettings()
+    data = as_data(data, label=label, seed=replace(base, **chosen).seed)
+    if settings is None and isinstance(density, str):
+        base = TrainingSettings(**recipes.recipe(density).training(data.spec))
+    settings = replace(base, **chosen).with_limit()
     path = None if out is None else Path(out)
     if resume and (path is None or not (path / "config.yaml").is_file()):
         raise ValueError(f"nothing to resume: {path or 'without out, there'} is no run")
@@ -131,17 +133,27 @@ def fit(
 
 
 def _fabric(settings: TrainingSettings) -> Fabric:
+    precision = settings.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if _multiplies_bf16(settings.accelerator) else "32-true"
     try:
         return Fabric(
             accelerator=settings.accelerator,
             devices=settings.devices,
             strategy=settings.strategy,
             num_nodes=settings.num_nodes,
-            precision=settings.precision,  # type: ignore[arg-type]
+            precision=precision,  # type: ignore[arg-type]
         )
     except (RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
         asked = f"accelerator={settings.accelerator}, devices={settings.devices}, strategy={settings.strategy}"
         raise ValueError(f"cannot train with {asked}, precision={settings.precision}: {error}") from error
+
+
+def _multiplies_bf16(accelerator: str) -> bool:
+    """Whether the processor has bf16 matrix instructions, so that bf16 is faster and not emulated."""
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_avx512_bf16_supported()
 
 
 class _Loss(nn.Module):
@@ -192,18 +204,12 @@ class _Trainer:
         if state is None:
             self._initialise()
         loss = _Loss(self.density)
-        optimizer = torch.optim.AdamW(
-            _groups(self.density, settings.weight_decay),
-            lr=settings.learning_rate,
-            betas=(0.9, 0.99),
-            fused=True,
-        )
         whole: nn.Module = torch.compile(loss) if settings.compile else loss  # type: ignore[assignment]
-        module, optimizer = fabric.setup(whole, optimizer)
+        module, *optimizers = fabric.setup(whole, *optimizers_of(self.density, settings))
         average = _average(self.density, settings.ema_decay)
         judged: Density = average.module if average else self.density  # type: ignore[assignment]
         if state is not None:
-            self._restore(state, optimizer, average)
+            self._restore(state, optimizers, average)
         began = time.perf_counter() - self.elapsed
         clip = settings.gradient_clip * math.prod(self.density.event_shape)
         sums = torch.zeros(3, dtype=torch.float64)  # loss, gradient norm, steps since the last validation
@@ -211,7 +217,7 @@ class _Trainer:
         while (part := self._part()) < 1 and not self._out_of_patience():
             rows = self._rows()
             rate = settings.learning_rate * _schedule(part, self.step, settings.warmup)
-            for group in optimizer.param_groups:
+            for group in chain.from_iterable(optimizer.param_groups for optimizer in optimizers):
                 group["lr"] = rate
             torch.manual_seed(_mix(settings.seed, self.step, fabric.global_rank))
             self.density.train()
@@ -219,13 +225,17 @@ class _Trainer:
             event, context = arguments(self.density, x, y)
             value = module(event, context)
             fabric.backward(value)
-            norm = fabric.clip_gradients(module, optimizer, max_norm=clip, error_if_nonfinite=False)
-            assert norm is not None
+            if len(optimizers) == 1:
+                norm = fabric.clip_gradients(module, optimizers[0], max_norm=clip, error_if_nonfinite=False)
+                assert norm is not None
+            else:  # one norm over all of them
+                norm = nn.utils.clip_grad_norm_(module.parameters(), clip)
             value_, norm_ = value.item(), norm.item()
             if not (math.isfinite(value_) and math.isfinite(norm_)):
                 self._stop_not_finite(value_, event, context)
-            optimizer.step()
-            optimizer.zero_grad()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
             if average:
                 average.update_parameters(self.density)
             self.step += 1
@@ -236,13 +246,16 @@ class _Trainer:
                 start = time.perf_counter()
                 self._validate(judged, sums, rate)
                 bar.validated(self.history[-1]["validation_nats"])
-                self._write(optimizer, average)
+                self._write(optimizers, average)
                 sums.zero_()
                 self.elapsed = self._agree(time.perf_counter() - began)
                 self.next_mark = self._mark_after(self.elapsed, self._agree(time.perf_counter() - start))
         self.elapsed = self._agree(time.perf_counter() - began)
         if self.best:
             self.density.load_state_dict(self.best)
+        held = self.data.validation
+        y = None if held.y is None else held.y.to(fabric.device)
+        self.density.calibrate(*arguments(self.density, held.x.to(fabric.device), y))
 
     def _initialise(self) -> None:
         split = _evenly(self.data.train, 2**16)
@@ -303,13 +316,13 @@ class _Trainer:
             behind = self.best_scores - scores
             self.worse += int(behind.mean() > behind.std() / math.sqrt(len(behind)))
 
-    def _write(self, optimizer: Any, average: AveragedModel | None) -> None:
+    def _write(self, optimizers: Sequence[Any], average: AveragedModel | None) -> None:
         """A checkpoint, the best weights and the metrics so far."""
         if self.path is None or not self.fabric.is_global_zero:
             return
         tensors = {f"model.{k}": v for k, v in self.density.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in average.state_dict().items()} if average else {}
-        tensors |= checkpoint.flatten_optimizer(optimizer)
+        tensors |= checkpoint.flatten_optimizers(optimizers)
         tensors["best_scores"] = self.best_scores
         state = {
             "step": self.step,
@@ -326,7 +339,9 @@ class _Trainer:
         checkpoint.save(self.path / "checkpoints", self.step, tensors, state)
         runs.write_metrics(self.path, self.history)
 
-    def _restore(self, saved: tuple[dict[str, Tensor], dict[str, Any]], optimizer: Any, average: Any) -> None:
+    def _restore(
+        self, saved: tuple[dict[str, Tensor], dict[str, Any]], optimizers: Sequence[Any], average: Any
+    ) -> None:
         tensors, state = saved
 
         def part(prefix: str) -> dict[str, Tensor]:
@@ -335,7 +350,7 @@ class _Trainer:
         self.density.load_state_dict(part("model."))
         if average:
             average.load_state_dict(part("average."))
-        checkpoint.restore_optimizer(optimizer, tensors)
+        checkpoint.restore_optimizers(optimizers, tensors)
         self.best_scores = tensors["best_scores"]
         for name, value in state.items():
             setattr(self, name, value)
@@ -361,29 +376,21 @@ class _Trainer:
         )
 
 
-def _settings(
-    density: Density | str, settings: TrainingSettings | None, options: dict[str, Any]
-) -> tuple[TrainingSettings, dict[str, Any]]:
+def _options(density: Density | str, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split keyword options into training settings and recipe options."""
     if not isinstance(density, (str, Density)):
         raise ValueError(f"density must be a Density or a family's name, got {type(density).__name__}")
-    known = {f.name for f in fields(TrainingSettings)}
-    chosen = {k: v for k, v in options.items() if k in known}
-    rest = {k: v for k, v in options.items() if k not in known}
-    if "max_time" in chosen and chosen["max_time"] is not None:
+    chosen = {k: v for k, v in options.items() if k in TrainingSettings.names()}
+    rest = {k: v for k, v in options.items() if k not in chosen}
+    if chosen.get("max_time") is not None:
         chosen["max_time"] = seconds(chosen["max_time"])
-    if isinstance(density, str):
-        recipe = recipes.recipe(density)
-        base = settings or TrainingSettings(**recipe.training)
-        unknown = sorted(set(rest) - set(recipe.options))
-        allowed = f"{density} has {', '.join(recipe.options)}; training has"
-    else:
-        base, unknown, allowed = settings or TrainingSettings(), sorted(rest), "training has"
+    known = recipes.recipe(density).options if isinstance(density, str) else {}
+    unknown = sorted(set(rest) - set(known))
     if unknown:
+        allowed = f"{density} has {', '.join(known)}; training has" if known else "training has"
         raise ValueError(f"unknown option {unknown[0]!r}: {allowed} {', '.join(TrainingSettings.names())}")
-    if isinstance(density, str):
-        recipes.check_options(rest, recipe.options)
-    return replace(base, **chosen).with_limit(), rest
+    recipes.check_options(rest, known)
+    return chosen, rest
 
 
 def _check(density: Density, data: Data) -> None:
@@ -394,6 +401,13 @@ def _check(density: Density, data: Data) -> None:
             f"shape {tuple(data.spec.event_shape)}"
         )
     arguments(density, data.train.x[:1], None if data.train.y is None else data.train.y[:1])
+    if density.event == "y" and data.train.y is not None and data.spec.classes:
+        absent = torch.bincount(data.train.y, minlength=len(data.spec.classes)).argmin()
+        if not (data.train.y == absent).any():
+            raise ValueError(
+                f"{data.name}: no training example of class {data.spec.classes[absent]!r}: give more of it, or leave "
+                "the class out"
+            )
     if len(data.validation) == 0:
         raise ValueError(f"{data.name}: the validation split is empty; give at least 10 examples")
 
@@ -441,14 +455,6 @@ def _on_device(split: Split, device: torch.device, most_bytes: int = 2**32) -> S
     if device.type == "cpu" or not x.is_contiguous() or x.numel() * x.element_size() > most_bytes:
         return split
     return Split(x.to(device), None if split.y is None else split.y.to(device))
-
-
-def _groups(density: Density, weight_decay: float) -> list[dict[str, Any]]:
-    trained = [p for p in density.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
-    ]
 
 
 def _average(density: Density, decay: float) -> AveragedModel | None:

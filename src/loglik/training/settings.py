@@ -9,6 +9,9 @@ from typing import Any
 __all__ = ["TrainingSettings", "seconds"]
 
 
+OPTIMIZERS = ("adamw", "sgd", "muon")
+
+
 def seconds(text: str | float) -> float:
     """A time as `45s`, `5m`, `1h`, or a number of seconds.
 
@@ -29,7 +32,9 @@ class TrainingSettings:
         max_steps, max_epochs, max_time: where training ends, whichever comes first; max_time in seconds.
             2,000 steps if none is given.
         batch_size: examples a step, over all ranks.
-        learning_rate: of AdamW, after a linear warm-up of `warmup` steps; then a half cosine to 1 % of it.
+        optimizer: `adamw`; `sgd` with Nesterov's `momentum`; or `muon` for the hidden layers' matrices and kernels,
+            scaled so that AdamW's learning rates do, with AdamW for all else.
+        learning_rate: after a linear warm-up of `warmup` steps; then a half cosine to 1 % of it.
         weight_decay: on matrices; biases, norms and other vectors are spared.
         gradient_clip: the largest gradient norm, in nats per dimension of the event.
         ema_decay: of the moving average of the weights, which is what validation sees and what is kept; 0 for none.
@@ -38,7 +43,8 @@ class TrainingSettings:
         validate_every: steps between validations; an epoch, but 25 to 500 steps, if None. With `max_time` alone,
             validations come at 25 even times instead.
         seed: fixes the initial weights of a named model, the order of the data and the noise.
-        precision, accelerator, devices, strategy, num_nodes: as Lightning Fabric takes them.
+        precision, accelerator, devices, strategy, num_nodes: as Lightning Fabric takes them. `precision="auto"` is
+            bf16-mixed where the processor multiplies in bf16, else 32-true.
         compile: compile the loss with torch.compile.
     """
 
@@ -46,6 +52,8 @@ class TrainingSettings:
     max_epochs: int | None = None
     max_time: float | None = None
     batch_size: int = 128
+    optimizer: str = "adamw"
+    momentum: float = 0.9
     learning_rate: float = 1e-3
     warmup: int = 50
     weight_decay: float = 0.01
@@ -83,8 +91,11 @@ class TrainingSettings:
         for name in ("weight_decay", "patience", "warmup"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+        for name in ("ema_decay", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"unknown optimizer {self.optimizer!r}: use {', '.join(OPTIMIZERS)}")
 
     @classmethod
     def names(cls) -> list[str]:
