@@ -1,6 +1,8 @@
 """Plain modules from tensors to tensors; no probability in here."""
 
 from loglik.networks.mlp import MLP, ResidualMLP
-from loglik.networks.transformer import CausalTransformer
+from loglik.networks.resnet import ConvNet, ResNet
+from loglik.networks.transformer import CausalTransformer, Encoder
+from loglik.networks.vit import ViT
 
-__all__ = ["MLP", "ResidualMLP", "CausalTransformer"]
+__all__ = ["MLP", "CausalTransformer", "ConvNet", "Encoder", "ResNet", "ResidualMLP", "ViT"]

@@ -17,8 +17,10 @@ class MLP(nn.Module):
         hidden: widths of the hidden layers.
         context: width of a context vector that is joined to the input; 0 for none.
         dropout: the fraction of hidden units dropped in training.
+        norm: between each hidden layer's linear map and its activation: `none`, `batch` or `layer`.
 
-    Weights start as PyTorch's linear layers do (Kaiming uniform).
+    Hidden weights start normal with variance 2 / fan-in (He et al. 2015, "Delving deep into rectifiers"), so that
+    neither signals nor gradients vanish with depth; the output's as PyTorch's linear layers do.
     """
 
     def __init__(
@@ -30,19 +32,34 @@ class MLP(nn.Module):
         context: int = 0,
         dropout: float = 0.0,
         activation: type[nn.Module] = nn.SiLU,
+        norm: str = "none",
     ) -> None:
         super().__init__()
+        if norm not in ("none", "batch", "layer"):
+            raise ValueError(f"unknown norm {norm!r}: use none, batch or layer")
+        self.norm = norm
         widths = [inputs + context, *hidden]
         layers: list[nn.Module] = []
         for before, after in zip(widths[:-1], widths[1:], strict=True):
-            layers += [nn.Linear(before, after), activation()]
+            linear = nn.Linear(before, after)
+            nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
+            nn.init.zeros_(linear.bias)
+            layers.append(linear)
+            if norm != "none":
+                layers.append(nn.BatchNorm1d(after) if norm == "batch" else nn.LayerNorm(after))
+            layers.append(activation())
             if dropout:
                 layers.append(nn.Dropout(dropout))
         self.body = nn.Sequential(*layers)
         self.output = nn.Linear(widths[-1], outputs)
+        self.outputs = outputs
 
     def forward(self, x: Float[Tensor, "B ..."], context: Float[Tensor, "B E"] | None = None) -> Float[Tensor, "B O"]:
         h = x.flatten(1)
+        if self.training and self.norm == "batch" and len(h) == 1:
+            raise ValueError(
+                "batch norm takes at least 2 examples a batch in training, got 1: use norm='layer' or more"
+            )
         if context is not None:
             h = torch.cat([h, context], dim=1)
         return self.output(self.body(h))

@@ -1,4 +1,4 @@
-r"""A causal Transformer over a sequence of tokens.
+r"""Transformers over a sequence: one that is causal, and an encoder in which every position sees every other.
 
 $\text{Attention}(Q, K, V) = \text{softmax}(QK^\top / \sqrt{d_k})\,V$, in several heads, with LayerNorm before each
 part (Vaswani et al. 2017; Xiong et al. 2020 for the place of the norm). B batch, T positions, E width, H heads.
@@ -6,12 +6,14 @@ part (Vaswani et al. 2017; Xiong et al. 2020 for the place of the norm). B batch
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-__all__ = ["CausalTransformer", "KeyValueCache"]
+__all__ = ["CausalTransformer", "Encoder", "KeyValueCache", "sinusoids"]
 
 
 class KeyValueCache:
@@ -46,14 +48,9 @@ class CausalTransformer(nn.Module):
         if width % heads:
             raise ValueError(f"width {width} must be a multiple of the number of heads {heads}")
         self.width, self.depth, self.heads = width, depth, heads
-        self.blocks = nn.ModuleList([_Block(width, heads, dropout, layer) for layer in range(depth)])
+        self.blocks = nn.ModuleList([_Block(width, heads, dropout, layer, causal=True) for layer in range(depth)])
         self.norm = nn.LayerNorm(width)
-        for name, parameter in self.named_parameters():
-            if parameter.dim() == 2:
-                residual = name.endswith(("attention.output.weight", "contract.weight"))
-                nn.init.normal_(parameter, std=0.02 / (2 * depth) ** 0.5 if residual else 0.02)
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
+        _start(self, depth)
 
     def cache(self, batch: int, length: int) -> KeyValueCache:
         """An empty cache for generating up to `length` positions."""
@@ -67,11 +64,46 @@ class CausalTransformer(nn.Module):
         return self.norm(x)
 
 
+class Encoder(nn.Module):
+    """As `CausalTransformer`, with every position seeing all others: without positions in x, a permutation of the
+    sequence permutes the output.
+    """
+
+    def __init__(self, width: int, depth: int, heads: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} must be a multiple of the number of heads {heads}")
+        self.blocks = nn.ModuleList([_Block(width, heads, dropout, layer, causal=False) for layer in range(depth)])
+        self.norm = nn.LayerNorm(width)
+        _start(self, depth)
+
+    def forward(self, x: Float[Tensor, "B T E"]) -> Float[Tensor, "B T E"]:
+        for block in self.blocks:
+            x = block(x, None)
+        return self.norm(x)
+
+
+def sinusoids(length: int, width: int) -> Float[Tensor, "T E"]:
+    r"""Positions: $\sin(t / 10000^{2i/E})$ in the even columns 2i, the cosine in the odd (Vaswani et al. 2017)."""
+    rate = torch.exp(-math.log(10_000) * torch.arange(0, width, 2) / width)
+    phase = torch.arange(length)[:, None] * rate
+    return torch.stack([phase.sin(), phase.cos()], dim=2).flatten(1)[:, :width]
+
+
+def _start(transformer: nn.Module, depth: int) -> None:
+    for name, parameter in transformer.named_parameters():
+        if parameter.dim() == 2:
+            residual = name.endswith(("attention.output.weight", "contract.weight"))
+            nn.init.normal_(parameter, std=0.02 / (2 * depth) ** 0.5 if residual else 0.02)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
+
+
 class _Block(nn.Module):
-    def __init__(self, width: int, heads: int, dropout: float, layer: int) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, layer: int, causal: bool) -> None:
         super().__init__()
         self.norm_attention = nn.LayerNorm(width)
-        self.attention = _CausalAttention(width, heads, layer)
+        self.attention = _Attention(width, heads, layer, causal)
         self.norm_mlp = nn.LayerNorm(width)
         self.expand = nn.Linear(width, 4 * width)
         self.contract = nn.Linear(4 * width, width)
@@ -82,10 +114,10 @@ class _Block(nn.Module):
         return x + self.dropout(self.contract(F.gelu(self.expand(self.norm_mlp(x)))))
 
 
-class _CausalAttention(nn.Module):
-    def __init__(self, width: int, heads: int, layer: int) -> None:
+class _Attention(nn.Module):
+    def __init__(self, width: int, heads: int, layer: int, causal: bool) -> None:
         super().__init__()
-        self.heads, self.layer = heads, layer
+        self.heads, self.layer, self.causal = heads, layer, causal
         self.qkv = nn.Linear(width, 3 * width)
         self.output = nn.Linear(width, width)
 
@@ -93,7 +125,7 @@ class _CausalAttention(nn.Module):
         batch, length, width = x.shape
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         if cache is None:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         else:
             past = cache.length
             k, v = cache.append(self.layer, k, v)

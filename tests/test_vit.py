@@ -1,0 +1,117 @@
+"""The vision Transformer: timm's with timm's weights, positions, and its errors."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from loglik.networks import Encoder, ViT
+from loglik.networks.transformer import sinusoids
+from peers import peer
+
+NAMES = {
+    "class_token": "cls_token",
+    "positions": "pos_embed",
+    "patches": "patch_embed.proj",
+    "encoder.blocks": "blocks",
+    "norm_attention": "norm1",
+    "norm_mlp": "norm2",
+    "attention.output": "attn.proj",
+    "attention.qkv": "attn.qkv",
+    "expand": "mlp.fc1",
+    "contract": "mlp.fc2",
+    "encoder.norm": "norm",
+}
+
+
+def to_timm(name: str) -> str:
+    """The name that timm gives to a weight of ours."""
+    for ours, theirs in NAMES.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+@pytest.mark.parametrize("pool", ["class", "mean"])
+def test_it_is_timms(float64, pool):
+    transformer = (
+        peer("timm.models.vision_transformer")
+        .VisionTransformer(
+            img_size=16,
+            patch_size=4,
+            embed_dim=24,
+            depth=3,
+            num_heads=3,
+            num_classes=0,
+            global_pool="token" if pool == "class" else "avg",
+            class_token=pool == "class",
+            fc_norm=False,
+            norm_layer=nn.LayerNorm,
+        )
+        .double()
+    )
+    ours = ViT((3, 16, 16), patch=4, width=24, depth=3, heads=3, pool=pool)
+    weights = dict(transformer.named_parameters())
+    assert {to_timm(name) for name in ours.state_dict()} == set(weights)
+    for weight in weights.values():
+        nn.init.normal_(weight, std=0.3)
+    ours.load_state_dict({k: weights[to_timm(k)].detach().view_as(v) for k, v in ours.state_dict().items()})
+    x = torch.randn(2, 3, 16, 16)
+    features, expected = ours(x), transformer(x)
+    torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-5)
+    direction = torch.randn_like(features)
+    (features * direction).sum().backward()
+    (expected * direction).sum().backward()
+    for name, weight in ours.named_parameters():
+        torch.testing.assert_close(weight.grad, weights[to_timm(name)].grad.view_as(weight), rtol=1e-5, atol=1e-5)
+
+
+def test_attention_is_torchs(float64):
+    block = Encoder(12, 1, 3).blocks[0].attention
+    theirs = nn.MultiheadAttention(12, 3, batch_first=True)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(block.qkv.weight.normal_())
+        theirs.in_proj_bias.copy_(block.qkv.bias.normal_())
+        theirs.out_proj.weight.copy_(block.output.weight.normal_())
+        theirs.out_proj.bias.copy_(block.output.bias.normal_())
+    x = torch.randn(2, 7, 12)
+    torch.testing.assert_close(block(x, None), theirs(x, x, x, need_weights=False)[0])
+
+
+def test_only_positions_tell_an_order(float64):
+    encoder, x, order = Encoder(8, 2, 2), torch.randn(2, 5, 8), torch.randperm(5)
+    torch.testing.assert_close(encoder(x)[:, order], encoder(x[:, order]))
+    placed = x + sinusoids(5, 8)
+    assert (encoder(placed)[:, order] - encoder(x[:, order] + sinusoids(5, 8))).abs().max() > 1e-3
+
+
+def test_sinusoids_are_the_formula():
+    table = sinusoids(50, 6)
+    for t in (0, 3, 49):
+        for i in range(3):
+            assert table[t, 2 * i].item() == pytest.approx(math.sin(t / 10_000 ** (2 * i / 6)), abs=1e-5)
+            assert table[t, 2 * i + 1].item() == pytest.approx(math.cos(t / 10_000 ** (2 * i / 6)), abs=1e-5)
+
+
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "none"])
+@pytest.mark.parametrize("pool", ["mean", "class"])
+@pytest.mark.parametrize("stem", [(), (6,)], ids=["patches", "hybrid"])
+def test_every_part_trains(positions, pool, stem):
+    network = ViT((1, 8, 8), patch=2, stem=stem, width=8, depth=2, heads=2, positions=positions, pool=pool)
+    features = network(torch.randn(3, 1, 8, 8))
+    assert features.shape == (3, network.outputs)
+    (features * torch.randn(8)).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_wrong_images_and_options_are_refused():
+    with pytest.raises(ValueError, match="patches of 3 do not tile maps of 8×8"):
+        ViT((1, 8, 8), patch=3)
+    with pytest.raises(ValueError, match=r"images of shape \(1, 8, 8\), got \(3, 8, 8\)"):
+        ViT((1, 8, 8), patch=2, width=8, heads=2)(torch.randn(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="unknown positions 'rotary'"):
+        ViT((1, 8, 8), positions="rotary")
+    with pytest.raises(ValueError, match="unknown pool 'max'"):
+        ViT((1, 8, 8), pool="max")
+    with pytest.raises(ValueError, match="multiple of the number of heads 3"):
+        ViT((1, 8, 8), width=8, heads=3)
