@@ -1,0 +1,132 @@
+r"""What a sequence of length n costs: attention, convolution and recurrence, measured and fitted.
+
+Attention costs $O(n^2 d)$, a convolution $O(k n d^2)$ and a recurrence $O(n d^2)$ in n steps that wait for one another
+(Vaswani et al. 2017, table 1; the notes, "complexity").
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+__all__ = ["Cost", "PowerLaw", "fit_power", "sequence_cost"]
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """$c\\,n^p$, with the coefficient of determination of the fit on logarithms."""
+
+    c: float
+    p: float
+    r2: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One kind of layer against the length of the sequence.
+
+    Attributes:
+        kind: attention, convolution or recurrence.
+        lengths: n.
+        seconds: of a forward pass, the fastest of the repeats.
+        flops: as counted; `flops_law` is their fit.
+        law: the fit of the seconds.
+        quadratic: for attention (a, b) of the fit $a n^2 + b n$ of the seconds; None for the others.
+    """
+
+    kind: str
+    lengths: tuple[int, ...]
+    seconds: tuple[float, ...]
+    flops: tuple[float, ...]
+    law: PowerLaw
+    flops_law: PowerLaw
+    quadratic: tuple[float, float] | None
+
+
+def sequence_cost(
+    lengths: Sequence[int] = (512, 1024, 2048, 4096), *, width: int = 64, repeats: int = 7, seed: int = 0
+) -> list[Cost]:
+    """Time attention, a convolution of kernel 3 and a GRU over sequences (1, n, width), and fit $c\\,n^p$ to each.
+
+    Args:
+        lengths: at least two, n. Short ones show what a call costs, and not what n does.
+        width: of the vectors, and of the one attention head.
+        repeats: of each time, after one that is not counted; the kinds take turns.
+
+    Raises ValueError for fewer than two lengths.
+    """
+    if len(set(lengths)) < 2 or min(lengths) < 1:
+        raise ValueError(f"lengths must hold at least two different lengths above 0, got {list(lengths)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        qkv, conv, gru = nn.Linear(width, 3 * width), nn.Conv1d(width, width, 3, padding=1), nn.GRU(width, width)
+
+    def attention(x: Tensor) -> Tensor:
+        q, k, v = qkv(x).unsqueeze(1).chunk(3, dim=-1)
+        return F.scaled_dot_product_attention(q, k, v)
+
+    layers: dict[str, Callable[[Tensor], object]] = {
+        "attention": attention,
+        "convolution": lambda x: conv(x.transpose(1, 2)),
+        "recurrence": lambda x: gru(x.transpose(0, 1)),
+    }
+    inputs = [torch.randn(1, n, width, generator=torch.Generator().manual_seed(seed)) for n in lengths]
+    times: dict[str, list[list[float]]] = {kind: [[] for _ in lengths] for kind in layers}
+    with torch.no_grad():
+        for turn in range(repeats + 1):
+            for kind, layer in layers.items():
+                for i, x in enumerate(inputs):
+                    start = time.perf_counter()
+                    layer(x)
+                    if turn:
+                        times[kind][i].append(time.perf_counter() - start)
+    costs = []
+    for kind, layer in layers.items():
+        seconds = [min(t) for t in times[kind]]  # other work on the machine only adds
+        flops = [_flops(kind, layer, x, width) for x in inputs]
+        quadratic = _quadratic(lengths, seconds) if kind == "attention" else None
+        laws = fit_power(lengths, seconds), fit_power(lengths, flops)
+        costs.append(Cost(kind, tuple(lengths), tuple(seconds), tuple(flops), *laws, quadratic))
+    return costs
+
+
+def fit_power(n: Sequence[float], values: Sequence[float]) -> PowerLaw:
+    """The least squares fit of $\\log v = \\log c + p \\log n$.
+
+    >>> law = fit_power([10, 20, 40], [300, 1200, 4800])
+    >>> round(law.c, 6), round(law.p, 6)
+    (3.0, 2.0)
+    """
+    x = torch.tensor(n, dtype=torch.float64).log()
+    y = torch.tensor(values, dtype=torch.float64).clamp_min(1e-12).log()
+    centred = x - x.mean()
+    p = float((centred * y).sum() / centred.square().sum())
+    c = float(y.mean()) - p * float(x.mean())
+    spread = float((y - y.mean()).square().sum())
+    left = float((y - c - p * x).square().sum())
+    return PowerLaw(math.exp(c), p, 1 - left / spread if spread > 0 else 1.0)
+
+
+def _quadratic(lengths: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]:
+    """a and b of the fit a n² + b n, in relative error, so that every length counts alike."""
+    n, t = torch.tensor(lengths, dtype=torch.float64), torch.tensor(seconds, dtype=torch.float64)
+    columns = torch.stack([n.square(), n], dim=1) / t[:, None]
+    a, b = torch.linalg.lstsq(columns, torch.ones(len(n), 1, dtype=torch.float64)).solution.flatten().tolist()
+    return a, b
+
+
+def _flops(kind: str, layer: Callable[[Tensor], object], x: Tensor, width: int) -> float:
+    if kind == "recurrence":  # six products of a vector and a square matrix a step, inside one operation
+        return 12.0 * x.shape[1] * width**2
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        layer(x)
+    return float(counter.get_total_flops())

@@ -1,0 +1,126 @@
+"""Parameters, floating-point operations and memory of each layer, and what a dense layer would need in its place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from loglik.inspection.layers import WHOLE, evaluating, first_tensor, hooked, kind_of
+
+__all__ = ["LayerCount", "layer_counts"]
+
+
+@dataclass(frozen=True)
+class LayerCount:
+    """What one layer costs.
+
+    Attributes:
+        layer, kind: the module's name and what it is; parts that it runs as layers of their own are not counted again.
+        inputs, output: shapes without the batch; None where the layer is not one map from a tensor to a tensor.
+        parameters: trained or not.
+        dense_parameters: of a dense layer between the same input and output, for a convolution; else None.
+        flops: of one example's forward pass, a multiplication and an addition being two; of matrix products,
+            convolutions and attention only.
+        activation_bytes: of one example's output.
+    """
+
+    layer: str
+    kind: str
+    inputs: tuple[int, ...] | None
+    output: tuple[int, ...] | None
+    parameters: int
+    dense_parameters: int | None
+    flops: float
+    activation_bytes: int
+
+
+def layer_counts(network: nn.Module, call: Callable[[], Any], *, batch: int = 1, seed: int = 0) -> list[LayerCount]:
+    r"""Count the parameters, FLOPs and activation bytes of each layer, in the order in which they first run.
+
+    A convolution has $k^2 C_{in} C_{out} + C_{out}$ parameters; a dense layer between the same input and output has
+    $H W C_{in} \cdot H' W' C_{out} + H' W' C_{out}$. The rows add up to the network: its parameters each once, under
+    the innermost layer that ran and holds them (what never ran is the network's own), and all FLOPs.
+
+    Args:
+        network: the module whose layers are counted.
+        call: runs it, such as `lambda: network(x)`; without gradients, in evaluation mode.
+        batch: how many examples that takes, to divide by.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(), nn.Linear(8 * 16, 10))
+    >>> [(c.parameters, c.dense_parameters) for c in layer_counts(net, lambda: net(torch.zeros(1, 3, 4, 4)))]
+    [(224, 6272), (0, None), (1290, None)]
+    """
+    rows: dict[str, _Row] = {}
+    stack = [0.0]  # the FLOPs of the layers within each layer that is running
+    starts: list[float] = []
+    counter = FlopCounterMode(display=False)
+
+    def before(name: str, module: nn.Module, inputs: Any) -> None:
+        starts.append(counter.get_total_flops())
+        stack.append(0.0)
+
+    def after(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        total = counter.get_total_flops() - starts.pop()
+        own = total - stack.pop()
+        stack[-1] += total
+        row = rows.setdefault(name.split("#")[0], _Row(module, first_tensor(inputs), first_tensor(output)))
+        row.flops += own / batch
+        if not any(module.children()) and row.output is not None:
+            row.bytes += _bytes(first_tensor(output)) // batch
+
+    # attention as its matrix products, which have FLOPs to count on any machine
+    products = sdpa_kernel(SDPBackend.MATH)
+    with torch.no_grad(), evaluating(network, seed), hooked(network, before=before, after=after), products, counter:
+        call()
+    rest = counter.get_total_flops() / batch - sum(row.flops for row in rows.values())
+    owners = _owners(network, set(rows))
+    counted = [_count(name, row, owners.get(name, 0)) for name, row in rows.items() if name != WHOLE]
+    whole = rows.get(WHOLE, _Row(network, None, None))
+    left, flops = owners.get(WHOLE, 0), whole.flops + rest
+    if left or flops > 0.5:
+        row = _count(WHOLE, whole, left)
+        counted.append(LayerCount(WHOLE, row.kind, row.inputs, row.output, left, None, flops, 0))
+    names = {id(row.module): name for name, row in rows.items()}
+    inner = {name for name, row in rows.items() if any(id(m) in names for m in list(row.module.modules())[1:])}
+    return [c for c in counted if c.layer not in inner or c.parameters or c.flops]
+
+
+@dataclass
+class _Row:
+    module: nn.Module
+    inputs: Tensor | None
+    output: Tensor | None
+    flops: float = 0.0
+    bytes: int = 0
+
+
+def _count(name: str, row: _Row, parameters: int) -> LayerCount:
+    inputs = None if row.inputs is None else tuple(row.inputs.shape[1:])
+    output = None if row.output is None else tuple(row.output.shape[1:])
+    dense = None
+    if isinstance(row.module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and inputs and output:
+        units = math.prod(output)
+        dense = math.prod(inputs) * units + (units if row.module.bias is not None else 0)
+    return LayerCount(name, kind_of(row.module), inputs, output, parameters, dense, row.flops, row.bytes)
+
+
+def _owners(network: nn.Module, ran: set[str]) -> dict[str, int]:
+    """The number of parameters under the innermost layer that ran and holds them."""
+    owned: dict[str, int] = {}
+    for name, parameter in network.named_parameters():
+        owner = name.rpartition(".")[0]
+        while owner and owner not in ran:
+            owner = owner.rpartition(".")[0]
+        owned[owner or WHOLE] = owned.get(owner or WHOLE, 0) + parameter.numel()
+    return owned
+
+
+def _bytes(x: Tensor | None) -> int:
+    return 0 if x is None else x.numel() * x.element_size()

@@ -1,0 +1,94 @@
+"""The layers of a network as they run: hooks on its modules, in the order of the forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["WHOLE", "evaluating", "first_tensor", "hooked", "kind_of"]
+
+WHOLE = "(network)"  # the name of the network itself among its layers
+Before = Callable[[str, nn.Module, Any], None]
+After = Callable[[str, nn.Module, Any, Any], None]
+
+
+@contextmanager
+def hooked(network: nn.Module, *, before: Before | None = None, after: After | None = None) -> Iterator[None]:
+    """Call `before(name, module, inputs)` and `after(name, module, inputs, output)` around every module's forward.
+
+    A module that runs again is named `name#2` the second time, and so on; the network itself is `(network)`.
+    """
+    calls: dict[str, int] = {}
+
+    def numbered(name: str) -> str:
+        count = calls.get(name, 1)
+        return (name or WHOLE) + (f"#{count}" if count > 1 else "")
+
+    def hooks(name: str) -> tuple[Callable[..., None], Callable[..., None]]:
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+            calls[name] = calls.get(name, 0) + 1
+            if before is not None:
+                before(numbered(name), module, (args, kwargs))
+
+        def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if after is not None:
+                after(numbered(name), module, (args, kwargs), output)
+
+        return enter, leave
+
+    handles: list[Any] = []
+    for name, module in network.named_modules():
+        enter, leave = hooks(name)
+        handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+        handles.append(module.register_forward_hook(leave, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def evaluating(network: nn.Module, seed: int = 0) -> Iterator[None]:
+    """The network in evaluation mode and the noise from a seed; both are as before at the end."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # which runs a Transformer's layer without its parts
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, mode in modes:
+            module.training = mode
+
+
+def first_tensor(value: Any) -> Tensor | None:
+    """The first tensor of a module's inputs or output."""
+    return next((leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)), None)
+
+
+def kind_of(module: nn.Module) -> str:
+    """A layer's kind in a word or two: its class, and a convolution's or pooling's kernel, stride and dilation."""
+    kind = type(module).__name__.lstrip("_")
+    kernel = getattr(module, "kernel_size", None)
+    if kernel is None:
+        return kind
+    parts = [kind, _size(kernel)]
+    for letter, name in (("s", "stride"), ("d", "dilation")):
+        value = _size(getattr(module, name, 1) or 1)
+        if set(value.split("×")) != {"1"}:
+            parts.append(f"{letter}{value}")
+    return " ".join(parts)
+
+
+def _size(value: Any) -> str:
+    values = list(value) if isinstance(value, (tuple, list)) else [value]
+    return str(values[0]) if len(set(values)) == 1 else "×".join(map(str, values))

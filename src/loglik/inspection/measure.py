@@ -1,0 +1,225 @@
+"""All that is measured of one density on one data set."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loglik.data.dataset import Data
+from loglik.density import Density
+from loglik.evaluation.scores import arguments
+from loglik.inspection.cost import Cost, sequence_cost
+from loglik.inspection.counts import LayerCount, layer_counts
+from loglik.inspection.equivariance import Translation, invariance_error, permutation_error, translation_error
+from loglik.inspection.gradients import GradientFlow, gradient_flow
+from loglik.inspection.layers import evaluating, hooked
+from loglik.inspection.receptive import ReceptiveField, effective_field, measured_fields, receptive_fields
+from loglik.recipes import RECIPES, build
+from loglik.runs import load
+from loglik.training import as_data
+
+__all__ = ["Inspection", "find", "inspect"]
+
+EXAMPLES = 16
+HEAT_MAPS = 5
+
+
+@dataclass
+class Inspection:
+    """The tables of one density.
+
+    Attributes:
+        model, trained: the family's name, and whether it is a run's.
+        data: what it was inspected on.
+        counts: parameters, FLOPs and memory of each layer.
+        flow: gradients over depth.
+        fields: receptive fields of an image classifier's layers, from its features' input; None for others.
+        agreement: of how many of those layers the measured field is the propagated one.
+        heat: effective fields of some of the layers, each (H, W).
+        translation: of the last maps; None where there are none.
+        invariance: relative change of features and logits when the images move by one pixel.
+        permutation: errors of the first attention layer without and with positions, None where there is no attention.
+        attention: which layer that is.
+        cost: of length; None where there is no attention.
+        left_out: why what is missing does not apply, a sentence each.
+    """
+
+    model: str
+    trained: bool
+    data: Data
+    counts: list[LayerCount]
+    flow: GradientFlow
+    fields: list[ReceptiveField] | None = None
+    agreement: int = 0
+    heat: dict[str, Tensor] = field(default_factory=dict)
+    translation: Translation | None = None
+    invariance: dict[str, float] = field(default_factory=dict)
+    permutation: dict[str, float] | None = None
+    attention: str = ""
+    cost: list[Cost] | None = None
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def parameters(self) -> int:
+        return sum(row.parameters for row in self.counts)
+
+    @property
+    def flops(self) -> float:
+        return sum(row.flops for row in self.counts)
+
+    @property
+    def activation_bytes(self) -> int:
+        return sum(row.activation_bytes for row in self.counts)
+
+
+def find(
+    model: str, data: str | None = None, *, label: str | None = None, seed: int = 0
+) -> tuple[Density, Data, str, bool]:
+    """A run's density and its data, or an untrained one of a family for data (digits by default), its name, and
+    whether it is a run's.
+
+    Raises ValueError, in one line, where the word is neither a run nor a family.
+    """
+    path = Path(model)
+    if (path / "config.yaml").is_file():
+        run = load(path)
+        source = run.config.get("source") if data is None else data
+        if source is None:
+            raise ValueError(f"{path} was trained on data in memory: name the data to inspect it on")
+        column = label or run.config.get("label")
+        at = run.config.get("training", {}).get("seed", seed)
+        return run.density, as_data(source, label=column, seed=at, like=run.spec), run.model, True
+    if model not in RECIPES:
+        what = "is not a run (it has no config.yaml)" if path.exists() else "is neither a run nor a model"
+        raise ValueError(
+            f"{model} {what}: pass a folder that `loglik fit` wrote, or one of the models {', '.join(RECIPES)}"
+        )
+    held = as_data(data or "digits", label=label, seed=seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        density = build(model, held.spec)
+        density.initialise(*arguments(density, held.train.x[: 2**12], _rows(held.train.y, 2**12)))
+    return density.eval(), held, model, False
+
+
+def inspect(density: Density, data: Data, *, model: str = "", trained: bool = True, seed: int = 0) -> Inspection:
+    """Measure all that applies to a density, on the first examples of the test split.
+
+    Parameters, FLOPs, memory, gradient flow and Jacobians of any; receptive fields and translations of a classifier of
+    images; permutations and the cost in length where there is attention.
+    """
+    x, y = data.test.x[:EXAMPLES], _rows(data.test.y, EXAMPLES)
+    event, context = arguments(density, x, y)
+
+    def loss() -> Tensor:
+        return density.loss(event, context)
+
+    found = Inspection(
+        model=model or type(density).__name__.lower(),
+        trained=trained,
+        data=data,
+        counts=layer_counts(density, loss, batch=len(x), seed=seed),
+        flow=gradient_flow(density, loss, seed=seed)
+        if any(True for _ in density.parameters())
+        else GradientFlow([], 1.0, 1.0, "too shallow", "it has no weights to train by gradients"),
+    )
+    if density.event == "y" and data.spec.kind == "image":
+        _images(found, density, x, seed)
+    else:
+        found.left_out.append(
+            "Receptive fields and translations are those of a network that takes an image as a grid, here of a "
+            f"classifier of images: this is {_what(density, data)}."
+        )
+    _attention(found, density, loss, seed)
+    return found
+
+
+def _images(found: Inspection, density: Any, x: Tensor, seed: int) -> None:
+    """Receptive fields and translations, from what the features take on."""
+    with torch.no_grad(), evaluating(density):
+        images = density.prepare(x) if density.prepare is not None else x.float()
+    network = nn.Sequential(OrderedDict(features=density.features, head=density.head))
+    found.fields = receptive_fields(network, images)
+    measured = measured_fields(network, images, draws=2, seed=seed)
+    found.agreement = sum(measured.get(f.layer) == f.seen for f in found.fields)
+    growing: list[ReceptiveField] = []
+    for f in found.fields:
+        if len(f.shape) == 3 and f.jump is not None and (not growing or f.size > growing[-1].size):
+            growing.append(f)
+    step = max(1, -(-len(growing) // HEAT_MAPS))
+    mixed = [f for f in found.fields if f.whole and f.jump is None]
+    chosen = growing[::-1][::step][::-1] + mixed[:1]
+    found.heat = {f.layer: effective_field(network, images, f.layer, draws=4, seed=seed) for f in chosen}
+    found.translation = translation_error(network, images, seed=seed)
+    if found.translation is None:
+        found.left_out.append(
+            "No layer gives maps that could move with the image: the pixels are one row from the start."
+        )
+    found.invariance = {
+        "features": invariance_error(density.features, images),
+        "logits": invariance_error(network, images),
+    }
+
+
+def _attention(found: Inspection, density: Density, loss: Any, seed: int) -> None:
+    """Permutations of the first attention layer, and what attention costs in length."""
+    caught: list[tuple[str, nn.Module, Tensor, tuple[Any, ...], dict[str, Any]]] = []
+
+    def before(name: str, module: nn.Module, inputs: Any) -> None:
+        args, kwargs = inputs
+        if "attention" in type(module).__name__.lower() and args and isinstance(args[0], Tensor) and args[0].dim() == 3:
+            caught.append((name, module, args[0], args[1:], kwargs))
+
+    with torch.no_grad(), evaluating(density, seed), hooked(density, before=before):
+        loss()
+    if not caught:
+        found.left_out.append("Permutations and the cost in length are those of attention: this network has none.")
+        return
+    name, module, tokens, rest, kwargs = caught[0]
+    layer = _SelfAttention(module, tokens, rest, kwargs)
+    length, width = tokens.shape[1:]
+    content = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(seed))
+    masked = not receptive_fields(layer, content, axes=(1,))[-1].whole
+    found.attention = f"{name}, on a shuffled sequence" + ("; its mask is an order already" if masked else "")
+    positions = next(
+        (
+            p.detach().reshape(-1, width)[:length]
+            for parameter, p in (*density.named_parameters(), *density.named_buffers())
+            if "position" in parameter and p.shape[-1] == width and p.numel() >= length * width
+        ),
+        None,
+    )
+    found.permutation = {"without positions": permutation_error(layer, content)}
+    if positions is not None:
+        found.permutation["with the network's positions"] = permutation_error(layer, content, positions)
+    found.cost = sequence_cost(seed=seed)
+
+
+class _SelfAttention(nn.Module):
+    """An attention layer as a map of one sequence, which it takes as often as it did: as queries, keys and values."""
+
+    def __init__(self, layer: nn.Module, tokens: Tensor, rest: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().__init__()
+        self.layer, self.tokens, self.rest, self.kwargs = layer, tokens, rest, kwargs
+
+    def forward(self, x: Tensor) -> Any:
+        rest = [x if isinstance(value, Tensor) and value.shape == self.tokens.shape else value for value in self.rest]
+        return self.layer(x, *rest, **self.kwargs)
+
+
+def _rows(y: Tensor | None, n: int) -> Tensor | None:
+    return None if y is None else y[:n]
+
+
+def _what(density: Density, data: Data) -> str:
+    kind = {"image": "images", "table": "tables", "array": "arrays", "text": "text"}[data.spec.kind]
+    return (
+        f"a classifier of {kind}"
+        if density.event == "y"
+        else f"a density of {kind}, whose networks take rows of numbers"
+    )

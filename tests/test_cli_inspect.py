@@ -1,0 +1,99 @@
+"""`loglik inspect`: a run or a family, a table and a page that needs no network, and one line for what it cannot do."""
+
+import io
+import re
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from loglik import cli
+from loglik.classification import Classifier
+from loglik.classification.inputs import Levels
+from loglik.data import from_arrays
+from loglik.inspection import inspect, print_inspection, write_page
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*words: object) -> tuple[int, str, str]:
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with mock.patch.object(sys, "argv", ["loglik", *map(str, words)]), redirect_stdout(out), redirect_stderr(err):
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else int(bool(end.code))
+    return status, out.getvalue(), err.getvalue()
+
+
+def page_of(out: str) -> str:
+    html = Path(out.strip().splitlines()[-1].removeprefix("page: ")).read_text(encoding="utf-8")
+    assert not re.search(r"(src|href)=\"(?!data:)", html) and "@import" not in html and "url(" not in html
+    return html
+
+
+@pytest.mark.parametrize("model", ["independent", "classifier", "flow", "vae", "diffusion"])
+def test_a_family_untrained_on_digits(model):
+    status, out, err = run("inspect", model, "--out", "looked")
+    assert (status, err) == (0, "")
+    html = page_of(out)
+    assert f"Inside {model}, untrained" in html
+    assert "What does not apply" in html
+    assert ("Receptive fields</h2>" in html) == (model == "classifier")
+    assert "Cost in length</h2>" not in html
+
+
+def test_text_and_attention():
+    Path("words.txt").write_text("to be or not to be, that is the question. " * 200)
+    status, out, err = run("inspect", "autoregressive", "words.txt")
+    assert (status, err) == (0, "")
+    assert "all weights of head are 0" in " ".join(out.split())
+    html = page_of(out)
+    assert "Cost in length</h2>" in html and "its mask is an order already" in html
+
+
+def test_a_run_and_a_table():
+    rng = np.random.default_rng(0)
+    rows = [f"{rng.normal():.4f},{rng.normal():.4f},{'yes' if i % 2 else 'no'}" for i in range(60)]
+    Path("table.csv").write_text("\n".join(["a,b,won", *rows]))
+    fitted = run("fit", "table.csv", "--model", "classifier", "--label", "won", "--max-steps", 2, "--out", "kept")
+    assert fitted[0] == 0, fitted[2]
+    status, out, err = run("inspect", "kept", "--out", "looked")
+    assert (status, err) == (0, "")
+    html = page_of(out)
+    assert "Inside classifier, trained" in html and "a classifier of tables" in html
+    assert run("inspect", "kept", "--out", "looked")[0] == 2  # nothing is overwritten
+
+
+def test_a_classifier_of_images_by_convolutions(tmp_path):
+    x = torch.randint(0, 256, (40, 3, 12, 12), dtype=torch.uint8)
+    data = from_arrays(x.numpy(), (torch.arange(40) % 2).numpy())
+    features = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 8, 3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    density = Classifier(features, nn.Linear(8, 2), 2, prepare=Levels(256))
+    found = inspect(density, data, model="small", trained=False)
+    assert found.fields is not None and found.agreement == len(found.fields)
+    assert found.translation is not None and found.translation.inside < 1e-5
+    assert found.parameters == sum(p.numel() for p in density.parameters())
+    html = write_page(tmp_path / "page.html", found).read_text()
+    assert html.count("data:image/svg+xml") >= 4 and "whole image" in html and "dense / this" in html
+    with redirect_stdout(io.StringIO()) as out:
+        print_inspection(found)
+    assert "translation, away from the border" in out.getvalue()
+
+
+@pytest.mark.parametrize("word", ["no-such-thing", "folder"])
+def test_neither_a_run_nor_a_model(word):
+    Path("folder").mkdir()
+    status, _, err = run("inspect", word)
+    assert status == 2
+    assert err.startswith(f"error: {word} is ") and err.count("\n") == 1 and "autoregressive" in err
