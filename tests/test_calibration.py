@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn import metrics
 
-from loglik.classification.calibration import calibration_error, confusion_matrix, reliability
+from loglik.classification.calibration import calibration_error, confusion_matrix, per_class, reliability
 
 
 def predictions(n: int = 500, classes: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,3 +66,15 @@ def test_bad_input_is_one_clear_line(probabilities, labels, bins, message):
 def test_no_examples():
     with pytest.raises(ValueError, match="at least one example"):
         calibration_error(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
+
+
+def test_scores_of_a_class_are_scikit_learns():
+    from sklearn.metrics import precision_recall_fscore_support
+
+    labels, probabilities = torch.randint(4, (200,)), torch.rand(200, 4).softmax(1)
+    probabilities[:, 3] = 0  # never predicted
+    probabilities = probabilities / probabilities.sum(1, keepdim=True)
+    scores = per_class(confusion_matrix(probabilities, labels))
+    expected = precision_recall_fscore_support(labels, probabilities.argmax(1), labels=range(4), zero_division=0)
+    for column, name in zip(expected, ("precision", "recall", "f1", "count"), strict=True):
+        assert [getattr(score, name) for score in scores] == pytest.approx(column.tolist())

@@ -7,6 +7,7 @@ from torch import nn
 
 from densities import perturb
 from loglik.classification import Classifier
+from loglik.classification.augment import Augment
 from loglik.classification.inputs import Columns, Levels
 from loglik.density import Bound
 from loglik.networks import MLP
@@ -100,3 +101,81 @@ def test_initialise_fits_what_prepares_the_data():
     density.initialise(torch.zeros(200, dtype=torch.long), x)
     prepared = density.prepare(x)
     assert prepared.mean(0).abs().max() < 1e-4 and (prepared.std(0) - 1).abs().max() < 0.01
+
+
+# ---- temperature, smoothing, augmentation
+
+
+class Logits(nn.Module):
+    """Features that are the data: logits by themselves."""
+
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.parametrize("true", [0.4, 1.0, 3.0])
+def test_the_temperature_is_that_of_the_labels(true):
+    logits = 3 * torch.randn(20_000, 5)
+    labels = torch.multinomial((logits / true).softmax(1), 1).squeeze(1)
+    model = Classifier(Logits(), Logits(), 5)
+    before = model.log_prob(labels, logits).mean()
+    model.calibrate(labels, logits)
+    assert model.temperature.item() == pytest.approx(true, rel=0.05)
+    assert model.log_prob(labels, logits).mean() >= before
+    model.calibrate(labels, logits)  # starts anew
+    assert model.temperature.item() == pytest.approx(true, rel=0.05)
+
+
+def test_labels_that_are_all_right_do_not_make_the_temperature_zero():
+    logits = 10 * torch.eye(4)
+    model = Classifier(Logits(), Logits(), 4)
+    model.calibrate(torch.arange(4), logits)
+    assert 0.01 <= model.temperature.item() < 1 and model.probabilities(logits).isfinite().all()
+
+
+def test_smoothing_changes_the_loss_alone():
+    logits, labels = torch.randn(50, 4), torch.randint(4, (50,))
+    plain, smooth = Classifier(Logits(), Logits(), 4), Classifier(Logits(), Logits(), 4, smoothing=0.2)
+    torch.testing.assert_close(plain.log_prob(labels, logits), smooth.log_prob(labels, logits))
+    uniform = -logits.log_softmax(1).mean()
+    expected = 0.8 * plain.loss(labels, logits) + 0.2 * uniform
+    torch.testing.assert_close(smooth.loss(labels, logits), expected)
+    with pytest.raises(ValueError, match=r"smoothing must be in \[0, 1\)"):
+        Classifier(Logits(), Logits(), 4, smoothing=1.0)
+
+
+def test_augmentation_is_for_training_only_and_follows_the_seed():
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, x):
+            seen.append(x)
+            return x.flatten(1)[:, :3]
+
+    augment = Augment((6, 6), shift=2, flip=True, erase=1.0)
+    model = Classifier(Spy(), nn.Linear(3, 2), 2, augment=augment)
+    x, y = torch.rand(8, 1, 6, 6), torch.randint(2, (8,))
+    model.eval().loss(y, x)
+    model.train()
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        model.loss(y, x)
+    plain, first, again, other = seen
+    assert torch.equal(plain, x) and torch.equal(first, again)
+    assert not torch.equal(first, x) and not torch.equal(first, other) and first.shape == x.shape
+
+
+def test_a_shift_moves_an_image_by_whole_pixels():
+    x = torch.full((200, 1, 5, 5), -1.0)
+    x[:, 0, 2, 2] = 1
+    moved = Augment((5, 5), shift=1)(x)
+    assert (moved == 1).flatten(1).sum(1).eq(1).all() and ((moved == 1) | (moved == -1)).all()
+    places = (moved == 1).nonzero()[:, 2:].unique(dim=0)
+    assert len(places) == 9 and places.min() == 1 and places.max() == 3
+
+
+def test_labels_out_of_range_are_refused():
+    model = Classifier(Logits(), Logits(), 3)
+    for call in (model.loss, model.log_prob):
+        with pytest.raises(ValueError, match=r"labels must hold whole numbers 0 \.\.\. 2, got 0 \.\.\. 3"):
+            call(torch.tensor([0, 3]), torch.randn(2, 3))

@@ -150,3 +150,32 @@ def test_long_events_come_in_smaller_batches():
     training = recipe("autoregressive").training
     assert training(DataSpec(kind="image", event_shape=(1, 8, 8), levels=17))["batch_size"] == 32
     assert training(DataSpec(kind="image", event_shape=(3, 32, 32), levels=256))["batch_size"] == 2
+
+
+IMAGES = {
+    "digits": DataSpec(kind="image", event_shape=(1, 8, 8), levels=17, classes=("a", "b", "c")),
+    "clothes": DataSpec(kind="image", event_shape=(1, 28, 28), levels=256, classes=("a", "b", "c")),
+    "photographs": DataSpec(kind="image", event_shape=(3, 96, 96), levels=256, classes=("a", "b", "c")),
+}
+
+
+@pytest.mark.parametrize("network", ["auto", "mlp", "convnet", "resnet", "vit"])
+@pytest.mark.parametrize("spec", IMAGES.values(), ids=IMAGES)
+def test_every_network_classifies_every_size_of_image(network, spec):
+    model = build("classifier", spec, network=network)
+    x = torch.randint(spec.levels, (4, *spec.event_shape), dtype=torch.uint8)
+    y = torch.tensor([0, 1, 2, 0])
+    model.train().loss(y, x).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert model.eval().probabilities(x).shape == (4, 3)
+    assert (model.augment is not None) == (network not in ("mlp", "auto") or network == "auto" and spec.dims > 64)
+
+
+def test_convolutions_are_for_images():
+    table = DataSpec(kind="array", event_shape=(5,), classes=("a", "b"))
+    with pytest.raises(ValueError, match="network=resnet takes images"):
+        build("classifier", table, network="resnet")
+    with pytest.raises(ValueError, match="unknown network 'gru'"):
+        build("classifier", table, network="gru")
+    assert recipe("classifier").training(IMAGES["clothes"])["optimizer"] == "muon"
+    assert "optimizer" not in recipe("classifier").training(table)

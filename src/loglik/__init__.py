@@ -44,8 +44,8 @@ _HOME = {
     "load": "runs",
 }
 _ROOMS = (
-    "autoregressive", "baselines", "classification", "data", "diffusion", "evaluation", "flows", "networks",
-    "recipes", "report", "training", "transforms", "vae",
+    "autoregressive", "baselines", "classification", "data", "diffusion", "evaluation", "flows", "inspection",
+    "networks", "recipes", "report", "training", "transforms", "vae",
 )  # fmt: skip
 
 __all__ = [

@@ -172,10 +172,13 @@ def evaluate(
     from loglik.comparison import summary, write_json
     from loglik.runs import load
 
-    result = score(load(run), data, split=split or ("all" if data else "test"), samples=samples, seed=seed)
+    trained = load(run)
+    result = score(trained, data, split=split or ("all" if data else "test"), samples=samples, seed=seed)
     print(f"{result.n} examples, {result.samples} sample{'s' * (result.samples > 1)} each: {summary(result)}")
     for name, value in result.terms.items():
         print(f"  {name}: {value:.3f} nats")
+    if result.confusion is not None:
+        _print_classes(result.confusion, trained.spec.classes)
     if json is not None:
         write_json([result], json)
 
@@ -375,6 +378,27 @@ def _print_table(entries: Sequence[Entry], data: Data) -> None:
                 f"{r.model}, p(label | data): accuracy {r.accuracy:.1%}, {r.nats:.3f} ± {r.stderr or 0:.3f} nats a "
                 f"label, calibration error {r.calibration_error:.1%}"
             )
+
+
+def _print_classes(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
+    """Precision, recall and F1 of each class, and what it is mistaken for most."""
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from loglik.classification.calibration import per_class
+
+    matrix = torch.tensor(confusion)
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in ("class", "precision", "recall", "F1", "examples", "mistaken most for"):
+        table.add_column(name, justify="left" if name.startswith(("class", "mistaken")) else "right")
+    for k, score in enumerate(per_class(matrix)):
+        mistakes = matrix[k].clone()
+        mistakes[k] = 0
+        worst = f"{classes[int(mistakes.argmax())]} ({int(mistakes.max())})" if mistakes.any() else ""
+        rates = [f"{100 * rate:.1f}%" for rate in (score.precision, score.recall, score.f1)]
+        table.add_row(classes[k], *rates, f"{score.count:,}", worst)
+    Console().print(table)
 
 
 def _kind(entry: Entry) -> str:

@@ -1,6 +1,6 @@
 """Classifiers as densities over labels, and what is measured of them."""
 
-from loglik.classification.calibration import calibration_error, confusion_matrix, reliability
+from loglik.classification.calibration import calibration_error, confusion_matrix, per_class, reliability
 from loglik.classification.classifier import Classifier
 
-__all__ = ["Classifier", "calibration_error", "confusion_matrix", "reliability"]
+__all__ = ["Classifier", "calibration_error", "confusion_matrix", "per_class", "reliability"]

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
-__all__ = ["Reliability", "calibration_error", "confusion_matrix", "reliability"]
+__all__ = ["ClassScore", "Reliability", "calibration_error", "confusion_matrix", "per_class", "reliability"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,18 @@ class Reliability:
         """The expected calibration error of these bins; see `calibration_error`."""
         gap = (self.accuracy - self.confidence).abs()
         return float((gap * self.count).sum() / self.count.sum())
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """Of one class, as fractions: of the predictions of it how many are right (precision), of its examples how many are
+    found (recall), the harmonic mean of the two (F1; 0 where nothing is right), and its number of examples.
+    """
+
+    precision: float
+    recall: float
+    f1: float
+    count: int
 
 
 def confusion_matrix(probabilities: Float[Tensor, "N K"], labels: Int[Tensor, " N"]) -> Int64[Tensor, "K K"]:
@@ -47,6 +59,17 @@ def confusion_matrix(probabilities: Float[Tensor, "N K"], labels: Int[Tensor, " 
     classes = probabilities.shape[1]
     cells = labels.long() * classes + probabilities.argmax(1)
     return torch.bincount(cells, minlength=classes**2).reshape(classes, classes)
+
+
+def per_class(confusion: Int64[Tensor, "K K"]) -> list[ClassScore]:
+    """Precision, recall and F1 of each class from a confusion matrix.
+
+    >>> [round(score.f1, 3) for score in per_class(torch.tensor([[1, 0], [1, 1]]))]
+    [0.667, 0.667]
+    """
+    right, true, predicted = confusion.diag().double(), confusion.sum(1), confusion.sum(0)
+    columns = (right / predicted.clamp_min(1), right / true.clamp_min(1), 2 * right / (true + predicted).clamp_min(1))
+    return [ClassScore(*(column[k].item() for column in columns), int(true[k])) for k in range(len(confusion))]
 
 
 def reliability(probabilities: Float[Tensor, "N K"], labels: Int[Tensor, " N"], *, bins: int = 15) -> Reliability:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from loglik.classification import calibration_error
+from loglik.classification.calibration import calibration_error, confusion_matrix
 from loglik.data.dataset import Split
 from loglik.data.spec import DataSpec
 from loglik.density import Bound, Density
@@ -67,7 +68,7 @@ def evaluate_split(
     discrete = all(spec.discrete_dims) and density.discrete and not labels
     bits = bits_per_dim(nats, spec.dims) if discrete else None
     density.eval()
-    accuracy, error = _classification(density, split) if labels else (None, None)
+    judged = _classification(density, split) if labels else {}
     return Result(
         model=model,
         bound=density.bound.value,
@@ -84,8 +85,7 @@ def evaluate_split(
         steps=steps,
         samples_per_second=_sampling_rate(density, split, spec, seed),
         terms=_terms(density, split, samples, seed),
-        accuracy=accuracy,
-        calibration_error=error,
+        **judged,
         bits_per_byte=bits if spec.kind == "text" else None,
     )
 
@@ -94,7 +94,7 @@ def _device(density: Density) -> torch.device:
     return next((t.device for t in (*density.parameters(), *density.buffers())), torch.device("cpu"))
 
 
-def _classification(density: Density, split: Split) -> tuple[float, float]:
+def _classification(density: Density, split: Split) -> dict[str, Any]:
     device = _device(density)
     assert split.y is not None
     rows = torch.cat(
@@ -103,8 +103,12 @@ def _classification(density: Density, split: Split) -> tuple[float, float]:
             for x in split.x.split(1024)
         ]
     )
-    accuracy = (rows.argmax(1) == split.y).double().mean().item()
-    return accuracy, calibration_error(rows, split.y)
+    matrix = confusion_matrix(rows, split.y)
+    return {
+        "accuracy": matrix.diag().sum().item() / len(rows),
+        "calibration_error": calibration_error(rows, split.y),
+        "confusion": matrix.tolist(),
+    }
 
 
 def _terms(density: Density, split: Split, samples: int, seed: int, most: int = 1024) -> dict[str, float]:

@@ -28,6 +28,7 @@ class Result:
         samples_per_second: draws of `sample`, measured once; None where the row cannot draw.
         terms: the named terms of a bound, mean nats per example.
         accuracy, calibration_error: of a classifier, as fractions.
+        confusion: of a classifier: how many examples of class i (a row) were predicted as class j.
         bits_per_byte: of text.
     """
 
@@ -48,6 +49,7 @@ class Result:
     terms: dict[str, float] = field(default_factory=dict)
     accuracy: float | None = None
     calibration_error: float | None = None
+    confusion: list[list[int]] | None = None
     bits_per_byte: float | None = None
 
     def to_dict(self) -> dict[str, Any]:

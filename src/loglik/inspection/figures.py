@@ -12,8 +12,7 @@ from torch import Tensor
 from loglik.inspection.cost import Cost
 from loglik.inspection.gradients import GradientFlow
 from loglik.inspection.receptive import ReceptiveField
-from loglik.report.figures import INK
-from loglik.report.figures import _svg as panel
+from loglik.report.figures import INK, panel
 
 __all__ = ["cost_curves", "field_sizes", "gradient_norms", "heat_map", "jacobian_values"]
 

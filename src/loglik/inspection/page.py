@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,7 @@ from loglik.inspection.measure import EXAMPLES, Inspection
 from loglik.inspection.receptive import ReceptiveField
 from loglik.report.figures import INK
 from loglik.report.numbers import count
-from loglik.report.page import Picture
-from loglik.report.page import _svg as address
+from loglik.report.page import Picture, address, render
 
 __all__ = ["print_inspection", "write_page"]
 
@@ -27,15 +25,7 @@ PATH = (
 
 def write_page(path: Path, found: Inspection) -> Path:
     """Write an inspection as one HTML file that needs no network, and give its path back."""
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    source = resources.files("loglik.inspection").joinpath("page.html.jinja").read_text(encoding="utf-8")
-    report = resources.files("loglik.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
-    style = report[report.index("<style>") : report.index("</style>") + len("</style>")]
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(source).render(_content(found), style=Markup(style))
-    path.write_text(page, encoding="utf-8")
+    path.write_text(render("inspection", _content(found)), encoding="utf-8")
     return path
 
 

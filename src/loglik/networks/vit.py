@@ -31,8 +31,8 @@ class ViT(nn.Module):
 
     Raises ValueError where the patches do not tile the maps, or for images of another shape.
 
-    Sources: Dosovitskiy et al. 2021, "An image is worth 16×16 words", section 3.1; for the stem Xiao et al. 2021, "Early
-    convolutions help transformers see better".
+    Sources: Dosovitskiy et al. 2021, "An image is worth 16×16 words", section 3.1; for the stem Xiao et al. 2021,
+    "Early convolutions help transformers see better".
     """
 
     def __init__(

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from loglik.classification.calibration import Reliability
 from loglik.data.spec import Column
 
-__all__ = ["INK", "bars", "confusion", "curves", "marginal", "reliability_diagram", "scatter"]
+__all__ = ["INK", "bars", "confusion", "curves", "marginal", "panel", "reliability_diagram", "scatter"]
 
 INK = {"text": "#2b2f38", "quiet": "#8a909c", "data": "#b9bec8", "model": "#2f6db0", "baseline": "#c2553a"}
 STYLE: Any = {
@@ -91,7 +91,7 @@ def bars(
             axes.set_xlim(left=0)
         axes.set_xlabel(unit)
 
-    return _svg(4.6, 0.75 + 0.34 * len(names), draw)
+    return panel(4.6, 0.75 + 0.34 * len(names), draw)
 
 
 def curves(
@@ -123,7 +123,7 @@ def curves(
         axes.set_xlabel("seconds")
         axes.set_ylabel(unit)
 
-    return _svg(3.1, 2.2, draw)
+    return panel(3.1, 2.2, draw)
 
 
 def marginal(column: Column, data: Float[np.ndarray, " N"], samples: Float[np.ndarray, " M"], limit: int = 8) -> str:
@@ -149,7 +149,7 @@ def marginal(column: Column, data: Float[np.ndarray, " N"], samples: Float[np.nd
         axes.set_xlim(edges[0], edges[-1])
         axes.locator_params(axis="x", nbins=4)
 
-    return _svg(2.2, 1.5, draw)
+    return panel(2.2, 1.5, draw)
 
 
 def scatter(data: Float[np.ndarray, "N 2"], samples: Float[np.ndarray, "M 2"], labels: tuple[str, str]) -> str:
@@ -168,7 +168,7 @@ def scatter(data: Float[np.ndarray, "N 2"], samples: Float[np.ndarray, "M 2"], l
         axes.set_xlabel(short(labels[0], 24))
         axes.set_ylabel(short(labels[1], 24))
 
-    return _svg(2.2, 1.9, draw)
+    return panel(2.2, 1.9, draw)
 
 
 def confusion(matrix: Int[np.ndarray, "K K"], classes: Sequence[str]) -> str:
@@ -199,7 +199,7 @@ def confusion(matrix: Int[np.ndarray, "K K"], classes: Sequence[str]) -> str:
             axes.text(k - 0.3, i, f"{share[i, i]:.0%}", va="center", color=INK["quiet"], fontsize=size)
 
     side = min(5.2, max(2.8, 1.3 + 0.23 * k)) if written else 3.6
-    return _svg(side + 0.3, side, draw)
+    return panel(side + 0.3, side, draw)
 
 
 def reliability_diagram(table: Reliability) -> str:
@@ -219,7 +219,7 @@ def reliability_diagram(table: Reliability) -> str:
         axes.set_xlabel("confidence")
         axes.set_ylabel("accuracy")
 
-    return _svg(3.7, 3.4, draw)
+    return panel(3.7, 3.4, draw)
 
 
 def short(text: str, limit: int) -> str:
@@ -254,7 +254,7 @@ def _category_bars(axes: Any, categories: Sequence[str], data: np.ndarray, sampl
     axes.tick_params(axis="x", length=0)
 
 
-def _svg(width: float, height: float, draw: Callable[[Any], None]) -> str:
+def panel(width: float, height: float, draw: Callable[[Any], None]) -> str:
     """One panel of a size in inches; `draw` is given its axes."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG

@@ -11,7 +11,6 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from loglik.report.numbers import Row, Unit, count, duration, number, plus_minus
 from loglik.report.samples import draw, evaluating, examples, image_grid, text_of
 from loglik.runs import Run
 
-__all__ = ["write_report"]
+__all__ = ["Picture", "address", "render", "write_report"]
 
 KINDS = {"exact": "exact", "lower": "lower bound", "estimate": "estimate"}
 
@@ -62,13 +61,19 @@ def write_report(
     """
     if not entries:
         raise ValueError("a report needs at least one entry, got none")
-    from jinja2 import Environment, StrictUndefined
-
-    source = resources.files("loglik.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(source).render(_content(data, entries, title, seed, split))
-    path.write_text(page, encoding="utf-8")
+    path.write_text(render("report", _content(data, entries, title, seed, split)), encoding="utf-8")
     return path
+
+
+def render(room: str, content: dict[str, Any]) -> str:
+    """The page.html.jinja of a room, which may include the report's style.html.jinja."""
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+    loader = ChoiceLoader([PackageLoader("loglik", room), PackageLoader("loglik", "report")])
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.html.jinja").render(content)
 
 
 def _content(data: Data, entries: Sequence[Entry], title: str, seed: int, split: str) -> dict[str, Any]:
@@ -310,14 +315,14 @@ def _classifier(entry: Entry, data: Data, split: str) -> dict[str, Any]:
         table = reliability(p, part.y)
         names = data.spec.classes or tuple(map(str, range(len(matrix))))
         note = "Confusion: examples of the row's class predicted as the column's; at the right, their accuracy."
-        pictures.append(Picture(_svg(figures.confusion(matrix, names)), f"confusion matrix of {r.model}", note))
+        pictures.append(Picture(address(figures.confusion(matrix, names)), f"confusion matrix of {r.model}", note))
         note = f"Reliability: accuracy at each confidence; expected calibration error {100 * table.error:.1f} %."
-        pictures.append(Picture(_svg(figures.reliability_diagram(table)), f"reliability of {r.model}", note))
+        pictures.append(Picture(address(figures.reliability_diagram(table)), f"reliability of {r.model}", note))
     if len(entry.run.history) > 1:
         panel = _history(entry.run, 1.0)
         plot = figures.curves(r.model, panel.pop("seconds"), panel, unit="nats per label", baseline=None, limits=None)
         note = "Training (grey) and validation (blue)."
-        pictures.append(Picture(_svg(plot), f"training of {r.model}: nats per label against seconds", note))
+        pictures.append(Picture(address(plot), f"training of {r.model}: nats per label against seconds", note))
     return content
 
 
@@ -333,10 +338,11 @@ def _flat(x: Tensor) -> np.ndarray:
 
 
 def _plot(svg: str, alt: str) -> Picture:
-    return Picture(_svg(svg), alt)
+    return Picture(address(svg), alt)
 
 
-def _svg(text: str) -> str:
+def address(text: str) -> str:
+    """An SVG as the address of an image."""
     return "data:image/svg+xml;base64," + base64.b64encode(text.encode()).decode()
 
 

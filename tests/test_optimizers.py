@@ -1,0 +1,68 @@
+"""Optimizers: torch's own, kernels as matrices, and every parameter in exactly one of them."""
+
+import pytest
+import torch
+from torch import nn
+
+from loglik.classification import Classifier
+from loglik.networks import ResNet
+from loglik.training import TrainingSettings
+from loglik.training.optimizers import Muon, optimizers_of
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_muon_steps_a_kernel_as_torchs_steps_the_matrix(memory_format):
+    start, gradients = torch.randn(6, 4, 3, 3), torch.randn(3, 6, 4, 3, 3)
+    kernel = nn.Parameter(start.clone(memory_format=memory_format))
+    flat = lambda t: t.to(memory_format=memory_format).permute(0, 2, 3, 1).flatten(1)  # noqa: E731
+    if memory_format == torch.contiguous_format:
+        flat = lambda t: t.flatten(1)  # noqa: E731
+    matrix = nn.Parameter(flat(start).clone())
+    ours, theirs = Muon([kernel], lr=0.1, weight_decay=0.1), torch.optim.Muon([matrix], lr=0.1, weight_decay=0.1)
+    for gradient in gradients:
+        kernel.grad, matrix.grad = gradient.clone(), flat(gradient).clone()
+        for optimizer in (ours, theirs):
+            optimizer.step()
+            optimizer.zero_grad()
+        assert kernel.grad is None
+    torch.testing.assert_close(flat(kernel), matrix)
+    assert (kernel - start).abs().max() > 0.01
+
+
+def classifier() -> Classifier:
+    features = ResNet(1, widths=(4, 8), blocks=(1, 1))
+    return Classifier(features, nn.Linear(features.outputs, 3), 3)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
+def test_every_parameter_is_stepped_once_and_vectors_do_not_decay(name):
+    model = classifier()
+    settings = TrainingSettings(optimizer=name, weight_decay=0.3)
+    before = {key: p.detach().clone() for key, p in model.named_parameters()}
+    optimizers = optimizers_of(model, settings)
+    model.loss(torch.tensor([0, 1, 2, 0]), torch.randn(4, 1, 8, 8)).backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    count = sum(p.numel() for o in optimizers for g in o.param_groups for p in g["params"])
+    assert count == sum(p.numel() for p in model.parameters())
+    moved = [key for key, p in model.named_parameters() if not torch.equal(p, before[key])]
+    # a gamma of zero passes no gradient to what stands before it in the same block, at the first step
+    assert {"head.weight", "head.bias", "features.stem.0.weight"} <= set(moved)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            assert (group["weight_decay"] == 0.3) == all(p.dim() >= 2 for p in group["params"])
+
+
+def test_muon_leaves_the_last_layer_to_adamw():
+    model = classifier()
+    first, muon = optimizers_of(model, TrainingSettings(optimizer="muon"))
+    held = {id(p) for group in first.param_groups for p in group["params"]}
+    assert id(model.head.weight) in held and id(model.features.stem[0].weight) not in held
+    assert isinstance(muon, Muon)
+
+
+def test_an_unknown_optimizer_is_refused():
+    with pytest.raises(ValueError, match="unknown optimizer 'lion': use adamw, sgd, muon"):
+        TrainingSettings(optimizer="lion")
+    with pytest.raises(ValueError, match=r"momentum must be in \[0, 1\), got 1"):
+        TrainingSettings(momentum=1.0)
