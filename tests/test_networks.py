@@ -17,6 +17,41 @@ def test_mlp_by_hand(float64):
     torch.testing.assert_close(network(x, context), h @ network.output.weight.T + network.output.bias)
 
 
+def test_an_mlps_norms_are_their_formulas(float64):
+    """Between linear map and activation: moments over the batch, or over each example's features."""
+    x = torch.randn(7, 3)
+    for norm, dim in (("batch", 0), ("layer", 1)):
+        network = MLP(3, 2, (5,), norm=norm)
+        linear, scale, _ = network.body
+        nn.init.normal_(scale.weight)
+        nn.init.normal_(scale.bias)
+        h = linear(x)
+        moments = h.mean(dim, keepdim=True), h.var(dim, correction=0, keepdim=True)
+        for _ in range(2):
+            h = scale.weight * (linear(x) - moments[0]) / (moments[1] + 1e-5).sqrt() + scale.bias
+            torch.testing.assert_close(network(x), network.output(nn.functional.silu(h)))
+            network.eval()
+            if norm == "batch":
+                moments = scale.running_mean, scale.running_var
+
+
+def test_batch_norm_needs_two_examples():
+    network, x = MLP(3, 2, (4,), norm="batch"), torch.randn(1, 3)
+    with pytest.raises(ValueError, match="at least 2 examples a batch in training, got 1: use norm='layer'"):
+        network(x)
+    assert network.eval()(x).shape == (1, 2)
+    assert MLP(3, 2, (4,), norm="layer")(x).shape == (1, 2)
+    with pytest.raises(ValueError, match="unknown norm 'group': use none, batch or layer"):
+        MLP(3, 2, norm="group")
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh])
+def test_an_mlp_is_features_for_any_head(activation):
+    for network in (MLP(3, 6, (4,), activation=activation), ResidualMLP(3, 6, width=4)):
+        assert nn.Linear(network.outputs, 2)(network(torch.randn(5, 3))).shape == (5, 2)
+    assert isinstance(MLP(3, 6, (4,), activation=activation).body[1], activation)
+
+
 @pytest.mark.parametrize("shape", [(6,), (2, 3), (1, 2, 3)])
 def test_any_shape_is_flattened(shape):
     x = torch.randn(4, *shape)

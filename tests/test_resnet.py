@@ -58,10 +58,47 @@ def test_shortcuts_are_all_that_a_plain_network_lacks():
     assert ConvNet(1, widths=(4, 8), blocks=(2, 2)).state_dict().keys() == plain.state_dict().keys()
 
 
-def test_a_residual_block_starts_as_the_identity():
-    network = ResNet(2, widths=(4,), blocks=(3,)).eval()
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [({}, 11_689_512), ({"blocks": (3, 4, 6, 3), "block": "bottleneck"}, 25_557_032)],
+    ids=["resnet18", "resnet50"],
+)
+def test_parameters_are_as_published(options, count):
+    """With a head for ImageNet's 1000 classes, as torchvision's table of models counts them."""
+    with torch.device("meta"):
+        network = ResNet(3, stem="large", **options)
+        head = nn.Linear(network.outputs, 1000)
+    assert sum(p.numel() for p in [*network.parameters(), *head.parameters()]) == count
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+@pytest.mark.parametrize("block", ["basic", "bottleneck"])
+def test_a_residual_block_starts_as_the_identity(norm, block):
+    network = ResNet(2, widths=(4,), blocks=(3,), norm=norm, block=block).eval()
     x = torch.randn(3, 2, 6, 6)
-    torch.testing.assert_close(network.maps(x), network.stem(x).relu())
+    first, *others = network.stages[0]
+    start = network.stem(x).relu()
+    torch.testing.assert_close(network.maps(x), first.shortcut(start).relu())
+    assert len(others) == 2 and all(isinstance(block.shortcut, nn.Identity) for block in others)
+
+
+def test_batch_norm_is_its_formula(float64):
+    """The batch's moments over images and positions in training, their moving averages in evaluation."""
+    convolution, norm = ResNet(2, widths=(4,), blocks=(1,)).stem
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    h = convolution(torch.randn(3, 2, 5, 5))
+    mean, variance = torch.zeros(4), torch.ones(4)
+
+    def formula(mean, variance):
+        scaled = (h - mean[:, None, None]) / (variance[:, None, None] + 1e-5).sqrt()
+        return norm.weight[:, None, None] * scaled + norm.bias[:, None, None]
+
+    for _ in range(2):
+        torch.testing.assert_close(norm(h), formula(h.mean((0, 2, 3)), h.var((0, 2, 3), correction=0)))
+        mean = 0.9 * mean + 0.1 * h.mean((0, 2, 3))
+        variance = 0.9 * variance + 0.1 * h.var((0, 2, 3))
+    torch.testing.assert_close(norm.eval()(h), formula(mean, variance))
 
 
 def test_layers_of_the_cifar_family():
@@ -92,14 +129,25 @@ def test_wrong_images_are_refused():
         network(torch.randn(2, 1, 8, 8))
     with pytest.raises(ValueError, match="3×9 are smaller than the network's stride 4"):
         network(torch.randn(2, 3, 3, 9))
-    with pytest.raises(ValueError, match="at least 2 examples a batch in training, got 1"):
-        network(torch.randn(1, 3, 8, 8))
-    assert network.eval()(torch.randn(1, 3, 8, 8)).shape == (1, 8)
+
+
+@pytest.mark.parametrize(("stem", "stride"), [("small", 2), ("strided", 4), ("large", 8)])
+def test_batch_norm_needs_two_values(stem, stride):
+    network = ResNet(3, widths=(4, 8), blocks=(1, 1), stem=stem)
+    one, more = torch.randn(1, 3, stride, stride), torch.randn(1, 3, stride, stride + 1)
+    assert network.stride == stride
+    with pytest.raises(ValueError, match="at least 2 examples a batch in training where maps shrink to 1×1, got 1"):
+        network(one)
+    assert network.maps(more).shape[-2:] == (1, 2)
+    assert network(one.expand(2, -1, -1, -1)).isfinite().all()
+    assert network.eval()(one).isfinite().all()
+    assert ResNet(3, widths=(4, 8), blocks=(1, 1), stem=stem, norm="none")(one).isfinite().all()
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"blocks": (2, 2, 0, 2)}, r"at least 1 block, got \(2, 2, 0, 2\)"),
         ({"widths": (4, 8)}, "one number of blocks for each width"),
         ({"block": "wide"}, "unknown block 'wide'"),
         ({"stem": "huge"}, "unknown stem 'huge'"),

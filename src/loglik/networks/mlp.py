@@ -21,6 +21,8 @@ class MLP(nn.Module):
 
     Hidden weights start normal with variance 2 / fan-in (He et al. 2015, "Delving deep into rectifiers"), so that
     neither signals nor gradients vanish with depth; the output's as PyTorch's linear layers do.
+
+    Raises ValueError for a batch of one in training with batch norm, which has no variance then.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class MLP(nn.Module):
         h = x.flatten(1)
         if self.training and self.norm == "batch" and len(h) == 1:
             raise ValueError(
-                "batch norm takes at least 2 examples a batch in training, got 1: use norm='layer' or more"
+                "batch norm takes at least 2 examples a batch in training, got 1: use norm='layer' or a larger batch"
             )
         if context is not None:
             h = torch.cat([h, context], dim=1)
@@ -92,6 +94,7 @@ class ResidualMLP(nn.Module):
         self.blocks = nn.ModuleList([_ResidualBlock(width, context, dropout) for _ in range(depth)])
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, outputs)
+        self.outputs = outputs
 
     def forward(self, x: Float[Tensor, "B ..."], context: Float[Tensor, "B E"] | None = None) -> Float[Tensor, "B O"]:
         h = self.input(x.flatten(1))

@@ -26,16 +26,19 @@ class ResNet(nn.Module):
         widths, blocks: of each stage, its width and its number of blocks; each stage but the first halves the image.
         block: `basic`, two 3×3 convolutions; or `bottleneck`, 1×1, 3×3 (which strides) and 1×1 to four times the width.
         stem: `small`, 3×3; `strided`, 3×3 with stride 2; `large`, 7×7 with stride 2 and 3×3 max pooling with stride 2.
-        residual: whether blocks have shortcuts; a 1×1 convolution where the shape changes, else the identity.
+        residual: whether blocks have shortcuts; a 1×1 convolution where the shape changes (the paper's option B), else
+            the identity.
         norm: `batch` or `none`; convolutions have a bias only without a norm.
 
     `ResNet(3, stem="large")` is ResNet-18, with blocks (3, 4, 6, 3) of bottlenecks ResNet-50; n blocks of widths
     16, 32, 64 make the 6n + 2 layers of the CIFAR family.
 
     Weights start normal with variance 2 / fan-out (He et al. 2015, "Delving deep into rectifiers"), the last norm of
-    a residual block at zero, so that blocks start as the identity (Goyal et al. 2017, "Accurate, large minibatch SGD").
+    a residual block at zero, so that blocks start as the identity (Goyal et al. 2017, "Accurate, large minibatch SGD");
+    without a norm its last convolution (Zhang et al. 2019, "Fixup initialization"), as sums would grow with depth.
 
-    Raises ValueError for images of other channels, or smaller than the total stride.
+    Raises ValueError for images of other channels, or smaller than the total stride, and in training for a batch that
+    leaves batch norm one value a channel.
 
     Source: He et al. 2016, "Deep residual learning for image recognition".
     """
@@ -54,6 +57,8 @@ class ResNet(nn.Module):
         super().__init__()
         if len(widths) != len(blocks) or not widths:
             raise ValueError(f"give one number of blocks for each width, got {len(blocks)} for {len(widths)}")
+        if min(blocks) < 1:
+            raise ValueError(f"each stage takes at least 1 block, got {tuple(blocks)}")
         if block not in ("basic", "bottleneck"):
             raise ValueError(f"unknown block {block!r}: use basic or bottleneck")
         if stem not in STEMS:
@@ -80,8 +85,9 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif isinstance(module, _Block) and residual and norm == "batch":
-                nn.init.zeros_(module.convolutions[-1][1].weight)  # type: ignore[index, arg-type]
+        for module in self.modules():
+            if isinstance(module, _Block) and residual:
+                nn.init.zeros_(module.convolutions[-1][-1].weight)  # type: ignore[index, arg-type]
 
     def maps(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h H2 W2"]:
         """The last stage's maps, before the mean over positions."""
@@ -92,8 +98,11 @@ class ResNet(nn.Module):
                 f"images of {x.shape[-2]}×{x.shape[-1]} are smaller than the network's stride {self.stride}: use fewer "
                 "stages, a smaller stem or larger images"
             )
-        if self.training and self.norm == "batch" and len(x) == 1:
-            raise ValueError("batch norm takes at least 2 examples a batch in training, got 1: use norm='none' or more")
+        if self.training and self.norm == "batch" and len(x) == 1 and max(x.shape[-2:]) <= self.stride:
+            raise ValueError(
+                "batch norm takes at least 2 examples a batch in training where maps shrink to 1×1, got 1: use "
+                "norm='none', a larger batch or larger images"
+            )
         h = self.pool(F.relu(self.stem(x)))
         for stage in self.stages:
             h = stage(h)

@@ -45,7 +45,7 @@ class CausalTransformer(nn.Module):
 
     def __init__(self, width: int, depth: int, heads: int, *, dropout: float = 0.0) -> None:
         super().__init__()
-        if width % heads:
+        if heads < 1 or width % heads:
             raise ValueError(f"width {width} must be a multiple of the number of heads {heads}")
         self.width, self.depth, self.heads = width, depth, heads
         self.blocks = nn.ModuleList([_Block(width, heads, dropout, layer, causal=True) for layer in range(depth)])
@@ -71,7 +71,7 @@ class Encoder(nn.Module):
 
     def __init__(self, width: int, depth: int, heads: int, *, dropout: float = 0.0) -> None:
         super().__init__()
-        if width % heads:
+        if heads < 1 or width % heads:
             raise ValueError(f"width {width} must be a multiple of the number of heads {heads}")
         self.blocks = nn.ModuleList([_Block(width, heads, dropout, layer, causal=False) for layer in range(depth)])
         self.norm = nn.LayerNorm(width)

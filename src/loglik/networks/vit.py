@@ -29,7 +29,8 @@ class ViT(nn.Module):
         pool: `mean` over the patches, or `class` for a learned token of its own.
         dropout: in the encoder, in training.
 
-    Raises ValueError where the patches do not tile the maps, or for images of another shape.
+    Raises ValueError where the patches do not tile the maps, for images of another shape, and in training for a batch
+    of one where the stem's maps shrink to 1×1.
 
     Sources: Dosovitskiy et al. 2021, "An image is worth 16×16 words", section 3.1; for the stem Xiao et al. 2021,
     "Early convolutions help transformers see better".
@@ -55,13 +56,14 @@ class ViT(nn.Module):
         for after in stem:
             layers += [nn.Conv2d(channels, after, 3, 2, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
             channels, height, across = after, (height + 1) // 2, (across + 1) // 2
-        if height % patch or across % patch:
+        if patch < 1 or height % patch or across % patch:
             raise ValueError(f"patches of {patch} do not tile maps of {height}×{across}: use a divisor of both")
         if positions not in ("learned", "sinusoidal", "none"):
             raise ValueError(f"unknown positions {positions!r}: use learned, sinusoidal or none")
         if pool not in ("mean", "class"):
             raise ValueError(f"unknown pool {pool!r}: use mean or class")
         self.stem = nn.Sequential(*layers)
+        self.maps = (height, across)
         self.patches = nn.Conv2d(channels, width, patch, patch)
         count = (height // patch) * (across // patch) + (pool == "class")
         self.class_token = nn.Parameter(torch.zeros(1, 1, width)) if pool == "class" else None
@@ -78,6 +80,11 @@ class ViT(nn.Module):
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B E"]:
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"this network takes images of shape {self.shape}, got {tuple(x.shape[1:])}")
+        if self.training and len(self.stem) and len(x) == 1 and self.maps == (1, 1):
+            raise ValueError(
+                "batch norm takes at least 2 examples a batch in training where maps shrink to 1×1, got 1: use a "
+                "shorter stem or a larger batch"
+            )
         h = self.patches(self.stem(x)).flatten(2).transpose(1, 2)
         if self.class_token is not None:
             h = torch.cat([self.class_token.expand(len(h), -1, -1), h], dim=1)
