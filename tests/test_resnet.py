@@ -101,6 +101,17 @@ def test_batch_norm_is_its_formula(float64):
     torch.testing.assert_close(norm.eval()(h), formula(mean, variance))
 
 
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_what_a_module_gave_is_not_overwritten(residual, norm):
+    """Inspection keeps the outputs that hooks see, to take gradients at them."""
+    network, seen = ResNet(2, widths=(4, 8), blocks=(2, 1), residual=residual, norm=norm), []
+    for module in network.modules():
+        module.register_forward_hook(lambda module, inputs, output: seen.append((output, output.detach().clone())))
+    network(torch.randn(2, 2, 8, 8))
+    assert all(torch.equal(kept, copy) for kept, copy in seen)
+
+
 def test_layers_of_the_cifar_family():
     network = ResNet(1, widths=(16, 32, 64), blocks=(9, 9, 9))
     layers = [m for name, m in network.named_modules() if isinstance(m, nn.Conv2d) and "shortcut" not in name]

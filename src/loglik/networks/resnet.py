@@ -143,7 +143,10 @@ class _Block(nn.Module):
         h = x
         for number, convolution in enumerate(self.convolutions):
             h = convolution(F.relu(h) if number else h)
-        return F.relu(h + self.shortcut(x) if self.residual else h)
+        if not self.residual:
+            return F.relu(h)
+        # in place, as no module gave the sum; what a module gave is left as it is for those who hook it
+        return F.relu(h + self.shortcut(x), inplace=True)
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, stride: int, norm: str) -> nn.Sequential:
