@@ -83,8 +83,8 @@ def main() -> None:
         for layers, color in zip(options.depths, ("#8a8f99", "#24588f", "#b5482f"), strict=False):
             errors = curve(data, layers, residual, options.width, options.steps, options.points)
             axes.plot(*zip(*errors, strict=True), color=color, label=f"{layers} layers")
-            kind = "residual" if residual else "plain"
-            print(f"{kind}, {layers} layers: training error {errors[-1][1]:.1%} after {options.steps} steps", flush=True)
+            name = f"{'residual' if residual else 'plain'}, {layers} layers"
+            print(f"{name}: training error {errors[-1][1]:.1%} after {options.steps} steps", flush=True)
         axes.set(title="residual" if residual else "plain", xlabel="steps", ylim=(0, 1))
         axes.legend(frameon=False)
     left.set_ylabel("training error")

@@ -168,7 +168,7 @@ def test_every_network_classifies_every_size_of_image(network, spec):
     model.train().loss(y, x).backward()
     assert all(p.grad is not None for p in model.parameters())
     assert model.eval().probabilities(x).shape == (4, 3)
-    assert (model.augment is not None) == (network not in ("mlp", "auto") or network == "auto" and spec.dims > 64)
+    assert (model.augment is not None) == (network not in ("mlp", "auto") or (network == "auto" and spec.dims > 64))
 
 
 def test_convolutions_are_for_images():

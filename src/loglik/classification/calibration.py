@@ -68,8 +68,10 @@ def per_class(confusion: Int64[Tensor, "K K"]) -> list[ClassScore]:
     [0.667, 0.667]
     """
     right, true, predicted = confusion.diag().double(), confusion.sum(1), confusion.sum(0)
-    columns = (right / predicted.clamp_min(1), right / true.clamp_min(1), 2 * right / (true + predicted).clamp_min(1))
-    return [ClassScore(*(column[k].item() for column in columns), int(true[k])) for k in range(len(confusion))]
+    precision, recall = right / predicted.clamp_min(1), right / true.clamp_min(1)
+    f1 = 2 * right / (true + predicted).clamp_min(1)
+    columns = (precision.tolist(), recall.tolist(), f1.tolist(), true.tolist())
+    return [ClassScore(*scores) for scores in zip(*columns, strict=True)]
 
 
 def reliability(probabilities: Float[Tensor, "N K"], labels: Int[Tensor, " N"], *, bins: int = 15) -> Reliability:

@@ -87,7 +87,6 @@ class Classifier(Density):
         if self.prepare is not None and hasattr(self.prepare, "initialise"):
             self.prepare.initialise(context)  # type: ignore[operator]
 
-
     @torch.no_grad()
     def calibrate(self, x: Int64[Tensor, " N"], context: Shaped[Tensor, "N ..."] | None = None) -> None:
         """Set the temperature from held-out labels x and data; the likelihood is concave in 1/T."""

@@ -102,7 +102,8 @@ def _augment(spec: DataSpec) -> Augment:
 
 def training(spec: DataSpec) -> dict[str, Any]:
     if _large(spec):
-        return {"optimizer": "muon", "learning_rate": 4e-3, "weight_decay": 0.02, "batch_size": 256, "precision": "auto"}
+        muon = {"optimizer": "muon", "learning_rate": 2e-2, "weight_decay": 0.02}
+        return {**muon, "batch_size": 256, "precision": "auto"}
     return {"learning_rate": 1e-3, "weight_decay": 0.05, "batch_size": 64}
 
 
