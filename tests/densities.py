@@ -107,7 +107,7 @@ def ready(case: Case, n: int = 16, device: str = "cpu") -> tuple[Density, Tensor
     density.to(device)
     event, context = (y, x) if density.event == "y" else (x, y if density.conditional else None)
     density.initialise(event, context)
-    perturb(density)
+    perturb(density, 0.05)
     return density.eval(), event, context
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
 
 from loglik.data.spec import DataSpec
 from loglik.density import Density
 from loglik.diffusion import Denoiser, Diffusion, LevelDenoiser, LinearBeta
 from loglik.flows import Flow
 from loglik.networks.mlp import ResidualMLP
-from loglik.recipes.recipe import Recipe, label_embedding, pick
+from loglik.recipes.recipe import Recipe, from_zero, label_embedding, pick
 from loglik.recipes.vectors import refuse_text, to_vector
 
 __all__ = ["DIFFUSION"]
@@ -53,8 +52,7 @@ def build(
     if spec.levels is not None and not few_levels:
         logsnr = torch.tensor(-2 * math.log(0.8 / (spec.levels - 1)))
         schedule = LinearBeta(t_min=LinearBeta(t_min=1e-9).time(logsnr).item())
-    nn.init.zeros_(network.output.weight)  # training starts from the independent density
-    nn.init.zeros_(network.output.bias)
+    from_zero(network.output)
     denoiser = (
         LevelDenoiser(network, spec.levels, shape, features=FEATURES, context=context)
         if few_levels and spec.levels

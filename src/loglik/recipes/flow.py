@@ -10,7 +10,7 @@ from loglik.density import Density, StandardNormal
 from loglik.flows import ElementwiseSpline, Flow, SplineCoupling
 from loglik.flows.spline import parameters_per_dim
 from loglik.networks.mlp import MLP
-from loglik.recipes.recipe import Recipe, label_embedding, pick
+from loglik.recipes.recipe import Recipe, from_zero, label_embedding, pick
 from loglik.recipes.vectors import refuse_text, to_vector
 from loglik.transforms import Logit, Scale
 
@@ -50,14 +50,14 @@ def build(
             dims,
             bins=bins,
             interval=INTERVAL,
-            network=_from_zero(nn.Linear(extra, dims * outputs)) if conditional else None,
+            network=from_zero(nn.Linear(extra, dims * outputs)) if conditional else None,
         )
     )
     if dims > 1:
         for mask in _masks(dims, depth):
             moved = sum(mask)
             network = MLP(dims - moved, moved * outputs, (width, width), context=extra, dropout=dropout)
-            _from_zero(network.output)
+            from_zero(network.output)
             transforms.append(SplineCoupling(mask, network, bins=bins, interval=INTERVAL))
     return Flow(transforms, StandardNormal((dims,)), context=embedding)
 
@@ -74,12 +74,6 @@ def _masks(dims: int, depth: int) -> list[list[bool]]:
         mask[half] = True
         masks.append(mask.tolist())
     return masks
-
-
-def _from_zero(layer: nn.Linear) -> nn.Linear:
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
 
 
 FLOW = Recipe(

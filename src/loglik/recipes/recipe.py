@@ -12,7 +12,7 @@ from torch import nn
 from loglik.data.spec import DataSpec
 from loglik.density import Density
 
-__all__ = ["Recipe", "Unsuitable", "check_options", "label_embedding", "pick"]
+__all__ = ["Recipe", "Unsuitable", "check_options", "from_zero", "label_embedding", "pick"]
 
 
 class Unsuitable(ValueError):
@@ -72,3 +72,10 @@ def label_embedding(spec: DataSpec, width: int, conditional: bool) -> nn.Module 
     if not spec.classes:
         raise Unsuitable("conditional=true needs labels: class folders, or --label COLUMN for a table")
     return nn.Embedding(len(spec.classes), width)
+
+
+def from_zero(layer: nn.Linear) -> nn.Linear:
+    """A last layer that starts at zero, so that its density starts as what its offsets say: the independent one."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -6,7 +6,7 @@ from loglik.data.spec import DataSpec
 from loglik.density import Density
 from loglik.flows import Flow
 from loglik.networks.mlp import MLP
-from loglik.recipes.recipe import Recipe, label_embedding, pick
+from loglik.recipes.recipe import Recipe, from_zero, label_embedding, pick
 from loglik.recipes.vectors import refuse_text, to_vector
 from loglik.vae import VAE, Categorical, DiscretisedLogistic, Gaussian, Observation
 
@@ -37,9 +37,11 @@ def build(
         components = 4 if spec.dims <= 1024 else 2 if spec.dims <= 4096 else 1
         observation = DiscretisedLogistic(spec.event_shape, spec.levels, components)
     extra = EMBEDDING if conditional else 0
+    decoder = MLP(latent, observation.outputs, (width, width), context=extra, dropout=dropout)
+    from_zero(decoder.output)
     vae = VAE(
         MLP(spec.dims, 2 * latent, (width, width), context=extra, dropout=dropout),
-        MLP(latent, observation.outputs, (width, width), context=extra, dropout=dropout),
+        decoder,
         observation,
         latent=latent,
         context=label_embedding(spec, EMBEDDING, conditional),
