@@ -8,6 +8,7 @@ resumed ends with the weights that it would have had, bit for bit, on the same m
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import platform
 import time
@@ -136,6 +137,7 @@ def _fabric(settings: TrainingSettings) -> Fabric:
     precision = settings.precision
     if precision == "auto":
         precision = "bf16-mixed" if _multiplies_bf16(settings.accelerator) else "32-true"
+    logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)  # it announces the precision
     try:
         return Fabric(
             accelerator=settings.accelerator,
