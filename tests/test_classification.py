@@ -144,6 +144,15 @@ def test_smoothing_changes_the_loss_alone():
         Classifier(Logits(), Logits(), 4, smoothing=1.0)
 
 
+def test_mirror_images_have_one_probability(float64):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, CLASSES))
+    plain, mirrored = (Classifier(nn.Identity(), network, CLASSES, mirror=mirror).eval() for mirror in (False, True))
+    x = torch.randn(5, 1, 3, 4)
+    assert not torch.allclose(plain.logits(x), plain.logits(x.flip(-1)))
+    torch.testing.assert_close(mirrored.logits(x), mirrored.logits(x.flip(-1)))
+    torch.testing.assert_close(mirrored.logits(x), (plain.logits(x) + plain.logits(x.flip(-1))) / 2)
+
+
 def test_augmentation_is_for_training_only_and_follows_the_seed():
     seen = []
 

@@ -169,6 +169,7 @@ def test_every_network_classifies_every_size_of_image(network, spec):
     assert all(p.grad is not None for p in model.parameters())
     assert model.eval().probabilities(x).shape == (4, 3)
     assert (model.augment is not None) == (network not in ("mlp", "auto") or (network == "auto" and spec.dims > 64))
+    assert model.mirror == (model.augment is not None and min(spec.event_shape[-2:]) > 16)
 
 
 def test_convolutions_are_for_images():

@@ -31,6 +31,7 @@ class Augment(nn.Module):
             steps.append(kornia.RandomHorizontalFlip(p=0.5))
         if erase:
             steps.append(kornia.RandomErasing(p=erase, scale=(0.02, 0.2), value=0.0))
+        self.flip = flip
         self.steps = nn.Sequential(*steps)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:

@@ -27,6 +27,8 @@ class Classifier(Density):
         prepare: from data as the user holds them to what the features take (a scaling, a one-hot code), fitted
             by `initialise`; None where they are the same.
         augment: changes what `prepare` gave at random, in `loss` while training only.
+        mirror: in evaluation the logits are the mean of an image's and of its mirror image's, so that p(y | x) is the
+            same for both (as training with mirrored images asks, and Krizhevsky et al. 2012, section 4.1, average).
     """
 
     temperature: Tensor
@@ -40,6 +42,7 @@ class Classifier(Density):
         prepare: nn.Module | None = None,
         augment: nn.Module | None = None,
         smoothing: float = 0.0,
+        mirror: bool = False,
     ) -> None:
         super().__init__()
         if classes < 2:
@@ -49,7 +52,7 @@ class Classifier(Density):
         self.features, self.head, self.prepare, self.augment = features, head, prepare, augment
         self.register_buffer("temperature", torch.ones(()))
         self.classes = classes
-        self.smoothing = smoothing
+        self.smoothing, self.mirror = smoothing, mirror
         self.event_shape = ()
         self.discrete = True
         self.conditional = True
@@ -59,7 +62,10 @@ class Classifier(Density):
         """The head's output for data x, divided by the temperature."""
         if self.prepare is not None:
             x = self.prepare(x)
-        return self.head(self.features(x)) / self.temperature
+        logits = self.head(self.features(x))
+        if self.mirror and not self.training:
+            logits = (logits + self.head(self.features(x.flip(-1)))) / 2
+        return logits / self.temperature
 
     def probabilities(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B C"]:
         """p(y | x) for every class."""

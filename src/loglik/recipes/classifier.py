@@ -56,7 +56,8 @@ def build(
         rate = 0.0 if dropout is None else dropout
         head = nn.Sequential(nn.Dropout(rate), nn.Linear(features.outputs, classes))  # type: ignore[arg-type]
     changes = _augment(spec) if augment and network != "mlp" and spec.kind == "image" else None
-    return Classifier(features, head, classes, prepare=prepare, augment=changes, smoothing=smoothing)
+    mirror = changes is not None and changes.flip
+    return Classifier(features, head, classes, prepare=prepare, augment=changes, smoothing=smoothing, mirror=mirror)
 
 
 def _large(spec: DataSpec) -> bool:
@@ -80,7 +81,7 @@ def _convolutional(spec: DataSpec, network: str, size: str, width: int | None) -
         patch = next(p for p in (4, 2, 7, 3, 5, 1) if all(side % p == 0 and side > p for side in maps))
         depth = pick(size, small=4, medium=6, large=8)
         return ViT((channels, height, across), patch=patch, stem=stem, width=width, depth=depth, heads=width // 32)
-    width = width or pick(size, small=32, medium=64, large=128)
+    width = width or pick(size, small=48, medium=64, large=128)
     blocks = pick(size, small=1, medium=2, large=3)
     stages = 3 if min(height, across) >= 16 else 2
     side = min(height, across)
@@ -94,10 +95,11 @@ def _convolutional(spec: DataSpec, network: str, size: str, width: int | None) -
 
 
 def _augment(spec: DataSpec) -> Augment:
-    """Small shifts; mirror images too, but not of digits and letters, which are small and have a right way round."""
+    """Small shifts; of larger images mirrored and partly erased ones too. Small ones are digits and letters, which have
+    a right way round."""
     height, across = spec.event_shape[-2:]
     small = min(height, across) <= 16
-    return Augment((height, across), shift=SHIFT[small], flip=not small)
+    return Augment((height, across), shift=SHIFT[small], flip=not small, erase=0.0 if small else 0.25)
 
 
 def training(spec: DataSpec) -> dict[str, Any]:
