@@ -11,6 +11,8 @@ from loglik.density import Density, check_levels
 
 __all__ = ["Classifier"]
 
+PRIOR = 4.0  # a: the inverse temperature's prior has mode 1 and deviation about 1/2
+
 
 class Classifier(Density):
     r"""$p(y \mid x) = \text{softmax}(g_{\theta_2}(f_{\theta_1}(x)))_y$: features f, then a head g to C classes.
@@ -95,7 +97,11 @@ class Classifier(Density):
 
     @torch.no_grad()
     def calibrate(self, x: Int64[Tensor, " N"], context: Shaped[Tensor, "N ..."] | None = None) -> None:
-        """Set the temperature from held-out labels x and data; the likelihood is concave in 1/T."""
+        r"""Set the temperature from held-out labels x and data, by maximum a posteriori.
+
+        $\sum_i \log p(y_i \mid x_i) + a (\log \beta - \beta)$ with β = 1/T, a Gamma prior whose mode is 1: concave in
+        β. Without it, few labels that are all predicted right would make the classifier certain of everything.
+        """
         self.eval()
         self.temperature.fill_(1)
         logits = torch.cat([self.logits(rows) for rows in _needed(context).split(256)]).double()
@@ -105,7 +111,9 @@ class Classifier(Density):
             mean = (p * logits).sum(1)
             slope = (mean - logits.gather(1, x[:, None]).squeeze(1)).mean()
             curvature = ((p * logits.square()).sum(1) - mean.square()).mean()
-            inverse = (inverse - slope / curvature.clamp_min(1e-12)).clamp(inverse / 2, inverse * 2).clamp(0.01, 100)
+            slope = slope + PRIOR / len(x) * (1 - 1 / inverse)
+            curvature = curvature + PRIOR / len(x) / inverse.square()
+            inverse = (inverse - slope / curvature).clamp(inverse / 2, inverse * 2).clamp(0.01, 100)
         self.temperature.copy_(1 / inverse)
 
 
