@@ -80,19 +80,20 @@ def compare(
     from loglik.comparison import write_json
     from loglik.report import write_report
     from loglik.runs import new_folder
-    from loglik.training import as_data, seconds
+    from loglik.training import as_data, seconds, text_settings
 
     names = None if models is None else [name.strip() for name in models.split(",") if name.strip()]
     if names == []:
         raise ValueError("--models names no model: write flow,vae, or leave it out")
     each = seconds(budget)
-    held = as_data(data, label=label, seed=seed)
+    text, options = text_settings(_settings(set_))
     folder = _folder(out, f"compare-{_stem(data)}")
+    held = as_data(data, label=label, seed=seed, text=text, beside=folder)
     if not _follower():
         new_folder(folder)
     print(f"{held.name}: {held.spec.describe()}; {_sizes(held)}")
     entries = run_comparison(
-        held, models=names, budget=each, out=folder, samples=samples, seed=seed, say=print, **_settings(set_)
+        held, models=names, budget=each, out=folder, samples=samples, seed=seed, say=print, **options
     )
     if _follower():
         return
@@ -101,8 +102,9 @@ def compare(
         write_json([entry.result for entry in entries], json)
     write_json([entry.result for entry in entries], folder / "comparison.json")
     kinds = max(1, sum(entry.run is not None and entry.result.steps > 0 for entry in entries))
+    split = "test" if len(held.test) else "validation"
     title = f"{COUNTS.get(kinds, str(kinds))} kind{'s' * (kinds != 1)} of density on {held.name}"
-    page = write_report(folder / "report.html", held, entries, title=title, seed=seed)
+    page = write_report(folder / "report.html", held, entries, title=title, seed=seed, split=split)
     print(f"report: {page}")
 
 
@@ -120,17 +122,18 @@ def fit(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
 ) -> None:
     """Train one density and write it as a run."""
-    from loglik.comparison import Entry, summary
+    from loglik.comparison import Entry, scored, summary
     from loglik.evaluation import evaluate_split
     from loglik.report import write_report, write_samples
-    from loglik.training import as_data
+    from loglik.training import as_data, text_settings
     from loglik.training import fit as train
 
     if resume and out is None:
         raise ValueError("--resume needs --out RUN, the run to go on with")
-    held = as_data(data, label=label, seed=seed)
+    text, chosen = text_settings(_settings(set_))
     folder = _folder(out, f"{_stem(data)}-{model}")
-    options: dict[str, Any] = {"size": size, **_settings(set_)}
+    held = as_data(data, label=label, seed=seed, text=text, beside=folder)
+    options: dict[str, Any] = {"size": size, **chosen}
     if max_time is not None:
         options["max_time"] = max_time
     if max_steps is not None:
@@ -141,18 +144,21 @@ def fit(
         return
     result = evaluate_split(
         run.density,
-        held.test,
+        scored(held),
         held.spec,
         model=model,
         train_seconds=run.train_seconds,
         steps=run.steps,
         seed=seed,
     )
-    print(f"test split: {summary(result)}")
+    split = "test" if len(held.test) else "validation"
+    print(f"{split} split: {summary(result)}")
     if result.event == "x":
         x = _draw(run.density, held.spec, 64, None, seed)
         write_samples(x, held.spec, folder / f"samples{_suffix(held.spec)}")
-    page = write_report(folder / "report.html", held, [Entry(result, run)], title=f"{model} on {held.name}", seed=seed)
+    page = write_report(
+        folder / "report.html", held, [Entry(result, run)], title=f"{model} on {held.name}", seed=seed, split=split
+    )
     print(f"run: {folder}\nreport: {page}")
 
 
@@ -174,7 +180,8 @@ def evaluate(
 
     trained = load(run)
     result = score(trained, data, split=split or ("all" if data else "test"), samples=samples, seed=seed)
-    print(f"{result.n} examples, {result.samples} sample{'s' * (result.samples > 1)} each: {summary(result)}")
+    each = "" if result.unit == "token" else f", {result.samples} sample{'s' * (result.samples > 1)} each"
+    print(f"{result.n} {result.unit}s{each}: {summary(result)}")
     for name, value in result.terms.items():
         print(f"  {name}: {value:.3f} nats")
     if result.confusion is not None:
@@ -315,8 +322,10 @@ def _folder(out: Path | None, name: str) -> Path:
 
 
 def _sizes(data: Data) -> str:
-    train = f"{len(data.train):,}" + (" overlapping windows" if data.spec.kind == "text" else "")
-    return f"{train} to train on, {len(data.test):,} to test on"
+    if data.whole is not None:  # a text
+        train, validation, test = (len(s.x.stream) for s in (data.train, data.validation, data.test))  # type: ignore[union-attr]
+        return f"{train:,} tokens to train on, {validation:,} to validate, {test:,} to test on"
+    return f"{len(data.train):,} to train on, {len(data.test):,} to test on"
 
 
 def _suffix(spec: DataSpec) -> str:
@@ -350,23 +359,39 @@ def _print_table(entries: Sequence[Entry], data: Data) -> None:
 
     rows = [entry for entry in entries if entry.result.event == "x"]
     discrete = any(entry.result.bits_per_dim is not None for entry in rows)
-    unit = "bits/byte" if data.spec.kind == "text" else "bits/dim"
+    text = any(r.result.unit == "token" for r in rows)
+    unit = "bits/byte" if any(r.result.bits_per_byte is not None for r in rows) else "bits/dim"
+    split = "test" if len(data.test) else "validation"
     table = Table(
-        title=f"{data.name}: log-likelihood of the {len(data.test):,} test examples",
+        title=f"{data.name}: log-likelihood of {entries[0].result.n:,} {split} {'tokens' if text else 'examples'}",
         title_justify="left",
         box=None,
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    names = ["model", "nats", "±", unit if discrete else "", "number", "params", "steps", "time"]
+    nats, digits = ("nats/token", 4) if text else ("nats", 2)
+    names = [
+        "model",
+        nats,
+        "±",
+        unit if discrete else "",
+        "perplexity" if text else "",
+        "number",
+        "params",
+        "steps",
+        "time",
+    ]
     for name in filter(None, names):
         table.add_column(name, justify="left" if name in ("model", "number") else "right", no_wrap=True)
     best = max((entry.result.nats for entry in rows if entry.run and not entry.conditional), default=None)
     for entry in rows:
         r = entry.result
-        cells = [r.model, f"{r.nats:.2f}", "" if r.stderr is None else f"{r.stderr:.2f}"]
+        cells = [r.model, f"{r.nats:.{digits}f}", "" if r.stderr is None else f"{r.stderr:.{digits}f}"]
         if discrete:
-            cells.append("" if r.bits_per_dim is None else f"{r.bits_per_dim:.3f}")
+            bits = r.bits_per_dim if r.bits_per_byte is None else r.bits_per_byte
+            cells.append("" if bits is None else f"{bits:.3f}")
+        if text:
+            cells.append("" if r.perplexity is None else f"{r.perplexity:.2f}")
         time = f"{r.train_seconds:.0f} s" if r.steps else ""
         cells += [_kind(entry), count(r.params) if r.params else "", f"{r.steps:,}" if r.steps else "", time]
         table.add_row(*cells, style="bold" if r.nats == best else None)
