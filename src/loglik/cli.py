@@ -193,18 +193,51 @@ def evaluate(
 @app.command()
 def sample(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `loglik fit` wrote.")],
-    n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 64,
+    n: Annotated[
+        int | None, typer.Option("-n", min=1, help="How many; 64 by default, or 1 that goes on from a prompt.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help=".png, .csv, .txt or .npy.")] = None,
     label: Annotated[str | None, typer.Option(help="The class to draw from, of a conditional density.")] = None,
     seed: Seed = 0,
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Of text: how it begins; @FILE reads it.")] = None,
+    length: Annotated[int | None, typer.Option(metavar="N", help="Of text: how many tokens to add.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of text: below 1 for likelier tokens, 0 for the likeliest.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Of text: draw among the k likeliest tokens.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Of text: draw among the likeliest tokens that hold this probability.")
+    ] = None,
+    stop: Annotated[str | None, typer.Option(metavar="TOKEN", help="Of text: end with this token.")] = None,
 ) -> None:
-    """Draw samples from a run's density, in the units of the data."""
-    from loglik.report import write_samples
+    """Draw samples from a run's density, in the units of the data; text goes on from a prompt, on the terminal."""
+    from loglik.report import continue_text, write_samples
     from loglik.runs import load
 
     loaded = load(run)
     if loaded.density.event == "y":
         raise ValueError(f"{run} is a classifier, p(label | data): it has no data to draw; use another family")
+    asked: dict[str, Any] = {"length": length, "temperature": temperature, "top_k": top_k, "top_p": top_p, "stop": stop}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if prompt is not None or asked:
+        alone = n in (None, 1) and out is None and sys.stdout.isatty()
+        texts = continue_text(
+            loaded.density,
+            loaded.spec,
+            prompt=_prompt(prompt or ""),
+            n=n or 1,
+            seed=seed,
+            label=label,
+            say=_say if alone else None,
+            **asked,
+        )
+        heads = [f"--- sample {i} ---\n" if len(texts) > 1 else "" for i in range(1, len(texts) + 1)]
+        whole = "".join(f"{head}{text}\n" for head, text in zip(heads, texts, strict=True))
+        if out is not None:
+            out.write_text(whole, encoding="utf-8")
+        print("" if alone else f"{len(texts)} samples: {out}" if out else whole.removesuffix("\n"))
+        return
+    n = n or 64
     x = _draw(loaded.density, loaded.spec, n, label, seed)
     path = out or run / f"samples{_suffix(loaded.spec)}"
     write_samples(x, loaded.spec, path)
@@ -326,6 +359,15 @@ def _sizes(data: Data) -> str:
         train, validation, test = (len(s.x.stream) for s in (data.train, data.validation, data.test))  # type: ignore[union-attr]
         return f"{train:,} tokens to train on, {validation:,} to validate, {test:,} to test on"
     return f"{len(data.train):,} to train on, {len(data.test):,} to test on"
+
+
+def _prompt(text: str) -> str:
+    """A prompt, or what the file after an @ holds."""
+    return Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") and len(text) > 1 else text
+
+
+def _say(text: str) -> None:
+    print(text, end="", flush=True)
 
 
 def _suffix(spec: DataSpec) -> str:

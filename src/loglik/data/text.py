@@ -29,6 +29,7 @@ __all__ = ["TextSettings", "is_text", "load_text", "user_cache"]
 
 BLOCK = 2**20  # bytes tokenised at once
 WINDOW = 128
+UNITS = {"bytes": "bytes", "characters": "characters", "bpe": "tokens"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +175,7 @@ def load_text(
     if sum(counts.values()) < t if like else any(counts[s] < t for s in SPLITS if _asked(s, cuts)):
         got = ", ".join(f"{counts[s]:,} for {s}" for s in SPLITS)
         raise ValueError(
-            f"{where}: {len(stream):,} tokens ({tokenizer.kind}) are too short for a window of {t} in each split "
+            f"{where}: {len(stream):,} {UNITS[tokenizer.kind]} are too short for a window of {t} in each split "
             f"({got}): give more text or a shorter window (--set window=N)"
         )
     ends = np.cumsum([0, *(counts[split] for split in SPLITS)]).tolist()

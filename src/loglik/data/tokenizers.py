@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, Shaped
 
 __all__ = ["KINDS", "BytePairs", "Bytes", "Characters", "Tokenizer", "from_dict", "train"]
 
@@ -60,7 +60,7 @@ class Tokenizer(ABC):
         """How many bytes each token has."""
         return np.array([len(token) for token in self.table], dtype=np.int64)
 
-    def decode(self, tokens: Iterable[int]) -> bytes:
+    def decode(self, tokens: Iterable[int] | Shaped[np.ndarray, " N"]) -> bytes:
         """The bytes of tokens, one after another."""
         table = self.table
         return b"".join(table[int(token)] for token in tokens)
