@@ -44,8 +44,7 @@ SPECS = {
 CONDITIONED = {"image", "mixed table", "whole array", "text"}  # the specs tried with a label as the context too
 TWO_PIXELS = DataSpec(kind="image", event_shape=(1, 1, 2), levels=3, classes=LABELS)
 
-REFUSED = {("autoregressive", spec) for spec in ("table", "mixed table", "one column", "real array")}
-REFUSED |= {(family, "text") for family in ("flow", "vae", "diffusion")}
+REFUSED = {(family, "text") for family in ("flow", "vae", "diffusion")}
 
 TINY = {"width": 16, "depth": 2, "heads": 2, "steps": 4, "latent": 2}  # those of these that a recipe has
 

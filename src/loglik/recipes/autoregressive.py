@@ -1,19 +1,22 @@
-"""Autoregressive densities: a causal Transformer over pixels, tokens or whole numbers."""
+"""Autoregressive densities: a causal Transformer over pixels, tokens, whole numbers, or the columns of a table."""
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
 from loglik.autoregressive import Autoregressive
 from loglik.data.spec import DataSpec
 from loglik.density import Density
+from loglik.flows import Flow
 from loglik.networks.transformer import CausalTransformer
 from loglik.recipes import text
 from loglik.recipes.recipe import Recipe, Unsuitable, label_embedding, pick
+from loglik.transforms import Bins
 
 __all__ = ["AUTOREGRESSIVE"]
 
 LONGEST = 4096  # attention costs T² a layer
+WIDEST = 64  # columns, each with tokens of its own
 
 
 def build(
@@ -23,14 +26,15 @@ def build(
     width: int | None = None,
     depth: int | None = None,
     heads: int | None = None,
+    bins: int = 64,
     dropout: float | None = None,
     conditional: bool = False,
 ) -> Density:
-    """A causal Transformer; `conditional=true` for p(x | label)."""
-    if spec.levels is None:
+    """A causal Transformer, over a table's columns by their bins; `conditional=true` for p(x | label)."""
+    if spec.levels is None and spec.dims > WIDEST:
         raise Unsuitable(
-            "autoregressive takes whole numbers (images, text, integer arrays); for a table or real arrays use flow, "
-            "vae or diffusion"
+            f"autoregressive takes tables and real arrays of at most {WIDEST} numbers and these have {spec.dims}; use "
+            "flow, vae or diffusion"
         )
     if spec.dims > LONGEST:
         raise Unsuitable(
@@ -38,44 +42,36 @@ def build(
             "diffusion, or smaller images"
         )
     if spec.kind == "text":
-        width = width or pick(size, small=128, medium=256, large=384)
-        depth = depth or pick(size, small=4, medium=6, large=6)
-        dropout = pick(size, small=0.0, medium=0.1, large=0.2) if dropout is None else dropout
-        density = Autoregressive(
-            CausalTransformer(width, depth, heads or max(1, width // 32), dropout=dropout, settings=text.BLOCKS),
-            spec.event_shape,
-            spec.levels,
-            context=label_embedding(spec, width, conditional),
-            dropout=dropout,
-            positions="none",
-            shared=True,
+        return text.build(
+            spec, size=size, width=width, depth=depth, heads=heads, dropout=dropout, conditional=conditional
         )
-        nn.init.normal_(density.start, std=0.02)  # a norm of zeros has a gradient without bound
-        return density
     width = width or pick(size, small=64, medium=128, large=256)
     depth = depth or pick(size, small=2, medium=4, large=6)
-    heads = heads or 4
     dropout = 0.1 if dropout is None else dropout
-    return Autoregressive(
-        CausalTransformer(width, depth, heads, dropout=dropout),
-        spec.event_shape,
-        spec.levels,
-        context=label_embedding(spec, width, conditional),
-        dropout=dropout,
+    network = CausalTransformer(width, depth, heads or 4, dropout=dropout)
+    context = label_embedding(spec, width, conditional)
+    if spec.levels is not None:
+        return Autoregressive(network, spec.event_shape, spec.levels, context=context, dropout=dropout)
+    categories = [len(column.categories) for column in spec.columns]
+    tokens = Bins(spec.event_shape, spec.discrete_dims, categories=categories, bins=bins)
+    columns = Autoregressive(
+        network, (spec.dims,), tokens.levels, context=context, dropout=dropout, allowed=tokens.allowed
     )
+    return Flow([tokens], columns)
+
+
+def training(spec: DataSpec) -> dict[str, Any]:
+    if spec.kind == "text":
+        return text.training(spec)
+    if spec.levels is None:
+        return {"learning_rate": 2e-3, "weight_decay": 0.05, "batch_size": 128}
+    # a step of a long event takes long
+    return {"learning_rate": 4e-3, "weight_decay": 0.05, "batch_size": max(1, min(32, 2**13 // spec.dims))}
 
 
 AUTOREGRESSIVE = Recipe(
     name="autoregressive",
-    summary="a causal Transformer over the pixels or tokens; images, text, integer arrays",
+    summary="a causal Transformer over pixels, tokens or columns; images, text, tables (mixed too), small arrays",
     build=build,
-    training=lambda spec: (
-        text.training(spec)
-        if spec.kind == "text"
-        else {
-            "learning_rate": 4e-3,
-            "weight_decay": 0.05,
-            "batch_size": max(1, min(32, 2**13 // spec.dims)),  # a step of a long event takes long
-        }
-    ),
+    training=training,
 )
