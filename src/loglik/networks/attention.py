@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
+from loglik.networks.norm import RMSNorm
 from loglik.networks.positions import rotate
 
 __all__ = [
@@ -140,7 +141,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads, self.causal, self.layer = check_heads(width, heads), causal, layer
         self.qkv = nn.Linear(width, 3 * width, bias=bias)
-        self.norm_q, self.norm_k = (nn.RMSNorm(width // heads) if qk_norm else None for _ in range(2))
+        self.norm_q, self.norm_k = (RMSNorm(width // heads) if qk_norm else None for _ in range(2))
         self.output = nn.Linear(width, width, bias=bias)
 
     def forward(
@@ -185,7 +186,7 @@ class CrossAttention(nn.Module):
         self.heads, self.layer = check_heads(width, heads), layer
         self.q = nn.Linear(width, width, bias=bias)
         self.kv = nn.Linear(width, 2 * width, bias=bias)
-        self.norm_q, self.norm_k = (nn.RMSNorm(width // heads) if qk_norm else None for _ in range(2))
+        self.norm_q, self.norm_k = (RMSNorm(width // heads) if qk_norm else None for _ in range(2))
         self.output = nn.Linear(width, width, bias=bias)
 
     def forward(

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from loglik.networks.attention import CrossAttention, KeyValueCache, SelfAttention, check_heads
+from loglik.networks.norm import RMSNorm
 from loglik.networks.positions import rotations
 
 __all__ = ["BlockSettings", "CausalTransformer", "Decoder", "Encoder", "EncoderDecoder"]
@@ -164,7 +165,7 @@ class EncoderDecoder(nn.Module):
 
 def _norm(width: int, settings: BlockSettings) -> nn.Module:
     if settings.norm == "rms":
-        return nn.RMSNorm(width)
+        return RMSNorm(width)
     return nn.LayerNorm(width, bias=settings.bias)
 
 
