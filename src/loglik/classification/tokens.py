@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from loglik.networks.transformer import BlockSettings, Encoder
@@ -38,7 +38,7 @@ class TokenEncoder(nn.Module):
         self.encoder = Encoder(width, depth, heads, dropout=dropout, settings=BlockSettings(rotary=True))
         nn.init.normal_(self.tokens.weight, std=0.02)
 
-    def forward(self, x: Int[Tensor, "B T"]) -> Float[Tensor, "B E"]:
+    def forward(self, x: Integer[Tensor, "B T"]) -> Float[Tensor, "B E"]:
         tokens = x.long()
         h = self.dropout(self.tokens(tokens))
         if self.padding is None:
