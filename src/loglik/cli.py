@@ -102,7 +102,7 @@ def compare(
         write_json([entry.result for entry in entries], json)
     write_json([entry.result for entry in entries], folder / "comparison.json")
     kinds = max(1, sum(entry.run is not None and entry.result.steps > 0 for entry in entries))
-    split = "test" if len(held.test) else "validation"
+    split = held.held_out
     title = f"{COUNTS.get(kinds, str(kinds))} kind{'s' * (kinds != 1)} of density on {held.name}"
     page = write_report(folder / "report.html", held, entries, title=title, seed=seed, split=split)
     print(f"report: {page}")
@@ -151,7 +151,7 @@ def fit(
         steps=run.steps,
         seed=seed,
     )
-    split = "test" if len(held.test) else "validation"
+    split = held.held_out
     print(f"{split} split: {summary(result)}")
     if result.event == "x":
         x = _draw(run.density, held.spec, 64, None, seed)
@@ -276,11 +276,16 @@ app.add_typer(listing, name="list")
 @listing.command("models")
 def list_models() -> None:
     """The families, and what they take."""
+    from loglik.data.text import TextSettings
+    from loglik.data.tokenizers import KINDS
     from loglik.recipes import RECIPES
 
     for recipe in RECIPES.values():
         options = ", ".join(f"{k}={v}" for k, v in recipe.options.items() if v is not None)
         print(f"{recipe.name:<15} {recipe.summary}\n{'':<15} options: {options}")
+    read = TextSettings()
+    options = ", ".join(f"{k}={v}" for k, v in read.to_dict().items() if v is not None)
+    print(f"\ntext, for any of them: {options}, window; tokenizer is {', '.join(KINDS)}")
 
 
 @listing.command("data")
@@ -403,7 +408,7 @@ def _print_table(entries: Sequence[Entry], data: Data) -> None:
     discrete = any(entry.result.bits_per_dim is not None for entry in rows)
     text = any(r.result.unit == "token" for r in rows)
     unit = "bits/byte" if any(r.result.bits_per_byte is not None for r in rows) else "bits/dim"
-    split = "test" if len(data.test) else "validation"
+    split = data.held_out
     table = Table(
         title=f"{data.name}: log-likelihood of {entries[0].result.n:,} {split} {'tokens' if text else 'examples'}",
         title_justify="left",

@@ -166,9 +166,9 @@ def compare(
 
 
 def scored(data: Data) -> Split:
-    """What a training is judged on at its end: the test split, or validation if there is none; of a long text the
-    first 2¹⁸ tokens (`evaluate` takes all)."""
-    split = data.test if len(data.test) else data.validation
+    """What a training is judged on at its end: the held-out split, of a long text its first 2¹⁸ tokens (`evaluate`
+    takes all)."""
+    split = data.split(data.held_out)
     if isinstance(split.x, Windows) and len(split.x.stream) > TOKENS:
         return Split(Windows(split.x.stream.cut(0, TOKENS), split.x.length, split.x.stride))
     return split

@@ -58,6 +58,11 @@ class Data:
     whole: Split | None = None
     text: TextSettings | None = None
 
+    @property
+    def held_out(self) -> str:
+        """The name of the split that a trained model is judged on: test, or validation if there is no test split."""
+        return "test" if len(self.test) else "validation"
+
     def split(self, name: str) -> Split:
         """One split by name, or `all`: every example once, in the order of the input."""
         if name == "all":

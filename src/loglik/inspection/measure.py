@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from loglik.data.dataset import Data
+from loglik.data.text import TextSettings
 from loglik.density import Density
 from loglik.evaluation.scores import arguments
 from loglik.inspection.cost import Cost, sequence_cost
@@ -93,7 +94,9 @@ def find(
             raise ValueError(f"{path} was trained on data in memory: name the data to inspect it on")
         column = label or run.config.get("label")
         at = run.config.get("training", {}).get("seed", seed)
-        return run.density, as_data(source, label=column, seed=at, like=run.spec), run.model, True
+        read = TextSettings(**run.config["text"]) if data is None and run.config.get("text") else None
+        held = as_data(source, label=column, seed=at, like=run.spec, text=read, beside=path)
+        return run.density, held, run.model, True
     if model not in RECIPES:
         what = "is not a run (it has no config.yaml)" if path.exists() else "is neither a run nor a model"
         raise ValueError(
@@ -108,12 +111,13 @@ def find(
 
 
 def inspect(density: Density, data: Data, *, model: str = "", trained: bool = True, seed: int = 0) -> Inspection:
-    """Measure all that applies to a density, on the first examples of the test split.
+    """Measure all that applies to a density, on the first examples of the held-out split.
 
     Parameters, FLOPs, memory, gradient flow and Jacobians of any; receptive fields and translations of a classifier of
     images; permutations and the cost in length where there is attention.
     """
-    x, y = data.test.x[:EXAMPLES], _rows(data.test.y, EXAMPLES)
+    part = data.split(data.held_out)
+    x, y = part.x[:EXAMPLES], _rows(part.y, EXAMPLES)
     event, context = arguments(density, x, y)
 
     def loss() -> Tensor:

@@ -108,7 +108,7 @@ def _content(found: Inspection) -> dict[str, Any]:
         "gradients": _gradients(found),
         "path": PATH if flow.layers else "",
         "flow_pictures": flow_pictures,
-        "examples": min(EXAMPLES, len(found.data.test)),
+        "examples": min(EXAMPLES, len(found.data.split(found.data.held_out))),
         "symmetry": _symmetry(found),
         "cost": _cost(found) if found.cost else [],
         "cost_picture": Picture(address(figures.cost_curves(found.cost)), "time against length")
