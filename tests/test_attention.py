@@ -19,6 +19,7 @@ from loglik.networks.attention import (
     causal_mask,
     padding_mask,
 )
+from loglik.networks.linear import Linear
 from loglik.networks.positions import rotate, rotations, sinusoids
 
 B, H, T, S, D = 3, 2, 5, 7, 4
@@ -116,6 +117,39 @@ def test_gradients_of_attention_are_the_formulas(float64):
         ]
         for ours, truth in zip(*pairs, strict=True):
             torch.testing.assert_close(ours, truth, **CLOSE)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kind", ["none", "padding", "any"])
+@pytest.mark.parametrize(("queries", "keys"), [(T, T), (T, S), (1, S)])
+def test_attention_in_bfloat16_is_the_formula_rounded(kind, causal, queries, keys):
+    q, k, v = (torch.randn(B, H, n, D).bfloat16() for n in (queries, keys, keys))
+    mask = masks(queries, keys)[kind]
+    ours = attention(q, k, v, mask, causal=causal)
+    assert ours.dtype == torch.bfloat16
+    truth = attention_formula(q.float(), k.float(), v.float(), mask, causal=causal)
+    torch.testing.assert_close(ours.float(), truth, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_linear_map_of_many_vectors_is_the_same_map(bias):
+    """By a convolution or not: output, gradients, and each position by itself."""
+    layer, plain = Linear(24, 40, bias=bias), nn.Linear(24, 40, bias=bias)
+    plain.load_state_dict(layer.state_dict())
+    for shape in ((64, 16, 24), (16, 80, 24), (3, 16, 24), (70, 17, 24), (2000, 24)):
+        x, direction = torch.randn(shape, requires_grad=True), torch.randn(*shape[:-1], 40)
+        ours, truth = layer(x), plain(x)
+        assert ours.is_contiguous()
+        torch.testing.assert_close(ours, truth)
+        pairs = [
+            torch.autograd.grad((y * direction).sum(), (x, *m.parameters())) for y, m in ((ours, layer), (truth, plain))
+        ]
+        for a, b in zip(*pairs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+    x = torch.randn(64, 32, 24)
+    y, changed = layer(x), x.clone()
+    changed[:, 20:] = 0
+    assert torch.equal(layer(changed)[:, :20], y[:, :20])
 
 
 def test_rotations_turn_planes_and_products_see_distances_only(float64):

@@ -161,3 +161,7 @@ def test_padding_changes_nothing(float64) -> None:
     longer = torch.cat([x, torch.full((5, 4), 8)], dim=1)
     torch.testing.assert_close(encoder(longer), encoder(x), rtol=0, atol=1e-12)
     assert encoder(torch.full((2, 3), 8)).isfinite().all()
+
+
+def test_inspect_a_run_without_a_test_split(folder) -> None:
+    assert "page: look/inspection.html" in well("inspect", folder, "--out", "look")

@@ -63,7 +63,7 @@ class Windows:
         return self.shape[0]
 
     def __getitem__(self, rows: slice | Tensor) -> Shaped[Tensor, "B T"]:
-        numbers = np.arange(len(self))[rows] if isinstance(rows, slice) else rows.cpu().numpy()
+        numbers = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else rows.cpu().numpy()
         if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(self):
             raise IndexError(f"window {numbers.max()} of {len(self)}")
         tokens = self.stream.tokens()

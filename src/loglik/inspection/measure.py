@@ -20,6 +20,7 @@ from loglik.inspection.equivariance import Translation, invariance_error, permut
 from loglik.inspection.gradients import GradientFlow, gradient_flow
 from loglik.inspection.layers import evaluating, hooked
 from loglik.inspection.receptive import ReceptiveField, effective_field, measured_fields, receptive_fields
+from loglik.networks.attention import SelfAttention
 from loglik.recipes import RECIPES, build
 from loglik.runs import load
 from loglik.training import as_data
@@ -46,6 +47,7 @@ class Inspection:
         invariance: relative change of features and logits when the images move by one pixel.
         permutation: errors of the first attention layer without and with positions, None where there is no attention.
         attention: which layer that is.
+        maps: attention weights at the first example, (H, T, S) for each layer that gives them.
         cost: of length; None where there is no attention.
         left_out: why what is missing does not apply, a sentence each.
     """
@@ -62,6 +64,7 @@ class Inspection:
     invariance: dict[str, float] = field(default_factory=dict)
     permutation: dict[str, float] | None = None
     attention: str = ""
+    maps: dict[str, Tensor] = field(default_factory=dict)
     cost: list[Cost] | None = None
     left_out: list[str] = field(default_factory=list)
 
@@ -114,7 +117,7 @@ def inspect(density: Density, data: Data, *, model: str = "", trained: bool = Tr
     """Measure all that applies to a density, on the first examples of the held-out split.
 
     Parameters, FLOPs, memory, gradient flow and Jacobians of any; receptive fields and translations of a classifier of
-    images; permutations and the cost in length where there is attention.
+    images; maps, permutations and the cost in length where there is attention.
     """
     part = data.split(data.held_out)
     x, y = part.x[:EXAMPLES], _rows(part.y, EXAMPLES)
@@ -171,13 +174,15 @@ def _images(found: Inspection, density: Any, x: Tensor, seed: int) -> None:
 
 
 def _attention(found: Inspection, density: Density, loss: Any, seed: int) -> None:
-    """Permutations of the first attention layer, and what attention costs in length."""
+    """Maps of each attention layer, permutations of the first, and what attention costs in length."""
     caught: list[tuple[str, nn.Module, Tensor, tuple[Any, ...], dict[str, Any]]] = []
 
     def before(name: str, module: nn.Module, inputs: Any) -> None:
         args, kwargs = inputs
         if "attention" in type(module).__name__.lower() and args and isinstance(args[0], Tensor) and args[0].dim() == 3:
             caught.append((name, module, args[0], args[1:], kwargs))
+            if isinstance(module, SelfAttention):
+                found.maps[name] = module.maps(args[0][:1], *(_one(value) for value in args[1:3]))[0]
 
     with torch.no_grad(), evaluating(density, seed), hooked(density, before=before):
         loss()
@@ -214,6 +219,11 @@ class _SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Any:
         rest = [x if isinstance(value, Tensor) and value.shape == self.tokens.shape else value for value in self.rest]
         return self.layer(x, *rest, **self.kwargs)
+
+
+def _one(value: Any) -> Any:
+    """A mask (B, 1, 1, S) of the first example; a rotation is one for all."""
+    return value[:1] if isinstance(value, Tensor) and value.dim() == 4 else value
 
 
 def _rows(y: Tensor | None, n: int) -> Tensor | None:

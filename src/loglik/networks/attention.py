@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
+from loglik.networks.linear import Linear
 from loglik.networks.norm import RMSNorm
 from loglik.networks.positions import rotate
 
@@ -28,6 +29,8 @@ __all__ = [
     "padding_mask",
 ]
 
+FEW = 512  # keys, up to which the matrix of all scores is a small one
+
 
 def attention(
     q: Float[Tensor, "B H T D"],
@@ -39,10 +42,28 @@ def attention(
 ) -> Shaped[Tensor, "B H T D"]:
     r"""$\text{softmax}(QK^\top / \sqrt D)\,V$ through torch's fused kernel; `mask` broadcasts to (B, H, T, S)."""
     queries, keys = q.shape[2], k.shape[2]
+    if q.device.type == "cpu" and v.dtype == torch.bfloat16 and 1 < keys <= FEW:
+        return _products(q, k, v, mask, causal)
     if causal and (mask is not None or 1 < queries < keys):
         seen = causal_mask(queries, keys, q.device)
         mask, causal = seen if mask is None else mask & seen, False
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and queries > 1)
+
+
+def _products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """As `attention_formula`, in three fused passes; in bfloat16 they are faster than torch's kernel on processors."""
+    batch, heads, queries, size = q.shape
+    keys = k.shape[2]
+    if causal and queries > 1:
+        seen = causal_mask(queries, keys, q.device)
+        mask = seen if mask is None else mask & seen
+    bias = q.new_zeros(())
+    if mask is not None:
+        bias = q.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
+        bias = bias if mask.dim() < 3 else bias.expand(batch, heads, queries, keys).flatten(0, 1)
+    q, k, v = (part.reshape(batch * heads, -1, size) for part in (q, k, v))
+    scores = torch.baddbmm(bias.expand(batch * heads, queries, keys), q, k.mT, alpha=size**-0.5)
+    return (scores.softmax(-1) @ v).view(batch, heads, queries, size)
 
 
 def attention_weights(
@@ -140,9 +161,9 @@ class SelfAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.causal, self.layer = check_heads(width, heads), causal, layer
-        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.qkv = Linear(width, 3 * width, bias=bias)
         self.norm_q, self.norm_k = (RMSNorm(width // heads) if qk_norm else None for _ in range(2))
-        self.output = nn.Linear(width, width, bias=bias)
+        self.output = Linear(width, width, bias=bias)
 
     def forward(
         self,
@@ -184,10 +205,10 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, heads: int, *, qk_norm: bool = False, bias: bool = True, layer: int = 0) -> None:
         super().__init__()
         self.heads, self.layer = check_heads(width, heads), layer
-        self.q = nn.Linear(width, width, bias=bias)
-        self.kv = nn.Linear(width, 2 * width, bias=bias)
+        self.q = Linear(width, width, bias=bias)
+        self.kv = Linear(width, 2 * width, bias=bias)
         self.norm_q, self.norm_k = (RMSNorm(width // heads) if qk_norm else None for _ in range(2))
-        self.output = nn.Linear(width, width, bias=bias)
+        self.output = Linear(width, width, bias=bias)
 
     def forward(
         self,

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from loglik.networks.attention import CrossAttention, KeyValueCache, SelfAttention, check_heads
+from loglik.networks.linear import Linear
 from loglik.networks.norm import RMSNorm
 from loglik.networks.positions import rotations
 
@@ -182,8 +183,8 @@ class _Block(nn.Module):
         self.cross = CrossAttention(width, heads, **parts) if cross else None
         self.norm_mlp = _norm(width, settings)
         hidden = -(-8 * width // 3) if settings.mlp == "swiglu" else 4 * width
-        self.expand = nn.Linear(width, hidden * (2 if settings.mlp == "swiglu" else 1), bias=settings.bias)
-        self.contract = nn.Linear(hidden, width, bias=settings.bias)
+        self.expand = Linear(width, hidden * (2 if settings.mlp == "swiglu" else 1), bias=settings.bias)
+        self.contract = Linear(hidden, width, bias=settings.bias)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
