@@ -129,7 +129,8 @@ def test_text_has_bits_per_byte(tmp_path) -> None:
     entries = loglik.compare(tmp_path / "a.txt", models=["autoregressive", "vae"], say=said.append, **BUDGET)
     assert [e.result.model for e in entries] == ["independent", "xz", "autoregressive"]
     for entry in entries:
-        assert entry.result.bits_per_byte == entry.result.bits_per_dim > 0
+        assert entry.result.bits_per_byte == pytest.approx(entry.result.bits_per_dim)
+        assert entry.result.unit == "token"
     assert said[0].startswith("vae is left out: vae takes images, tables and arrays; for text use autoregressive")
 
 

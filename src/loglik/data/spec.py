@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from loglik.data import tokenizers
-from loglik.data.tokenizers import Bytes, Tokenizer
+if TYPE_CHECKING:  # a spec is quick to import, tokenizers are not
+    from loglik.data.tokenizers import Tokenizer
 
 __all__ = ["Column", "DataSpec", "Kind"]
 
@@ -58,6 +58,8 @@ class DataSpec:
 
     def __post_init__(self) -> None:
         if self.kind == "text" and self.levels == 256 and self.tokenizer is None and not self.padded:
+            from loglik.data.tokenizers import Bytes
+
             object.__setattr__(self, "tokenizer", Bytes())
 
     @property
@@ -104,6 +106,8 @@ class DataSpec:
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> DataSpec:
         """The inverse of `to_dict`."""
+        from loglik.data import tokenizers
+
         columns = tuple(
             Column(name=c["name"], type=c["type"], categories=tuple(c["categories"])) for c in plain["columns"]
         )

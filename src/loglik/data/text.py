@@ -283,9 +283,6 @@ def _cached(
         partial.replace(file.with_suffix(".json"))
     finally:
         partial.unlink(missing_ok=True)
-    for old in cache.glob(f"{which}-*"):  # of a text that has changed since
-        if not old.name.startswith(f"{which}-{state}-"):
-            old.unlink(missing_ok=True)
     return tokenizer, Stream(file, _dtype(tokenizer), 0, sum(counts.values())), counts
 
 

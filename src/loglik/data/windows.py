@@ -13,6 +13,8 @@ from torch import Tensor
 
 __all__ = ["Stream", "Windows"]
 
+AT_ONCE = 1024  # windows read from one mapping, whose pages are then let go
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -66,8 +68,9 @@ class Windows:
         numbers = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else rows.cpu().numpy()
         if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(self):
             raise IndexError(f"window {numbers.max()} of {len(self)}")
-        tokens = self.stream.tokens()
-        picked = np.empty((len(numbers), self.length), tokens.dtype)
-        for row, start in enumerate((numbers * self.stride).tolist()):
-            picked[row] = tokens[start : start + self.length]
+        picked = np.empty((len(numbers), self.length), self.stream.dtype)
+        for first in range(0, len(numbers), AT_ONCE):
+            tokens = self.stream.tokens()
+            for row, start in enumerate((numbers[first : first + AT_ONCE] * self.stride).tolist(), first):
+                picked[row] = tokens[start : start + self.length]
         return torch.from_numpy(picked if picked.dtype == np.uint8 else picked.astype(np.int64))

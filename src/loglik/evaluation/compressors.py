@@ -17,7 +17,7 @@ from loglik.data.windows import Stream, Windows
 from loglik.evaluation.evaluate import bits_per_dim
 from loglik.evaluation.result import Result
 from loglik.evaluation.scores import mean_and_stderr
-from loglik.evaluation.text import StreamScores
+from loglik.evaluation.text import StreamScores, perplexity
 
 __all__ = ["compress"]
 
@@ -58,7 +58,7 @@ def _xz_text(stream: Stream, tokenizer: Tokenizer, baseline: StreamScores | None
         gain=None if baseline is None else nats - baseline.per_token()[0],
         n=len(stream),
         unit="token",
-        perplexity=math.exp(-nats),
+        perplexity=perplexity(nats),
     )
 
 

@@ -16,7 +16,7 @@ from loglik.data.windows import Windows
 from loglik.density import Bound, Density
 from loglik.evaluation.result import Result
 from loglik.evaluation.scores import arguments, default_samples, log_probs, mean_and_stderr
-from loglik.evaluation.text import StreamScores, stream_scores
+from loglik.evaluation.text import StreamScores, perplexity, stream_scores
 
 __all__ = ["bits_per_dim", "evaluate_split", "labels_in_turn"]
 
@@ -73,7 +73,7 @@ def evaluate_split(
         if isinstance(baseline, StreamScores):
             gain, gain_stderr = stretches.gain(baseline)
         bits: float | None = bits_per_dim(nats, 1)
-        of_text = {"unit": "token", "perplexity": math.exp(-nats), "bits_per_byte": stretches.bits_per_byte()}
+        of_text = {"unit": "token", "perplexity": perplexity(nats), "bits_per_byte": stretches.bits_per_byte()}
         n = int(stretches.tokens.sum())
     else:
         scores = log_probs(density, split, samples=samples, seed=seed)

@@ -22,7 +22,7 @@ from loglik.data.windows import Stream, Windows
 from loglik.density import Density
 from loglik.evaluation.scores import mean_and_stderr
 
-__all__ = ["StreamScores", "stream_scores"]
+__all__ = ["StreamScores", "perplexity", "stream_scores"]
 
 AT_ONCE = 2**14  # tokens in one batch
 
@@ -45,6 +45,15 @@ class StreamScores:
     def gain(self, baseline: StreamScores) -> tuple[float, float | None]:
         """Nats a token over another density's scores of the same stretches, paired."""
         return _ratio(self.nats - baseline.nats, self.tokens)
+
+
+def perplexity(nats: float) -> float:
+    r"""$e^{-\text{nats}}$, the number of equally likely tokens that would be as hard to guess.
+
+    >>> perplexity(-1000.0)
+    inf
+    """
+    return math.exp(-nats) if nats > -700 else math.inf
 
 
 @torch.no_grad()
