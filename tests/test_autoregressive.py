@@ -37,6 +37,21 @@ def test_a_later_token_never_changes_an_earlier_logit():
             assert not torch.isclose(other[:, t + 1 :], logits[:, t + 1 :]).all(-1).any()
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_nor_does_it_where_the_kernels_are_for_many_tokens(bf16):
+    density = Autoregressive(CausalTransformer(32, 2, 2), (32,), LEVELS)
+    perturb(density, 0.3)
+    x = torch.randint(0, LEVELS, (64, 32))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        logits = density.logits(x)
+        for t in (0, 1, 15, 16, 17, 30):
+            changed = x.clone()
+            changed[:, t:] = (changed[:, t:] + 1) % LEVELS
+            other = density.logits(changed)
+            assert torch.equal(other[:, : t + 1], logits[:, : t + 1])
+            assert not torch.equal(other[:, t + 1 :], logits[:, t + 1 :])
+
+
 def test_log_prob_is_the_chain_rule(float64):
     """The sum over t of log p(x_t | x_<t), each from a sequence cut off after t."""
     density = model()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from loglik.autoregressive.generation import Choice, check_prompt, generate
 from loglik.density import Density, check_levels, embed
+from loglik.networks.linear import Linear
 from loglik.networks.positions import sinusoids
 
 __all__ = ["Autoregressive"]
@@ -71,7 +72,7 @@ class Autoregressive(Density):
             raise ValueError(f"unknown positions {positions!r}: use learned, sinusoidal or none")
         self.start = nn.Parameter(torch.zeros(width))
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(width, levels)
+        self.head = Linear(width, levels)
         start = torch.zeros(1 if shared else self.length, levels)
         self.register_buffer("offset", start if allowed is None else start.masked_fill(~allowed, -torch.inf))
         if self.tokens is not None:

@@ -150,7 +150,7 @@ def attention_maps(maps: Mapping[str, Float[Tensor, "H T S"]]) -> str:
         tiles[:, :tall, :wide] = small
         rows.append(torch.cat(list(tiles), 1))
     across = max(row.shape[1] for row in rows)
-    sheet = torch.cat([F.pad(row, (0, across - row.shape[1]), value=torch.nan) for row in rows]).numpy()
+    sheet = torch.cat([F.pad(row, (0, across - row.shape[1]), value=torch.nan) for row in rows]).detach().numpy()
 
     def draw(axes: Any) -> None:
         from matplotlib.colors import LinearSegmentedColormap
