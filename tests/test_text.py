@@ -190,6 +190,14 @@ def test_settings_of_text_are_for_text(tmp_path) -> None:
         load(tmp_path / "x.npy", text=TextSettings(window=4))
 
 
+def test_many_windows_are_read_in_turns(path, monkeypatch) -> None:
+    data = load(path, text=settings_("characters"))
+    rows = torch.randint(len(data.train), (9,))
+    whole = data.train.x[rows]
+    monkeypatch.setattr("loglik.data.windows.AT_ONCE", 2)
+    assert torch.equal(data.train.x[rows], whole) and data.train.x[rows[:0]].shape == (0, 16)
+
+
 def test_streams() -> None:
     stream = Stream(np.arange(10, dtype=np.uint8), "uint8", 2, 6)
     assert stream.tokens().tolist() == [2, 3, 4, 5, 6, 7]
