@@ -11,9 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -85,26 +87,30 @@ class _Source:
     def __init__(self, parts: Sequence[Path | bytes], name: str) -> None:
         self.parts, self.name = parts, name
         self.sizes = [len(part) if isinstance(part, bytes) else part.stat().st_size for part in parts]
+        self.begins = [0, *accumulate(self.sizes)][:-1]
         self.size = sum(self.sizes)
 
     def read(self, start: int, stop: int) -> bytes:
-        pieces, begin = [], 0
-        for part, size in zip(self.parts, self.sizes, strict=True):
-            first, last = max(start - begin, 0), min(stop - begin, size)
-            if first < last:
-                if isinstance(part, bytes):
-                    pieces.append(part[first:last])
-                else:
-                    with part.open("rb") as file:
-                        file.seek(first)
-                        pieces.append(file.read(last - first))
-            begin += size
+        pieces = []
+        for number in range(max(0, bisect_right(self.begins, start) - 1), len(self.parts)):
+            part, begin = self.parts[number], self.begins[number]
+            first, last = max(start - begin, 0), min(stop - begin, self.sizes[number])
+            if begin >= stop:
+                break
+            if isinstance(part, bytes):
+                pieces.append(part[first:last])
+            elif first < last:
+                with part.open("rb") as file:
+                    file.seek(first)
+                    pieces.append(file.read(last - first))
         return b"".join(pieces)
 
     def pieces(self, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
         """Where it begins, and a piece of about BLOCK bytes: whole lines, or whole characters if lines are long."""
         while start < stop:
             block = self.read(start, min(start + BLOCK, stop))
+            if not block:
+                raise ValueError(f"{self.name}: the text became shorter while it was read")
             if start + len(block) < stop:
                 end = block.rfind(b"\n") + 1 or block.rfind(b" ") or len(block)
                 block = block[: end if end > 0 else len(block)]
@@ -127,7 +133,7 @@ class _Source:
         while at >= self.sizes[number] and number + 1 < len(self.parts):
             at, number = at - self.sizes[number], number + 1
         part = self.parts[number]
-        line = 1 + sum(piece.count(b"\n") for _, piece in _Source([part], "").pieces(0, at))
+        line = 1 + sum(piece.count(b"\n") for _, piece in _Source([part], self.name).pieces(0, at))
         return f"{self.name if isinstance(part, bytes) else part}: line {line}, byte {at}"
 
 
