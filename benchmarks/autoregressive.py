@@ -1,34 +1,35 @@
-"""A causal Transformer over bytes against nanoGPT, whose folder the user gives in NANOGPT."""
+"""A causal Transformer over characters against nanoGPT, at the shapes of its CPU configuration."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from harness import Side, Unavailable, count, evaluation, training_step
 
 TITLE = "Autoregressive"
-SHAPES = {"vocabulary": 256, "length": 128, "width": 128, "depth": 4, "heads": 4, "batch": 16, "samples": 8}
+SHAPES = {"vocabulary": 65, "length": 64, "width": 128, "depth": 4, "heads": 4, "batch": 12, "samples": 8}
 NOTES = (
-    "`log_prob` is a forward pass with the cross-entropy of every position; `sample` draws 8 sequences of 128 bytes. "
-    "nanoGPT ties its token embedding to its output layer, so it has fewer parameters, and it samples without a cache "
-    "of keys and values."
+    "`log_prob` is a forward pass with the cross-entropy of every position; `sample` draws 8 sequences of 64 tokens; "
+    "`bf16` is under autocast. Both are without biases and without dropout. nanoGPT ties its token embedding to its "
+    "output layer, so it has fewer parameters, and it samples without a cache of keys and values."
 )
 
 
 def ours() -> Side:
     import torch
 
-    from loglik.autoregressive import Autoregressive
-    from loglik.networks.transformer import CausalTransformer
-
-    length, levels = SHAPES["length"], SHAPES["vocabulary"]
-    density = Autoregressive(CausalTransformer(SHAPES["width"], SHAPES["depth"], SHAPES["heads"]), (length,), levels)
-    x = torch.randint(0, levels, (SHAPES["batch"], length))
+    density = build(SHAPES)
+    x = torch.randint(0, SHAPES["vocabulary"], (SHAPES["batch"], SHAPES["length"]))
+    step = training_step(density.parameters(), lambda: density.loss(x))
     return Side(
         operations={
-            "training step": training_step(density.parameters(), lambda: density.loss(x)),
+            "training step": step,
+            "training step, bf16": in_bf16(step),
             "log_prob": evaluation(density, lambda: density.log_prob(x)),
             "sample": evaluation(density, lambda: density.sample(SHAPES["samples"])),
         },
@@ -37,40 +38,71 @@ def ours() -> Side:
 
 
 def nanogpt() -> Side:
+    import torch
+
+    model = build_nanogpt(SHAPES)
+    tokens = torch.randint(0, SHAPES["vocabulary"], (SHAPES["batch"], SHAPES["length"] + 1))
+    x, y = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    start = torch.zeros(SHAPES["samples"], 1, dtype=torch.long)
+    step = training_step(model.parameters(), lambda: model(x, y)[1])
+    return Side(
+        operations={
+            "training step": step,
+            "training step, bf16": in_bf16(step),
+            "log_prob": evaluation(model, lambda: model(x, y)),
+            "sample": evaluation(model, lambda: model.generate(start, SHAPES["length"])),
+        },
+        parameters=count(model),
+    )
+
+
+def build(shapes: Mapping[str, int]) -> Any:
+    """Our density of the shapes."""
+    from loglik.autoregressive import Autoregressive
+    from loglik.networks import BlockSettings, CausalTransformer
+
+    network = CausalTransformer(shapes["width"], shapes["depth"], shapes["heads"], settings=BlockSettings(bias=False))
+    return Autoregressive(network, (shapes["length"],), shapes["vocabulary"], shared=True)
+
+
+def build_nanogpt(shapes: Mapping[str, int]) -> Any:
+    """nanoGPT of the shapes, as its training script builds it."""
+    nano = _module()
+    return nano.GPT(
+        nano.GPTConfig(
+            block_size=shapes["length"],
+            vocab_size=shapes["vocabulary"],
+            n_layer=shapes["depth"],
+            n_head=shapes["heads"],
+            n_embd=shapes["width"],
+            bias=False,
+        )
+    )
+
+
+def in_bf16(step: Callable[[], None]) -> Callable[[], None]:
+    """A step under autocast to bfloat16."""
+    import torch
+
+    def run() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            step()
+
+    return run
+
+
+def _module() -> ModuleType:
     folder = os.environ.get("NANOGPT")
     if not folder:
         raise Unavailable("not given: set NANOGPT, or pass --nanogpt, to the folder with nanoGPT's model.py")
     path = Path(folder) / "model.py"
     if not path.is_file():
         raise Unavailable(f"no model.py in the folder given as NANOGPT: {folder}")
-    import torch
-
     spec = importlib.util.spec_from_file_location("nanogpt_model", path)
     assert spec is not None and spec.loader is not None
     nano = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(nano)
-
-    length, levels = SHAPES["length"], SHAPES["vocabulary"]
-    model = nano.GPT(
-        nano.GPTConfig(
-            block_size=length,
-            vocab_size=levels,
-            n_layer=SHAPES["depth"],
-            n_head=SHAPES["heads"],
-            n_embd=SHAPES["width"],
-        )
-    )
-    tokens = torch.randint(0, levels, (SHAPES["batch"], length + 1))
-    x, y = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-    start = torch.zeros(SHAPES["samples"], 1, dtype=torch.long)
-    return Side(
-        operations={
-            "training step": training_step(model.parameters(), lambda: model(x, y)[1]),
-            "log_prob": evaluation(model, lambda: model(x, y)),
-            "sample": evaluation(model, lambda: model.generate(start, length)),
-        },
-        parameters=count(model),
-    )
+    return nano
 
 
 SIDES = {"ours": ours, "nanoGPT": nanogpt}

@@ -29,15 +29,16 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 RESULTS = HERE / "RESULTS.md"
 PEERS = ROOT / ".venv-peers"
-WORKLOADS = ("classifier", "resnet", "autoregressive", "flow", "vae", "diffusion")
+WORKLOADS = ("classifier", "resnet", "autoregressive", "generation", "flow", "vae", "diffusion")
 INTRODUCTION = """# Speed
 
 Written by `make bench` (`make bench ONLY=flow` replaces one section). Each side is a process of its own, all with the
 same threads; in every round each side makes one timed run in turn. Times are milliseconds of one call: the median of
 the rounds, the smallest, the largest. `against the fastest peer` is the fastest peer's median over that of the row:
 above 1 the row is faster. GFLOP/s counts the matrix products of ours, and its share is of the rate that one large
-float32 matrix product reaches on the machine in the same run, with the same threads. On a machine that others use too,
-`make bench ARGS="--threads 1"`: threads that wait for one another lose far more to a neighbour than a thread alone.
+matrix product reaches on the machine in the same run and precision, with the same threads. On a machine that others
+use too, `make bench ARGS="--threads 1"`: threads that wait for one another lose far more to a neighbour than a thread
+alone.
 """
 
 
@@ -132,7 +133,7 @@ def measure(workload: str, rounds: int, threads: int, peers: str) -> tuple[dict[
     return workers, times
 
 
-def table(workers: dict[str, Worker], times: dict[str, dict[str, list[float]]], peak: float) -> list[str]:
+def table(workers: dict[str, Worker], times: dict[str, dict[str, list[float]]], peak: dict[str, float]) -> list[str]:
     """Rows of a Markdown table."""
     rows = [
         "| operation | side | parameters | median ms | min | max | against the fastest peer | GFLOP/s | of the peak |",
@@ -157,7 +158,7 @@ def table(workers: dict[str, Worker], times: dict[str, dict[str, list[float]]], 
                 *(f"{1e3 * value:.2f}" for value in (median, min(seconds), max(seconds))),
                 ratio,
                 "" if rate is None else f"{rate:.1f}",
-                "" if rate is None else f"{rate / peak:.0%}",
+                "" if rate is None else f"{rate / peak['bfloat16' if operation.endswith('bf16') else 'float32']:.0%}",
             ]
             rows.append("| " + " | ".join(cells) + " |")
     if not times:
@@ -186,7 +187,7 @@ def section(workload: str, rounds: int, threads: int, peers: str) -> str:
         "",
         f"{shapes[0].upper()}{shapes[1:]}.",
         "",
-        *table(workers, times, peak["float32"]),
+        *table(workers, times, peak),
         "",
         module.NOTES,
         "",

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from loglik.data.spec import Column, DataSpec
+from loglik.data.tokenizers import Bytes
 from loglik.density import Bound, Density
 from loglik.recipes import RECIPES, build
 
@@ -40,12 +41,12 @@ SPECS = {
     "real array": DataSpec(kind="array", event_shape=(2, 2), classes=LABELS),
     "whole array": DataSpec(kind="array", event_shape=(5,), levels=300, classes=LABELS),
     "text": DataSpec(kind="text", event_shape=(6,), levels=256, classes=LABELS),
+    "texts": DataSpec(kind="text", event_shape=(6,), levels=257, classes=LABELS, tokenizer=Bytes(), padded=True),
 }
 CONDITIONED = {"image", "mixed table", "whole array", "text"}  # the specs tried with a label as the context too
 TWO_PIXELS = DataSpec(kind="image", event_shape=(1, 1, 2), levels=3, classes=LABELS)
 
-REFUSED = {("autoregressive", spec) for spec in ("table", "mixed table", "one column", "real array")}
-REFUSED |= {(family, "text") for family in ("flow", "vae", "diffusion")}
+REFUSED = {(family, text) for family in ("flow", "vae", "diffusion") for text in ("text", "texts")}
 
 TINY = {"width": 16, "depth": 2, "heads": 2, "steps": 4, "latent": 2}  # those of these that a recipe has
 

@@ -369,7 +369,7 @@ def test_data_that_the_run_cannot_take(runs, data) -> None:
     ("words", "said"),
     [
         (("--model", "gan"), "unknown model 'gan': use independent, classifier"),
-        (("--model", "autoregressive"), "autoregressive takes whole numbers"),
+        (("--model", "classifier"), "classifier needs labels"),
         (("--model", "flow", "--max-time", "soon"), "'soon' is not a time: write 45s, 5m or 1h"),
         (("--model", "flow", "--size", "huge"), "unknown size 'huge': use small, medium, large"),
         (("--model", "flow", "--set", "width"), "--set takes key=value, got 'width'"),
@@ -401,7 +401,7 @@ def test_bad_settings_are_one_clear_line(words, said, data) -> None:
     [
         (("--models", "flow,gan"), "unknown model 'gan'"),
         (("--models", ","), "--models names no model"),
-        (("--models", "autoregressive"), "none of autoregressive can take arrays 2"),
+        (("--models", "classifier"), "none of classifier can take arrays 2"),
         (("--budget", "0s"), "'0s' is not a time"),
         (("--set", "max_time=3"), "--set cannot set 'max_time': use --max-time or --budget"),
     ],

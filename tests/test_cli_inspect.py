@@ -48,7 +48,7 @@ def test_a_family_untrained_on_digits(model):
     assert f"Inside {model}, untrained" in html
     assert "What does not apply" in html
     assert ("Receptive fields</h2>" in html) == (model == "classifier")
-    assert "Cost in length</h2>" not in html
+    assert "Cost in length</h2>" not in html and "Attention</h2>" not in html
 
 
 def test_text_and_attention():
@@ -58,6 +58,7 @@ def test_text_and_attention():
     assert "all weights of head are 0" in " ".join(out.split())
     html = page_of(out)
     assert "Cost in length</h2>" in html and "its mask is an order already" in html
+    assert "Attention</h2>" in html and "attention maps, heads by layers" in html
 
 
 def test_a_run_and_a_table():

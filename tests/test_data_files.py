@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from loglik.data import DataSpec, load, named
+from loglik.data import DataSpec, TextSettings, load, named
 
 RNG = np.random.default_rng(0)
 
@@ -117,7 +117,7 @@ def test_images_like(tmp_path) -> None:
         (DataSpec(kind="image", event_shape=(1, 6, 5), levels=17), "is above 16, the highest level"),
         (
             DataSpec(kind="text", event_shape=(8,), levels=256),
-            "these are images, but the model takes text windows 8",
+            "these are images, but the model takes text windows 8 tokens",
         ),
         (
             DataSpec(kind="image", event_shape=(1, 6, 5), levels=256, classes=("cat", "fox")),
@@ -131,18 +131,7 @@ def test_images_like(tmp_path) -> None:
         load(tmp_path, like=grey)
 
 
-TEXT = bytes(range(32, 127)) * 11  # 1,045 bytes: 104 windows of 10
-
-
-def test_text_windows(tmp_path) -> None:
-    (tmp_path / "a.txt").write_bytes(TEXT)
-    data = load(tmp_path / "a.txt", window=10)
-    assert data.spec == DataSpec(kind="text", event_shape=(10,), levels=256)
-    assert (len(data.train), len(data.validation), len(data.test)) == (840 - 9, 10, 10)
-    assert data.train.x.stride() == (1, 1)  # a view of the bytes, not a copy for each window
-    assert bytes(data.train.x[3].tolist()) == TEXT[3:13]
-    assert bytes(data.validation.x.flatten().tolist()) == TEXT[840:940]
-    assert bytes(data.split("all").x.flatten().tolist()) == TEXT[:1040]
+TEXT = bytes(range(32, 127)) * 11  # 1,045 bytes
 
 
 def test_text_folders(tmp_path) -> None:
@@ -150,12 +139,8 @@ def test_text_folders(tmp_path) -> None:
     (tmp_path / "b" / "2.md").write_bytes(TEXT[500:])
     (tmp_path / "a.txt").write_bytes(TEXT[:500])
     (tmp_path / "z.bin").write_bytes(b"\0")
-    assert bytes(load(tmp_path, window=10).split("all").x.flatten().tolist()) == TEXT[:1040]
-    for split in ("train", "test"):
-        (tmp_path / "s" / split).mkdir(parents=True)
-        (tmp_path / "s" / split / "a.txt").write_bytes(TEXT[:105])
-    data = load(tmp_path / "s", window=10)
-    assert (len(data.train), len(data.validation), len(data.test)) == (81, 1, 10)
+    whole = load(tmp_path, text=TextSettings(window=10), cache=tmp_path / ".cache").split("all")
+    assert bytes(whole.tensor().flatten().tolist()) == TEXT[:1040]
 
 
 def test_text_errors(tmp_path) -> None:
@@ -163,22 +148,15 @@ def test_text_errors(tmp_path) -> None:
     path.write_bytes(b"")
     with pytest.raises(ValueError, match="the text is empty"):
         load(path)
-    path.write_bytes(b"x" * 25)
-    words = r"25 bytes are too short for a window of 10 .*0 bytes for train.*at least 30 bytes or a shorter"
-    with pytest.raises(ValueError, match=words):
-        load(path, window=10)
-    with pytest.raises(ValueError, match="window must be at least 1 byte, got 0"):
-        load(path, window=0)
-    spec = DataSpec(kind="text", event_shape=(10,), levels=256)
-    assert load(path, like=spec).split("all").x.shape == (2, 10)
-    path.write_bytes(b"x" * 5)
-    with pytest.raises(ValueError, match="too short for a window of 10"):
-        load(path, like=spec)
     path.write_bytes(b"x" * 50)
-    with pytest.raises(ValueError, match="byte 0 is 120, above 99, the highest level"):
+    with pytest.raises(ValueError, match="without a tokenizer: it cannot read text"):
         load(path, like=DataSpec(kind="text", event_shape=(10,), levels=100))
     with pytest.raises(ValueError, match="this is text, but the model takes arrays 3"):
         load(path, like=DataSpec(kind="array", event_shape=(3,)))
+    path.write_bytes(b"\0" * 50)
+    with pytest.raises(ValueError, match="tokenizer=bytes takes any file as text"):
+        load(path)
+    assert len(load(path, text=TextSettings(window=5)).test.x.stream) == 5
 
 
 def test_digits() -> None:
@@ -258,8 +236,8 @@ def test_hugging_face(monkeypatch) -> None:
     table = load("hf:iris")
     assert table.spec.columns[0].name == "a"
     assert table.split("all").y.tolist() == labels
-    text = load("hf:poems", window=8)
-    assert bytes(text.validation.x[0].tolist()) == b"violets\n"
+    text = load("hf:poems", text=TextSettings(window=8))
+    assert bytes(text.validation.tensor()[0].tolist()) == b"violets\n"
     with pytest.raises(ValueError, match="hf:odd: no split named train; found dev"):
         load("hf:odd")
     with pytest.raises(ValueError, match=r"^hf:none:big: no none big$"):

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,7 +22,12 @@ from loglik.inspection import (
     singular_values,
     translation_error,
 )
+from loglik.inspection.figures import attention_maps
+from loglik.inspection.measure import inspect
+from loglik.inspection.page import _short
 from loglik.networks import MLP, CausalTransformer, ConvNet, Encoder, ResidualMLP, ResNet, ViT
+from loglik.recipes import build
+from loglik.training import as_data
 
 
 class Block(nn.Module):
@@ -403,3 +409,20 @@ def test_pooling_of_maps_that_see_all_of_a_small_image():
     fields = agree(network, torch.zeros(1, 1, 5, 5))
     assert fields[0].whole and fields[0].jump == (1, 1)
     assert fields[2].jump is None and fields[2].size == (5, 5)
+
+
+@pytest.mark.parametrize("family", ["classifier", "autoregressive"])
+def test_attention_maps_are_the_networks_own(family):
+    """Rows sum to 1, nothing from later positions where attention is causal, and every layer's is there."""
+    x = torch.randint(0, 17, (40, 1, 8, 8), dtype=torch.uint8).numpy()
+    data = as_data((x, np.arange(40) % 3) if family == "classifier" else x)
+    options = {"network": "vit", "width": 32} if family == "classifier" else {"width": 16, "depth": 3}
+    found = inspect(build(family, data.spec, **options), data)
+    layers, heads, length = (4, 1, 4) if family == "classifier" else (3, 4, 64)
+    assert len(found.maps) == layers
+    for weights in found.maps.values():
+        assert weights.shape == (heads, length, length)
+        torch.testing.assert_close(weights.sum(-1), torch.ones(heads, length))
+        assert (weights.triu(1).abs().max() == 0) == (family == "autoregressive")
+    assert attention_maps(found.maps).startswith("<svg")
+    assert next(iter(_short(found.maps))) in next(iter(found.maps))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from loglik.networks import Encoder, ViT
-from loglik.networks.transformer import sinusoids
+from loglik.networks.positions import sinusoids
 from peers import peer
 
 NAMES = {

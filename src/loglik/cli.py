@@ -80,19 +80,20 @@ def compare(
     from loglik.comparison import write_json
     from loglik.report import write_report
     from loglik.runs import new_folder
-    from loglik.training import as_data, seconds
+    from loglik.training import as_data, seconds, text_settings
 
     names = None if models is None else [name.strip() for name in models.split(",") if name.strip()]
     if names == []:
         raise ValueError("--models names no model: write flow,vae, or leave it out")
     each = seconds(budget)
-    held = as_data(data, label=label, seed=seed)
+    text, options = text_settings(_settings(set_))
     folder = _folder(out, f"compare-{_stem(data)}")
+    held = as_data(data, label=label, seed=seed, text=text, beside=folder)
     if not _follower():
         new_folder(folder)
     print(f"{held.name}: {held.spec.describe()}; {_sizes(held)}")
     entries = run_comparison(
-        held, models=names, budget=each, out=folder, samples=samples, seed=seed, say=print, **_settings(set_)
+        held, models=names, budget=each, out=folder, samples=samples, seed=seed, say=print, **options
     )
     if _follower():
         return
@@ -101,8 +102,9 @@ def compare(
         write_json([entry.result for entry in entries], json)
     write_json([entry.result for entry in entries], folder / "comparison.json")
     kinds = max(1, sum(entry.run is not None and entry.result.steps > 0 for entry in entries))
+    split = held.held_out
     title = f"{COUNTS.get(kinds, str(kinds))} kind{'s' * (kinds != 1)} of density on {held.name}"
-    page = write_report(folder / "report.html", held, entries, title=title, seed=seed)
+    page = write_report(folder / "report.html", held, entries, title=title, seed=seed, split=split)
     print(f"report: {page}")
 
 
@@ -120,17 +122,18 @@ def fit(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
 ) -> None:
     """Train one density and write it as a run."""
-    from loglik.comparison import Entry, summary
+    from loglik.comparison import Entry, scored, summary
     from loglik.evaluation import evaluate_split
     from loglik.report import write_report, write_samples
-    from loglik.training import as_data
+    from loglik.training import as_data, text_settings
     from loglik.training import fit as train
 
     if resume and out is None:
         raise ValueError("--resume needs --out RUN, the run to go on with")
-    held = as_data(data, label=label, seed=seed)
+    text, chosen = text_settings(_settings(set_))
     folder = _folder(out, f"{_stem(data)}-{model}")
-    options: dict[str, Any] = {"size": size, **_settings(set_)}
+    held = as_data(data, label=label, seed=seed, text=text, beside=folder)
+    options: dict[str, Any] = {"size": size, **chosen}
     if max_time is not None:
         options["max_time"] = max_time
     if max_steps is not None:
@@ -141,18 +144,21 @@ def fit(
         return
     result = evaluate_split(
         run.density,
-        held.test,
+        scored(held),
         held.spec,
         model=model,
         train_seconds=run.train_seconds,
         steps=run.steps,
         seed=seed,
     )
-    print(f"test split: {summary(result)}")
+    split = held.held_out
+    print(f"{split} split: {summary(result)}")
     if result.event == "x":
         x = _draw(run.density, held.spec, 64, None, seed)
         write_samples(x, held.spec, folder / f"samples{_suffix(held.spec)}")
-    page = write_report(folder / "report.html", held, [Entry(result, run)], title=f"{model} on {held.name}", seed=seed)
+    page = write_report(
+        folder / "report.html", held, [Entry(result, run)], title=f"{model} on {held.name}", seed=seed, split=split
+    )
     print(f"run: {folder}\nreport: {page}")
 
 
@@ -174,7 +180,8 @@ def evaluate(
 
     trained = load(run)
     result = score(trained, data, split=split or ("all" if data else "test"), samples=samples, seed=seed)
-    print(f"{result.n} examples, {result.samples} sample{'s' * (result.samples > 1)} each: {summary(result)}")
+    each = "" if result.unit == "token" else f", {result.samples} sample{'s' * (result.samples > 1)} each"
+    print(f"{result.n} {result.unit}s{each}: {summary(result)}")
     for name, value in result.terms.items():
         print(f"  {name}: {value:.3f} nats")
     if result.confusion is not None:
@@ -186,18 +193,51 @@ def evaluate(
 @app.command()
 def sample(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `loglik fit` wrote.")],
-    n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 64,
+    n: Annotated[
+        int | None, typer.Option("-n", min=1, help="How many; 64 by default, or 1 that goes on from a prompt.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help=".png, .csv, .txt or .npy.")] = None,
     label: Annotated[str | None, typer.Option(help="The class to draw from, of a conditional density.")] = None,
     seed: Seed = 0,
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Of text: how it begins; @FILE reads it.")] = None,
+    length: Annotated[int | None, typer.Option(metavar="N", help="Of text: how many tokens to add.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of text: below 1 for likelier tokens, 0 for the likeliest.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Of text: draw among the k likeliest tokens.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Of text: draw among the likeliest tokens that hold this probability.")
+    ] = None,
+    stop: Annotated[str | None, typer.Option(metavar="TOKEN", help="Of text: end with this token.")] = None,
 ) -> None:
-    """Draw samples from a run's density, in the units of the data."""
-    from loglik.report import write_samples
+    """Draw samples from a run's density, in the units of the data; text goes on from a prompt, on the terminal."""
+    from loglik.report import continue_text, write_samples
     from loglik.runs import load
 
     loaded = load(run)
     if loaded.density.event == "y":
         raise ValueError(f"{run} is a classifier, p(label | data): it has no data to draw; use another family")
+    asked: dict[str, Any] = {"length": length, "temperature": temperature, "top_k": top_k, "top_p": top_p, "stop": stop}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if prompt is not None or asked:
+        alone = n in (None, 1) and out is None and sys.stdout.isatty()
+        texts = continue_text(
+            loaded.density,
+            loaded.spec,
+            prompt=_prompt(prompt or ""),
+            n=n or 1,
+            seed=seed,
+            label=label,
+            say=_say if alone else None,
+            **asked,
+        )
+        heads = [f"--- sample {i} ---\n" if len(texts) > 1 else "" for i in range(1, len(texts) + 1)]
+        whole = "".join(f"{head}{text}\n" for head, text in zip(heads, texts, strict=True))
+        if out is not None:
+            out.write_text(whole, encoding="utf-8")
+        print("" if alone else f"{len(texts)} samples: {out}" if out else whole.removesuffix("\n"))
+        return
+    n = n or 64
     x = _draw(loaded.density, loaded.spec, n, label, seed)
     path = out or run / f"samples{_suffix(loaded.spec)}"
     write_samples(x, loaded.spec, path)
@@ -236,11 +276,16 @@ app.add_typer(listing, name="list")
 @listing.command("models")
 def list_models() -> None:
     """The families, and what they take."""
+    from loglik.data.text import TextSettings
+    from loglik.data.tokenizers import KINDS
     from loglik.recipes import RECIPES
 
     for recipe in RECIPES.values():
         options = ", ".join(f"{k}={v}" for k, v in recipe.options.items() if v is not None)
         print(f"{recipe.name:<15} {recipe.summary}\n{'':<15} options: {options}")
+    read = TextSettings()
+    options = ", ".join(f"{k}={v}" for k, v in read.to_dict().items() if v is not None)
+    print(f"\ntext, for any of them: {options}, window; tokenizer is {', '.join(KINDS)}")
 
 
 @listing.command("data")
@@ -315,8 +360,19 @@ def _folder(out: Path | None, name: str) -> Path:
 
 
 def _sizes(data: Data) -> str:
-    train = f"{len(data.train):,}" + (" overlapping windows" if data.spec.kind == "text" else "")
-    return f"{train} to train on, {len(data.test):,} to test on"
+    if data.whole is not None:  # a text
+        train, validation, test = (len(s.x.stream) for s in (data.train, data.validation, data.test))  # type: ignore[union-attr]
+        return f"{train:,} tokens to train on, {validation:,} to validate, {test:,} to test on"
+    return f"{len(data.train):,} to train on, {len(data.test):,} to test on"
+
+
+def _prompt(text: str) -> str:
+    """A prompt, or what the file after an @ holds."""
+    return Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") and len(text) > 1 else text
+
+
+def _say(text: str) -> None:
+    print(text, end="", flush=True)
 
 
 def _suffix(spec: DataSpec) -> str:
@@ -350,23 +406,39 @@ def _print_table(entries: Sequence[Entry], data: Data) -> None:
 
     rows = [entry for entry in entries if entry.result.event == "x"]
     discrete = any(entry.result.bits_per_dim is not None for entry in rows)
-    unit = "bits/byte" if data.spec.kind == "text" else "bits/dim"
+    text = any(r.result.unit == "token" for r in rows)
+    unit = "bits/byte" if any(r.result.bits_per_byte is not None for r in rows) else "bits/dim"
+    split = data.held_out
     table = Table(
-        title=f"{data.name}: log-likelihood of the {len(data.test):,} test examples",
+        title=f"{data.name}: log-likelihood of {entries[0].result.n:,} {split} {'tokens' if text else 'examples'}",
         title_justify="left",
         box=None,
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    names = ["model", "nats", "±", unit if discrete else "", "number", "params", "steps", "time"]
+    nats, digits = ("nats/token", 4) if text else ("nats", 2)
+    names = [
+        "model",
+        nats,
+        "±",
+        unit if discrete else "",
+        "perplexity" if text else "",
+        "number",
+        "params",
+        "steps",
+        "time",
+    ]
     for name in filter(None, names):
         table.add_column(name, justify="left" if name in ("model", "number") else "right", no_wrap=True)
     best = max((entry.result.nats for entry in rows if entry.run and not entry.conditional), default=None)
     for entry in rows:
         r = entry.result
-        cells = [r.model, f"{r.nats:.2f}", "" if r.stderr is None else f"{r.stderr:.2f}"]
+        cells = [r.model, f"{r.nats:.{digits}f}", "" if r.stderr is None else f"{r.stderr:.{digits}f}"]
         if discrete:
-            cells.append("" if r.bits_per_dim is None else f"{r.bits_per_dim:.3f}")
+            bits = r.bits_per_dim if r.bits_per_byte is None else r.bits_per_byte
+            cells.append("" if bits is None else f"{bits:.3f}")
+        if text:
+            cells.append("" if r.perplexity is None else f"{r.perplexity:.2f}")
         time = f"{r.train_seconds:.0f} s" if r.steps else ""
         cells += [_kind(entry), count(r.params) if r.params else "", f"{r.steps:,}" if r.steps else "", time]
         table.add_row(*cells, style="bold" if r.nats == best else None)

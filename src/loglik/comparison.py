@@ -11,16 +11,19 @@ from typing import Any
 
 from torch import Tensor
 
-from loglik.data.dataset import Data
+from loglik.data.dataset import Data, Split
+from loglik.data.text import TextSettings
+from loglik.data.windows import Windows
 from loglik.density import Density
-from loglik.evaluation import Result, compress, evaluate_split, log_probs
+from loglik.evaluation import Result, StreamScores, compress, evaluate_split, log_probs, stream_scores
 from loglik.recipes import RECIPES, Unsuitable, build, recipe
 from loglik.runs import Run
-from loglik.training import NotFinite, TrainingSettings, as_data, fit
+from loglik.training import NotFinite, TrainingSettings, as_data, fit, text_settings
 
-__all__ = ["Entry", "compare", "evaluate", "write_json"]
+__all__ = ["Entry", "compare", "evaluate", "scored", "summary", "write_json"]
 
 BASELINE = "independent"
+TOKENS = 2**18
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,15 @@ def evaluate(
             label=run.config["label"],
             seed=run.config["training"]["seed"],
             like=run.spec,
+            text=TextSettings(**run.config["text"]) if data is None and run.config.get("text") else None,
+            beside=run.path,
         )
+    part = held.split(split)
+    if len(part) == 0 and data is None:
+        raise ValueError(f"the run's {split} split is empty: use --split validation, or give data")
     return evaluate_split(
         density,
-        held.split(split),
+        part,
         held.spec,
         model=run.model if run else type(density).__name__.lower(),
         samples=samples,
@@ -99,7 +107,9 @@ def compare(
 
     Raises ValueError where none of the named models can take the data.
     """
-    held: Data = as_data(data, label=label, seed=seed)
+    text, options = text_settings(options)
+    held: Data = as_data(data, label=label, seed=seed, text=text, beside=None if out is None else Path(out))
+    part = scored(held)
     chosen = list(RECIPES) if models is None else [BASELINE, *(m for m in models if m != BASELINE)]
     for name in chosen:
         known = {*TrainingSettings.names(), *recipe(name).options}  # what is unknown fails before anything is trained
@@ -121,7 +131,7 @@ def compare(
         raise ValueError(f"none of {', '.join(models)} can take {held.spec.describe()}")
 
     rows: list[Entry] = []
-    baseline: Tensor | None = None
+    baseline: Tensor | StreamScores | None = None
     for name in fitting:
         path = None if out is None else Path(out) / name
         try:
@@ -133,7 +143,7 @@ def compare(
             Entry(
                 evaluate_split(
                     run.density,
-                    held.test,
+                    part,
                     held.spec,
                     model=name,
                     samples=samples,
@@ -147,9 +157,21 @@ def compare(
         )
         say(summary(rows[-1].result))
         if name == BASELINE:
-            baseline = log_probs(run.density, held.test)
-            rows += [Entry(result) for result in compress(held.test, held.spec, baseline)]
+            if isinstance(part.x, Windows):
+                baseline = stream_scores(run.density, part.x.stream, held.spec)
+            else:
+                baseline = log_probs(run.density, part)
+            rows += [Entry(result) for result in compress(part, held.spec, baseline)]
     return rows
+
+
+def scored(data: Data) -> Split:
+    """What a training is judged on at its end: the held-out split, of a long text its first 2¹⁸ tokens (`evaluate`
+    takes all)."""
+    split = data.split(data.held_out)
+    if isinstance(split.x, Windows) and len(split.x.stream) > TOKENS:
+        return Split(Windows(split.x.stream.cut(0, TOKENS), split.x.length, split.x.stride))
+    return split
 
 
 def summary(result: Result) -> str:
@@ -158,11 +180,16 @@ def summary(result: Result) -> str:
     >>> summary(Result(model="flow", bound="lower", nats=-80.0, bits_per_dim=1.8, stderr=0.5, n=100, steps=10))
     'flow: -80.000 ± 0.500 nats (lower), 1.800 bits/dim, 10 steps in 0.0 s'
     """
-    error = "" if result.stderr is None else f" ± {result.stderr:.3f}"
+    digits, per = (4, " a token") if result.unit == "token" else (3, "")
     bits = "" if result.bits_per_dim is None else f", {result.bits_per_dim:.3f} bits/dim"
+    if result.bits_per_byte is not None:
+        bits = f", {result.bits_per_byte:.3f} bits/byte"
+    if result.perplexity is not None:
+        bits = f", perplexity {result.perplexity:.3f}{bits}"
+    error = "" if result.stderr is None else f" ± {result.stderr:.{digits}f}"
     accuracy = "" if result.accuracy is None else f", accuracy {result.accuracy:.1%}"
     return (
-        f"{result.model}: {result.nats:.3f}{error} nats ({result.bound}){bits}{accuracy}, "
+        f"{result.model}: {result.nats:.{digits}f}{error} nats{per} ({result.bound}){bits}{accuracy}, "
         f"{result.steps} steps in {result.train_seconds:.1f} s"
     )
 

@@ -60,6 +60,17 @@ class Independent(Density):
     def log_prob(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
     ) -> Float[Tensor, " B"]:
+        log_p = self._log_probs(x)
+        return log_p.view(-1, *x.shape[:1]).sum(0) if not self.shared else log_p.view(len(x), -1).sum(1)
+
+    def token_log_probs(
+        self, x: Shaped[Tensor, "B T"], context: Shaped[Tensor, "B ..."] | None = None
+    ) -> Float[Tensor, "B T"]:
+        """Log p of each number by itself, in nats."""
+        log_p = self._log_probs(x)
+        return log_p.view(x.shape) if self.shared else log_p.T
+
+    def _log_probs(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "rows N"]:
         check_levels(x, self.levels)
         columns = self._columns(x)
         low, high = self.edges[:, :1], self.edges[:, -1:]
@@ -75,8 +86,7 @@ class Independent(Density):
             - (low - columns - self.whole[:, None].double()).clamp_min(0) / self.tail_scale[:, :1]
         )
         above = self.log_tail[:, 1:] + unit[:, 1:] - (columns - high).clamp_min(0) / self.tail_scale[:, 1:]
-        log_p = torch.where(columns < low, below, torch.where(columns >= high, above, inside))
-        return log_p.view(-1, *x.shape[:1]).sum(0) if not self.shared else log_p.view(len(x), -1).sum(1)
+        return torch.where(columns < low, below, torch.where(columns >= high, above, inside))
 
     def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Shaped[Tensor, "n ..."]:
         count = n * (torch.Size(self.event_shape).numel() if self.shared else 1)

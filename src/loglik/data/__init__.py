@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from loglik.data.arrays import from_arrays
     from loglik.data.dataset import Data, Split
     from loglik.data.loading import load
+    from loglik.data.text import TextSettings
 
-__all__ = ["Column", "Data", "DataSpec", "Kind", "Split", "from_arrays", "load", "names"]
+__all__ = ["Column", "Data", "DataSpec", "Kind", "Split", "TextSettings", "from_arrays", "load", "names"]
 
-_LATE = {"Data": "dataset", "Split": "dataset", "from_arrays": "arrays", "load": "loading"}
+_LATE = {"Data": "dataset", "Split": "dataset", "TextSettings": "text", "from_arrays": "arrays", "load": "loading"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,15 +1,20 @@
-"""A data set in memory: a spec and three splits, each one tensor of examples and perhaps one of labels."""
+"""A data set: a spec and three splits, each one tensor of examples (or windows of a text) and perhaps one of labels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from loglik.data.spec import DataSpec, Kind
+from loglik.data.windows import Windows
+
+if TYPE_CHECKING:
+    from loglik.data.text import TextSettings
 
 __all__ = ["Data", "Split", "check_kind", "into_splits"]
 
@@ -19,21 +24,29 @@ SPLITS = ("train", "validation", "test")
 @dataclass(frozen=True)
 class Split:
     """Examples `x` of shape (N, *event_shape), their labels `y` (N,) if they have labels, and where they
-    stood in the input: `index` (N,), None where the order is the input's."""
+    stood in the input: `index` (N,), None where the order is the input's.
 
-    x: Shaped[Tensor, "N ..."]
+    A text's examples are `Windows`, which are indexed as a tensor is and read from a file.
+    """
+
+    x: Shaped[Tensor, "N ..."] | Windows
     y: Int64[Tensor, " N"] | None = None
     index: Int64[Tensor, " N"] | None = None
 
     def __len__(self) -> int:
         return len(self.x)
 
+    def tensor(self) -> Shaped[Tensor, "N ..."]:
+        """All examples in memory."""
+        return self.x if isinstance(self.x, Tensor) else self.x[:]
+
 
 @dataclass(frozen=True)
 class Data:
     """A named data set with its spec and its training, validation and test splits.
 
-    `source` is where `load` found it, a name or an absolute path; None for data in memory.
+    `source` is where `load` found it, a name or an absolute path; None for data in memory. Of a text, `whole` is all
+    of it in windows side by side, and `text` how it was read.
     """
 
     name: str
@@ -42,6 +55,13 @@ class Data:
     validation: Split
     test: Split
     source: str | None = None
+    whole: Split | None = None
+    text: TextSettings | None = None
+
+    @property
+    def held_out(self) -> str:
+        """The name of the split that a trained model is judged on: test, or validation if there is no test split."""
+        return "test" if len(self.test) else "validation"
 
     def split(self, name: str) -> Split:
         """One split by name, or `all`: every example once, in the order of the input."""
@@ -52,10 +72,10 @@ class Data:
         return getattr(self, name)
 
     def _whole(self) -> Split:
+        if self.whole is not None:
+            return self.whole
         parts = [self.train, self.validation, self.test]
-        # A text's training windows overlap (stride 1): every T-th holds each byte once.
-        overlap = self.spec.kind == "text" and self.train.x.stride(0) == 1
-        x = torch.cat([s.x[:: s.x.shape[1]] if overlap and s is self.train else s.x for s in parts])
+        x = torch.cat([s.tensor() for s in parts])
         y = None if self.train.y is None else torch.cat([s.y for s in parts if s.y is not None])
         if any(s.index is None for s in parts):
             return Split(x, y)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from loglik.data.dataset import Data, check_kind
 from loglik.data.spec import DataSpec
+
+if TYPE_CHECKING:
+    from loglik.data.text import TextSettings
 
 __all__ = ["load_hub"]
 
@@ -16,7 +19,12 @@ KNOWN = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"
 
 
 def load_hub(
-    name: str, *, label: str | None = None, seed: int = 0, like: DataSpec | None = None, window: int = 128
+    name: str,
+    *,
+    label: str | None = None,
+    seed: int = 0,
+    like: DataSpec | None = None,
+    text: TextSettings | None = None,
 ) -> Data:
     """The data set NAME, or NAME:CONFIGURATION: images with labels, a table, or text.
 
@@ -44,10 +52,10 @@ def load_hub(
         label = label or next((c for c in ("label", "labels") if c in columns), None)
         return _images(parts, picture, label, source=source, seed=seed, like=like)
     if "text" in columns:
-        from loglik.data.text import into_windows
+        from loglik.data.text import load_text
 
-        streams = {s: "\n".join(part["text"]).encode() for s, part in parts.items()}
-        return into_windows(streams, name=source, where=source, like=like, window=window)
+        strings = {s: ["\n".join(part["text"]).encode()] for s, part in parts.items()}
+        return load_text(strings, name=source, where=source, like=like, settings=text)
     return _table(parts, label or ("label" if "label" in columns else None), source=source, seed=seed, like=like)
 
 

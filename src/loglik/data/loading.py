@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loglik.data.catalogue import names
 from loglik.data.dataset import Data
 from loglik.data.spec import DataSpec
+
+if TYPE_CHECKING:
+    from loglik.data.text import TextSettings
 
 __all__ = ["load"]
 
@@ -25,7 +29,8 @@ def load(
     label: str | None = None,
     seed: int = 0,
     like: DataSpec | None = None,
-    window: int = 128,
+    text: TextSettings | None = None,
+    cache: Path | None = None,
 ) -> Data:
     """Data from a name, `hf:NAME`, a file or a folder.
 
@@ -39,62 +44,78 @@ def load(
         label: the column of a table that becomes the label.
         seed: fixes the random split.
         like: the spec of an existing model: the data are coded as it says, and have to fit.
-        window: bytes in one window of text.
+        text: how text is read: its tokenizer, window and split.
+        cache: the folder that keeps the tokens of text; one in the user's cache if None.
 
     Raises:
         FileNotFoundError: there is no such file, folder or name.
         ValueError: the data are not readable, or do not fit; one line says where and what would be right.
     """
-    data = _load(source, label=label, seed=seed, like=like, window=window)
+    data = _load(source, label=label, seed=seed, like=like, text=text, cache=cache)
+    if text is not None and data.spec.kind != "text" and like is None:
+        raise ValueError(
+            f"{source}: {', '.join(text.names())} are settings of text, and this is {data.spec.describe()}"
+        )
     known = str(source) in names() or str(source).startswith("hf:")
     return replace(data, source=str(source) if known else str(Path(source).expanduser().resolve()))
 
 
-def _load(source: str | Path, *, label: str | None, seed: int, like: DataSpec | None, window: int) -> Data:
-    text, path = str(source), Path(source).expanduser()
-    if text.startswith("hf:"):
+def _load(
+    source: str | Path,
+    *,
+    label: str | None,
+    seed: int,
+    like: DataSpec | None,
+    text: TextSettings | None,
+    cache: Path | None,
+) -> Data:
+    word, path = str(source), Path(source).expanduser()
+    if word.startswith("hf:"):
         from loglik.data.hub import load_hub
 
-        return load_hub(text[3:], label=label, seed=seed, like=like, window=window)
-    if text in names():
+        return load_hub(word[3:], label=label, seed=seed, like=like, text=text)
+    if word in names():
         from loglik.data.named import load_named
 
-        if label is not None and text in ("digits", "fashion-mnist"):
-            _no_label(text, label)
-        return load_named(text, label=label, seed=seed, like=like)
+        if label is not None and word in ("digits", "fashion-mnist"):
+            _no_label(word, label)
+        return load_named(word, label=label, seed=seed, like=like)
     if not path.exists():
         raise FileNotFoundError(
-            f"{text}: no such file or folder, nor a known name: the names are {', '.join(names())}, hf:NAME"
+            f"{word}: no such file or folder, nor a known name: the names are {', '.join(names())}, hf:NAME"
         )
     if path.suffix.lower() in TABLES and path.is_file():
         from loglik.data.tables import load_table
 
-        return load_table(path, label=label, seed=seed, like=like)
+        return load_table(path, label=label, seed=seed, like=like, text=text)
     if label is not None:
-        _no_label(text, label)
+        _no_label(word, label)
     if path.is_dir():
-        return _load_folder(path, seed=seed, like=like, window=window)
+        return _load_folder(path, seed=seed, like=like, text=text, cache=cache)
     if path.suffix.lower() in ARRAYS:
         from loglik.data.arrays import load_array_file
 
         return load_array_file(path, seed=seed, like=like)
-    return _load_text_file(path, like=like, window=window)
+    return _load_text_file(path, like=like, text=text, cache=cache)
 
 
-def _load_text_file(path: Path, *, like: DataSpec | None, window: int) -> Data:
+def _load_text_file(path: Path, *, like: DataSpec | None, text: TextSettings | None, cache: Path | None) -> Data:
     from loglik.data.text import is_text, load_text
 
     if path.suffix.lower() in IMAGES:
         raise ValueError(f"{path}: one image is not a data set: give the folder of images")
-    if not is_text(path):
+    takes_bytes = (like.tokenizer.kind if like and like.tokenizer else text.tokenizer if text else "") == "bytes"
+    if not is_text(path) and not takes_bytes:
         raise ValueError(
             f"{path}: binary, and of no known type: give a .csv, .parquet, .npy, .npz or text file, "
-            "or a folder of images"
+            "or a folder of images; tokenizer=bytes takes any file as text"
         )
-    return load_text({"train": [path]}, name=path.stem, where=str(path), like=like, window=window)
+    return load_text({"train": [path]}, name=path.stem, where=str(path), like=like, settings=text, cache=cache)
 
 
-def _load_folder(folder: Path, *, seed: int, like: DataSpec | None, window: int) -> Data:
+def _load_folder(
+    folder: Path, *, seed: int, like: DataSpec | None, text: TextSettings | None, cache: Path | None
+) -> Data:
     """A folder of images, or of text if it holds more text files than images."""
     from loglik.data.text import is_text, load_text
 
@@ -112,7 +133,7 @@ def _load_folder(folder: Path, *, seed: int, like: DataSpec | None, window: int)
         from loglik.data.images import load_images
 
         return load_images(folder, images, roots, seed=seed, like=like)
-    return load_text(texts, name=folder.name, where=str(folder), like=like, window=window)
+    return load_text(texts, name=folder.name, where=str(folder), like=like, settings=text, cache=cache)
 
 
 def _roots(folder: Path) -> dict[str, Path]:

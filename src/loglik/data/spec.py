@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:  # a spec is quick to import, tokenizers are not
+    from loglik.data.tokenizers import Tokenizer
 
 __all__ = ["Column", "DataSpec", "Kind"]
 
@@ -39,6 +42,9 @@ class DataSpec:
         classes: the names of the labels 0, 1, ...; empty where there are none.
         columns: of a table, in the order of the dimensions; the label is not among them.
         label: the name of a table's label column.
+        tokenizer: of text; bytes by default where there are 256 levels.
+        padded: text of one example each, not windows of one text: what is shorter than T ends in tokens levels-1,
+            which stand for nothing, and what is longer is cut.
     """
 
     kind: Kind
@@ -47,6 +53,14 @@ class DataSpec:
     classes: tuple[str, ...] = ()
     columns: tuple[Column, ...] = ()
     label: str | None = None
+    tokenizer: Tokenizer | None = None
+    padded: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind == "text" and self.levels == 256 and self.tokenizer is None and not self.padded:
+            from loglik.data.tokenizers import Bytes
+
+            object.__setattr__(self, "tokenizer", Bytes())
 
     @property
     def dims(self) -> int:
@@ -68,7 +82,11 @@ class DataSpec:
         """
         shape = "×".join(map(str, self.event_shape))
         words = {"image": "images", "table": "table", "array": "arrays", "text": "text windows"}[self.kind]
+        if self.padded:
+            words = "texts of up to"
         parts = [f"{words} {shape}", f"{self.levels} levels" if self.levels else ""]
+        if self.tokenizer is not None:
+            parts = [f"{words} {shape} tokens", f"{self.levels} tokens ({self.tokenizer.kind})"]
         if self.columns:
             count = sum(column.discrete for column in self.columns)
             parts = [f"table of {self.dims} columns", f"{count} discrete" if count else "all numeric"]
@@ -78,15 +96,18 @@ class DataSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, numbers and strings, for YAML."""
-        plain: dict[str, Any] = asdict(self)
+        plain: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         plain["event_shape"] = list(self.event_shape)
         plain["classes"] = list(self.classes)
         plain["columns"] = [{"name": c.name, "type": c.type, "categories": list(c.categories)} for c in self.columns]
+        plain["tokenizer"] = None if self.tokenizer is None else self.tokenizer.to_dict()
         return plain
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> DataSpec:
         """The inverse of `to_dict`."""
+        from loglik.data import tokenizers
+
         columns = tuple(
             Column(name=c["name"], type=c["type"], categories=tuple(c["categories"])) for c in plain["columns"]
         )
@@ -97,4 +118,6 @@ class DataSpec:
             classes=tuple(plain["classes"]),
             columns=columns,
             label=plain["label"],
+            tokenizer=tokenizers.from_dict(plain["tokenizer"]) if plain.get("tokenizer") else None,
+            padded=plain.get("padded", False),
         )

@@ -2,7 +2,8 @@
 
 A column of whole numbers is `integer`, or `numeric` beyond ±2²³, where float32 no longer holds each of them;
 of real numbers `numeric`; of strings `categorical`; of booleans `boolean`. The last two become codes into
-their categories, sorted. Strings that are nearly all distinct are refused.
+their categories, sorted. Strings that are nearly all distinct are text: one such column beside the label, and no other,
+makes a data set of texts, each a row of T tokens; else they are refused.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import csv
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -20,6 +22,9 @@ from loglik.data.dataset import Data, check_kind, into_splits
 from loglik.data.labels import code_labels, natural
 from loglik.data.spec import Column, DataSpec
 
+if TYPE_CHECKING:
+    from loglik.data.text import TextSettings
+
 __all__ = ["from_frame", "load_table"]
 
 MISSING = ["", "NA", "N/A", "#N/A", "NaN", "nan", "null", "NULL"]
@@ -28,7 +33,17 @@ EXACT = 2**23  # whole numbers up to here, and halves between them, are exact in
 Where = Callable[[int, str], str]
 
 
-def load_table(path: Path, *, label: str | None = None, seed: int = 0, like: DataSpec | None = None) -> Data:
+LONGEST = 256  # tokens of a text in a column, unless a window is asked for
+
+
+def load_table(
+    path: Path,
+    *,
+    label: str | None = None,
+    seed: int = 0,
+    like: DataSpec | None = None,
+    text: TextSettings | None = None,
+) -> Data:
     """A .csv, .tsv or .parquet file; the column `label` is taken out of x and becomes the classes.
 
     Raises:
@@ -40,7 +55,9 @@ def load_table(path: Path, *, label: str | None = None, seed: int = 0, like: Dat
     def where(row: int, column: str) -> str:
         return f"{path}: row {row + 1}{f' (line {row + 2})' if in_lines else ''}, column {column!r}"
 
-    return from_frame(frame, name=path.stem, source=str(path), where=where, label=label, seed=seed, like=like)
+    return from_frame(
+        frame, name=path.stem, source=str(path), where=where, label=label, seed=seed, like=like, text=text
+    )
 
 
 def from_frame(
@@ -53,6 +70,7 @@ def from_frame(
     seed: int = 0,
     like: DataSpec | None = None,
     sizes: Mapping[str, int] | None = None,
+    text: TextSettings | None = None,
 ) -> Data:
     """Data from a polars frame.
 
@@ -60,13 +78,18 @@ def from_frame(
         source: begins each error.
         where: the words for a row and a column in an error.
         sizes: the rows of each given split, in order.
+        text: how a column of text is read.
     """
     where = where or (lambda row, column: f"{source}: row {row + 1}, column {column!r}")
     if frame.height == 0:
         raise ValueError(f"{source}: the table has no rows")
-    check_kind("table", like, source)
     if label is not None and label not in frame.columns:
         raise ValueError(f"{source}: no column {label!r} for the label; the columns are {', '.join(frame.columns)}")
+    if like.padded if like else _is_text(frame, label):
+        return _texts(
+            frame, name=name, source=source, where=where, label=label, seed=seed, like=like, sizes=sizes, text=text
+        )
+    check_kind("table", like, source)
     if like is not None:
         if label not in (None, like.label):
             raise ValueError(f"{source}: the label is {label!r}, but the model's label is {like.label!r}")
@@ -88,6 +111,70 @@ def from_frame(
     return into_splits(name, spec, x, y, seed=seed, sizes=sizes, few=like is not None)
 
 
+def _is_text(frame: pl.DataFrame, label: str | None) -> bool:
+    """Whether there is, beside the label, one column and it holds texts that are nearly all distinct."""
+    others = [series for series in frame.iter_columns() if series.name != label]
+    if label is None or len(others) != 1 or others[0].dtype != pl.String or _odd_one_out(others[0]):
+        return False
+    return others[0].n_unique() > max(20, frame.height // 2)
+
+
+def _texts(
+    frame: pl.DataFrame,
+    *,
+    name: str,
+    source: str,
+    where: Where,
+    label: str | None,
+    seed: int,
+    like: DataSpec | None,
+    sizes: Mapping[str, int] | None,
+    text: TextSettings | None,
+) -> Data:
+    """Texts as rows of T tokens; a shorter one ends in the number K, which stands for nothing, a longer one is cut."""
+    from loglik.data import tokenizers
+    from loglik.data.text import TextSettings
+
+    settings = text or TextSettings()
+    if like is not None:
+        if label not in (None, like.label):
+            raise ValueError(f"{source}: the label is {label!r}, but the model's label is {like.label!r}")
+        label = like.label if like.label in frame.columns else None
+    others = [column for column in frame.columns if column != label]
+    if len(others) != 1:
+        raise ValueError(
+            f"{source}: the model takes one column of text{f' beside {label!r}' if label else ''}, found "
+            f"{', '.join(others) or 'none'}"
+        )
+    series = frame[others[0]].cast(pl.String)
+    _check_missing(series, where)
+    texts = [value.encode() for value in series]
+    if like is not None:
+        assert like.tokenizer is not None
+        tokenizer, t = like.tokenizer, like.event_shape[0]
+    else:
+        tokenizer = tokenizers.train(settings.tokenizer, texts, vocabulary=settings.vocabulary)
+        t = settings.window or 0
+    rows = [tokenizer.encode(value, lambda at, row=row: where(row, others[0])) for row, value in enumerate(texts)]  # type: ignore[misc]
+    t = t or max(1, min(LONGEST, max(map(len, rows))))
+    codes = np.full((len(rows), t), tokenizer.size, dtype=np.uint8 if tokenizer.size < 256 else np.int64)
+    for code, tokens in zip(codes, rows, strict=True):
+        code[: len(tokens)] = tokens[:t]
+    y, classes = None, tuple[str, ...]()
+    if label is not None:
+        y, classes = _labels(frame[label], where, like)
+    spec = like or DataSpec(
+        kind="text",
+        event_shape=(t,),
+        levels=tokenizer.size + 1,
+        classes=classes,
+        label=label,
+        tokenizer=tokenizer,
+        padded=True,
+    )
+    return into_splits(name, spec, torch.from_numpy(codes), y, seed=seed, sizes=sizes, few=like is not None)
+
+
 def _infer(series: pl.Series, source: str, where: Where) -> Column:
     """The column's type, and its categories."""
     _check_missing(series, where)
@@ -106,7 +193,8 @@ def _infer(series: pl.Series, source: str, where: Where) -> Column:
         if len(categories) > max(20, series.len() // 2):
             raise ValueError(
                 f"{source}: column {name!r} has {len(categories)} distinct texts in {series.len()} rows: "
-                "too many for categories; remove the column or group its values"
+                "too many for categories; remove the column or group its values (a column of text beside --label, and "
+                "no other column, can be classified)"
             )
         return Column(name=name, type="categorical", categories=tuple(sorted(categories, key=natural)))
     raise ValueError(

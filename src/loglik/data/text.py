@@ -1,22 +1,140 @@
-"""Text as bytes: one stream, seen through windows of T bytes.
+"""Text as one stream of tokens in a file, seen through windows of T tokens.
 
-The stream is cut by position into training, validation and test (80/10/10), at multiples of T. Training
-windows overlap: one begins at each byte. Validation and test windows stand side by side.
+The text is cut by position, in bytes, so that it is cut at the same places whatever the tokenizer: training first,
+then validation, then test. Each part is tokenised once, to a cache that is keyed by path, size, time of change and
+tokenizer; bytes of one file are read from that file itself. Training windows overlap: one begins at each token.
+Validation and test windows stand side by side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+import os
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
-import torch
-from jaxtyping import UInt8
-from torch import Tensor
+import numpy as np
 
+from loglik.data import tokenizers
 from loglik.data.dataset import SPLITS, Data, Split, check_kind
 from loglik.data.spec import DataSpec
+from loglik.data.tokenizers import Bytes, Tokenizer
+from loglik.data.windows import Stream, Windows
 
-__all__ = ["into_windows", "is_text", "load_text"]
+__all__ = ["TextSettings", "is_text", "load_text", "user_cache"]
+
+BLOCK = 2**20  # bytes tokenised at once
+WINDOW = 128
+UNITS = {"bytes": "bytes", "characters": "characters", "bpe": "tokens"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSettings:
+    """How text is read.
+
+    Attributes:
+        tokenizer: `bytes`, `characters` or `bpe` (byte-pair encoding, trained on the training split).
+        vocabulary: the number of tokens of `bpe`.
+        window: T, in tokens; if None, 128, or for a table's text column the longest text, at most 256.
+        split: percentages for training, validation and test, by position.
+    """
+
+    tokenizer: str = "bytes"
+    vocabulary: int = 1024
+    window: int | None = None
+    split: str = "80/10/10"
+
+    def __post_init__(self) -> None:
+        if self.tokenizer not in tokenizers.KINDS:
+            raise ValueError(f"unknown tokenizer {self.tokenizer!r}: use {', '.join(tokenizers.KINDS)}")
+        if type(self.vocabulary) is not int:
+            raise ValueError(f"vocabulary must be a whole number, got {self.vocabulary!r}")
+        if self.window is not None and (type(self.window) is not int or self.window < 1):
+            raise ValueError(f"window must be at least 1 token, got {self.window!r}")
+        self.fractions()
+
+    @classmethod
+    def names(cls) -> list[str]:
+        return [f.name for f in fields(cls)]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def fractions(self) -> tuple[float, float, float]:
+        """Of training, validation and test.
+
+        >>> TextSettings(split="90/10/0").fractions()
+        (0.9, 0.1, 0.0)
+        """
+        try:
+            train, validation, test = (float(part) / 100 for part in str(self.split).split("/"))
+        except ValueError:
+            train = validation = test = -1.0
+        if min(validation, test) < 0 or train <= 0 or abs(train + validation + test - 1) > 1e-9:
+            raise ValueError(f"split must be three percentages that add up to 100, as 80/10/10, got {self.split!r}")
+        return train, validation, test
+
+
+class _Source:
+    """The bytes of files, or of strings in memory, one after another."""
+
+    def __init__(self, parts: Sequence[Path | bytes], name: str) -> None:
+        self.parts, self.name = parts, name
+        self.sizes = [len(part) if isinstance(part, bytes) else part.stat().st_size for part in parts]
+        self.begins = [0, *accumulate(self.sizes)][:-1]
+        self.size = sum(self.sizes)
+
+    def read(self, start: int, stop: int) -> bytes:
+        pieces = []
+        for number in range(max(0, bisect_right(self.begins, start) - 1), len(self.parts)):
+            part, begin = self.parts[number], self.begins[number]
+            first, last = max(start - begin, 0), min(stop - begin, self.sizes[number])
+            if begin >= stop:
+                break
+            if isinstance(part, bytes):
+                pieces.append(part[first:last])
+            elif first < last:
+                with part.open("rb") as file:
+                    file.seek(first)
+                    pieces.append(file.read(last - first))
+        return b"".join(pieces)
+
+    def pieces(self, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
+        """Where it begins, and a piece of about BLOCK bytes: whole lines, or whole characters if lines are long."""
+        while start < stop:
+            block = self.read(start, min(start + BLOCK, stop))
+            if not block:
+                raise ValueError(f"{self.name}: the text became shorter while it was read")
+            if start + len(block) < stop:
+                end = block.rfind(b"\n") + 1 or block.rfind(b" ") or len(block)
+                block = block[: end if end > 0 else len(block)]
+                block = block[: self.character(start + len(block), back=True) - start]
+            yield start, block
+            start += len(block)
+
+    def character(self, at: int, *, back: bool = False) -> int:
+        """The nearest place, `at` or after it (or before it), that is not within a character in UTF-8."""
+        for offset in range(4):
+            place = at - offset if back else at + offset
+            byte = self.read(place, place + 1)
+            if not byte or byte[0] & 0xC0 != 0x80:
+                return place
+        return at  # not UTF-8: any place will do
+
+    def where(self, at: int) -> str:
+        """The file, line and byte of a place, in words."""
+        number = 0
+        while at >= self.sizes[number] and number + 1 < len(self.parts):
+            at, number = at - self.sizes[number], number + 1
+        part = self.parts[number]
+        line = 1 + sum(piece.count(b"\n") for _, piece in _Source([part], self.name).pieces(0, at))
+        return f"{self.name if isinstance(part, bytes) else part}: line {line}, byte {at}"
 
 
 def is_text(path: Path) -> bool:
@@ -25,65 +143,183 @@ def is_text(path: Path) -> bool:
         return b"\0" not in file.read(65_536)
 
 
+def user_cache() -> Path:
+    """Where tokens are kept if no run is written: $LOGLIK_CACHE, or a folder in the user's cache."""
+    own = os.environ.get("LOGLIK_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loglik"
+
+
 def load_text(
-    files: Mapping[str, list[Path]],
+    files: Mapping[str, Sequence[Path | bytes]],
     *,
     name: str,
     where: str,
     like: DataSpec | None = None,
-    window: int = 128,
+    settings: TextSettings | None = None,
+    cache: Path | None = None,
 ) -> Data:
-    """Text files, one after another, for the split `train` and perhaps `validation` and `test`.
-
-    Raises:
-        ValueError: the text is empty, or too short for a window in each split.
-    """
-    streams = {split: b"".join(path.read_bytes() for path in paths) for split, paths in files.items()}
-    return into_windows(streams, name=name, where=where, like=like, window=window)
-
-
-def into_windows(
-    streams: Mapping[str, bytes], *, name: str, where: str, like: DataSpec | None = None, window: int = 128
-) -> Data:
-    """Data from a stream of bytes for each given split; a split not given is cut from the training stream.
+    """Text files (or strings in memory), for the split `train` and perhaps `validation` and `test`.
 
     Args:
-        like: the spec of an existing model; its window is taken, and short text needs one window only.
-        window: T, in bytes.
+        where: begins each error.
+        like: the spec of an existing model, whose tokenizer and window are taken.
+        settings: how to read the text.
+        cache: the folder that keeps the tokens of files; the user's own if None.
+
+    Raises:
+        ValueError: the text is empty, too short for a window in each split, or holds what the tokenizer cannot take.
     """
     check_kind("text", like, where)
-    t = like.event_shape[0] if like else window
-    if t < 1:
-        raise ValueError(f"window must be at least 1 byte, got {window}")
-    if not any(streams.values()):
+    settings = settings or TextSettings()
+    t = like.event_shape[0] if like else settings.window or WINDOW
+    sources = {split: _Source(parts, where) for split, parts in files.items()}
+    if not any(source.size for source in sources.values()):
         raise ValueError(f"{where}: the text is empty")
-    parts = {split: _tensor(stream) for split, stream in streams.items()}
-    if like is not None and like.levels is not None and like.levels < 256:
-        for stream in parts.values():
-            if (stream >= like.levels).any():
-                at = int((stream >= like.levels).int().argmax())
-                raise ValueError(f"{where}: byte {at} is {stream[at]}, above {like.levels - 1}, the highest level")
-    missing = [split for split in SPLITS if split not in parts]
-    stream, windows = parts["train"], len(parts["train"]) // t
-    tenth = windows // 10 if like else max(1, windows // 10)
-    end = max(0, windows - len(missing) * tenth) * t
-    parts["train"] = stream[:end] if missing else stream
-    for split in missing:
-        parts[split] = stream[end : end + tenth * t]
-        end += tenth * t
-    sizes = {split: len(parts[split]) for split in SPLITS}
-    if (sizes["train"] if like else min(sizes.values())) < t:
-        got = ", ".join(f"{size} bytes for {split}" for split, size in sizes.items())
-        total = sum(map(len, streams.values()))
+    cuts = _cuts(sources, settings)
+    wanted = None if like is None else _tokenizer_of(like, where)
+    tokenizer, stream, counts = _tokens(sources, cuts, settings, wanted, cache or user_cache())
+    if sum(counts.values()) < t if like else any(counts[s] < t for s in SPLITS if _asked(s, cuts)):
+        got = ", ".join(f"{counts[s]:,} for {s}" for s in SPLITS)
         raise ValueError(
-            f"{where}: {total} bytes are too short for a window of {t} in each split ({got}): "
-            f"give at least {3 * t} bytes or a shorter window"
+            f"{where}: {len(stream):,} {UNITS[tokenizer.kind]} are too short for a window of {t} in each split "
+            f"({got}): give more text or a shorter window (--set window=N)"
         )
-    train = Split(parts["train"].unfold(0, t, 1))
-    validation, test = (Split(parts[s][: len(parts[s]) // t * t].view(-1, t)) for s in ("validation", "test"))
-    return Data(name, like or DataSpec(kind="text", event_shape=(t,), levels=256), train, validation, test)
+    ends = np.cumsum([0, *(counts[split] for split in SPLITS)]).tolist()
+    train, validation, test = (
+        Split(Windows(stream.cut(start, stop), t, 1 if split == "train" else t))
+        for split, start, stop in zip(SPLITS, ends, ends[1:], strict=False)
+    )
+    spec = like or DataSpec(kind="text", event_shape=(t,), levels=tokenizer.size, tokenizer=tokenizer)
+    whole = Split(Windows(stream, t, t))
+    return Data(name, spec, train, validation, test, whole=whole, text=settings)
 
 
-def _tensor(stream: bytes) -> UInt8[Tensor, " N"]:
-    # A bytearray, because torch wants memory that it could write to.
-    return torch.frombuffer(bytearray(stream), dtype=torch.uint8) if stream else torch.empty(0, dtype=torch.uint8)
+Cuts = dict[str, tuple[str, int, int]]  # of each split: the source it is cut from, and its first and last byte
+
+
+def _cuts(sources: Mapping[str, _Source], settings: TextSettings) -> Cuts:
+    """Where each split begins and ends; a split without a source of its own is cut from the training text."""
+    fractions = dict(zip(SPLITS, settings.fractions(), strict=True))
+    whole = sources["train"]
+    missing = [split for split in ("validation", "test") if split not in sources]
+    end = round(1 - sum(fractions[split] for split in missing), 12)
+    edges = [0, whole.character(int(whole.size * end))]
+    for split in missing:
+        end = round(end + fractions[split], 12)
+        edges.append(max(edges[-1], whole.character(int(whole.size * end))))
+    cuts = {"train": ("train", 0, edges[1])}
+    cuts |= {split: ("train", edges[i], edges[i + 1]) for i, split in enumerate(missing, 1)}
+    cuts |= {split: (split, 0, sources[split].size) for split in sources if split != "train"}
+    return cuts
+
+
+def _asked(split: str, cuts: Cuts) -> bool:
+    """Whether a split was to have something, even if too little."""
+    _, start, stop = cuts[split]
+    return split == "train" or stop > start
+
+
+def _tokenizer_of(spec: DataSpec, where: str) -> Tokenizer:
+    if spec.tokenizer is None:
+        raise ValueError(f"{where}: the model takes {spec.describe()} without a tokenizer: it cannot read text")
+    return spec.tokenizer
+
+
+def _tokens(
+    sources: Mapping[str, _Source], cuts: Cuts, settings: TextSettings, wanted: Tokenizer | None, cache: Path
+) -> tuple[Tokenizer, Stream, dict[str, int]]:
+    """The tokenizer, all splits' tokens one after another, and how many each has; from the cache if they are there."""
+    paths = [part for source in sources.values() for part in source.parts if isinstance(part, Path)]
+    kind = wanted.kind if wanted else settings.tokenizer
+    if kind == "bytes" and len(paths) == 1 and len(sources) == 1:  # the file is its own tokens
+        counts = {split: stop - start for split, (_, start, stop) in cuts.items()}
+        return Bytes(), Stream(paths[0], "uint8", 0, sources["train"].size), counts
+    if not paths:
+        tokenizer = wanted or _train(sources, cuts, settings)
+        parts = {s: list(_encode(sources, cuts, s, tokenizer)) for s in SPLITS}
+        every = [block for s in SPLITS for block in parts[s]]
+        tokens = np.concatenate(every) if every else np.empty(0, _dtype(tokenizer))
+        return (
+            tokenizer,
+            Stream(tokens, _dtype(tokenizer), 0, len(tokens)),
+            {s: sum(map(len, parts[s])) for s in SPLITS},
+        )
+    return _cached(sources, cuts, settings, wanted, paths, cache)
+
+
+def _cached(
+    sources: Mapping[str, _Source],
+    cuts: Cuts,
+    settings: TextSettings,
+    wanted: Tokenizer | None,
+    paths: Sequence[Path],
+    cache: Path,
+) -> tuple[Tokenizer, Stream, dict[str, int]]:
+    """KEY.bin holds the tokens and KEY.json, written last, the tokenizer and the counts."""
+    which = _digest([str(path.resolve()) for path in paths])
+    state = _digest([(path.stat().st_size, path.stat().st_mtime_ns) for path in paths])
+    places = [[split, *cuts[split]] for split in SPLITS]
+    request = [settings.tokenizer, settings.vocabulary if settings.tokenizer == "bpe" else None]
+    for file in sorted(cache.glob(f"{which}-{state}-*.json")):
+        with suppress(ValueError, KeyError, OSError):
+            found = json.loads(file.read_text(encoding="utf-8"))
+            tokenizer, counts = tokenizers.from_dict(found["tokenizer"]), found["counts"]
+            alike = tokenizer == wanted if wanted else found["request"] == request
+            if alike and found["cuts"] == places:
+                return tokenizer, Stream(file.with_suffix(".bin"), _dtype(tokenizer), 0, sum(counts.values())), counts
+    tokenizer = wanted or _train(sources, cuts, settings)
+    cache.mkdir(parents=True, exist_ok=True)
+    file = cache / f"{which}-{state}-{_digest([tokenizer.to_dict(), places])}.bin"
+    partial = file.with_suffix(f".{os.getpid()}.partial")
+    counts = dict.fromkeys(SPLITS, 0)
+    try:
+        with partial.open("wb") as out:
+            for split in SPLITS:
+                for block in _encode(sources, cuts, split, tokenizer):
+                    out.write(block.tobytes())
+                    counts[split] += len(block)
+        partial.replace(file)
+        about = {
+            "request": None if wanted else request,
+            "cuts": places,
+            "counts": counts,
+            "tokenizer": tokenizer.to_dict(),
+        }
+        partial.write_text(json.dumps(about), encoding="utf-8")
+        partial.replace(file.with_suffix(".json"))
+    finally:
+        partial.unlink(missing_ok=True)
+    return tokenizer, Stream(file, _dtype(tokenizer), 0, sum(counts.values())), counts
+
+
+def _train(sources: Mapping[str, _Source], cuts: Cuts, settings: TextSettings) -> Tokenizer:
+    """Characters are those of all splits, so that each has a probability; pairs are counted in training text alone."""
+    kind = settings.tokenizer
+    every = sources if kind == "characters" else {"train": sources["train"]}
+    if kind == "characters":
+        alphabet: set[str] = set()
+        for source in every.values():
+            if source.size:
+                pieces = (piece for _, piece in source.pieces(0, source.size))
+                found = tokenizers.train(kind, pieces, where=source.where)
+                alphabet.update(found.characters)  # type: ignore[attr-defined]
+        return tokenizers.Characters("".join(sorted(alphabet)))
+    _, start, stop = cuts["train"]
+    pieces = (piece for _, piece in sources["train"].pieces(start, stop))
+    return tokenizers.train(kind, pieces, vocabulary=settings.vocabulary, where=sources["train"].where)
+
+
+def _encode(sources: Mapping[str, _Source], cuts: Cuts, split: str, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    name, start, stop = cuts[split]
+    source = sources[name]
+    for begin, piece in source.pieces(start, stop):
+        tokens = tokenizer.encode(piece, lambda at, begin=begin: source.where(begin + at))  # type: ignore[misc]
+        yield tokens.astype(_dtype(tokenizer))
+
+
+def _dtype(tokenizer: Tokenizer) -> str:
+    return "uint8" if tokenizer.size <= 256 else "uint16"
+
+
+def _digest(plain: Any) -> str:
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:16]

@@ -4,13 +4,16 @@ from loglik.evaluation.compressors import compress
 from loglik.evaluation.evaluate import bits_per_dim, evaluate_split, labels_in_turn
 from loglik.evaluation.result import Result
 from loglik.evaluation.scores import log_probs, mean_and_stderr
+from loglik.evaluation.text import StreamScores, stream_scores
 
 __all__ = [
     "Result",
+    "StreamScores",
     "bits_per_dim",
     "compress",
     "evaluate_split",
     "labels_in_turn",
     "log_probs",
     "mean_and_stderr",
+    "stream_scores",
 ]

@@ -12,30 +12,58 @@ from torch import Tensor
 
 from loglik.data.dataset import Split
 from loglik.data.spec import DataSpec
+from loglik.data.tokenizers import Tokenizer
+from loglik.data.windows import Stream, Windows
 from loglik.evaluation.evaluate import bits_per_dim
 from loglik.evaluation.result import Result
 from loglik.evaluation.scores import mean_and_stderr
+from loglik.evaluation.text import StreamScores, perplexity
 
 __all__ = ["compress"]
 
 
-def compress(split: Split, spec: DataSpec, baseline: Tensor | None = None) -> list[Result]:
+def compress(split: Split, spec: DataSpec, baseline: Tensor | StreamScores | None = None) -> list[Result]:
     """A row for xz, and for images one for PNG: whole-number data of a split, coded without its training set.
 
     By Kraft's inequality $\\sum_x 2^{-L(x)} \\le 1$, so $-L \\ln 2$ is a log-probability. xz codes the split as one
     stream, so its mean has no standard error; PNG codes image by image. Levels above 255 take two bytes. The
-    gains are over `baseline`, a density's `log_probs` of the same split.
+    gains are over `baseline`, a density's scores of the same split. Of a text, its bytes are coded.
     """
     if spec.levels is None or len(split) == 0:
         return []
+    if isinstance(split.x, Windows):
+        assert not isinstance(baseline, Tensor)
+        return [] if spec.tokenizer is None else [_xz_text(split.x.stream, spec.tokenizer, baseline)]
+    assert not isinstance(baseline, StreamScores)
     rows = [_xz(split, spec, baseline)]
     if spec.kind == "image" and spec.event_shape[0] in (1, 3):
         rows.append(_png(split, spec, baseline))
     return rows
 
 
+def _xz_text(stream: Stream, tokenizer: Tokenizer, baseline: StreamScores | None) -> Result:
+    coder = lzma.LZMACompressor(preset=9 | lzma.PRESET_EXTREME)
+    size = length = 0
+    for block in stream.blocks():
+        text = tokenizer.decode(block)
+        size, length = size + len(text), length + len(coder.compress(text))
+    length += len(coder.flush())
+    nats = -8 * math.log(2) * length / len(stream)
+    return Result(
+        model="xz",
+        bound="exact",
+        nats=nats,
+        bits_per_dim=bits_per_dim(nats, 1),
+        bits_per_byte=8 * length / size,
+        gain=None if baseline is None else nats - baseline.per_token()[0],
+        n=len(stream),
+        unit="token",
+        perplexity=perplexity(nats),
+    )
+
+
 def _xz(split: Split, spec: DataSpec, baseline: Tensor | None) -> Result:
-    x = split.x.to(torch.uint8) if spec.levels is not None and spec.levels <= 256 else split.x.to(torch.uint16)
+    x = split.tensor().to(torch.uint8 if spec.levels is not None and spec.levels <= 256 else torch.uint16)
     bits = 8 * len(lzma.compress(x.contiguous().numpy().tobytes(), preset=9 | lzma.PRESET_EXTREME))
     nats = -bits * math.log(2) / len(split)
     gain = None if baseline is None else nats - baseline.mean().item()
@@ -43,7 +71,7 @@ def _xz(split: Split, spec: DataSpec, baseline: Tensor | None) -> Result:
 
 
 def _png(split: Split, spec: DataSpec, baseline: Tensor | None) -> Result:
-    lengths = [_png_bytes(image) for image in split.x.to(torch.uint8)]
+    lengths = [_png_bytes(image) for image in split.tensor().to(torch.uint8)]
     scores = -8 * math.log(2) * torch.tensor(lengths, dtype=torch.float64)
     gains = (None, None) if baseline is None else mean_and_stderr(scores - baseline)
     return _row("png", spec, *mean_and_stderr(scores), len(split), *gains)
@@ -75,5 +103,5 @@ def _row(
         gain=gain,
         gain_stderr=gain_stderr,
         n=n,
-        bits_per_byte=bits if spec.kind == "text" else None,
+        bits_per_byte=bits if spec.kind == "text" and not spec.padded else None,
     )

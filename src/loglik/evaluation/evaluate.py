@@ -12,9 +12,11 @@ from torch import Tensor
 from loglik.classification.calibration import calibration_error, confusion_matrix
 from loglik.data.dataset import Split
 from loglik.data.spec import DataSpec
+from loglik.data.windows import Windows
 from loglik.density import Bound, Density
 from loglik.evaluation.result import Result
 from loglik.evaluation.scores import arguments, default_samples, log_probs, mean_and_stderr
+from loglik.evaluation.text import StreamScores, perplexity, stream_scores
 
 __all__ = ["bits_per_dim", "evaluate_split", "labels_in_turn"]
 
@@ -46,12 +48,12 @@ def evaluate_split(
     seed: int = 0,
     train_seconds: float = 0.0,
     steps: int = 0,
-    baseline: Tensor | None = None,
+    baseline: Tensor | StreamScores | None = None,
 ) -> Result:
-    """Score a density on a split.
+    """Score a density on a split; a text with overlapping windows, in nats a token.
 
     Args:
-        baseline: another density's `log_probs` of the same split, to be gained upon.
+        baseline: another density's scores of the same split, to be gained upon.
         samples: Monte Carlo samples per example where `log_prob` is a bound; chosen by the split's size if None.
         seed: of the Monte Carlo noise.
 
@@ -61,12 +63,27 @@ def evaluate_split(
         raise ValueError("the split is empty: nothing to evaluate")
     if samples is None or density.bound is Bound.EXACT:
         samples = default_samples(density, len(split))
-    scores = log_probs(density, split, samples=samples, seed=seed)
-    nats, stderr = mean_and_stderr(scores)
     labels = density.event == "y"
-    gain, gain_stderr = (None, None) if baseline is None or labels else mean_and_stderr(scores - baseline)
-    discrete = all(spec.discrete_dims) and density.discrete and not labels
-    bits = bits_per_dim(nats, spec.dims) if discrete else None
+    of_text: dict[str, Any] = {}
+    gain: float | None = None
+    gain_stderr: float | None = None
+    if isinstance(split.x, Windows):
+        stretches = stream_scores(density, split.x.stream, spec)
+        nats, stderr = stretches.per_token()
+        if isinstance(baseline, StreamScores):
+            gain, gain_stderr = stretches.gain(baseline)
+        bits: float | None = bits_per_dim(nats, 1)
+        of_text = {"unit": "token", "perplexity": perplexity(nats), "bits_per_byte": stretches.bits_per_byte()}
+        n = int(stretches.tokens.sum())
+    else:
+        scores = log_probs(density, split, samples=samples, seed=seed)
+        nats, stderr = mean_and_stderr(scores)
+        if isinstance(baseline, Tensor) and not labels:
+            gain, gain_stderr = mean_and_stderr(scores - baseline)
+        discrete = all(spec.discrete_dims) and density.discrete and not labels
+        bits = bits_per_dim(nats, spec.dims) if discrete else None
+        of_text = {"bits_per_byte": bits if spec.kind == "text" and not spec.padded else None}
+        n = len(split)
     density.eval()
     judged = _classification(density, split) if labels else {}
     return Result(
@@ -77,7 +94,7 @@ def evaluate_split(
         stderr=stderr,
         gain=gain,
         gain_stderr=gain_stderr,
-        n=len(split),
+        n=n,
         event=density.event,
         samples=samples,
         params=sum(p.numel() for p in density.parameters() if p.requires_grad),
@@ -86,7 +103,7 @@ def evaluate_split(
         samples_per_second=_sampling_rate(density, split, spec, seed),
         terms=_terms(density, split, samples, seed),
         **judged,
-        bits_per_byte=bits if spec.kind == "text" else None,
+        **of_text,
     )
 
 
@@ -100,7 +117,7 @@ def _classification(density: Density, split: Split) -> dict[str, Any]:
     rows = torch.cat(
         [
             density.probabilities(x.to(device)).cpu()  # type: ignore[operator]
-            for x in split.x.split(1024)
+            for x in split.tensor().split(1024)
         ]
     )
     matrix = confusion_matrix(rows, split.y)

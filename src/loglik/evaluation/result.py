@@ -15,12 +15,12 @@ class Result:
     Attributes:
         model: its name.
         bound: `exact`, `lower` or `estimate`: what `nats` is a mean of.
-        nats: mean log p per example; higher is better.
-        bits_per_dim: -nats / (dims · ln 2) for discrete data, else None; lower is better.
+        nats: mean log p per `unit`; higher is better.
+        bits_per_dim: -nats / (dims · ln 2) for discrete data, else None; lower is better. Of a text, bits a token.
         gain, gain_stderr: nats over the baseline on the same examples, and the standard error of that mean of
             paired differences; None where there is no baseline.
         stderr: the standard error of `nats`; None where there is one number for the whole set.
-        n: how many examples.
+        n: how many examples, or tokens of a text.
         event: `x` where the data are the event, `y` for a label given the data.
         samples: Monte Carlo samples per example; 1 where the number is exact.
         params: trainable parameters.
@@ -29,7 +29,9 @@ class Result:
         terms: the named terms of a bound, mean nats per example.
         accuracy, calibration_error: of a classifier, as fractions.
         confusion: of a classifier: how many examples of class i (a row) were predicted as class j.
-        bits_per_byte: of text.
+        bits_per_byte: of text; tokenizers are compared in it.
+        unit: what `nats` is a mean over: an `example`, or a `token` of a text given at least half a window before it.
+        perplexity: exp(-nats) where the unit is a token.
     """
 
     model: str
@@ -51,6 +53,8 @@ class Result:
     calibration_error: float | None = None
     confusion: list[list[int]] | None = None
     bits_per_byte: float | None = None
+    unit: str = "example"
+    perplexity: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

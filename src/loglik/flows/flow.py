@@ -35,16 +35,13 @@ class Flow(Density):
         self.transforms: Sequence[Transform] = nn.ModuleList(transforms)  # type: ignore[assignment]
         self.base = base
         self.context = context
-        shape = tuple(base.event_shape)
+        shape, discrete = tuple(base.event_shape), base.discrete
         for transform in reversed(transforms):
-            shape = transform.decoded_shape(shape)
-        self.event_shape = shape
+            shape, discrete = transform.decoded_shape(shape), transform.decoded_discrete(discrete)
+        self.event_shape, self.discrete = shape, discrete
         self.conditional = context is not None or base.conditional
         first = transforms[0] if transforms else None
         self.levels = first.levels if isinstance(first, Dequantize) and first.whole else None
-        self.discrete = base.discrete or any(
-            isinstance(transform, Dequantize) and transform.whole for transform in transforms
-        )
 
     @property
     def bound(self) -> Bound:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,8 +16,9 @@ from loglik.inspection.gradients import GradientFlow
 from loglik.inspection.receptive import ReceptiveField
 from loglik.report.figures import INK, panel
 
-__all__ = ["cost_curves", "field_sizes", "gradient_norms", "heat_map", "jacobian_values"]
+__all__ = ["attention_maps", "cost_curves", "field_sizes", "gradient_norms", "heat_map", "jacobian_values"]
 
+MAP = 64  # positions of an attention map that are drawn; longer ones are averaged
 ROOM = 6  # fields are drawn up to this many images wide
 
 
@@ -132,6 +135,38 @@ def cost_curves(costs: Sequence[Cost]) -> str:
         axes.set_ylabel("milliseconds")
 
     return panel(4.2, 2.6, draw)
+
+
+def attention_maps(maps: Mapping[str, Float[Tensor, "H T S"]]) -> str:
+    """The maps of all heads, a row a layer; queries down, keys across, the largest weight of each darkest."""
+    side = min(MAP, max(max(m.shape[1:]) for m in maps.values()))
+    gap = max(1, side // 16)
+    rows = []
+    for weights in maps.values():
+        tall, wide = (min(side, n) for n in weights.shape[1:])
+        small = F.adaptive_avg_pool2d(weights.float()[None], (tall, wide))[0]
+        small = small / small.amax((1, 2), keepdim=True).clamp_min(1e-30)
+        tiles = small.new_full((len(small), side + gap, side + gap), torch.nan)
+        tiles[:, :tall, :wide] = small
+        rows.append(torch.cat(list(tiles), 1))
+    across = max(row.shape[1] for row in rows)
+    sheet = torch.cat([F.pad(row, (0, across - row.shape[1]), value=torch.nan) for row in rows]).detach().numpy()
+
+    def draw(axes: Any) -> None:
+        from matplotlib.colors import LinearSegmentedColormap
+
+        shades = LinearSegmentedColormap.from_list("shades", ["#eef2f8", INK["model"], "#12345a"])
+        axes.imshow(sheet, cmap=shades, vmin=0, vmax=1, interpolation="nearest")
+        heads = max(len(weights) for weights in maps.values())
+        axes.set_xticks([i * (side + gap) + side / 2 for i in range(heads)], [str(i + 1) for i in range(heads)])
+        axes.set_yticks([i * (side + gap) + side / 2 for i in range(len(maps))], list(maps))
+        axes.set_xlabel("head")
+        axes.tick_params(length=0)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+
+    inches = 0.9
+    return panel(1.6 + inches * across / (side + gap), 0.5 + inches * len(maps), draw)
 
 
 def _square(field: ReceptiveField, height: int, width: int) -> tuple[int, int, int, int]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from loglik.data.dataset import Data
+from loglik.data.text import TextSettings
 from loglik.density import Density
 from loglik.evaluation.scores import arguments
 from loglik.inspection.cost import Cost, sequence_cost
@@ -19,6 +20,7 @@ from loglik.inspection.equivariance import Translation, invariance_error, permut
 from loglik.inspection.gradients import GradientFlow, gradient_flow
 from loglik.inspection.layers import evaluating, hooked
 from loglik.inspection.receptive import ReceptiveField, effective_field, measured_fields, receptive_fields
+from loglik.networks.attention import SelfAttention
 from loglik.recipes import RECIPES, build
 from loglik.runs import load
 from loglik.training import as_data
@@ -45,6 +47,7 @@ class Inspection:
         invariance: relative change of features and logits when the images move by one pixel.
         permutation: errors of the first attention layer without and with positions, None where there is no attention.
         attention: which layer that is.
+        maps: attention weights at the first example, (H, T, S) for each layer that gives them.
         cost: of length; None where there is no attention.
         left_out: why what is missing does not apply, a sentence each.
     """
@@ -61,6 +64,7 @@ class Inspection:
     invariance: dict[str, float] = field(default_factory=dict)
     permutation: dict[str, float] | None = None
     attention: str = ""
+    maps: dict[str, Tensor] = field(default_factory=dict)
     cost: list[Cost] | None = None
     left_out: list[str] = field(default_factory=list)
 
@@ -93,7 +97,9 @@ def find(
             raise ValueError(f"{path} was trained on data in memory: name the data to inspect it on")
         column = label or run.config.get("label")
         at = run.config.get("training", {}).get("seed", seed)
-        return run.density, as_data(source, label=column, seed=at, like=run.spec), run.model, True
+        read = TextSettings(**run.config["text"]) if data is None and run.config.get("text") else None
+        held = as_data(source, label=column, seed=at, like=run.spec, text=read, beside=path)
+        return run.density, held, run.model, True
     if model not in RECIPES:
         what = "is not a run (it has no config.yaml)" if path.exists() else "is neither a run nor a model"
         raise ValueError(
@@ -108,12 +114,13 @@ def find(
 
 
 def inspect(density: Density, data: Data, *, model: str = "", trained: bool = True, seed: int = 0) -> Inspection:
-    """Measure all that applies to a density, on the first examples of the test split.
+    """Measure all that applies to a density, on the first examples of the held-out split.
 
     Parameters, FLOPs, memory, gradient flow and Jacobians of any; receptive fields and translations of a classifier of
-    images; permutations and the cost in length where there is attention.
+    images; maps, permutations and the cost in length where there is attention.
     """
-    x, y = data.test.x[:EXAMPLES], _rows(data.test.y, EXAMPLES)
+    part = data.split(data.held_out)
+    x, y = part.x[:EXAMPLES], _rows(part.y, EXAMPLES)
     event, context = arguments(density, x, y)
 
     def loss() -> Tensor:
@@ -167,13 +174,15 @@ def _images(found: Inspection, density: Any, x: Tensor, seed: int) -> None:
 
 
 def _attention(found: Inspection, density: Density, loss: Any, seed: int) -> None:
-    """Permutations of the first attention layer, and what attention costs in length."""
+    """Maps of each attention layer, permutations of the first, and what attention costs in length."""
     caught: list[tuple[str, nn.Module, Tensor, tuple[Any, ...], dict[str, Any]]] = []
 
     def before(name: str, module: nn.Module, inputs: Any) -> None:
         args, kwargs = inputs
         if "attention" in type(module).__name__.lower() and args and isinstance(args[0], Tensor) and args[0].dim() == 3:
             caught.append((name, module, args[0], args[1:], kwargs))
+            if isinstance(module, SelfAttention):
+                found.maps[name] = module.maps(args[0][:1], *(_one(value) for value in args[1:3]))[0]
 
     with torch.no_grad(), evaluating(density, seed), hooked(density, before=before):
         loss()
@@ -210,6 +219,11 @@ class _SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Any:
         rest = [x if isinstance(value, Tensor) and value.shape == self.tokens.shape else value for value in self.rest]
         return self.layer(x, *rest, **self.kwargs)
+
+
+def _one(value: Any) -> Any:
+    """A mask (B, 1, 1, S) of the first example; a rotation is one for all."""
+    return value[:1] if isinstance(value, Tensor) and value.dim() == 4 else value
 
 
 def _rows(y: Tensor | None, n: int) -> Tensor | None:

@@ -17,6 +17,7 @@ from loglik.report.page import Picture, address, render
 
 __all__ = ["print_inspection", "write_page"]
 
+MAPS = 12  # layers of attention whose maps are shown
 PATH = (
     "The layers are those that all of the signal goes through or, where there are no three such, all with weights, "
     "from the input to the loss."
@@ -108,8 +109,11 @@ def _content(found: Inspection) -> dict[str, Any]:
         "gradients": _gradients(found),
         "path": PATH if flow.layers else "",
         "flow_pictures": flow_pictures,
-        "examples": min(EXAMPLES, len(found.data.test)),
+        "examples": min(EXAMPLES, len(found.data.split(found.data.held_out))),
         "symmetry": _symmetry(found),
+        "maps": Picture(address(figures.attention_maps(_short(found.maps))), "attention maps, heads by layers")
+        if found.maps
+        else None,
         "cost": _cost(found) if found.cost else [],
         "cost_picture": Picture(address(figures.cost_curves(found.cost)), "time against length")
         if found.cost
@@ -118,6 +122,16 @@ def _content(found: Inspection) -> dict[str, Any]:
         "left_out": found.left_out,
         "ink": INK,
     }
+
+
+def _short(maps: dict[str, Any]) -> dict[str, Any]:
+    """The layers' names without what all have in common; at most MAPS layers, evenly spaced."""
+    chosen = list(maps)[:: max(1, -(-len(maps) // MAPS))]
+    parts = [name.split(".") for name in chosen]
+    if len(parts) == 1:
+        return {parts[0][-1]: maps[chosen[0]]}
+    head = next((i for i, words in enumerate(zip(*parts, strict=False)) if len(set(words)) > 1), 0)
+    return {".".join(words[max(0, head - 1) :]): maps[name] for words, name in zip(parts, chosen, strict=True)}
 
 
 def _headline(found: Inspection) -> str:

@@ -2,7 +2,18 @@
 
 from loglik.networks.mlp import MLP, ResidualMLP
 from loglik.networks.resnet import ConvNet, ResNet
-from loglik.networks.transformer import CausalTransformer, Encoder
+from loglik.networks.transformer import BlockSettings, CausalTransformer, Decoder, Encoder, EncoderDecoder
 from loglik.networks.vit import ViT
 
-__all__ = ["MLP", "CausalTransformer", "ConvNet", "Encoder", "ResNet", "ResidualMLP", "ViT"]
+__all__ = [
+    "MLP",
+    "BlockSettings",
+    "CausalTransformer",
+    "ConvNet",
+    "Decoder",
+    "Encoder",
+    "EncoderDecoder",
+    "ResNet",
+    "ResidualMLP",
+    "ViT",
+]

@@ -1,134 +1,214 @@
-r"""Transformers over a sequence: one that is causal, and an encoder in which every position sees every other.
+r"""Transformers over sequences of vectors: an encoder, a causal one, and a decoder that looks at another sequence.
 
-$\text{Attention}(Q, K, V) = \text{softmax}(QK^\top / \sqrt{d_k})\,V$, in several heads, with LayerNorm before each
-part (Vaswani et al. 2017; Xiong et al. 2020 for the place of the norm). B batch, T positions, E width, H heads.
+A block adds to its input x what attention and then an MLP make of the normed x: $x + f(\text{norm}(x))$ (Vaswani et al.
+2017; Xiong et al. 2020 for the place of the norm). B batch, T positions, S positions of a memory, E width, H heads.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-__all__ = ["CausalTransformer", "Encoder", "KeyValueCache", "sinusoids"]
+from loglik.networks.attention import CrossAttention, KeyValueCache, SelfAttention, check_heads
+from loglik.networks.linear import Linear
+from loglik.networks.norm import RMSNorm
+from loglik.networks.positions import rotations
+
+__all__ = ["BlockSettings", "CausalTransformer", "Decoder", "Encoder", "EncoderDecoder"]
+
+CHOICES = {"norm": ("layer", "rms"), "place": ("pre", "post"), "mlp": ("gelu", "squared_relu", "swiglu")}
 
 
-class KeyValueCache:
-    """The keys and values of the positions seen so far, in tensors of fixed shape (layers, B, H, T, E/H)."""
+@dataclass(frozen=True, kw_only=True)
+class BlockSettings:
+    """What the blocks of a Transformer are made of.
 
-    def __init__(self, layers: int, batch: int, heads: int, length: int, width: int, like: Tensor) -> None:
-        shape = (layers, batch, heads, length, width // heads)
-        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
-        self.length = 0
+    Attributes:
+        norm: `layer` for LayerNorm, `rms` for RMSNorm (Zhang and Sennrich 2019).
+        place: of the norm, `pre` for x + f(norm(x)) and a norm at the end, `post` for norm(x + f(x)).
+        mlp: `gelu` and `squared_relu` (So et al. 2021) with 4·E hidden units, `swiglu` (Shazeer 2020) with 8·E/3, which
+            makes as many weights.
+        qk_norm: root-mean-square norm of queries and keys.
+        rotary: rotate queries and keys by their positions, in place of positions added to x.
+        bias: of linear maps and LayerNorm.
+    """
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k and v behind what is there; return all keys and values up to and with them."""
-        end = self.length + k.shape[2]
-        self.keys[layer, :, :, self.length : end] = k
-        self.values[layer, :, :, self.length : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+    norm: str = "layer"
+    place: str = "pre"
+    mlp: str = "gelu"
+    qk_norm: bool = False
+    rotary: bool = False
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}: use {', '.join(known)}")
 
 
-class CausalTransformer(nn.Module):
-    """Embeddings of shape (B, T, E) to features of the same shape; position t sees positions up to t only.
+class _Transformer(nn.Module):
+    """Blocks, the norm after them, and how they start: what the three kinds share."""
+
+    causal: bool
+    cross: bool = False
+
+    def __init__(
+        self, width: int, depth: int, heads: int, *, dropout: float = 0.0, settings: BlockSettings | None = None
+    ) -> None:
+        super().__init__()
+        self.settings = settings = settings or BlockSettings()
+        self.width, self.depth, self.heads = width, depth, check_heads(width, heads)
+        if settings.rotary and (width // heads) % 2:
+            raise ValueError(f"rotary positions take heads of an even size, got {width} / {heads} = {width // heads}")
+        self.blocks = nn.ModuleList(
+            [_Block(width, heads, settings, dropout, layer, self.causal, self.cross) for layer in range(depth)]
+        )
+        self.norm = _norm(width, settings) if settings.place == "pre" else nn.Identity()
+        writing = depth * (3 if self.cross else 2)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                residual = name.endswith(("output.weight", "contract.weight"))
+                nn.init.normal_(parameter, std=0.02 / writing**0.5 if residual else 0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def cache(self, batch: int, length: int) -> KeyValueCache:
+        """An empty cache for generating up to `length` positions."""
+        like = next(self.parameters())
+        table = rotations(length, self.width // self.heads, like) if self.settings.rotary else None
+        return KeyValueCache(batch, length, table)
+
+    def _run(self, x: Tensor, *, cache: KeyValueCache | None = None, **given: Tensor | None) -> Tensor:
+        rotation, length = None, x.shape[1]
+        if self.settings.rotary:
+            if cache is None or cache.rotation is None:
+                rotation = rotations(length, self.width // self.heads, next(self.parameters()))
+            else:
+                rotation = cache.rotation[:, cache.length : cache.length + length]
+        for block in self.blocks:
+            x = block(x, rotation=rotation, cache=cache, **given)
+        if cache is not None:
+            cache.length += length
+        return self.norm(x)
+
+
+class CausalTransformer(_Transformer):
+    """Embeddings (B, T, E) to features of the same shape; position t sees positions up to t only.
 
     Args:
         width, depth, heads: of the residual stream, number of blocks, attention heads.
         dropout: on the output of each attention and each MLP, in training.
+        settings: what the blocks are made of.
 
     Weights start normal with deviation 0.02, and the maps that write to the residual stream with
-    0.02 / sqrt(2 · depth) (Radford et al. 2019, GPT-2).
+    0.02 / sqrt(number of such maps) (Radford et al. 2019, GPT-2). Raises ValueError where the heads do not divide
+    the width.
     """
 
-    def __init__(self, width: int, depth: int, heads: int, *, dropout: float = 0.0) -> None:
-        super().__init__()
-        if heads < 1 or width % heads:
-            raise ValueError(f"width {width} must be a multiple of the number of heads {heads}")
-        self.width, self.depth, self.heads = width, depth, heads
-        self.blocks = nn.ModuleList([_Block(width, heads, dropout, layer, causal=True) for layer in range(depth)])
-        self.norm = nn.LayerNorm(width)
-        _start(self, depth)
-
-    def cache(self, batch: int, length: int) -> KeyValueCache:
-        """An empty cache for generating up to `length` positions."""
-        return KeyValueCache(self.depth, batch, self.heads, length, self.width, self.norm.weight)
+    causal = True
 
     def forward(self, x: Float[Tensor, "B T E"], cache: KeyValueCache | None = None) -> Float[Tensor, "B T E"]:
-        for block in self.blocks:
-            x = block(x, cache)
-        if cache is not None:
-            cache.length += x.shape[1]
-        return self.norm(x)
+        return self._run(x, cache=cache)
 
 
-class Encoder(nn.Module):
-    """As `CausalTransformer`, with every position seeing all others: without positions in x, a permutation of the
-    sequence permutes the output.
+class Encoder(_Transformer):
+    """As `CausalTransformer`, with every position seeing all others that the mask lets it see: without positions in
+    x, a permutation of the sequence permutes the output.
     """
 
-    def __init__(self, width: int, depth: int, heads: int, *, dropout: float = 0.0) -> None:
+    causal = False
+
+    def forward(self, x: Float[Tensor, "B T E"], mask: Bool[Tensor, "..."] | None = None) -> Float[Tensor, "B T E"]:
+        return self._run(x, mask=mask)
+
+
+class Decoder(_Transformer):
+    """As `CausalTransformer`, with each block looking at a memory (B, S, E) too, between attention and MLP.
+
+    `mask` says which positions of the memory may be seen.
+    """
+
+    causal = True
+    cross = True
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T E"],
+        memory: Float[Tensor, "B S E"],
+        mask: Bool[Tensor, "..."] | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Float[Tensor, "B T E"]:
+        return self._run(x, cache=cache, memory=memory, memory_mask=mask)
+
+
+class EncoderDecoder(nn.Module):
+    """One sequence read by an encoder, another written by a decoder that looks at it (Vaswani et al. 2017)."""
+
+    def __init__(self, encoder: Encoder, decoder: Decoder) -> None:
         super().__init__()
-        if heads < 1 or width % heads:
-            raise ValueError(f"width {width} must be a multiple of the number of heads {heads}")
-        self.blocks = nn.ModuleList([_Block(width, heads, dropout, layer, causal=False) for layer in range(depth)])
-        self.norm = nn.LayerNorm(width)
-        _start(self, depth)
+        if encoder.width != decoder.width:
+            raise ValueError(f"encoder and decoder must have one width, got {encoder.width} and {decoder.width}")
+        self.encoder, self.decoder = encoder, decoder
 
-    def forward(self, x: Float[Tensor, "B T E"]) -> Float[Tensor, "B T E"]:
-        for block in self.blocks:
-            x = block(x, None)
-        return self.norm(x)
-
-
-def sinusoids(length: int, width: int) -> Float[Tensor, "T E"]:
-    r"""Positions: $\sin(t / 10000^{2i/E})$ in the even columns 2i, the cosine in the odd (Vaswani et al. 2017)."""
-    rate = torch.exp(-math.log(10_000) * torch.arange(0, width, 2) / width)
-    phase = torch.arange(length)[:, None] * rate
-    return torch.stack([phase.sin(), phase.cos()], dim=2).flatten(1)[:, :width]
+    def forward(
+        self,
+        source: Float[Tensor, "B S E"],
+        target: Float[Tensor, "B T E"],
+        source_mask: Bool[Tensor, "..."] | None = None,
+    ) -> Float[Tensor, "B T E"]:
+        return self.decoder(target, self.encoder(source, source_mask), source_mask)
 
 
-def _start(transformer: nn.Module, depth: int) -> None:
-    for name, parameter in transformer.named_parameters():
-        if parameter.dim() == 2:
-            residual = name.endswith(("attention.output.weight", "contract.weight"))
-            nn.init.normal_(parameter, std=0.02 / (2 * depth) ** 0.5 if residual else 0.02)
-        elif name.endswith("bias"):
-            nn.init.zeros_(parameter)
+def _norm(width: int, settings: BlockSettings) -> nn.Module:
+    if settings.norm == "rms":
+        return RMSNorm(width)
+    return nn.LayerNorm(width, bias=settings.bias)
 
 
 class _Block(nn.Module):
-    def __init__(self, width: int, heads: int, dropout: float, layer: int, causal: bool) -> None:
+    def __init__(
+        self, width: int, heads: int, settings: BlockSettings, dropout: float, layer: int, causal: bool, cross: bool
+    ) -> None:
         super().__init__()
-        self.norm_attention = nn.LayerNorm(width)
-        self.attention = _Attention(width, heads, layer, causal)
-        self.norm_mlp = nn.LayerNorm(width)
-        self.expand = nn.Linear(width, 4 * width)
-        self.contract = nn.Linear(4 * width, width)
+        self.pre, self.mlp = settings.place == "pre", settings.mlp
+        parts: dict[str, Any] = {"qk_norm": settings.qk_norm, "bias": settings.bias, "layer": layer}
+        self.norm_attention = _norm(width, settings)
+        self.attention = SelfAttention(width, heads, causal=causal, **parts)
+        self.norm_cross = _norm(width, settings) if cross else None
+        self.cross = CrossAttention(width, heads, **parts) if cross else None
+        self.norm_mlp = _norm(width, settings)
+        hidden = -(-8 * width // 3) if settings.mlp == "swiglu" else 4 * width
+        self.expand = Linear(width, hidden * (2 if settings.mlp == "swiglu" else 1), bias=settings.bias)
+        self.contract = Linear(hidden, width, bias=settings.bias)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Float[Tensor, "B T E"], cache: KeyValueCache | None) -> Float[Tensor, "B T E"]:
-        x = x + self.dropout(self.attention(self.norm_attention(x), cache))
-        return x + self.dropout(self.contract(F.gelu(self.expand(self.norm_mlp(x)))))
+    def forward(
+        self,
+        x: Float[Tensor, "B T E"],
+        mask: Bool[Tensor, "..."] | None = None,
+        rotation: Float[Tensor, "2 T half"] | None = None,
+        cache: KeyValueCache | None = None,
+        memory: Float[Tensor, "B S E"] | None = None,
+        memory_mask: Bool[Tensor, "..."] | None = None,
+    ) -> Float[Tensor, "B T E"]:
+        x = self._add(x, self.norm_attention, lambda h: self.attention(h, mask, rotation, cache))
+        if self.cross is not None and self.norm_cross is not None:
+            cross = self.cross
+            x = self._add(x, self.norm_cross, lambda h: cross(h, memory, memory_mask, cache))
+        return self._add(x, self.norm_mlp, lambda h: self.contract(self._activate(self.expand(h))))
 
+    def _add(self, x: Tensor, norm: nn.Module, part: Callable[[Tensor], Tensor]) -> Tensor:
+        return x + self.dropout(part(norm(x))) if self.pre else norm(x + self.dropout(part(x)))
 
-class _Attention(nn.Module):
-    def __init__(self, width: int, heads: int, layer: int, causal: bool) -> None:
-        super().__init__()
-        self.heads, self.layer, self.causal = heads, layer, causal
-        self.qkv = nn.Linear(width, 3 * width)
-        self.output = nn.Linear(width, width)
-
-    def forward(self, x: Float[Tensor, "B T E"], cache: KeyValueCache | None) -> Shaped[Tensor, "B T E"]:
-        batch, length, width = x.shape
-        q, k, v = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        if cache is None:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        else:
-            past = cache.length
-            k, v = cache.append(self.layer, k, v)
-            seen = torch.ones(length, past + length, dtype=torch.bool, device=x.device).tril(past)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
-        return self.output(y.transpose(1, 2).reshape(batch, length, width))
+    def _activate(self, h: Tensor) -> Tensor:
+        if self.mlp == "gelu":
+            return F.gelu(h)
+        if self.mlp == "squared_relu":
+            return F.relu(h).square()
+        gate, value = h.chunk(2, dim=-1)
+        return F.silu(gate) * value

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from loglik.networks.transformer import Encoder, sinusoids
+from loglik.networks.positions import sinusoids
+from loglik.networks.transformer import Encoder
 
 __all__ = ["ViT"]
 

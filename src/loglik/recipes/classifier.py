@@ -10,6 +10,7 @@ from torch import nn
 from loglik.classification import Classifier
 from loglik.classification.augment import Augment
 from loglik.classification.inputs import Columns, Levels
+from loglik.classification.tokens import TokenEncoder
 from loglik.data.spec import DataSpec
 from loglik.density import Density
 from loglik.networks import MLP, ConvNet, ResNet, ViT
@@ -17,7 +18,7 @@ from loglik.recipes.recipe import Recipe, Unsuitable, pick
 
 __all__ = ["CLASSIFIER"]
 
-NETWORKS = ("auto", "mlp", "convnet", "resnet", "vit")
+NETWORKS = ("auto", "mlp", "convnet", "resnet", "vit", "transformer")
 SHIFT = {True: 1, False: 2}  # pixels, for images of at most 16 and larger ones
 
 
@@ -31,7 +32,8 @@ def build(
     smoothing: float = 0.0,
     augment: bool = True,
 ) -> Density:
-    """A residual network for images of 16×16 and more, else an MLP; `network` is mlp, convnet, resnet or vit."""
+    """A residual network for images of 16×16 and more, a Transformer for text, else an MLP; `network` is mlp, convnet,
+    resnet, vit or transformer."""
     if not spec.classes:
         raise Unsuitable(
             "classifier needs labels: class folders, or --label COLUMN for a table; "
@@ -40,13 +42,27 @@ def build(
     if network not in NETWORKS:
         raise ValueError(f"unknown network {network!r}: use {', '.join(NETWORKS)}")
     if network == "auto":
-        network = "resnet" if _large(spec) else "mlp"
+        network = "transformer" if spec.kind == "text" else "resnet" if _large(spec) else "mlp"
     classes = len(spec.classes)
+    if network == "transformer":
+        if spec.kind != "text" or spec.levels is None:
+            raise ValueError(f"network=transformer takes text, and these are {spec.describe()}: use network=mlp")
+        width, rate = width or pick(size, small=64, medium=128, large=256), 0.2 if dropout is None else dropout
+        encoder = TokenEncoder(
+            spec.levels,
+            width=width,
+            depth=pick(size, small=2, medium=4, large=6),
+            heads=max(1, width // 32),
+            padding=spec.levels - 1 if spec.padded else None,
+            dropout=rate,
+        )
+        head: nn.Module = nn.Sequential(nn.Dropout(rate), nn.Linear(width, classes))
+        return Classifier(encoder, head, classes, smoothing=smoothing)
     if network == "mlp":
         width, rate = width or pick(size, small=256, medium=512, large=1024), 0.3 if dropout is None else dropout
         prepare, inputs = _numbers(spec)
         features: nn.Module = MLP(inputs, width, (width, width), dropout=rate)
-        head: nn.Module = nn.Sequential(nn.SiLU(), nn.Dropout(rate), MLP(width, classes, (width,), dropout=rate))
+        head = nn.Sequential(nn.SiLU(), nn.Dropout(rate), MLP(width, classes, (width,), dropout=rate))
     else:
         if spec.kind != "image" or spec.levels is None:
             raise ValueError(f"network={network} takes images, and these are {spec.describe()}: use network=mlp")
@@ -106,12 +122,14 @@ def training(spec: DataSpec) -> dict[str, Any]:
     if _large(spec):
         muon = {"optimizer": "muon", "learning_rate": 2e-2, "weight_decay": 0.02}
         return {**muon, "batch_size": 256, "precision": "auto"}
+    if spec.kind == "text":
+        return {"learning_rate": 2e-3, "weight_decay": 0.05, "batch_size": 32}
     return {"learning_rate": 1e-3, "weight_decay": 0.05, "batch_size": 64}
 
 
 CLASSIFIER = Recipe(
     name="classifier",
-    summary="p(label | data): a residual network or an MLP, a head, cross-entropy; images, tables, arrays with labels",
+    summary="p(label | data): a residual network, a Transformer or an MLP, a head, cross-entropy; all with labels",
     build=build,
     training=training,
 )

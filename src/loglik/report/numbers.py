@@ -33,6 +33,7 @@ class Row:
     note: str
     in_unit: str
     nats: str
+    perplexity: str
     gain: str
     params: str
     time: str

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from loglik.classification.calibration import confusion_matrix, reliability
 from loglik.comparison import Entry
-from loglik.data.dataset import Data
+from loglik.data.dataset import Data, Split
 from loglik.data.spec import Column
+from loglik.data.windows import Windows
 from loglik.density import Density
 from loglik.report import figures
 from loglik.report.numbers import Row, Unit, count, duration, number, plus_minus, unit_of
@@ -82,13 +83,16 @@ def _content(data: Data, entries: Sequence[Entry], title: str, seed: int, split:
     unit = unit_of(data.spec, [e.result for e in generative])
     baseline = entries[0] if len(generative) > 1 and entries[0] is generative[0] else None
     drawing = [(e.result.model, e.run) for e in generative if e.run is not None and _can_draw(e.run, data)]
-    sizes = {name: f"{len(data.split(name)):,}" for name in ("train", "validation", "test")}
+    tokens = isinstance(data.train.x, Windows)
+    sizes = {name: f"{_size(data.split(name)):,}" for name in ("train", "validation", "test")}
     return {
         "title": title,
         "data": data,
         "description": data.spec.describe(),
         "sizes": sizes,
         "split": split,
+        "items": "tokens" if tokens else "examples",
+        "each": "token" if tokens else "example",
         "n": f"{entries[0].result.n:,}",
         "unit": unit,
         "rows": _rows(generative, unit, baseline),
@@ -96,7 +100,7 @@ def _content(data: Data, entries: Sequence[Entry], title: str, seed: int, split:
         "best": _best(generative),
         "bars": _bars(generative, unit, baseline),
         "terms": {e.result.model: e.result.terms for e in generative if e.result.terms},
-        "curves": _curves(generative, unit, baseline),
+        "curves": _curves(generative, unit, baseline, data.spec.dims if tokens else 1),
         "pictures": _image_samples(data, drawing, seed, split) if data.spec.kind == "image" else [],
         "marginals": _marginals(data, drawing, seed, split) if data.spec.kind in ("table", "array") else {},
         "windows": _windows(data, drawing, seed, split) if data.spec.kind == "text" else {},
@@ -109,6 +113,10 @@ def _content(data: Data, entries: Sequence[Entry], title: str, seed: int, split:
         "ink": figures.INK,
         "number": number,
     }
+
+
+def _size(split: Split) -> int:
+    return len(split.x.stream) if isinstance(split.x, Windows) else len(split)
 
 
 def _is_code_length(entry: Entry, baseline: Entry | None) -> bool:
@@ -146,6 +154,7 @@ def _rows(entries: Sequence[Entry], unit: Unit, baseline: Entry | None) -> list[
                 note=", ".join(notes),
                 in_unit=plus_minus(r.nats * unit.per_nat, error),
                 nats=plus_minus(r.nats, r.stderr),
+                perplexity=number(r.perplexity),
                 gain="–" if entry is baseline else plus_minus(r.gain, r.gain_stderr, signed=True),
                 params=count(r.params) if r.params else "–",
                 time=duration(r.train_seconds) if r.train_seconds else "–",
@@ -172,10 +181,11 @@ def _bars(entries: Sequence[Entry], unit: Unit, baseline: Entry | None) -> Pictu
     return _plot(plot, f"{unit.name} of each model, with standard errors")
 
 
-def _curves(entries: Sequence[Entry], unit: Unit, baseline: Entry | None) -> list[Picture]:
-    """A panel a model, on one range: from the best value seen to a little past the baseline."""
+def _curves(entries: Sequence[Entry], unit: Unit, baseline: Entry | None, per: int = 1) -> list[Picture]:
+    """A panel a model, on one range: from the best value seen to a little past the baseline. A history is in nats per
+    example, which has `per` of what the unit is for."""
     runs = [(e.result.model, e.run) for e in entries if e.run is not None and len(e.run.history) > 1]
-    lines = {name: _history(run, unit.per_nat) for name, run in runs}
+    lines = {name: _history(run, unit.per_nat / per) for name, run in runs}
     level = baseline.result.nats * unit.per_nat if baseline else None
     seen = [
         np.array([v for v in values if math.isfinite(v)])
@@ -310,7 +320,7 @@ def _classifier(entry: Entry, data: Data, split: str) -> dict[str, Any]:
         return content
     part, pictures = data.split(split), content["pictures"]
     if part.y is not None and hasattr(entry.run.density, "probabilities"):
-        p = _probabilities(entry.run.density, part.x)
+        p = _probabilities(entry.run.density, part.tensor())
         matrix = confusion_matrix(p, part.y).numpy()
         table = reliability(p, part.y)
         names = data.spec.classes or tuple(map(str, range(len(matrix))))

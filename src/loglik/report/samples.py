@@ -95,10 +95,10 @@ def image_grid(
 
 
 def text_of(tokens: Shaped[Tensor, " T"], spec: DataSpec) -> str:
-    """A window of bytes as UTF-8, what cannot be shown replaced; tokens beyond bytes as their numbers."""
-    if spec.levels is None or spec.levels > 256:
+    """Tokens as the text they stand for, what cannot be shown replaced; as their numbers where they stand for none."""
+    if spec.tokenizer is None:
         return " ".join(str(int(t)) for t in tokens)
-    text = bytes(tokens.long().clamp(0, 255).tolist()).decode("utf-8", errors="replace")
+    text = spec.tokenizer.decode(t for t in tokens.tolist() if t < spec.tokenizer.size).decode(errors="replace")
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 

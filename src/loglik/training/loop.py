@@ -1,6 +1,7 @@
 """fit: the training loop, over Lightning Fabric.
 
-The order of the data is a function of (seed, epoch) and the noise of (seed, step), so a run that was killed and is
+The order of the data is a function of (seed, epoch), or of (seed, step) where they are windows of a text, and the noise
+of (seed, step), so a run that was killed and is
 resumed ends with the weights that it would have had, bit for bit, on the same machine (with `max_steps` or
 `max_epochs`; a limit of time stops where the clock says).
 """
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,8 @@ from loglik.data import from_arrays
 from loglik.data import load as load_data
 from loglik.data.dataset import Data, Split
 from loglik.data.spec import DataSpec
+from loglik.data.text import TextSettings
+from loglik.data.windows import Windows
 from loglik.density import Density
 from loglik.evaluation.scores import arguments, default_samples, log_probs
 from loglik.training import checkpoint
@@ -38,24 +42,39 @@ from loglik.training.optimizers import optimizers_of
 from loglik.training.progress import Progress, progress_bar
 from loglik.training.settings import TrainingSettings, seconds
 
-__all__ = ["NotFinite", "as_data", "fit"]
+__all__ = ["NotFinite", "as_data", "fit", "text_settings"]
 
 VALIDATIONS = 25  # of a run whose only limit is time
+TOKENS = 2**15  # that a validation on text looks at
 
 
 class NotFinite(FloatingPointError):
     """The loss or a gradient is not finite; training stopped and the last good weights are kept."""
 
 
-def as_data(data: Any, *, label: str | None = None, seed: int = 0, like: DataSpec | None = None) -> Data:
+def as_data(
+    data: Any,
+    *,
+    label: str | None = None,
+    seed: int = 0,
+    like: DataSpec | None = None,
+    text: TextSettings | None = None,
+    beside: Path | None = None,
+) -> Data:
     """What a user points at, as `Data`: a path or name, an array, a tensor, or a pair (x, y).
 
-    With `like`, the data are coded as the spec of an existing model says, and have to fit it.
+    With `like`, the data are coded as the spec of an existing model says, and have to fit it. `text` says how text is
+    read, and its tokens are kept beside the folder of a run.
     """
     if isinstance(data, Data):
+        if text is not None and text != data.text:
+            raise ValueError(f"{data.name}: {', '.join(text.names())} were settled when the data were read")
         return data
     if isinstance(data, (str, Path)):
-        return load_data(data, label=label, seed=seed, like=like)
+        cache = None if beside is None else beside.parent / ".tokens"
+        return load_data(data, label=label, seed=seed, like=like, text=text, cache=cache)
+    if text is not None and like is None:
+        raise ValueError(f"{', '.join(text.names())} are settings of text files: pass a path")
     if isinstance(data, tuple) and len(data) == 2:
         return from_arrays(data[0], data[1], seed=seed, like=like)
     if isinstance(data, (np.ndarray, Tensor)):
@@ -84,21 +103,23 @@ def fit(
         label: the label's column, where data is a table's path.
         settings: how to train; the recipe's own if None.
         progress: show a progress bar; on a terminal only if None.
-        **options: fields of `TrainingSettings` (`max_time="30s"`, `batch_size=64`, ...) and, for a family's name,
-            options of its recipe (`size="medium"`, `latent=32`, ...).
+        **options: fields of `TrainingSettings` (`max_time="30s"`, `batch_size=64`, ...), of `TextSettings` for text
+            (`tokenizer="characters"`, ...) and, for a family's name, options of its recipe (`size="medium"`, ...).
 
     Returns the run, with the weights of the best validation.
 
     Raises ValueError for data or options that do not fit, FileExistsError where `out` is in use, and `NotFinite`
     where training diverges.
     """
+    text, options = text_settings(options)
     chosen, options = _options(density, options)
     base = settings or TrainingSettings()
-    data = as_data(data, label=label, seed=replace(base, **chosen).seed)
+    beside = None if out is None else Path(out)
+    data = as_data(data, label=label, seed=replace(base, **chosen).seed, text=text, beside=beside)
     if settings is None and isinstance(density, str):
         base = TrainingSettings(**recipes.recipe(density).training(data.spec))
     settings = replace(base, **chosen).with_limit()
-    path = None if out is None else Path(out)
+    path = beside
     if resume and (path is None or not (path / "config.yaml").is_file()):
         raise ValueError(f"nothing to resume: {path or 'without out, there'} is no run")
 
@@ -178,13 +199,16 @@ class _Trainer:
         self.fabric, self.density, self.settings, self.path = fabric, density, settings, path
         self.data = data
         self.train = _on_device(data.train, fabric.device)
-        most = max(128, min(1024, 2**19 // data.spec.dims))
+        text = isinstance(data.train.x, Windows)
+        most = max(64, TOKENS // data.spec.dims) if text else max(128, min(1024, 2**19 // data.spec.dims))
         self.validation = _on_device(_evenly(data.validation, most), fabric.device)
         self.trainable = any(p.requires_grad for p in density.parameters())
         self.batch_size = min(settings.batch_size, len(data.train))
         if self.batch_size % fabric.world_size:
             raise ValueError(f"batch_size {self.batch_size} must be a multiple of the {fabric.world_size} devices")
-        self.steps_per_epoch = max(1, len(data.train) // self.batch_size)
+        apart = data.spec.dims if text else 1  # windows overlap: an epoch is as many as stand side by side
+        self.steps_per_epoch = max(1, len(data.train) // (self.batch_size * apart))
+        self.per = data.spec.dims if text else 1  # the bar shows nats a token
         self.last_step = min([settings.max_steps or math.inf, (settings.max_epochs or math.inf) * self.steps_per_epoch])
         self.every = settings.validate_every or max(25, min(500, self.steps_per_epoch))
         self.by_time = settings.max_time is not None and settings.validate_every is None
@@ -243,11 +267,11 @@ class _Trainer:
             self.step += 1
             sums += torch.tensor([value_, norm_, 1.0], dtype=torch.float64)
             self.elapsed = self._agree(time.perf_counter() - began)
-            bar.update(self._part(), self.step, self.elapsed, value_)
+            bar.update(self._part(), self.step, self.elapsed, value_ / self.per)
             if self._due():
                 start = time.perf_counter()
                 self._validate(judged, sums, rate)
-                bar.validated(self.history[-1]["validation_nats"])
+                bar.validated(self.history[-1]["validation_nats"] / self.per)
                 self._write(optimizers, average)
                 sums.zero_()
                 self.elapsed = self._agree(time.perf_counter() - began)
@@ -255,14 +279,14 @@ class _Trainer:
         self.elapsed = self._agree(time.perf_counter() - began)
         if self.best:
             self.density.load_state_dict(self.best)
-        held = self.data.validation
+        held = _evenly(self.data.validation, 2**16)
         y = None if held.y is None else held.y.to(fabric.device)
-        self.density.calibrate(*arguments(self.density, held.x.to(fabric.device), y))
+        self.density.calibrate(*arguments(self.density, held.tensor().to(fabric.device), y))
 
     def _initialise(self) -> None:
         split = _evenly(self.data.train, 2**16)
         y = None if split.y is None else split.y.to(self.fabric.device)
-        self.density.initialise(*arguments(self.density, split.x.to(self.fabric.device), y))
+        self.density.initialise(*arguments(self.density, split.tensor().to(self.fabric.device), y))
 
     def _part(self) -> float:
         """How much of the training is done, 0 to 1, by the limit that is nearest."""
@@ -273,17 +297,22 @@ class _Trainer:
         return 0 < self.settings.patience <= self.worse
 
     def _rows(self) -> Tensor:
-        """This rank's rows of the step's batch: a slice of the epoch's permutation."""
+        """This rank's rows of the step's batch: a slice of the epoch's permutation, or windows of a text at random."""
+        rank, world = self.fabric.global_rank, self.fabric.world_size
+        if isinstance(self.train.x, Windows):  # too many to permute
+            generator = torch.Generator().manual_seed(_mix(self.settings.seed, self.step, -1))
+            return torch.randint(len(self.train), (self.batch_size,), generator=generator)[rank::world]
         epoch, place = divmod(self.step, self.steps_per_epoch)
         if place == 0 or not hasattr(self, "_order"):
             generator = torch.Generator().manual_seed(_mix(self.settings.seed, epoch, -1))
             self._order = torch.randperm(len(self.train), generator=generator)
         rows = self._order[place * self.batch_size : (place + 1) * self.batch_size]
-        return rows[self.fabric.global_rank :: self.fabric.world_size]
+        return rows[rank::world]
 
     def _batch(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         device = self.fabric.device
-        x = self.train.x[rows.to(self.train.x.device)].to(device, non_blocking=True)
+        x = self.train.x
+        x = x[rows if isinstance(x, Windows) else rows.to(x.device)].to(device, non_blocking=True)
         y = self.train.y
         return x, None if y is None else y[rows.to(y.device)].to(device, non_blocking=True)
 
@@ -378,6 +407,12 @@ class _Trainer:
         )
 
 
+def text_settings(options: dict[str, Any]) -> tuple[TextSettings | None, dict[str, Any]]:
+    """The options that say how text is read, None if there are none, and the others."""
+    chosen = {k: v for k, v in options.items() if k in TextSettings.names()}
+    return TextSettings(**chosen) if chosen else None, {k: v for k, v in options.items() if k not in chosen}
+
+
 def _options(density: Density | str, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split keyword options into training settings and recipe options."""
     if not isinstance(density, (str, Density)):
@@ -390,7 +425,10 @@ def _options(density: Density | str, options: dict[str, Any]) -> tuple[dict[str,
     unknown = sorted(set(rest) - set(known))
     if unknown:
         allowed = f"{density} has {', '.join(known)}; training has" if known else "training has"
-        raise ValueError(f"unknown option {unknown[0]!r}: {allowed} {', '.join(TrainingSettings.names())}")
+        raise ValueError(
+            f"unknown option {unknown[0]!r}: {allowed} {', '.join(TrainingSettings.names())}; text has "
+            f"{', '.join(TextSettings.names())}"
+        )
     recipes.check_options(rest, known)
     return chosen, rest
 
@@ -424,6 +462,7 @@ def _config(name: str | None, options: dict[str, Any], data: Data, settings: Tra
         "data": data.name,
         "source": data.source,
         "label": data.spec.label,
+        "text": None if data.text is None else data.text.to_dict(),
         "spec": data.spec.to_dict(),
         "training": settings.to_dict(),
         "versions": {
@@ -437,9 +476,10 @@ def _config(name: str | None, options: dict[str, Any], data: Data, settings: Tra
 def _same(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
     """A run is resumed with what it was begun with, but for its limits."""
     free = {"max_steps", "max_epochs", "max_time", "patience"}
-    for key in ("model", "options", "data", "spec"):
-        if old[key] != new[key]:
-            raise ValueError(f"{path} was begun with another {key}: {old[key]}, now {new[key]}")
+    for key in ("model", "options", "data", "text", "spec"):
+        if old.get(key) != new[key]:
+            was, now = (shorten(str(value), 300) for value in (old.get(key), new[key]))
+            raise ValueError(f"{path} was begun with another {key}: {was}, now {now}")
     for key, value in new["training"].items():
         if key not in free and old["training"].get(key) != value:
             raise ValueError(f"{path} was begun with {key}={old['training'].get(key)}, now {key}={value}")
@@ -452,9 +492,9 @@ def _evenly(split: Split, most: int) -> Split:
 
 
 def _on_device(split: Split, device: torch.device, most_bytes: int = 2**32) -> Split:
-    """On the device whole where it is small and not a view of itself (overlapping windows of a text)."""
+    """On the device whole where it is small and not windows of a text."""
     x = split.x
-    if device.type == "cpu" or not x.is_contiguous() or x.numel() * x.element_size() > most_bytes:
+    if device.type == "cpu" or isinstance(x, Windows) or x.numel() * x.element_size() > most_bytes:
         return split
     return Split(x.to(device), None if split.y is None else split.y.to(device))
 

@@ -2,8 +2,9 @@
 
 from loglik.transforms.affine import Scale, Standardise
 from loglik.transforms.base import Transform
+from loglik.transforms.bins import Bins
 from loglik.transforms.dequantize import Dequantize
 from loglik.transforms.logit import Logit
 from loglik.transforms.reshape import Reshape
 
-__all__ = ["Transform", "Dequantize", "Scale", "Standardise", "Logit", "Reshape"]
+__all__ = ["Transform", "Bins", "Dequantize", "Scale", "Standardise", "Logit", "Reshape"]

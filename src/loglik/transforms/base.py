@@ -40,6 +40,10 @@ class Transform(nn.Module, ABC):
         """The event shape of x for an event shape of z."""
         return shape
 
+    def decoded_discrete(self, discrete: bool) -> bool:
+        """Whether p(x) is a probability where that of z is, `discrete`, or is not."""
+        return discrete
+
     def initialise(self, x: Shaped[Tensor, "N ..."]) -> None:
         """Set what depends on data from training data, before the first step."""
         return None

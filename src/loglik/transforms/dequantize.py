@@ -60,3 +60,6 @@ class Dequantize(Transform):
         if self.levels is None:
             return x.long()
         return x.clamp(0, self.levels - 1).to(torch.uint8 if self.levels <= 256 else torch.int64)
+
+    def decoded_discrete(self, discrete: bool) -> bool:
+        return self.whole

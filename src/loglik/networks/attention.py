@@ -1,0 +1,247 @@
+r"""Attention: $\text{softmax}(QK^\top / \sqrt D)\,V$, alone and in several heads with their projections.
+
+B batch, H heads, T queries, S keys, D size of a head, E = H·D width. A mask is true where a query may see a key, and
+lets each see at least one. Where attention is causal, the last query stands at the last key.
+Source: Vaswani et al. 2017, "Attention is all you need"; the notes, "Transformer".
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64, Shaped
+from torch import Tensor, nn
+
+from loglik.networks.linear import Linear
+from loglik.networks.norm import RMSNorm
+from loglik.networks.positions import rotate
+
+__all__ = [
+    "CrossAttention",
+    "KeyValueCache",
+    "SelfAttention",
+    "attention",
+    "attention_formula",
+    "attention_weights",
+    "causal_mask",
+    "padding_mask",
+]
+
+FEW = 512  # keys, up to which the matrix of all scores is a small one
+
+
+def attention(
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B H S D"],
+    v: Float[Tensor, "B H S D"],
+    mask: Bool[Tensor, "..."] | None = None,
+    *,
+    causal: bool = False,
+) -> Shaped[Tensor, "B H T D"]:
+    r"""$\text{softmax}(QK^\top / \sqrt D)\,V$ through torch's fused kernel; `mask` broadcasts to (B, H, T, S)."""
+    queries, keys = q.shape[2], k.shape[2]
+    if q.device.type == "cpu" and v.dtype == torch.bfloat16 and 1 < keys <= FEW:
+        return _products(q, k, v, mask, causal)
+    if causal and (mask is not None or 1 < queries < keys):
+        seen = causal_mask(queries, keys, q.device)
+        mask, causal = seen if mask is None else mask & seen, False
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and queries > 1)
+
+
+def _products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """As `attention_formula`, in three fused passes; in bfloat16 they are faster than torch's kernel on processors."""
+    batch, heads, queries, size = q.shape
+    keys = k.shape[2]
+    if causal and queries > 1:
+        seen = causal_mask(queries, keys, q.device)
+        mask = seen if mask is None else mask & seen
+    bias = q.new_zeros(())
+    if mask is not None:
+        bias = q.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
+        bias = bias if mask.dim() < 3 else bias.expand(batch, heads, queries, keys).flatten(0, 1)
+    q, k, v = (part.reshape(batch * heads, -1, size) for part in (q, k, v))
+    scores = torch.baddbmm(bias.expand(batch * heads, queries, keys), q, k.mT, alpha=size**-0.5)
+    return (scores.softmax(-1) @ v).view(batch, heads, queries, size)
+
+
+def attention_weights(
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B H S D"],
+    mask: Bool[Tensor, "..."] | None = None,
+    *,
+    causal: bool = False,
+) -> Float[Tensor, "B H T S"]:
+    r"""$\text{softmax}(QK^\top / \sqrt D)$: how much each query takes from each key; rows sum to 1."""
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    if causal:
+        scores = scores.masked_fill(~causal_mask(q.shape[2], k.shape[2], q.device), -torch.inf)
+    return scores.softmax(-1)
+
+
+def attention_formula(
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B H S D"],
+    v: Float[Tensor, "B H S D"],
+    mask: Bool[Tensor, "..."] | None = None,
+    *,
+    causal: bool = False,
+) -> Float[Tensor, "B H T D"]:
+    """What `attention` computes, written out: the reference it is tested against."""
+    return attention_weights(q, k, mask, causal=causal) @ v
+
+
+def causal_mask(queries: int, keys: int, device: torch.device | None = None) -> Bool[Tensor, "T S"]:
+    """Each query sees the keys up to its own place, the last query being at the last key."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+def padding_mask(lengths: Int64[Tensor, " B"], length: int) -> Bool[Tensor, "B 1 1 S"]:
+    """Only the first `lengths[b]` of the S keys of sequence b are seen; the rest is padding."""
+    if len(lengths) and not 1 <= int(lengths.min()) <= int(lengths.max()) <= length:
+        raise ValueError(f"lengths must be 1 ... {length}, got {int(lengths.min())} ... {int(lengths.max())}")
+    return (torch.arange(length, device=lengths.device) < lengths[:, None])[:, None, None]
+
+
+class KeyValueCache:
+    """The keys and values of the positions seen so far, in tensors of fixed shape (B, H, capacity, D), two a layer.
+
+    `length` positions are filled. `memory` holds the keys and values of another sequence, for cross-attention.
+    """
+
+    def __init__(self, batch: int, capacity: int, rotation: Tensor | None = None) -> None:
+        self.batch, self.capacity, self.rotation = batch, capacity, rotation
+        self.length = 0
+        self.pairs: dict[int, tuple[Tensor, Tensor]] = {}
+        self.memory: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write k and v behind what is there; return all keys and values up to and with them."""
+        if layer not in self.pairs:
+            shape = (*k.shape[:2], self.capacity, k.shape[3])
+            self.pairs[layer] = k.new_empty(shape), v.new_empty(shape)
+        keys, values = self.pairs[layer]
+        end = self.length + k.shape[2]
+        if end > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} positions, got {end}")
+        keys[:, :, self.length : end] = k
+        values[:, :, self.length : end] = v
+        return keys[:, :, :end], values[:, :, :end]
+
+    def clear(self) -> None:
+        """Forget what was seen, and keep the memory in use."""
+        self.length = 0
+
+
+class SelfAttention(nn.Module):
+    """Each position looks at the positions of its own sequence, in H heads.
+
+    Args:
+        width, heads: E and H.
+        causal: a position sees those up to itself only.
+        qk_norm: root-mean-square norm of queries and keys (Dehghani et al. 2023), which bounds their products.
+        bias: of the projections.
+        layer: its number among the layers that share a cache.
+
+    Raises ValueError where the heads do not divide the width.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        causal: bool = False,
+        qk_norm: bool = False,
+        bias: bool = True,
+        layer: int = 0,
+    ) -> None:
+        super().__init__()
+        self.heads, self.causal, self.layer = check_heads(width, heads), causal, layer
+        self.qkv = Linear(width, 3 * width, bias=bias)
+        self.norm_q, self.norm_k = (RMSNorm(width // heads) if qk_norm else None for _ in range(2))
+        self.output = Linear(width, width, bias=bias)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T E"],
+        mask: Bool[Tensor, "..."] | None = None,
+        rotation: Float[Tensor, "2 T half"] | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Shaped[Tensor, "B T E"]:
+        q, k, v = self._project(x, rotation)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)
+        y = attention(q, k, v, mask, causal=self.causal)
+        return self.output(y.transpose(1, 2).reshape(x.shape))
+
+    def maps(
+        self,
+        x: Float[Tensor, "B T E"],
+        mask: Bool[Tensor, "..."] | None = None,
+        rotation: Float[Tensor, "2 T half"] | None = None,
+    ) -> Float[Tensor, "B H T T"]:
+        """The weights with which each position takes from each, head by head."""
+        q, k, _ = self._project(x, rotation)
+        return attention_weights(q, k, mask, causal=self.causal)
+
+    def _project(self, x: Tensor, rotation: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        batch, length, width = x.shape
+        parts = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads).unbind(2)
+        q, k, v = (part.transpose(1, 2) for part in parts)
+        if self.norm_q is not None and self.norm_k is not None:
+            q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        return q, k, v
+
+
+class CrossAttention(nn.Module):
+    """Each position of x looks at the positions of another sequence, `memory`; arguments as of `SelfAttention`."""
+
+    def __init__(self, width: int, heads: int, *, qk_norm: bool = False, bias: bool = True, layer: int = 0) -> None:
+        super().__init__()
+        self.heads, self.layer = check_heads(width, heads), layer
+        self.q = Linear(width, width, bias=bias)
+        self.kv = Linear(width, 2 * width, bias=bias)
+        self.norm_q, self.norm_k = (RMSNorm(width // heads) if qk_norm else None for _ in range(2))
+        self.output = Linear(width, width, bias=bias)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T E"],
+        memory: Float[Tensor, "B S E"],
+        mask: Bool[Tensor, "..."] | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Shaped[Tensor, "B T E"]:
+        if cache is None:
+            k, v = self._keys(memory)
+        else:  # the memory does not change while a sequence grows
+            if self.layer not in cache.memory:
+                cache.memory[self.layer] = self._keys(memory)
+            k, v = cache.memory[self.layer]
+        return self.output(attention(self._queries(x), k, v, mask).transpose(1, 2).reshape(x.shape))
+
+    def maps(
+        self, x: Float[Tensor, "B T E"], memory: Float[Tensor, "B S E"], mask: Bool[Tensor, "..."] | None = None
+    ) -> Float[Tensor, "B H T S"]:
+        """The weights with which each position of x takes from each of the memory, head by head."""
+        return attention_weights(self._queries(x), self._keys(memory)[0], mask)
+
+    def _queries(self, x: Tensor) -> Tensor:
+        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return q if self.norm_q is None else self.norm_q(q).to(q.dtype)
+
+    def _keys(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        k, v = (part.transpose(1, 2) for part in self.kv(memory).unflatten(-1, (2, self.heads, -1)).unbind(2))
+        return k if self.norm_k is None else self.norm_k(k).to(v.dtype), v
+
+
+def check_heads(width: int, heads: int) -> int:
+    """The number of heads, where it divides the width."""
+    if heads < 1 or width % heads:
+        raise ValueError(f"width {width} must be a multiple of the number of heads {heads}")
+    return heads

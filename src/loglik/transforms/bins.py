@@ -1,0 +1,168 @@
+"""Bins: the columns of a table as tokens, and what the tokens leave open."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int64, Shaped
+from torch import Tensor
+
+from loglik.transforms.base import Transform
+
+__all__ = ["Bins"]
+
+OUTER = 0.005  # of a column's values lie in each tail
+
+
+class Bins(Transform):
+    r"""Each number to the bin that it lies in: $p(x) = P(k) \prod_d p_d(x_d \mid k_d)$, over every real number.
+
+    `encode` gives the bins' numbers k and $\sum_d \log p_d(x_d \mid k_d)$ in place of a log-determinant, and
+    `decode` draws x from $p_d(\cdot \mid k_d)$. Exact: x has one k. Within a bin $p_d$ is uniform, $1/w$ over the
+    width w of a real column and 1/w over the w whole numbers of a whole one; the first and the last bin of a column
+    are tails, exponential (geometric over whole numbers) with the mean excess of the training data. A code into C
+    categories is its own token.
+
+    The columns' tokens are numbered one after another: 0 ... `levels`-1 in all, of which `allowed[d]` are column d's.
+
+    Args:
+        event_shape: of the data, D numbers in all.
+        discrete_dims: for each, whether it is a whole number.
+        categories: for each, how many codes it has; 0 for a number without limits.
+        bins: between the tails of a number without limits, at quantiles of the training data.
+
+    Raises ValueError for a code beyond its categories.
+    """
+
+    whole_dims: Tensor
+    open: Tensor
+    start: Tensor
+    size: Tensor
+    edges: Tensor
+    tail_scale: Tensor
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        discrete_dims: Sequence[bool],
+        *,
+        categories: Sequence[int] | None = None,
+        bins: int = 64,
+    ) -> None:
+        super().__init__()
+        dims = math.prod(event_shape)
+        categories = categories or [0] * dims
+        if len(discrete_dims) != dims or len(categories) != dims:
+            raise ValueError(f"{dims} dimensions, but {len(discrete_dims)} discrete_dims, {len(categories)} categories")
+        if bins < 1:
+            raise ValueError(f"bins must be at least 1, got {bins}")
+        self.event_shape, self.bins, self.whole = tuple(event_shape), bins, all(discrete_dims)
+        size = torch.tensor([c or bins + 2 for c in categories])
+        self.levels = int(size.sum())
+        self.register_buffer("whole_dims", torch.tensor(list(discrete_dims)), persistent=False)
+        self.register_buffer("open", torch.tensor([c == 0 for c in categories]), persistent=False)
+        self.register_buffer("start", size.cumsum(0) - size, persistent=False)
+        self.register_buffer("size", size, persistent=False)
+        most = max([c for c in categories if c] + [bins] * (0 in categories))
+        edges = torch.arange(most + 1.0, dtype=torch.float64).repeat(dims, 1)
+        for d, c in enumerate(categories):
+            edges[d, (c or bins) + 1 :] = torch.inf
+        self.register_buffer("edges", edges)
+        self.register_buffer("tail_scale", torch.ones(dims, 2, dtype=torch.float64))
+
+    @property
+    def allowed(self) -> Bool[Tensor, "D levels"]:
+        """Which tokens each column has."""
+        token = torch.arange(self.levels, device=self.start.device)
+        return (token >= self.start[:, None]) & (token < (self.start + self.size)[:, None])
+
+    def encode(
+        self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
+    ) -> tuple[Int64[Tensor, "B D"], Float[Tensor, " B"]]:
+        columns = x.flatten(1).double().T.contiguous()
+        k = torch.searchsorted(self.edges, columns, right=True)  # how many edges are at or below x
+        k = torch.where(self.open[:, None], k.clamp_max(self.bins + 1), k - 1)
+        self._check(columns, k)
+        low, high = self.edges[:, :1], self.edges.gather(1, self._last)
+        inside = -torch.log(self.edges.diff(dim=1)).gather(1, (k - 1).clamp(0, self.edges.shape[1] - 2))
+        scale = self.tail_scale
+        # of a tail with scale s: density e^{-d/s} / s, and mass e^{-d/s} (1 - e^{-1/s}) of a whole number
+        unit = torch.where(self.whole_dims[:, None], torch.log(-torch.expm1(-1 / scale)), -scale.log())
+        below = unit[:, :1] - (low - columns - self.whole_dims[:, None].double()).clamp_min(0) / scale[:, :1]
+        above = unit[:, 1:] - (columns - high).clamp_min(0) / scale[:, 1:]
+        log_p = torch.where(k == 0, below, torch.where(k == self.bins + 1, above, inside))
+        log_p = torch.where(self.open[:, None], log_p, 0.0)
+        return (k + self.start[:, None]).T, log_p.sum(0).to(torch.get_default_dtype())
+
+    def decode(
+        self, z: Shaped[Tensor, "B D"], context: Shaped[Tensor, "B ..."] | None = None
+    ) -> Float[Tensor, "B ..."]:
+        k = z.T.long() - self.start[:, None]
+        u = torch.rand(k.shape, dtype=torch.float64, device=k.device)
+        inner = (k - 1).clamp(0, self.edges.shape[1] - 2)
+        x = self.edges.gather(1, inner)
+        x = x + u * (self.edges.gather(1, inner + 1) - x)
+        excess = -(-u).log1p()
+        x = torch.where(k == 0, self.edges[:, :1] - excess * self.tail_scale[:, :1], x)
+        x = torch.where(k == self.bins + 1, self.edges.gather(1, self._last) + excess * self.tail_scale[:, 1:], x)
+        x = torch.where(self.whole_dims[:, None], x.floor(), x)
+        x = torch.where(self.open[:, None], x, k.double())
+        return x.T.reshape(-1, *self.event_shape).to(torch.get_default_dtype())
+
+    def decoded_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self.event_shape
+
+    def decoded_discrete(self, discrete: bool) -> bool:
+        return self.whole
+
+    @torch.no_grad()
+    def initialise(self, x: Shaped[Tensor, "N ..."]) -> None:
+        """Place the edges at quantiles, and give each tail the mean excess beyond its edge."""
+        columns = x.flatten(1).double().T
+        for d in self.open.nonzero().flatten().tolist():
+            whole = bool(self.whole_dims[d])
+            edges = _edges(columns[d].sort().values, self.bins, whole)
+            self.edges[d, : self.bins + 1] = edges
+            width = (edges[-1] - edges[0]) / self.bins  # what an empty tail falls back to
+            for side, excess in enumerate((edges[0] - columns[d] - float(whole), columns[d] - edges[-1])):
+                beyond = excess[excess >= 0] if side or whole else excess[excess > 0]
+                self.tail_scale[d, side] = (beyond.sum() + 0.5 * width) / (len(beyond) + 0.5)
+
+    @property
+    def _last(self) -> Int64[Tensor, "D 1"]:
+        """The place of each column's last edge."""
+        return torch.where(self.open, self.bins, self.size)[:, None]
+
+    def _check(self, columns: Tensor, k: Tensor) -> None:
+        if torch.compiler.is_compiling():
+            return
+        wrong = (k < 0) | (k >= self.size[:, None])
+        if wrong.any():
+            d, row = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"column {d} must hold codes 0 ... {int(self.size[d]) - 1}, got {columns[d, row].item():g}"
+            )
+
+
+def _edges(values: Float[Tensor, " N"], bins: int, whole: bool) -> Float[Tensor, " edges"]:
+    """The edges of `bins` bins: quantiles of the sorted values where these differ, and the widest bins halved."""
+    last = len(values) - 1
+    places = torch.linspace(OUTER * last, (1 - OUTER) * last, bins + 1, dtype=torch.float64).long()
+    edges = sorted(set(values[places.to(values.device)].tolist()))
+    if len(edges) == 1:  # the quantiles agree: take all the data
+        edges = sorted({values[0].item(), edges[0], values[-1].item()})
+    if whole:
+        edges = sorted({math.floor(edge) for edge in edges})
+    if whole or len(edges) == 1:
+        edges.append(edges[-1] + 1)
+    while len(edges) <= bins:
+        widths = [b - a for a, b in zip(edges, edges[1:], strict=False)]
+        widest = max(range(len(widths)), key=widths.__getitem__)
+        if whole and widths[widest] < 2:
+            edges.append(edges[-1] + 1)
+        else:
+            middle = edges[widest] + widths[widest] / 2
+            edges.insert(widest + 1, math.floor(middle) if whole else middle)
+    return torch.tensor(edges[: bins + 1], dtype=torch.float64, device=values.device)

@@ -1,0 +1,158 @@
+"""Bins: a mixed table's columns as tokens, with a density that integrates and sums to one."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from densities import MIXED, perturb
+from loglik.autoregressive import Autoregressive
+from loglik.data.spec import Column, DataSpec
+from loglik.density import Bound
+from loglik.networks import CausalTransformer
+from loglik.recipes import Unsuitable, build
+from loglik.transforms import Bins
+
+NUMERIC, INTEGER, COLOUR, ALIVE = MIXED
+
+
+def table(*columns: Column, n: int = 400) -> tuple[DataSpec, torch.Tensor]:
+    """Dependent columns: heavy tails about 40, counts, codes."""
+    base = torch.randn(n, 1)
+    rows = base + 0.5 * torch.randn(n, len(columns))
+    for d, column in enumerate(columns):
+        if column.type == "numeric":
+            rows[:, d] = 40 + rows[:, d].exp()
+        else:
+            rows[:, d] = rows[:, d].mul(2).floor().clamp(0, (len(column.categories) or 30) - 1)
+    return DataSpec(kind="table", event_shape=(len(columns),), columns=columns), rows
+
+
+def grid(density, d: int, column: Column) -> tuple[torch.Tensor, torch.Tensor]:
+    """Points of a column and what each weighs: middles of cells that respect the bins' edges, codes, whole numbers."""
+    if column.categories:
+        return torch.arange(len(column.categories)).double(), torch.ones(len(column.categories)).double()
+    bins = density.transforms[0]
+    edges, scale = bins.edges[d, : bins.bins + 1], bins.tail_scale[d]
+    if column.type == "integer":
+        points = torch.arange(int(edges[0] - 60 * scale[0]) - 1, int(edges[-1] + 60 * scale[1]) + 1).double()
+        return points, torch.ones_like(points)
+    steps = torch.linspace(0, 60, 3000, dtype=torch.float64)
+    ends = torch.cat([edges[0] - scale[0] * steps.flip(0), edges[1:-1], edges[-1] + scale[1] * steps])
+    return (ends[1:] + ends[:-1]) / 2, ends.diff()
+
+
+@pytest.mark.parametrize(
+    "columns", [(c,) for c in MIXED] + list(itertools.permutations(MIXED, 2)), ids=lambda c: "-".join(x.type for x in c)
+)
+def test_a_table_of_one_or_two_columns_sums_to_one(float64, columns):
+    """And the marginal over the second column is the density of the first."""
+    spec, x = table(*columns)
+    density = build("autoregressive", spec, width=8, depth=1, heads=2, bins=6)
+    density.initialise(x)
+    perturb(density, 0.3)
+    density.eval()
+    assert density.bound is Bound.EXACT and density.discrete == all(spec.discrete_dims)
+    grids = [grid(density, d, column) for d, column in enumerate(columns)]
+    if len(columns) == 1:
+        points, weights = grids[0]
+        assert abs((density.log_prob(points[:, None]).exp() * weights).sum() - 1) < 1e-4
+        return
+    # p(x, y) depends on x through its bin only, apart from a factor: a point of each bin for one, all for the other
+    total = torch.zeros(())
+    (first, weights), (second, inner) = grids
+    bins = density.transforms[0]
+    k = bins.encode(torch.stack([first, second[:1].expand_as(first)], 1))[0][:, 0]
+    for token in k.unique():
+        own = k == token
+        one = first[own][:1]
+        rows = torch.stack([one.expand_as(second), second], 1)
+        joint = (density.log_prob(rows).exp() * inner).sum()
+        within = torch.stack([first[own], second[:1].expand(int(own.sum()))], 1)
+        factor = (density.log_prob(within) - density.log_prob(rows[:1])).exp()
+        total += joint * (factor * weights[own]).sum()
+    assert abs(total - 1) < 1e-4
+
+
+def test_every_real_number_has_a_density_and_no_code_beyond_the_categories():
+    spec, x = table(*MIXED)
+    density = build("autoregressive", spec, width=8, depth=1, heads=2)
+    density.initialise(x)
+    far = x[:4].clone()
+    far[:, 0] = torch.tensor([-1e4, 1e4, 39.0, 1e3])
+    far[:, 1] = torch.tensor([-500.0, 900.0, 0.0, 31.0])
+    assert density.log_prob(far).isfinite().all()
+    far[2, 2] = 3
+    with pytest.raises(ValueError, match=r"column 2 must hold codes 0 ... 2, got 3"):
+        density.log_prob(far)
+
+
+def test_bins_draw_what_they_score(float64):
+    """Within each bin of a real column uniformly, and tails with the scale that the data have."""
+    _, x = table(NUMERIC, n=5000)
+    bins = Bins((1,), (False,), bins=4)
+    bins.initialise(x)
+    assert bins.levels == 6 and bins.allowed.all()
+    for token in range(6):
+        z = torch.full((20_000, 1), token)
+        drawn = bins.decode(z)
+        again, log_p = bins.encode(drawn)
+        assert torch.equal(again, z)
+        low, high = bins.edges[0, max(token - 1, 0)], bins.edges[0, min(token, 4)]
+        if 1 <= token <= 4:
+            torch.testing.assert_close(log_p, torch.full_like(log_p, -(high - low).log()))
+            assert abs(drawn.mean() - (low + high) / 2) < 0.02 * (high - low)
+        else:
+            scale = bins.tail_scale[0, int(token > 0)]
+            excess = (drawn[:, 0] - low).abs()
+            assert abs(excess.mean() / scale - 1) < 0.03
+            torch.testing.assert_close(log_p, -excess / scale - scale.log())
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("kind", ["constant", "two", "spike", "wide", "far"])
+def test_every_column_gets_its_bins(kind, whole):
+    """Distinct, ascending, as many as asked for, whatever the values."""
+    x = {
+        "constant": torch.full((50,), 7.0),
+        "two": torch.tensor([1.0, 3.0]).repeat(20),
+        "spike": torch.cat([torch.zeros(90), torch.arange(1.0, 11.0)]),
+        "wide": torch.randn(200).exp() * 1000,
+        "far": 1e7 + torch.arange(60.0),
+    }[kind]
+    x = (x.floor() if whole else x)[:, None]
+    bins = Bins((1,), (whole,), bins=16)
+    bins.initialise(x)
+    edges = bins.edges[0]
+    assert edges.shape == (17,) and (edges.diff() > 0).all()
+    assert not whole or torch.equal(edges, edges.floor())
+    _, log_p = bins.encode(x)
+    assert log_p.isfinite().all() and (not whole or (log_p <= 0).all())
+    drawn = bins.decode(bins.encode(x)[0])
+    assert drawn.shape == x.shape and (not whole or torch.equal(drawn, drawn.floor()))
+
+
+def test_dependent_columns_are_learnt():
+    """Two columns that say the same are worth more together than each alone."""
+    spec, x = table(NUMERIC, NUMERIC, n=2000)
+    density = build("autoregressive", spec, width=32, depth=1, heads=2, bins=16, dropout=0.0)
+    density.initialise(x)
+    start = density.log_prob(x[1000:]).mean()
+    optimizer = torch.optim.Adam(density.parameters(), 1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        density.loss(x[:1000]).backward()
+        optimizer.step()
+    assert density.eval().log_prob(x[1000:]).mean() > start + 0.3
+
+
+def test_wide_tables_and_wrong_arguments_are_refused():
+    wide = DataSpec(kind="array", event_shape=(9, 9))
+    with pytest.raises(Unsuitable, match="at most 64 numbers and these have 81; use flow"):
+        build("autoregressive", wide)
+    with pytest.raises(ValueError, match="2 dimensions, but 1 discrete_dims, 2 categories"):
+        Bins((2,), (True,))
+    with pytest.raises(ValueError, match="bins must be at least 1, got 0"):
+        Bins((1,), (True,), bins=0)
+    assert Autoregressive(CausalTransformer(8, 1, 2), (1,), 3, context=nn.Embedding(2, 8)).tokens is None
