@@ -129,7 +129,7 @@ def fit(
     if resume and out is None:
         raise ValueError("--resume needs --out RUN, the run to go on with")
     held = as_data(data, label=label, seed=seed)
-    folder = _folder(out, f"{_stem(data)}-{model}")
+    folder = _folder(out, f"{_stem(data)}-{model.replace(':', '-')}")
     options: dict[str, Any] = {"size": size, **_settings(set_)}
     if max_time is not None:
         options["max_time"] = max_time

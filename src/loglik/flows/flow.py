@@ -52,7 +52,8 @@ class Flow(Density):
 
     @property
     def importance_weighted(self) -> bool:
-        return self.base.importance_weighted
+        estimated = any(transform.bound is Bound.ESTIMATE for transform in self.transforms)
+        return self.base.importance_weighted and not estimated
 
     def encode(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None

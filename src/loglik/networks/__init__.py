@@ -1,8 +1,22 @@
 """Plain modules from tensors to tensors; no probability in here."""
 
+from loglik.networks.conditioner import Conditioner
+from loglik.networks.masked import MaskedMLP
 from loglik.networks.mlp import MLP, ResidualMLP
+from loglik.networks.pixels import PixelConditioner
 from loglik.networks.resnet import ConvNet, ResNet
 from loglik.networks.transformer import CausalTransformer, Encoder
 from loglik.networks.vit import ViT
 
-__all__ = ["MLP", "CausalTransformer", "ConvNet", "Encoder", "ResNet", "ResidualMLP", "ViT"]
+__all__ = [
+    "MLP",
+    "CausalTransformer",
+    "Conditioner",
+    "ConvNet",
+    "Encoder",
+    "MaskedMLP",
+    "PixelConditioner",
+    "ResNet",
+    "ResidualMLP",
+    "ViT",
+]

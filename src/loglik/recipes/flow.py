@@ -1,84 +1,107 @@
-"""Flows: coupling transforms with rational-quadratic splines."""
+"""Flows: a good default for tables, arrays and images, and every ready-made kind by name."""
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from torch import nn
 
 from loglik.data.spec import DataSpec
 from loglik.density import Density, StandardNormal
-from loglik.flows import ElementwiseSpline, Flow, SplineCoupling
-from loglik.flows.spline import parameters_per_dim
-from loglik.networks.mlp import MLP
+from loglik.flows import (
+    Affine,
+    Elementwise,
+    Flow,
+    Spline,
+    autoregressions,
+    continuous_flow,
+    couplings,
+    glow,
+)
 from loglik.recipes.recipe import Recipe, from_zero, label_embedding, pick
 from loglik.recipes.vectors import refuse_text, to_vector
-from loglik.transforms import Logit, Scale
+from loglik.transforms import Dequantize, Logit, Scale, SoftTails, Transform
 
 __all__ = ["FLOW"]
 
 EMBEDDING = 16
 INTERVAL = 5.0
+KINDS = ("nsf", "nsf-ar", "realnvp", "maf", "iaf", "glow", "continuous")
 
 
 def build(
     spec: DataSpec,
     *,
     size: str = "small",
+    kind: str = "auto",
     width: int | None = None,
     depth: int | None = None,
     bins: int = 8,
     dropout: float = 0.1,
     conditional: bool = False,
 ) -> Density:
-    """Dequantize, scale, spline couplings, N(0, I); `conditional=true` for p(x | label)."""
+    """`kind` is auto, nsf, nsf-ar, realnvp, maf, iaf, glow or continuous; `conditional=true` for p(x | label)."""
     refuse_text(spec, "flow")
-    dims = spec.dims
-    width = width or pick(size, small=128, medium=256, large=512)
-    depth = depth or pick(size, small=6, medium=8, large=12)
-    if dims > 1024:  # a coupling has about width · dims · 3K/2 parameters
-        bins, depth = min(bins, 4), min(depth, 4)
-        width = max(32, min(width, 2**18 // dims))
+    if kind not in ("auto", *KINDS):
+        raise ValueError(f"unknown kind {kind!r}: use auto, {', '.join(KINDS)}")
+    context = EMBEDDING if conditional else 0
     embedding = label_embedding(spec, EMBEDDING, conditional)
-    extra = EMBEDDING if conditional else 0
-
+    if kind == "auto":
+        kind = "nsf"
+    if kind == "glow":
+        return Flow(_glow(spec, size, width, depth, context), StandardNormal((spec.dims,)), context=embedding)
     transforms = to_vector(spec)
     if spec.levels is not None:
         transforms += [Scale(1 / spec.levels), Logit()]
-    outputs = parameters_per_dim(bins)
-    transforms.append(
-        ElementwiseSpline(
-            dims,
-            bins=bins,
-            interval=INTERVAL,
-            network=from_zero(nn.Linear(extra, dims * outputs)) if conditional else None,
-        )
-    )
-    if dims > 1:
-        for mask in _masks(dims, depth):
-            moved = sum(mask)
-            network = MLP(dims - moved, moved * outputs, (width, width), context=extra, dropout=dropout)
-            from_zero(network.output)
-            transforms.append(SplineCoupling(mask, network, bins=bins, interval=INTERVAL))
-    return Flow(transforms, StandardNormal((dims,)), context=embedding)
+    else:
+        transforms.append(SoftTails())
+    marginals = Spline(bins if spec.levels else 16, INTERVAL)
+    reads_label = from_zero(nn.Linear(context, spec.dims * marginals.parameters)) if conditional else None
+    transforms.append(Elementwise(spec.dims, marginals, network=reads_label))
+    if spec.dims > 1:
+        transforms += _joint(spec, kind, size, width, depth, bins, dropout, context)
+    return Flow(transforms, StandardNormal((spec.dims,)), context=embedding)
 
 
-def _masks(dims: int, depth: int) -> list[list[bool]]:
-    """Pairs of complementary random halves, the same at every build."""
-    generator = torch.Generator().manual_seed(0)
-    masks = []
-    for layer in range(depth):
-        if layer % 2 == 0:
-            order = torch.randperm(dims, generator=generator)
-        half = order[: dims // 2] if layer % 2 == 0 else order[dims // 2 :]
-        mask = torch.zeros(dims, dtype=torch.bool)
-        mask[half] = True
-        masks.append(mask.tolist())
-    return masks
+def _joint(
+    spec: DataSpec,
+    kind: str,
+    size: str,
+    width: int | None,
+    depth: int | None,
+    bins: int,
+    dropout: float,
+    context: int,
+) -> list[Transform]:
+    """What makes the dimensions depend on one another."""
+    width = width or pick(size, small=128, medium=256, large=512)
+    if kind == "continuous":
+        return continuous_flow(spec.dims, hidden=(width, width), context=context, steps=depth or 8)
+    depth = depth or pick(size, small=6, medium=8, large=12)
+    if spec.dims > 1024:  # a coupling has about width · dims · 3K/2 parameters
+        bins, depth = min(bins, 4), min(depth, 4)
+        width = max(32, min(width, 2**18 // spec.dims))
+    options: dict[str, Any] = {"layers": depth, "hidden": (width, width), "context": context, "dropout": dropout}
+    map = Spline(bins, INTERVAL) if kind.startswith("nsf") else Affine()
+    if kind in ("nsf", "realnvp"):
+        return couplings(spec.dims, map, **options)
+    return autoregressions(spec.dims, map, inverse=kind == "iaf", **options)
+
+
+def _glow(spec: DataSpec, size: str, width: int | None, depth: int | None, context: int) -> list[Transform]:
+    """Dequantize, scale, then Glow; its kernels see the pixels' neighbourhood."""
+    if spec.kind != "image" or spec.levels is None:
+        raise ValueError(f"kind=glow takes images, and these are {spec.describe()}: use kind=nsf")
+    width = width or pick(size, small=64, medium=128, large=256)
+    depth = depth or pick(size, small=6, medium=12, large=24)
+    dequantized: list[Transform] = [Dequantize(spec.levels), Scale(1 / spec.levels), Logit()]
+    return dequantized + glow(spec.event_shape, steps=depth, width=width, context=context)
 
 
 FLOW = Recipe(
     name="flow",
-    summary="spline couplings over N(0, I); images, tables (mixed too), arrays",
+    summary="splines over N(0, I), or another kind of flow; images, tables (mixed too), arrays",
     build=build,
     training=lambda spec: {"learning_rate": 2e-3, "batch_size": 128},
+    kinds=KINDS,
 )

@@ -4,6 +4,17 @@ from loglik.transforms.affine import Scale, Standardise
 from loglik.transforms.base import Transform
 from loglik.transforms.dequantize import Dequantize
 from loglik.transforms.logit import Logit
-from loglik.transforms.reshape import Reshape
+from loglik.transforms.reshape import Permute, Reshape, Squeeze
+from loglik.transforms.tails import SoftTails
 
-__all__ = ["Transform", "Dequantize", "Scale", "Standardise", "Logit", "Reshape"]
+__all__ = [
+    "Transform",
+    "Dequantize",
+    "Scale",
+    "Standardise",
+    "Logit",
+    "Permute",
+    "Reshape",
+    "SoftTails",
+    "Squeeze",
+]
