@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 RESULTS = HERE / "RESULTS.md"
 PEERS = ROOT / ".venv-peers"
-WORKLOADS = ("classifier", "resnet", "autoregressive", "flow", "vae", "diffusion")
+WORKLOADS = ("classifier", "resnet", "autoregressive", "flow", "flow_table", "vae", "diffusion")
 INTRODUCTION = """# Speed
 
 Written by `make bench` (`make bench ONLY=flow` replaces one section). Each side is a process of its own, all with the

@@ -166,6 +166,9 @@ def evaluate(
     samples: Samples = None,
     seed: Seed = 0,
     json: Json = None,
+    per_row: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write each row's log-likelihood as CSV.")
+    ] = None,
 ) -> None:
     """Score a run's density on data, in nats and bits/dim."""
     from loglik.comparison import evaluate as score
@@ -173,7 +176,9 @@ def evaluate(
     from loglik.runs import load
 
     trained = load(run)
-    result = score(trained, data, split=split or ("all" if data else "test"), samples=samples, seed=seed)
+    result = score(
+        trained, data, split=split or ("all" if data else "test"), samples=samples, seed=seed, per_row=per_row
+    )
     print(f"{result.n} examples, {result.samples} sample{'s' * (result.samples > 1)} each: {summary(result)}")
     for name, value in result.terms.items():
         print(f"  {name}: {value:.3f} nats")

@@ -12,13 +12,14 @@ from typing import Any
 from torch import Tensor
 
 from loglik.data.dataset import Data
-from loglik.density import Density
+from loglik.density import Bound, Density
 from loglik.evaluation import Result, compress, evaluate_split, log_probs
+from loglik.evaluation.scores import default_samples
 from loglik.recipes import RECIPES, Unsuitable, build, recipe
 from loglik.runs import Run
 from loglik.training import NotFinite, TrainingSettings, as_data, fit
 
-__all__ = ["Entry", "compare", "evaluate", "write_json"]
+__all__ = ["Entry", "compare", "evaluate", "write_json", "write_rows"]
 
 BASELINE = "independent"
 
@@ -37,7 +38,13 @@ class Entry:
 
 
 def evaluate(
-    model: Run | Density, data: Any = None, *, split: str = "test", samples: int | None = None, seed: int = 0
+    model: Run | Density,
+    data: Any = None,
+    *,
+    split: str = "test",
+    samples: int | None = None,
+    seed: int = 0,
+    per_row: str | Path | None = None,
 ) -> Result:
     """Score a density on one split of some data.
 
@@ -46,6 +53,8 @@ def evaluate(
         data: as `fit` takes it; a run's own data, if they can be found again, where None.
         split: train, validation, test or all.
         samples: Monte Carlo samples per example where `log_prob` is a bound; chosen by the split's size if None.
+        per_row: a CSV file to write, with each example's row in the input, counted from 1, and its log-probability in
+            nats, in the order of the input.
     """
     run = model if isinstance(model, Run) else None
     density: Density = run.density if run else model  # type: ignore[assignment]
@@ -62,10 +71,17 @@ def evaluate(
             seed=run.config["training"]["seed"],
             like=run.spec,
         )
+    rows, scores = held.split(split), None
+    if len(rows) and (samples is None or density.bound is Bound.EXACT):
+        samples = default_samples(density, len(rows))
+    if per_row is not None and len(rows):
+        scores = log_probs(density, rows, samples=samples or 1, seed=seed)
+        write_rows(scores, rows.index, Path(per_row))
     return evaluate_split(
         density,
-        held.split(split),
+        rows,
         held.spec,
+        scores=scores,
         model=run.model if run else type(density).__name__.lower(),
         samples=samples,
         seed=seed,
@@ -165,6 +181,14 @@ def summary(result: Result) -> str:
         f"{result.model}: {result.nats:.3f}{error} nats ({result.bound}){bits}{accuracy}, "
         f"{result.steps} steps in {result.train_seconds:.1f} s"
     )
+
+
+def write_rows(scores: Tensor, index: Tensor | None, path: Path) -> None:
+    """Each example's row in the input, from 1, and its log-probability in nats, in the input's order."""
+    places = range(len(scores)) if index is None else index.tolist()
+    lines = [f"{place + 1},{score!r}" for place, score in sorted(zip(places, scores.tolist(), strict=True))]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(["row,nats", *lines]) + "\n", encoding="utf-8")
 
 
 def write_json(results: Sequence[Result], path: Path) -> None:

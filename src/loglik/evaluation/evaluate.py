@@ -47,6 +47,7 @@ def evaluate_split(
     train_seconds: float = 0.0,
     steps: int = 0,
     baseline: Tensor | None = None,
+    scores: Tensor | None = None,
 ) -> Result:
     """Score a density on a split.
 
@@ -54,6 +55,7 @@ def evaluate_split(
         baseline: another density's `log_probs` of the same split, to be gained upon.
         samples: Monte Carlo samples per example where `log_prob` is a bound; chosen by the split's size if None.
         seed: of the Monte Carlo noise.
+        scores: this density's `log_probs` of the split with these samples and seed, where they are there already.
 
     Raises ValueError where the split is empty.
     """
@@ -61,7 +63,8 @@ def evaluate_split(
         raise ValueError("the split is empty: nothing to evaluate")
     if samples is None or density.bound is Bound.EXACT:
         samples = default_samples(density, len(split))
-    scores = log_probs(density, split, samples=samples, seed=seed)
+    if scores is None:
+        scores = log_probs(density, split, samples=samples, seed=seed)
     nats, stderr = mean_and_stderr(scores)
     labels = density.event == "y"
     gain, gain_stderr = (None, None) if baseline is None or labels else mean_and_stderr(scores - baseline)

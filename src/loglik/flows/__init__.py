@@ -6,7 +6,7 @@ from loglik.flows.coupling import Coupling
 from loglik.flows.dequantize import VariationalDequantize
 from loglik.flows.elementwise import Elementwise
 from loglik.flows.flow import Flow
-from loglik.flows.linear import ActNorm, LULinear, random_rotation
+from loglik.flows.linear import ActNorm, LULinear, Whitening, random_rotation
 from loglik.flows.maps import Affine, LogisticMixture, Map, Spline
 from loglik.flows.ready import (
     autoregressions,
@@ -36,6 +36,7 @@ __all__ = [
     "Spline",
     "Split",
     "VariationalDequantize",
+    "Whitening",
     "autoregressions",
     "continuous_flow",
     "couplings",

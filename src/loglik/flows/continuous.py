@@ -11,7 +11,7 @@ from loglik.transforms.base import Transform
 
 __all__ = ["Continuous"]
 
-REFINEMENTS = 6  # of a step's inverse; each gains about a factor of 1 / (step · Lipschitz constant)
+REFINEMENTS = 12  # of a step's inverse; each gains about a factor of 1 / (step · Lipschitz constant)
 
 
 class Continuous(Transform):

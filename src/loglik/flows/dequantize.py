@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -26,11 +27,13 @@ class VariationalDequantize(Dequantize):
             as their context what `network` makes of x.
         network: from x as real numbers (B, ...) to a context (B, E).
         levels, discrete: as in `Dequantize`.
+        counts: for each dimension how many categories 0, 1, ... it has, which samples then keep to; 0 leaves it open.
 
     Source: Ho et al. 2019, section 3.1.
     """
 
     whole_dims: Tensor
+    tops: Tensor | None
 
     def __init__(
         self,
@@ -39,12 +42,28 @@ class VariationalDequantize(Dequantize):
         *,
         levels: int | None = None,
         discrete: Sequence[bool] | None = None,
+        counts: Sequence[int] | None = None,
     ) -> None:
         super().__init__(levels, discrete)
+        tops = None if counts is None else torch.tensor([count - 1 if count else math.inf for count in counts])
+        self.register_buffer("tops", tops, persistent=False)
         self.noise: Sequence[Transform] = nn.ModuleList(noise)  # type: ignore[assignment]
         self.network = network
         where = torch.empty(0, dtype=torch.long) if self.mask is None else self.mask.nonzero().squeeze(1)
         self.register_buffer("whole_dims", where, persistent=False)
+
+    def initialise(self, x: Shaped[Tensor, "N ..."]) -> None:
+        initialise = getattr(self.network, "initialise", None)
+        if callable(initialise):
+            initialise(x)
+
+    def decode(
+        self, z: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
+    ) -> Shaped[Tensor, "B ..."]:
+        x = super().decode(z, context)
+        if self.tops is None:
+            return x
+        return torch.where(self.tops.isfinite(), torch.minimum(x.clamp_min(0), self.tops.to(x.dtype)), x)
 
     def encode(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from loglik.flows.maps import softly_bounded
 from loglik.transforms.base import Transform
 
-__all__ = ["ActNorm", "LULinear", "random_rotation"]
+__all__ = ["ActNorm", "LULinear", "Whitening", "random_rotation"]
 
 LOG_SCALE = 12.0  # bounds the log-scales: within e^±12
 
@@ -107,6 +107,37 @@ class LULinear(Transform):
             columns = self.permutation.T @ z.reshape(len(z), z.shape[1], -1)
             columns = torch.linalg.solve_triangular(lower, columns, upper=False, unitriangular=True)
             return torch.linalg.solve_triangular(upper, columns, upper=True).view(z.shape)
+
+
+class Whitening(LULinear):
+    r"""An `LULinear` of vectors that starts at $z = L^{-1} x$, where $L L^\top$ is the training data's covariance.
+
+    The covariance is shrunk towards a multiple of the identity, so it is sound with fewer rows than dimensions too.
+
+    Source: Ledoit and Wolf 2004, "A well-conditioned estimator for large-dimensional covariance matrices".
+    """
+
+    def initialise(self, x: Float[Tensor, "N D"]) -> None:
+        inverse = torch.linalg.inv(torch.linalg.cholesky(_shrunk_covariance(x.double())))
+        log_scale = inverse.diagonal().log().clamp(-LOG_SCALE + 1, LOG_SCALE - 1)
+        with torch.no_grad():
+            self.lower.copy_((inverse / inverse.diagonal()).tril(-1))
+            self.upper.zero_()
+            self.raw_scale.copy_(log_scale / (1 - log_scale.abs() / LOG_SCALE))
+            self.permutation.copy_(torch.eye(len(log_scale)))
+            self.sign.fill_(1)
+
+
+def _shrunk_covariance(x: Float[Tensor, "N D"]) -> Float[Tensor, "D D"]:
+    n, dims = x.shape
+    x = x - x.mean(0)
+    covariance = x.T @ x / n
+    level = covariance.diagonal().mean().clamp_min(1e-6)
+    target = level * torch.eye(dims, dtype=x.dtype, device=x.device)
+    distance = (covariance - target).square().sum()
+    noise = (x.square().sum(1).square().sum() / n - covariance.square().sum()) / n
+    shrinkage = (noise / distance.clamp_min(1e-12)).clamp(0, 1)
+    return (1 - shrinkage) * covariance + (shrinkage + 1e-4) * target
 
 
 def random_rotation(dims: int) -> Float[Tensor, "D D"]:

@@ -24,6 +24,8 @@ from loglik.flows.spline import (
 
 __all__ = ["Affine", "LogisticMixture", "Map", "Spline", "softly_bounded"]
 
+PRIOR_ROWS = 30  # of N(0, 1), that a start from few rows is shrunk by
+
 
 class Map(ABC):
     """A family of increasing maps of the real line; `parameters` says how many numbers choose one."""
@@ -102,6 +104,7 @@ class Spline(Map):
         inner = torch.linspace(-reach, reach, self.bins - 1, dtype=rows.dtype, device=x.device)
         place = (torch.special.ndtr(inner) * (rows.shape[1] - 1)).round().long()
         found = rows.sort(1).values[:, place]
+        found = (found * rows.shape[1] + PRIOR_ROWS * inner) / (rows.shape[1] + PRIOR_ROWS)
         gap = 2 * self.interval * MIN_BIN
         room = gap * torch.arange(1, self.bins, device=x.device)  # so many smallest bins fit below each knot
         found = (found - room).cummax(1).values + room  # knots rise by at least the smallest bin

@@ -42,7 +42,7 @@ def rational_quadratic_spline(
 
 
 class _Bin(NamedTuple):
-    """Each number's bin k, its place ξ in it, its lower ends and sizes in (x, y), its knots' derivatives, all shares."""
+    """Each number's bin k, its place ξ in it, lower ends and sizes in (x, y), its knots' derivatives, all shares."""
 
     k: Int64[Tensor, "M 1 N"]
     xi: Float[Tensor, "M N"]

@@ -130,6 +130,9 @@ class MaskedMLP(nn.Module):
         last = [extra + bisect_right(below, d) for d in range(dims)]
         self.layers = nn.ModuleList(layers)
         self.output = _Staircase(extra + inputs, [reach for reach in last for _ in range(outputs)])
+        owners = [*self.degrees, [d for d in range(dims) for _ in range(outputs)]]
+        readable = [[0] * context + list(range(1, dims + 1)), *self.degrees]
+        self.cuts = [_cuts(owner, below, dims) for owner, below in zip(owners, readable, strict=True)]
         self.activation = activation()
         self.dropout = nn.Dropout(dropout)
 
@@ -155,7 +158,10 @@ class Walk:
         self.network, self.at = network, 0
         layers: list[_Staircase] = [*network.layers, network.output]  # type: ignore[list-item]
         weights = [layer.masked_weight() for layer in layers]
-        self.steps = [_cut(network, number, weight, layers[number].bias) for number, weight in enumerate(weights)]
+        self.steps = [
+            [(weight[a:b, :columns], layer.bias[a:b].unsqueeze(1)) for a, b, columns in cuts]
+            for weight, layer, cuts in zip(weights, layers, network.cuts, strict=True)
+        ]
         self.values = [_Rows(weight.shape[1], n, weight) for weight in weights]
         if context is not None:
             self.values[0].append(context.T)
@@ -196,14 +202,6 @@ class _Rows:
             self.rows = self.buffer[:end]
 
 
-def _cut(network: MaskedMLP, number: int, weight: Tensor, bias: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """For each dimension the rows of a layer that its step computes, over the columns that are known by then."""
-    widths = network.degrees
-    last = number == len(widths)
-    owner = [d for d in range(network.dims) for _ in range(network.outputs)] if last else widths[number]
-    steps = []
-    for d in range(network.dims):
-        rows = slice(bisect_right(owner, d - 1), bisect_right(owner, d))
-        columns = bisect_right(widths[number - 1], d) if number else network.context + d
-        steps.append((weight[rows, :columns], bias[rows].unsqueeze(1)))
-    return steps
+def _cuts(owners: Sequence[int], below: Sequence[int], dims: int) -> list[tuple[int, int, int]]:
+    """For each dimension the rows (from, to) of a layer that its step computes, and the columns known by then."""
+    return [(bisect_right(owners, d - 1), bisect_right(owners, d), bisect_right(below, d)) for d in range(dims)]

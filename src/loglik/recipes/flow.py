@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from loglik.classification.inputs import Columns
 from loglik.data.spec import DataSpec
 from loglik.density import Density, StandardNormal
 from loglik.flows import (
@@ -13,6 +14,8 @@ from loglik.flows import (
     Elementwise,
     Flow,
     Spline,
+    VariationalDequantize,
+    Whitening,
     autoregressions,
     continuous_flow,
     couplings,
@@ -26,6 +29,7 @@ __all__ = ["FLOW"]
 
 EMBEDDING = 16
 INTERVAL = 5.0
+NOISE_WIDTH = 32
 KINDS = ("nsf", "nsf-ar", "realnvp", "maf", "iaf", "glow", "continuous")
 
 
@@ -51,6 +55,8 @@ def build(
     if kind == "glow":
         return Flow(_glow(spec, size, width, depth, context), StandardNormal((spec.dims,)), context=embedding)
     transforms = to_vector(spec)
+    if spec.levels is None and any(spec.discrete_dims):
+        transforms[0] = _learned_noise(spec)
     if spec.levels is not None:
         transforms += [Scale(1 / spec.levels), Logit()]
     else:
@@ -58,6 +64,8 @@ def build(
     marginals = Spline(bins if spec.levels else 16, INTERVAL)
     reads_label = from_zero(nn.Linear(context, spec.dims * marginals.parameters)) if conditional else None
     transforms.append(Elementwise(spec.dims, marginals, network=reads_label))
+    if spec.dims > 1 and spec.levels is None:
+        transforms.append(Whitening(spec.dims))
     if spec.dims > 1:
         transforms += _joint(spec, kind, size, width, depth, bins, dropout, context)
     return Flow(transforms, StandardNormal((spec.dims,)), context=embedding)
@@ -86,6 +94,31 @@ def _joint(
     if kind in ("nsf", "realnvp"):
         return couplings(spec.dims, map, **options)
     return autoregressions(spec.dims, map, inverse=kind == "iaf", **options)
+
+
+class _Reader(nn.Module):
+    """What the learned noise reads of a row: numbers standardised, categories one by one."""
+
+    def __init__(self, categories: list[int]) -> None:
+        super().__init__()
+        self.columns = Columns(categories)
+        self.network = nn.Sequential(nn.Linear(self.columns.outputs, NOISE_WIDTH), nn.SiLU())
+
+    def initialise(self, x: Tensor) -> None:
+        self.columns.initialise(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(self.columns(x))
+
+
+def _learned_noise(spec: DataSpec) -> Transform:
+    """Dequantization of a mixed table's whole columns, learned; it starts as uniform noise."""
+    counts = [len(column.categories) for column in spec.columns]
+    noise, dims = Spline(4, 1.0), sum(spec.discrete_dims)
+    read = from_zero(nn.Linear(NOISE_WIDTH, dims * noise.parameters))
+    return VariationalDequantize(
+        [Elementwise(dims, noise, network=read)], _Reader(counts), discrete=spec.discrete_dims, counts=counts
+    )
 
 
 def _glow(spec: DataSpec, size: str, width: int | None, depth: int | None, context: int) -> list[Transform]:
