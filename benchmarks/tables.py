@@ -36,6 +36,7 @@ CSV_TABLES = {
     "seals": ("plotnine/data/seals.csv", "lat long delta_long delta_lat"),
 }
 SKLEARN_TABLES = ("wine", "breast_cancer", "diabetes")
+DISTINCT = 20  # a column with fewer values is one of categories: no side's density is meant for it
 TABLES = (*SKLEARN_TABLES, *CSV_TABLES)
 
 
@@ -46,7 +47,8 @@ def rows_of(name: str) -> Any:
     if name in SKLEARN_TABLES:
         from sklearn import datasets
 
-        return getattr(datasets, f"load_{name}")().data.astype(float)
+        x = getattr(datasets, f"load_{name}")().data.astype(float)
+        return x[:, [len(np.unique(column)) >= DISTINCT for column in x.T]]
     file, columns = CSV_TABLES[name]
     package, _, inside = file.partition("/")
     spec = importlib.util.find_spec(package)
