@@ -10,9 +10,9 @@ from harness import Side, count, evaluation, training_step
 TITLE = "Flow for tables"
 SHAPES = {"dims": 43, "transforms": 5, "bins": 8, "hidden": (128, 128), "batch": 512, "interval": 5.0}
 NOTES = (
-    "`coupling` and `autoregressive` are spline flows; `MAF` is autoregressive with affine maps. All networks are plain, "
-    "with two hidden layers and ReLU, and couplings have alternating masks, so in each operation all sides have equally "
-    "many parameters. normflows has these splines with residual networks only: its one block of two layers has one "
+    "`coupling` and `autoregressive` are spline flows, `MAF` is autoregressive with affine maps. All networks are "
+    "plain, with two hidden layers and ReLU, and couplings have alternating masks: in each operation all sides have "
+    "equally many parameters. normflows has these splines with residual networks only: a block of two layers has one "
     "linear map more. Parameters are those of all models of a side."
 )
 

@@ -244,8 +244,9 @@ def list_models() -> None:
     from loglik.recipes import RECIPES
 
     for recipe in RECIPES.values():
+        variants = f"\n{'':<15} variants: {', '.join(f'{recipe.name}:{k}' for k in recipe.kinds)}" * bool(recipe.kinds)
         options = ", ".join(f"{k}={v}" for k, v in recipe.options.items() if v is not None)
-        print(f"{recipe.name:<15} {recipe.summary}\n{'':<15} options: {options}")
+        print(f"{recipe.name:<15} {recipe.summary}\n{'':<15} options: {options}{variants}")
 
 
 @listing.command("data")

@@ -139,7 +139,7 @@ def compare(
     rows: list[Entry] = []
     baseline: Tensor | None = None
     for name in fitting:
-        path = None if out is None else Path(out) / name
+        path = None if out is None else Path(out) / name.replace(":", "-")
         try:
             run = fit(name, held, out=path, label=label, max_time=budget, seed=seed, progress=progress, **options)
         except NotFinite as error:

@@ -7,7 +7,7 @@ from loglik.flows.dequantize import VariationalDequantize
 from loglik.flows.elementwise import Elementwise
 from loglik.flows.flow import Flow
 from loglik.flows.linear import ActNorm, LULinear, Whitening, random_rotation
-from loglik.flows.maps import Affine, LogisticMixture, Map, Spline
+from loglik.flows.maps import Affine, Chain, LogisticMixture, Map, Spline
 from loglik.flows.ready import (
     autoregressions,
     continuous_flow,
@@ -25,6 +25,7 @@ from loglik.flows.split import Split
 __all__ = [
     "ActNorm",
     "Affine",
+    "Chain",
     "Continuous",
     "Coupling",
     "Elementwise",

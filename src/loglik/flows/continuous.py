@@ -21,13 +21,13 @@ class Continuous(Transform):
 
     Solved with the classical Runge-Kutta method of order 4 at a fixed number of steps, within tensors. Decoding inverts
     those very steps, so that it is the inverse of encoding to rounding, not only to the solver's error; the integral of
-    the trace has an error of order steps⁻⁴, hence the bound is an estimate.
+    the trace has an error of order steps⁻⁴.
 
     Args:
         network: f, from (B, D) and a context (B, 1 + E), the time and the flow's own context, to (B, D).
         steps: of the solver.
         probes: random vectors ε of the trace's estimate $\mathbb E\, \varepsilon^\top (\partial f / \partial x)\,
-            \varepsilon$; None for the exact trace, in D derivatives.
+            \varepsilon$, whose log-probabilities are estimates; None for the exact trace, in D derivatives.
 
     Source: Chen et al. 2018, "Neural ordinary differential equations", section 4; Grathwohl et al. 2019, "FFJORD".
     """
@@ -40,7 +40,7 @@ class Continuous(Transform):
 
     @property
     def bound(self) -> Bound:
-        return Bound.ESTIMATE
+        return Bound.EXACT if self.probes is None else Bound.ESTIMATE
 
     def _velocity(self, x: Tensor, t: float, context: Tensor | None) -> Tensor:
         time = x.new_full((len(x), 1), t)

@@ -95,7 +95,8 @@ class LULinear(Transform):
     ) -> tuple[Float[Tensor, "B D *N"], Float[Tensor, " B"]]:
         with torch.autocast(x.device.type, enabled=False):  # z and the determinant are of one and the same matrix
             lower, upper, log_scale = self._factors()
-            z = (self.permutation @ lower @ upper) @ x.reshape(len(x), x.shape[1], -1)
+            matrix = self.permutation @ lower @ upper
+            z = x @ matrix.T if x.dim() == 2 else matrix @ x.flatten(2)
         log_det = math.prod(x.shape[2:]) * log_scale.sum()
         return z.view(x.shape), log_det.expand(len(x))
 
@@ -104,9 +105,11 @@ class LULinear(Transform):
     ) -> Float[Tensor, "B D *N"]:
         with torch.autocast(z.device.type, enabled=False):
             lower, upper, _ = self._factors()
-            columns = self.permutation.T @ z.reshape(len(z), z.shape[1], -1)
+            channels_first = z.transpose(0, 1)  # all events and positions are columns of one system
+            columns = self.permutation.T @ channels_first.flatten(1)
             columns = torch.linalg.solve_triangular(lower, columns, upper=False, unitriangular=True)
-            return torch.linalg.solve_triangular(upper, columns, upper=True).view(z.shape)
+            columns = torch.linalg.solve_triangular(upper, columns, upper=True)
+            return columns.view(channels_first.shape).transpose(0, 1)
 
 
 class Whitening(LULinear):

@@ -22,7 +22,7 @@ from loglik.flows.spline import (
     rational_quadratic_spline,
 )
 
-__all__ = ["Affine", "LogisticMixture", "Map", "Spline", "softly_bounded"]
+__all__ = ["Affine", "Chain", "LogisticMixture", "Map", "Spline", "softly_bounded"]
 
 PRIOR_ROWS = 30  # of N(0, 1), that a start from few rows is shrunk by
 
@@ -121,6 +121,34 @@ class Spline(Map):
     def _spline(self, x: Tensor, raw: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
         y, log_slope = rational_quadratic_spline(x.flatten(1), raw.flatten(2), bound=self.interval, inverse=inverse)
         return y.view(x.shape), log_slope.view(x.shape)
+
+
+class Chain(Map):
+    """Maps one after the other, each with parameters of its own: affine, then a spline, say.
+
+    The first can follow where a conditional distribution lies and how wide it is, the second its shape.
+    """
+
+    def __init__(self, *maps: Map) -> None:
+        if not maps:
+            raise ValueError("a chain needs at least one map")
+        self.maps = maps
+        self.sizes = [map.parameters for map in maps]
+        self.parameters = sum(self.sizes)
+
+    def encode(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        total = torch.zeros_like(x)
+        for map, part in zip(self.maps, raw.split(self.sizes, dim=1), strict=True):
+            x, log_slope = map.encode(x, part)
+            total = total + log_slope
+        return x, total
+
+    def decode(self, z: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        total = torch.zeros_like(z)
+        for map, part in reversed(list(zip(self.maps, raw.split(self.sizes, dim=1), strict=True))):
+            z, log_slope = map.decode(z, part)
+            total = total + log_slope
+        return z, total
 
 
 class LogisticMixture(Map):

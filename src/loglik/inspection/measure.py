@@ -94,7 +94,7 @@ def find(
         column = label or run.config.get("label")
         at = run.config.get("training", {}).get("seed", seed)
         return run.density, as_data(source, label=column, seed=at, like=run.spec), run.model, True
-    if model not in RECIPES:
+    if model.partition(":")[0] not in RECIPES:
         what = "is not a run (it has no config.yaml)" if path.exists() else "is neither a run nor a model"
         raise ValueError(
             f"{model} {what}: pass a folder that `loglik fit` wrote, or one of the models {', '.join(RECIPES)}"

@@ -11,8 +11,10 @@ from loglik.data.spec import DataSpec
 from loglik.density import Density, StandardNormal
 from loglik.flows import (
     Affine,
+    Chain,
     Elementwise,
     Flow,
+    Map,
     Spline,
     VariationalDequantize,
     Whitening,
@@ -23,7 +25,7 @@ from loglik.flows import (
 )
 from loglik.recipes.recipe import Recipe, from_zero, label_embedding, pick
 from loglik.recipes.vectors import refuse_text, to_vector
-from loglik.transforms import Dequantize, Logit, Scale, SoftTails, Transform
+from loglik.transforms import Dequantize, Jitter, Logit, Scale, SoftTails, Transform
 
 __all__ = ["FLOW"]
 
@@ -42,6 +44,7 @@ def build(
     depth: int | None = None,
     bins: int = 8,
     dropout: float = 0.1,
+    jitter: float = 2.0,
     conditional: bool = False,
 ) -> Density:
     """`kind` is auto, nsf, nsf-ar, realnvp, maf, iaf, glow or continuous; `conditional=true` for p(x | label)."""
@@ -65,7 +68,7 @@ def build(
     reads_label = from_zero(nn.Linear(context, spec.dims * marginals.parameters)) if conditional else None
     transforms.append(Elementwise(spec.dims, marginals, network=reads_label))
     if spec.dims > 1 and spec.levels is None:
-        transforms.append(Whitening(spec.dims))
+        transforms += [Whitening(spec.dims), Jitter(jitter)]
     if spec.dims > 1:
         transforms += _joint(spec, kind, size, width, depth, bins, dropout, context)
     return Flow(transforms, StandardNormal((spec.dims,)), context=embedding)
@@ -90,7 +93,9 @@ def _joint(
         bins, depth = min(bins, 4), min(depth, 4)
         width = max(32, min(width, 2**18 // spec.dims))
     options: dict[str, Any] = {"layers": depth, "hidden": (width, width), "context": context, "dropout": dropout}
-    map = Spline(bins, INTERVAL) if kind.startswith("nsf") else Affine()
+    map: Map = Spline(bins, INTERVAL) if kind.startswith("nsf") else Affine()
+    if kind.startswith("nsf") and spec.levels is None:
+        map = Chain(Affine(), map)  # real columns can all but determine one another: a scale sharpens faster than bins
     if kind in ("nsf", "realnvp"):
         return couplings(spec.dims, map, **options)
     return autoregressions(spec.dims, map, inverse=kind == "iaf", **options)

@@ -3,6 +3,7 @@
 from loglik.transforms.affine import Scale, Standardise
 from loglik.transforms.base import Transform
 from loglik.transforms.dequantize import Dequantize
+from loglik.transforms.jitter import Jitter
 from loglik.transforms.logit import Logit
 from loglik.transforms.reshape import Permute, Reshape, Squeeze
 from loglik.transforms.tails import SoftTails
@@ -12,6 +13,7 @@ __all__ = [
     "Dequantize",
     "Scale",
     "Standardise",
+    "Jitter",
     "Logit",
     "Permute",
     "Reshape",
