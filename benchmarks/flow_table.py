@@ -106,14 +106,17 @@ def nflows() -> Side:
     spline = {"num_bins": SHAPES["bins"], "tails": "linear", "tail_bound": SHAPES["interval"]}
     plain = {"num_blocks": 1, "use_residual_blocks": False, "activation": torch.relu}
 
-    def network(inputs, outputs):
-        return nn.Sequential(
-            nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, outputs)
-        )
+    class Plain(nn.Sequential):  # nflows gives its networks a context too
+        def __init__(self, inputs, outputs):
+            hidden = [nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
+            super().__init__(*hidden, nn.Linear(width, outputs))
+
+        def forward(self, x, context=None):
+            return super().forward(x)
 
     transforms = {
         "coupling": [
-            coupling.PiecewiseRationalQuadraticCouplingTransform(torch.tensor(mask).float(), network, **spline)
+            coupling.PiecewiseRationalQuadraticCouplingTransform(torch.tensor(mask).float(), Plain, **spline)
             for mask in _masks()
         ],
         "autoregressive": [

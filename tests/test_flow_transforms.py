@@ -134,7 +134,12 @@ def test_context_reaches_the_map(float64, kind):
 @pytest.mark.parametrize("kind", [*VECTORS, *IMAGES])
 def test_single_precision_inverts_far_out(kind, size):
     """Where a network sees thousands, its weights are such that its answers are still of order one."""
-    transform, x = moved((VECTORS | IMAGES)[kind], 0.1 / size), size * (2 * torch.rand_like(events(kind, 32)) - 1)
+    transform = moved((VECTORS | IMAGES)[kind], 0.1 / size)
+    with torch.no_grad():
+        for name, parameter in transform.named_parameters():
+            if "network" in name:
+                parameter /= size
+    x = size * (2 * torch.rand_like(events(kind, 32)) - 1)
     z, log_det = transform.encode(x)
     assert z.isfinite().all() and log_det.isfinite().all()
     torch.testing.assert_close(transform.decode(z), x, atol=1e-4 * size, rtol=1e-4)
@@ -190,7 +195,7 @@ def test_the_worked_out_gradient_is_autograds(float64, inverse):
 def test_inverse_maps_have_gradients(float64):
     """An inverse autoregressive flow is trained through its steps."""
     for map in MAPS.values():
-        transform, x = moved(lambda m=map: masked(m, inverse=True)), torch.randn(3, D)
+        transform, x = moved(lambda m=map: masked(m, inverse=True)), torch.randn(2, D)
         assert torch.autograd.gradcheck(lambda v, t=transform: t.encode(v), x.requires_grad_(), atol=1e-4)
         transform.encode(x)[1].sum().backward()
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in transform.parameters())
@@ -258,10 +263,10 @@ def test_variational_dequantization_bounds_no_less(float64):
     perturb(transform, 0.5)
     flow = Flow([transform], StandardNormal((2,)))
     assert flow.levels == 3 and flow.bound is Bound.LOWER and flow.importance_weighted
-    weights = torch.stack([flow.log_prob(x).exp() for _ in range(4000)])
+    weights = torch.stack([flow.log_prob(x).exp() for _ in range(2000)])
     edges = torch.special.ndtr(torch.arange(4.0))
     truth = torch.outer(edges.diff(), edges.diff()).flatten()
-    assert ((weights.mean(0) - truth).abs() < 5 * weights.std(0) / 4000**0.5 + 1e-6).all()
+    assert ((weights.mean(0) - truth).abs() < 5 * weights.std(0) / 2000**0.5 + 1e-6).all()
 
 
 def test_continuous_flow_is_its_jacobian_and_inverts(float64):
@@ -274,8 +279,8 @@ def test_continuous_flow_is_its_jacobian_and_inverts(float64):
     torch.testing.assert_close(transform.decode(z), x, atol=1e-8, rtol=1e-8)
     transform.probes = 1
     assert transform.bound is Bound.ESTIMATE
-    estimates = torch.stack([transform.encode(x)[1] for _ in range(600)])
-    assert ((estimates.mean(0) - log_det).abs() < 5 * estimates.std(0) / 600**0.5 + 1e-4).all()
+    estimates = torch.stack([transform.encode(x)[1] for _ in range(200)])
+    assert ((estimates.mean(0) - log_det).abs() < 5 * estimates.std(0) / 200**0.5 + 1e-4).all()
 
 
 @pytest.mark.parametrize("map", MAPS.values(), ids=MAPS)
@@ -284,7 +289,7 @@ def test_flows_integrate_to_one(float64, stack, map):
     torch.manual_seed(5)
     flow = Flow(stack(2, map, layers=2, hidden=(8,)), StandardNormal((2,)))
     perturb(flow, 0.3)
-    line = torch.linspace(-14, 14, 601)
+    line = torch.linspace(-10, 10, 301)
     with torch.no_grad():
         total = flow.log_prob(torch.cartesian_prod(line, line)).exp().sum() * line.diff()[0] ** 2
     assert abs(total - 1) < 1e-3

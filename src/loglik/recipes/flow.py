@@ -43,8 +43,8 @@ def build(
     width: int | None = None,
     depth: int | None = None,
     bins: int = 8,
-    dropout: float = 0.1,
-    jitter: float = 2.0,
+    dropout: float = 0.2,
+    jitter: float = 80.0,
     conditional: bool = False,
 ) -> Density:
     """`kind` is auto, nsf, nsf-ar, realnvp, maf, iaf, glow or continuous; `conditional=true` for p(x | label)."""
@@ -85,16 +85,17 @@ def _joint(
     context: int,
 ) -> list[Transform]:
     """What makes the dimensions depend on one another."""
-    width = width or pick(size, small=128, medium=256, large=512)
+    real = spec.levels is None  # a table's step costs what its layers cost, hardly what their width does
+    width = width or pick(size, small=64 if real else 128, medium=128 if real else 256, large=256 if real else 512)
     if kind == "continuous":
         return continuous_flow(spec.dims, hidden=(width, width), context=context, steps=depth or 8)
-    depth = depth or pick(size, small=6, medium=8, large=12)
+    depth = depth or pick(size, small=4 if real else 6, medium=6 if real else 8, large=8 if real else 12)
     if spec.dims > 1024:  # a coupling has about width · dims · 3K/2 parameters
         bins, depth = min(bins, 4), min(depth, 4)
         width = max(32, min(width, 2**18 // spec.dims))
     options: dict[str, Any] = {"layers": depth, "hidden": (width, width), "context": context, "dropout": dropout}
     map: Map = Spline(bins, INTERVAL) if kind.startswith("nsf") else Affine()
-    if kind.startswith("nsf") and spec.levels is None:
+    if kind.startswith("nsf") and real:
         map = Chain(Affine(), map)  # real columns can all but determine one another: a scale sharpens faster than bins
     if kind in ("nsf", "realnvp"):
         return couplings(spec.dims, map, **options)
@@ -136,10 +137,16 @@ def _glow(spec: DataSpec, size: str, width: int | None, depth: int | None, conte
     return dequantized + glow(spec.event_shape, steps=depth, width=width, context=context)
 
 
+def training(spec: DataSpec) -> dict[str, Any]:
+    if spec.levels is None:
+        return {"learning_rate": 5e-3, "batch_size": 256, "weight_decay": 0.1}
+    return {"learning_rate": 2e-3, "batch_size": 128}
+
+
 FLOW = Recipe(
     name="flow",
     summary="splines over N(0, I), or another kind of flow; images, tables (mixed too), arrays",
     build=build,
-    training=lambda spec: {"learning_rate": 2e-3, "batch_size": 128},
+    training=training,
     kinds=KINDS,
 )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
@@ -14,7 +12,7 @@ __all__ = ["Jitter"]
 
 
 class Jitter(Transform):
-    r"""In training $z = x + \sigma \varepsilon$ with $\sigma = c / \sqrt N$ for N training events; else the identity.
+    r"""In training $z = x + \sigma \varepsilon$, $\sigma = \min(c / N, 1/2)$ for N training events; else the identity.
 
     The density of noisy data is the data's density, smoothed: the fewer the events, the more. Nothing is added in
     evaluation, so that the density stays exact.
@@ -27,13 +25,13 @@ class Jitter(Transform):
 
     scale: Tensor
 
-    def __init__(self, strength: float = 2.0) -> None:
+    def __init__(self, strength: float = 80.0) -> None:
         super().__init__()
         self.strength = strength
         self.register_buffer("scale", torch.zeros(()))
 
     def initialise(self, x: Float[Tensor, "N ..."]) -> None:
-        self.scale.fill_(self.strength / math.sqrt(len(x)))
+        self.scale.fill_(min(self.strength / len(x), 0.5))
 
     def encode(
         self, x: Float[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
