@@ -226,6 +226,16 @@ def test_a_walk_gives_what_a_pass_gives(float64, hidden, context, grad):
             walk.append(x[:, d])
 
 
+def test_dropout_fades_with_the_rows():
+    transform = Coupling([True, False], Conditioner(1, 2, (2000,), dropout=0.4), Affine())
+    transform.network.body[0].bias.data.fill_(1.0)
+    for rows, share in ((10, 0.4), (1000, 0.4), (4000, 0.1)):
+        transform.initialise(torch.zeros(rows, 2))
+        dropped = (transform.network.body(torch.ones(1, 1)) == 0).float().mean()
+        assert dropped == pytest.approx(share, abs=0.05)
+    assert "network.body.2.p" in transform.state_dict()  # so a resumed training goes on with it
+
+
 def test_actnorm_starts_standardised_and_constant_channels_stay():
     transform, x = ActNorm(3), torch.tensor([4.0, 1e5, 7.0]) + torch.tensor([0.1, 1e3, 0.0]) * torch.randn(500, 3)
     transform.initialise(x)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from loglik.flows.maps import Map
+from loglik.networks.dropout import expect_rows
 from loglik.networks.masked import MaskedMLP
 from loglik.transforms.base import Transform
 
@@ -34,6 +35,9 @@ class MaskedAutoregressive(Transform):
     def __init__(self, network: nn.Module, map: Map, *, inverse: bool = False) -> None:
         super().__init__()
         self.network, self.map, self.inverse = network, map, inverse
+
+    def initialise(self, x: Float[Tensor, "N D"]) -> None:
+        expect_rows(self.network, len(x))
 
     def encode(
         self, x: Float[Tensor, "B D"], context: Float[Tensor, "B E"] | None = None

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from loglik.flows.maps import Map
+from loglik.networks.dropout import expect_rows
 from loglik.transforms.base import Transform
 
 __all__ = ["Coupling"]
@@ -40,6 +41,9 @@ class Coupling(Transform):
         self.network, self.map = network, map
         self.register_buffer("moved", chosen.nonzero().squeeze(1), persistent=False)
         self.register_buffer("kept", (~chosen).nonzero().squeeze(1), persistent=False)
+
+    def initialise(self, x: Float[Tensor, "N D *S"]) -> None:
+        expect_rows(self.network, len(x))
 
     def _couple(self, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Float[Tensor, " B"]]:
         move = self.map.decode if inverse else self.map.encode

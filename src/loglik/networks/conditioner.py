@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from loglik.networks.dropout import FadingDropout
 from loglik.networks.mlp import MLP
 
 __all__ = ["Conditioner"]
@@ -15,7 +16,7 @@ class Conditioner(MLP):
     """An `MLP` for couplings: the same numbers, with its outputs in memory outputs first, events last.
 
     What a coupling's maps do with them then runs along contiguous memory, without a copy of the largest tensor of a
-    step. All its linear maps start as PyTorch's do.
+    step. All its linear maps start as PyTorch's do, and its dropout fades with the number of training examples.
     """
 
     def __init__(
@@ -29,9 +30,11 @@ class Conditioner(MLP):
         activation: type[nn.Module] = nn.SiLU,
     ) -> None:
         super().__init__(inputs, outputs, hidden, context=context, dropout=dropout, activation=activation)
-        for layer in self.body:
+        for number, layer in enumerate(self.body):
             if isinstance(layer, nn.Linear):
                 layer.reset_parameters()
+            if isinstance(layer, nn.Dropout):
+                self.body[number] = FadingDropout(layer.p)
 
     def forward(self, x: Float[Tensor, "B ..."], context: Float[Tensor, "B E"] | None = None) -> Float[Tensor, "B O"]:
         h = x.flatten(1) if context is None else torch.cat([x.flatten(1), context], dim=1)

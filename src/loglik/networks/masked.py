@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from loglik.networks.dropout import FadingDropout
+
 __all__ = ["MaskedMLP", "Walk"]
 
 BLOCK = 128  # rows of a staircase that are multiplied together
@@ -102,7 +104,7 @@ class MaskedMLP(nn.Module):
         outputs: numbers out for each dimension; those of dimension d stand together.
         hidden: widths of the hidden layers.
         context: width of a context vector that every unit sees; 0 for none.
-        dropout: the fraction of hidden units dropped in training.
+        dropout: the fraction of hidden units dropped in training; it fades with the number of training examples.
 
     Source: Germain et al. 2015, with degrees dealt out evenly; as PyTorch's linear layers start.
     """
@@ -134,7 +136,7 @@ class MaskedMLP(nn.Module):
         readable = [[0] * context + list(range(1, dims + 1)), *self.degrees]
         self.cuts = [_cuts(owner, below, dims) for owner, below in zip(owners, readable, strict=True)]
         self.activation = activation()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = FadingDropout(dropout)
 
     def forward(self, x: Float[Tensor, "B D"], context: Float[Tensor, "B E"] | None = None) -> Float[Tensor, "B O"]:
         h = (x if context is None else torch.cat([context, x], dim=1)).T
