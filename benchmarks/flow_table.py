@@ -111,6 +111,8 @@ def nflows() -> Side:
             hidden = [nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
             super().__init__(*hidden, nn.Linear(width, outputs))
 
+        hidden_features = width
+
         def forward(self, x, context=None):
             return super().forward(x)
 

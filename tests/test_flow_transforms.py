@@ -391,8 +391,14 @@ def test_nflows_spline_coupling(float64):
 
     made = []
 
+    class Plain(nn.Sequential):  # nflows gives its networks a context too, and scales by their width
+        hidden_features = 9
+
+        def forward(self, x, context=None):
+            return super().forward(x)
+
     def create(inputs, outputs):
-        made.append(nn.Sequential(nn.Linear(inputs, 9), nn.ReLU(), nn.Linear(9, outputs)))
+        made.append(Plain(nn.Linear(inputs, 9), nn.ReLU(), nn.Linear(9, outputs)))
         return made[-1]
 
     mask = [True, False, True, False]
@@ -400,7 +406,7 @@ def test_nflows_spline_coupling(float64):
         torch.tensor(mask).float(), create, num_bins=5, tails="linear", tail_bound=3.0
     )
     perturb(theirs, 0.5)
-    ours = Coupling(mask, Undone(made[0], 5), Spline(5, 3.0))
+    ours = Coupling(mask, Undone(made[0], 5, 3.0), Spline(5, 3.0))
     x = 1.5 * torch.randn(20, 4)
     for own, other in zip(ours.encode(x), theirs(x), strict=True):
         torch.testing.assert_close(own, other, atol=1e-6, rtol=1e-6)
@@ -425,7 +431,7 @@ def test_nflows_autoregressive_spline(float64):
     layers = [net.initial_layer, net.blocks[0].linear, net.final_layer]
     network = MaskedMLP(4, 14, (11, 11), activation=nn.ReLU)
     copy_masked(network, [(l.weight * l.mask, l.bias) for l in layers], [[u % 3 for u in range(11)]] * 2)  # noqa: E741
-    ours = MaskedAutoregressive(Undone(network, 5, 11**0.5), Spline(5, 3.0))
+    ours = MaskedAutoregressive(Undone(network, 5, 11**0.5 if hasattr(net, "hidden_features") else 1.0), Spline(5, 3.0))
     x = 1.5 * torch.randn(20, 4)
     for own, other in zip(ours.encode(x), theirs(x), strict=True):
         torch.testing.assert_close(own, other, atol=1e-6, rtol=1e-6)
