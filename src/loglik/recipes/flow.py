@@ -32,6 +32,7 @@ __all__ = ["FLOW"]
 EMBEDDING = 16
 INTERVAL = 5.0
 NOISE_WIDTH = 32
+MOST_STEPS = 256  # of sampling one dimension after another, by default
 KINDS = ("nsf", "nsf-ar", "realnvp", "maf", "iaf", "glow", "continuous")
 
 
@@ -53,8 +54,8 @@ def build(
         raise ValueError(f"unknown kind {kind!r}: use auto, {', '.join(KINDS)}")
     context = EMBEDDING if conditional else 0
     embedding = label_embedding(spec, EMBEDDING, conditional)
-    if kind == "auto":
-        kind = "nsf"
+    if kind == "auto":  # on tables the autoregressive one learns more from few rows
+        kind = "nsf-ar" if spec.levels is None and spec.dims <= MOST_STEPS else "nsf"
     if kind == "glow":
         return Flow(_glow(spec, size, width, depth, context), StandardNormal((spec.dims,)), context=embedding)
     transforms = to_vector(spec)
