@@ -60,7 +60,7 @@ def normflows(images: dict[str, Any], seconds: float, kind: str) -> tuple[Any, i
     train, test = (torch.from_numpy(images[name]).float() for name in ("train", "test"))
 
     def log_prob(x: Any) -> Any:
-        return model.log_prob((x + torch.rand_like(x)) / 256) - 784 * math.log(256)
+        return model.log_prob((x + torch.rand_like(x)) / 256, None) - 784 * math.log(256)
 
     model.train()
     with torch.no_grad():

@@ -20,7 +20,7 @@ from loglik.networks.dropout import FadingDropout
 
 __all__ = ["MaskedMLP", "Walk"]
 
-BLOCK = 128  # rows of a staircase that are multiplied together
+BLOCK = 256  # rows of a staircase that are multiplied together
 
 
 class _Staircase(nn.Module):
@@ -83,11 +83,12 @@ class _Blocks(torch.autograd.Function):
         if torch.is_grad_enabled():  # a gradient of the gradient is asked for
             return *torch.func.vjp(partial(_by_blocks, blocks=ctx.blocks), h, weight, bias)[1](to_out), None
         to_h = torch.zeros_like(h) if ctx.needs_input_grad[0] else None
-        to_weight = torch.zeros_like(weight)
+        to_weight, before = torch.zeros_like(weight), 0
         for a, b, columns in ctx.blocks:
             torch.mm(to_out[a:b], h[:columns].T, out=to_weight[a:b, :columns])
-            if to_h is not None:
-                to_h[:columns].addmm_(weight[a:b, :columns].T, to_out[a:b])
+            if to_h is not None and columns > before:  # the inputs that this block is the first to read
+                torch.mm(weight[a:, before:columns].T, to_out[a:], out=to_h[before:columns])
+            before = columns
         return to_h, to_weight, to_out.sum(1), None
 
     @staticmethod
