@@ -22,16 +22,16 @@ def ours() -> Side:
     from torch import nn
 
     from loglik.density import StandardNormal
-    from loglik.flows import Flow, SplineCoupling
+    from loglik.flows import Coupling, Flow, Spline
     from loglik.flows.spline import parameters_per_dim
-    from loglik.networks.mlp import MLP
+    from loglik.networks import Conditioner
 
     dims, bins = SHAPES["dims"], SHAPES["bins"]
     transforms = []
     for mask in _masks():
         moved = sum(mask)
-        network = MLP(dims - moved, moved * parameters_per_dim(bins), SHAPES["hidden"], activation=nn.ReLU)
-        transforms.append(SplineCoupling(mask, network, bins=bins, interval=SHAPES["interval"]))
+        network = Conditioner(dims - moved, moved * parameters_per_dim(bins), SHAPES["hidden"], activation=nn.ReLU)
+        transforms.append(Coupling(mask, network, Spline(bins, SHAPES["interval"])))
     flow = Flow(transforms, StandardNormal((dims,)))
     x = torch.randn(SHAPES["batch"], dims)
     return Side(

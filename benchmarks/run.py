@@ -29,7 +29,9 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 RESULTS = HERE / "RESULTS.md"
 PEERS = ROOT / ".venv-peers"
-WORKLOADS = ("classifier", "resnet", "autoregressive", "generation", "flow", "vae", "diffusion")
+WORKLOADS = (
+    "classifier", "resnet", "autoregressive", "generation", "flow", "flow_table", "vae", "diffusion",
+)  # fmt: skip
 INTRODUCTION = """# Speed
 
 Written by `make bench` (`make bench ONLY=flow` replaces one section). Each side is a process of its own, all with the

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from loglik.data.spec import Column, DataSpec
 from loglik.data.tokenizers import Bytes
 from loglik.density import Bound, Density
-from loglik.recipes import RECIPES, build
+from loglik.recipes import RECIPES, build, recipe
 
 LABELS = ("a", "b", "c")
 MIXED = (
@@ -63,10 +63,16 @@ class Case:
 
 CASES = [
     Case(family, spec, conditional)
-    for family, recipe in RECIPES.items()
+    for family, entry in RECIPES.items()
     for spec in SPECS
-    for conditional in ([False, True] if "conditional" in recipe.options and spec in CONDITIONED else [False])
+    for conditional in ([False, True] if "conditional" in entry.options and spec in CONDITIONED else [False])
     if (family, spec) not in REFUSED
+]
+
+CASES += [
+    Case(f"{family}:{kind}", "image" if kind == "glow" else "table")
+    for family, entry in RECIPES.items()
+    for kind in entry.kinds
 ]
 
 
@@ -95,7 +101,7 @@ def perturb(density: nn.Module, scale: float = 0.1) -> None:
 
 def tiny(family: str, spec: DataSpec, **options: Any) -> Density:
     """A family's density for a spec at the smallest size."""
-    known = {name: value for name, value in TINY.items() if name in RECIPES[family].options}
+    known = {name: value for name, value in TINY.items() if name in recipe(family).options}
     return build(family, spec, **known | options)
 
 

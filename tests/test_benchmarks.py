@@ -18,7 +18,9 @@ def run(monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("name", ["classifier", "resnet", "autoregressive", "generation", "flow", "vae", "diffusion"])
+@pytest.mark.parametrize(
+    "name", ["classifier", "resnet", "autoregressive", "generation", "flow", "flow_table", "vae", "diffusion"]
+)
 def test_our_side_of_each_workload_runs(run, name):
     module = run.harness.load_workload(name)
     assert name in run.WORKLOADS and next(iter(module.SIDES)) == "ours" and len(module.SIDES) > 1

@@ -13,7 +13,7 @@ from densities import check_sums_to_one, events_of, perturb, tiny, train
 from loglik.baselines import Independent
 from loglik.data.spec import Column, DataSpec
 from loglik.density import Bound, StandardNormal
-from loglik.flows import ElementwiseSpline, Flow, SplineCoupling, rational_quadratic_spline
+from loglik.flows import Affine, Coupling, Elementwise, Flow, Spline, rational_quadratic_spline
 from loglik.flows.spline import MIN_BIN, MIN_DERIVATIVE, UNIT_DERIVATIVE, parameters_per_dim
 from loglik.networks import MLP
 from loglik.transforms import Dequantize, Logit, Reshape, Scale, Standardise
@@ -24,7 +24,9 @@ P = parameters_per_dim(BINS)
 
 
 def spline(x, raw, inverse=False):
-    return rational_quadratic_spline(x, raw, bins=BINS, bound=INTERVAL, inverse=inverse)
+    """Of numbers (N,), each with its own parameters (N, P)."""
+    y, log_slope = rational_quadratic_spline(x.unsqueeze(1), raw.unsqueeze(2), bound=INTERVAL, inverse=inverse)
+    return y.squeeze(1), log_slope.squeeze(1)
 
 
 def literal_spline(x: float, raw: torch.Tensor) -> tuple[float, float]:
@@ -97,14 +99,14 @@ def test_spline_rises(float64):
     assert (y.diff() > 0).all() and log_slope.isfinite().all()
 
 
-def coupling(context: int = 0) -> SplineCoupling:
+def coupling(context: int = 0) -> Coupling:
     network = MLP(2, 2 * P, (16,), context=context)
-    return SplineCoupling([True, False, True, False], network, bins=BINS, interval=INTERVAL)
+    return Coupling([True, False, True, False], network, Spline(BINS, INTERVAL))
 
 
-def elementwise(context: int = 0) -> ElementwiseSpline:
+def elementwise(context: int = 0) -> Elementwise:
     network = nn.Linear(context, 4 * P) if context else None
-    return ElementwiseSpline(4, bins=BINS, interval=INTERVAL, network=network)
+    return Elementwise(4, Spline(BINS, INTERVAL), network=network)
 
 
 @pytest.mark.parametrize("context", [0, 3])
@@ -130,7 +132,7 @@ def test_coupling_keeps_what_it_reads():
 @pytest.mark.parametrize("mask", [[True, True], [False, False]])
 def test_coupling_needs_both_sides(mask):
     with pytest.raises(ValueError, match="a dimension to transform and one to condition on"):
-        SplineCoupling(mask, nn.Identity())
+        Coupling(mask, nn.Identity(), Affine())
 
 
 def real_flow(dims: int = 4) -> Flow:

@@ -9,7 +9,7 @@ import yaml
 
 import loglik
 from loglik import runs
-from loglik.flows import ElementwiseSpline
+from loglik.flows import Elementwise, Spline
 from loglik.training import fit
 
 RNG = np.random.default_rng(0)
@@ -27,7 +27,7 @@ def one_thread():
 
 
 def by_hand() -> loglik.Flow:
-    return loglik.Flow([ElementwiseSpline(2, bins=4)], loglik.StandardNormal((2,)))
+    return loglik.Flow([Elementwise(2, Spline(4, 4.0))], loglik.StandardNormal((2,)))
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_a_density_built_by_hand_takes_its_weights_back(hand_run) -> None:
     assert loaded.density is other
     assert loaded.model == "flow"
     assert torch.equal(other.log_prob(x), hand_run.density.log_prob(x))
-    bigger = loglik.Flow([ElementwiseSpline(2, bins=8)], loglik.StandardNormal((2,)))
+    bigger = loglik.Flow([Elementwise(2, Spline(8, 4.0))], loglik.StandardNormal((2,)))
     with pytest.raises(ValueError, match=r"model\.safetensors does not fit config\.yaml or is damaged") as error:
         loglik.load(hand_run.path, density=bigger)
     assert "\n" not in str(error.value)

@@ -18,7 +18,7 @@ from loglik import runs
 from loglik.data import from_arrays
 from loglik.density import Density
 from loglik.diffusion import Denoiser
-from loglik.flows import ElementwiseSpline, SplineCoupling
+from loglik.flows import Coupling, Elementwise, Spline
 from loglik.flows.spline import parameters_per_dim
 from loglik.networks import MLP, CausalTransformer, ResidualMLP
 from loglik.training import NotFinite, TrainingSettings, checkpoint, fit, loop
@@ -33,7 +33,7 @@ WHOLE = np.repeat(RNG.integers(0, 3, size=(200, 1)), 4, axis=1)  # four equal nu
 
 def flow(dropout: float = 0.0) -> loglik.Flow:
     network = MLP(1, parameters_per_dim(4), (16,), dropout=dropout)
-    transforms = [Standardise((2,)), SplineCoupling([False, True], network, bins=4), ElementwiseSpline(2, bins=4)]
+    transforms = [Standardise((2,)), Coupling([False, True], network, Spline(4, 4.0)), Elementwise(2, Spline(4, 4.0))]
     return loglik.Flow(transforms, loglik.StandardNormal((2,)))
 
 
@@ -486,7 +486,7 @@ RANKS = """
     import loglik
     from loglik.data import from_arrays
     from loglik.evaluation import log_probs
-    from loglik.flows import SplineCoupling
+    from loglik.flows import Coupling, Spline
     from loglik.flows.spline import parameters_per_dim
     from loglik.networks import MLP
     from loglik.training import fit, loop
@@ -496,7 +496,7 @@ RANKS = """
 
     def flow():
         torch.manual_seed(0)
-        return loglik.Flow([SplineCoupling([False, True], MLP(1, parameters_per_dim(4)), bins=4)],
+        return loglik.Flow([Coupling([False, True], MLP(1, parameters_per_dim(4)), Spline(4, 4.0))],
                            loglik.StandardNormal((2,)))
 
     x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))

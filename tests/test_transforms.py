@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loglik.density import Bound
-from loglik.transforms import Dequantize, Logit, Reshape, Scale, Standardise
+from loglik.transforms import Dequantize, Jitter, Logit, Reshape, Scale, SoftTails, Standardise
 
 
 def jacobian_log_det(transform, x, context=None):
@@ -85,6 +85,33 @@ def test_a_constant_column_keeps_its_unit(value):
     transform.initialise(torch.full((20, 1), value))
     z, log_det = transform.encode(torch.full((2, 1), value))
     assert transform.std.item() == 1 and z.tolist() == [[0.0], [0.0]] and log_det.tolist() == [0.0, 0.0]
+
+
+def test_a_column_of_outliers_is_scaled_by_its_quartiles():
+    x = torch.randn(400, 2)
+    x[7, 1] = 1e6
+    transform = Standardise((2,))
+    transform.initialise(x)
+    z, _ = transform.encode(x)
+    assert 0.8 < z[:7, 1].std() < 1.3 and z[:, 0].std() == pytest.approx(1, abs=1e-2)
+    assert SoftTails().encode(z)[0].abs().max() < 60
+
+
+def test_soft_tails_keep_the_middle_and_decode_what_is_far():
+    x = torch.tensor([[-1e6, -4.0, 0.5, 3.9, 1e30]])
+    z, log_det = SoftTails().encode(x)
+    assert torch.equal(z[:, 1:4], x[:, 1:4]) and z.abs().max() < 300 and log_det.isfinite().all()
+    torch.testing.assert_close(SoftTails().decode(z), x, rtol=1e-4, atol=0)
+    assert SoftTails().decode(torch.tensor([[1e6]])).isfinite().all()
+
+
+def test_jitter_is_in_training_only_and_less_with_more_events():
+    transform, x = Jitter(), torch.zeros(4000, 1)
+    transform.initialise(x)
+    assert transform.encode(x)[0].std() == pytest.approx(80 / 4000, rel=0.1)
+    assert torch.equal(transform.eval().encode(x)[0], x)
+    transform.initialise(x[:20])
+    assert transform.scale == 0.5
 
 
 def test_reshape_keeps_the_numbers_and_the_volume():

@@ -12,7 +12,7 @@ from densities import check_sums_to_one, draw, events_of, perturb, train
 from loglik.data.spec import DataSpec
 from loglik.density import Bound, StandardNormal
 from loglik.diffusion import Denoiser, Diffusion
-from loglik.flows import ElementwiseSpline, Flow, SplineCoupling
+from loglik.flows import Coupling, Elementwise, Flow, Spline
 from loglik.flows.spline import parameters_per_dim
 from loglik.networks import MLP, ResidualMLP
 from loglik.transforms import Standardise
@@ -235,8 +235,8 @@ def small_vae(observation, prior=None, latent: int | None = 2) -> VAE:
 
 
 def flow_prior() -> Flow:
-    coupling = SplineCoupling([True, False], MLP(1, parameters_per_dim(4), (16,)), bins=4)
-    prior = Flow([ElementwiseSpline(2, bins=4), coupling], StandardNormal((2,)))
+    coupling = Coupling([True, False], MLP(1, parameters_per_dim(4), (16,)), Spline(4, 4.0))
+    prior = Flow([Elementwise(2, Spline(4, 4.0)), coupling], StandardNormal((2,)))
     perturb(prior, 0.3)
     return prior
 

@@ -131,7 +131,7 @@ def fit(
     if resume and out is None:
         raise ValueError("--resume needs --out RUN, the run to go on with")
     text, chosen = text_settings(_settings(set_))
-    folder = _folder(out, f"{_stem(data)}-{model}")
+    folder = _folder(out, f"{_stem(data)}-{model.replace(':', '-')}")
     held = as_data(data, label=label, seed=seed, text=text, beside=folder)
     options: dict[str, Any] = {"size": size, **chosen}
     if max_time is not None:
@@ -172,6 +172,9 @@ def evaluate(
     samples: Samples = None,
     seed: Seed = 0,
     json: Json = None,
+    per_row: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write each row's log-likelihood as CSV.")
+    ] = None,
 ) -> None:
     """Score a run's density on data, in nats and bits/dim."""
     from loglik.comparison import evaluate as score
@@ -179,7 +182,9 @@ def evaluate(
     from loglik.runs import load
 
     trained = load(run)
-    result = score(trained, data, split=split or ("all" if data else "test"), samples=samples, seed=seed)
+    result = score(
+        trained, data, split=split or ("all" if data else "test"), samples=samples, seed=seed, per_row=per_row
+    )
     each = "" if result.unit == "token" else f", {result.samples} sample{'s' * (result.samples > 1)} each"
     print(f"{result.n} {result.unit}s{each}: {summary(result)}")
     for name, value in result.terms.items():
@@ -281,8 +286,9 @@ def list_models() -> None:
     from loglik.recipes import RECIPES
 
     for recipe in RECIPES.values():
+        variants = f"\n{'':<15} variants: {', '.join(f'{recipe.name}:{k}' for k in recipe.kinds)}" * bool(recipe.kinds)
         options = ", ".join(f"{k}={v}" for k, v in recipe.options.items() if v is not None)
-        print(f"{recipe.name:<15} {recipe.summary}\n{'':<15} options: {options}")
+        print(f"{recipe.name:<15} {recipe.summary}\n{'':<15} options: {options}{variants}")
     read = TextSettings()
     options = ", ".join(f"{k}={v}" for k, v in read.to_dict().items() if v is not None)
     print(f"\ntext, for any of them: {options}, window; tokenizer is {', '.join(KINDS)}")

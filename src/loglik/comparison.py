@@ -14,13 +14,14 @@ from torch import Tensor
 from loglik.data.dataset import Data, Split
 from loglik.data.text import TextSettings
 from loglik.data.windows import Windows
-from loglik.density import Density
+from loglik.density import Bound, Density
 from loglik.evaluation import Result, StreamScores, compress, evaluate_split, log_probs, stream_scores
+from loglik.evaluation.scores import default_samples
 from loglik.recipes import RECIPES, Unsuitable, build, recipe
 from loglik.runs import Run
 from loglik.training import NotFinite, TrainingSettings, as_data, fit, text_settings
 
-__all__ = ["Entry", "compare", "evaluate", "scored", "summary", "write_json"]
+__all__ = ["Entry", "compare", "evaluate", "scored", "summary", "write_json", "write_rows"]
 
 BASELINE = "independent"
 TOKENS = 2**18
@@ -40,7 +41,13 @@ class Entry:
 
 
 def evaluate(
-    model: Run | Density, data: Any = None, *, split: str = "test", samples: int | None = None, seed: int = 0
+    model: Run | Density,
+    data: Any = None,
+    *,
+    split: str = "test",
+    samples: int | None = None,
+    seed: int = 0,
+    per_row: str | Path | None = None,
 ) -> Result:
     """Score a density on one split of some data.
 
@@ -49,6 +56,8 @@ def evaluate(
         data: as `fit` takes it; a run's own data, if they can be found again, where None.
         split: train, validation, test or all.
         samples: Monte Carlo samples per example where `log_prob` is a bound; chosen by the split's size if None.
+        per_row: a CSV file to write, with each example's row in the input, counted from 1, and its log-probability in
+            nats, in the order of the input.
     """
     run = model if isinstance(model, Run) else None
     density: Density = run.density if run else model  # type: ignore[assignment]
@@ -67,13 +76,21 @@ def evaluate(
             text=TextSettings(**run.config["text"]) if data is None and run.config.get("text") else None,
             beside=run.path,
         )
-    part = held.split(split)
+    part, scores = held.split(split), None
     if len(part) == 0 and data is None:
         raise ValueError(f"the run's {split} split is empty: use --split validation, or give data")
+    if len(part) and (samples is None or density.bound is Bound.EXACT):
+        samples = default_samples(density, len(part))
+    if per_row is not None and len(part):
+        if isinstance(part.x, Windows):
+            raise ValueError("a text has no rows: --per-row takes tables, images and arrays")
+        scores = log_probs(density, part, samples=samples or 1, seed=seed)
+        write_rows(scores, part.index, Path(per_row))
     return evaluate_split(
         density,
         part,
         held.spec,
+        scores=scores,
         model=run.model if run else type(density).__name__.lower(),
         samples=samples,
         seed=seed,
@@ -133,7 +150,7 @@ def compare(
     rows: list[Entry] = []
     baseline: Tensor | StreamScores | None = None
     for name in fitting:
-        path = None if out is None else Path(out) / name
+        path = None if out is None else Path(out) / name.replace(":", "-")
         try:
             run = fit(name, held, out=path, label=label, max_time=budget, seed=seed, progress=progress, **options)
         except NotFinite as error:
@@ -192,6 +209,14 @@ def summary(result: Result) -> str:
         f"{result.model}: {result.nats:.{digits}f}{error} nats{per} ({result.bound}){bits}{accuracy}, "
         f"{result.steps} steps in {result.train_seconds:.1f} s"
     )
+
+
+def write_rows(scores: Tensor, index: Tensor | None, path: Path) -> None:
+    """Each example's row in the input, from 1, and its log-probability in nats, in the input's order."""
+    places = range(len(scores)) if index is None else index.tolist()
+    lines = [f"{place + 1},{score!r}" for place, score in sorted(zip(places, scores.tolist(), strict=True))]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(["row,nats", *lines]) + "\n", encoding="utf-8")
 
 
 def write_json(results: Sequence[Result], path: Path) -> None:

@@ -49,6 +49,7 @@ def evaluate_split(
     train_seconds: float = 0.0,
     steps: int = 0,
     baseline: Tensor | StreamScores | None = None,
+    scores: Tensor | None = None,
 ) -> Result:
     """Score a density on a split; a text with overlapping windows, in nats a token.
 
@@ -56,6 +57,7 @@ def evaluate_split(
         baseline: another density's scores of the same split, to be gained upon.
         samples: Monte Carlo samples per example where `log_prob` is a bound; chosen by the split's size if None.
         seed: of the Monte Carlo noise.
+        scores: this density's `log_probs` of the split with these samples and seed, where they are there already.
 
     Raises ValueError where the split is empty.
     """
@@ -76,7 +78,8 @@ def evaluate_split(
         of_text = {"unit": "token", "perplexity": perplexity(nats), "bits_per_byte": stretches.bits_per_byte()}
         n = int(stretches.tokens.sum())
     else:
-        scores = log_probs(density, split, samples=samples, seed=seed)
+        if scores is None:
+            scores = log_probs(density, split, samples=samples, seed=seed)
         nats, stderr = mean_and_stderr(scores)
         if isinstance(baseline, Tensor) and not labels:
             gain, gain_stderr = mean_and_stderr(scores - baseline)

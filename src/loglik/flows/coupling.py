@@ -1,4 +1,4 @@
-"""Coupling: a part of the dimensions is transformed elementwise, given the rest (Dinh et al. 2017)."""
+"""Coupling: a part of the dimensions is moved, given the rest (Dinh et al. 2017)."""
 
 from __future__ import annotations
 
@@ -8,58 +8,60 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from loglik.flows.spline import parameters_per_dim, rational_quadratic_spline
+from loglik.flows.maps import Map
+from loglik.networks.dropout import expect_rows
 from loglik.transforms.base import Transform
 
-__all__ = ["SplineCoupling"]
+__all__ = ["Coupling"]
 
 
-class SplineCoupling(Transform):
-    r"""Spline the dimensions where `mask` is true, with parameters that a network reads off the others.
+class Coupling(Transform):
+    r"""Move the dimensions where `mask` is true, by maps whose parameters a network reads off the others.
 
-    $z_A = x_A,\quad z_B = \text{spline}(x_B;\ \theta(x_A, c))$, so the Jacobian is triangular and
+    $z_A = x_A,\quad z_B = f(x_B;\ \theta(x_A, c))$, so the Jacobian is triangular and
     $\log\det = \sum_{d \in B} \log \lvert \partial z_d / \partial x_d \rvert$.
 
     Args:
-        mask: for each of the D dimensions, whether it is transformed.
-        network: from the (B, D - m) kept numbers, and the context if there is one, to (B, m · (3K - 1)),
-            where m dimensions are transformed.
-        bins, interval: K bins on [-interval, interval]; outside, the map is the identity.
+        mask: for each of the D dimensions, or channels of an image, whether it is moved.
+        network: from the D - m kept numbers (B, D - m), or channels (B, D - m, H, W), and the context if there is one,
+            to (B, m · P) or (B, m · P, H, W), where m dimensions are moved; the P numbers of one stand together.
+        map: the family of f, with P parameters.
 
-    Source: Durkan et al. 2019, "Neural Spline Flows".
+    Raises ValueError unless some dimensions are moved and some kept.
     """
 
     moved: Tensor
     kept: Tensor
 
-    def __init__(self, mask: Sequence[bool], network: nn.Module, *, bins: int = 8, interval: float = 4.0) -> None:
+    def __init__(self, mask: Sequence[bool], network: nn.Module, map: Map) -> None:
         super().__init__()
         chosen = torch.tensor(list(mask), dtype=torch.bool)
         if chosen.all() or not chosen.any():
             raise ValueError("a coupling needs a dimension to transform and one to condition on")
-        self.bins, self.interval = bins, interval
-        self.network = network
+        self.network, self.map = network, map
         self.register_buffer("moved", chosen.nonzero().squeeze(1), persistent=False)
         self.register_buffer("kept", (~chosen).nonzero().squeeze(1), persistent=False)
 
-    def _couple(
-        self, x: Float[Tensor, "B D"], context: Float[Tensor, "B E"] | None, *, inverse: bool
-    ) -> tuple[Float[Tensor, "B D"], Float[Tensor, " B"]]:
-        given = x[:, self.kept]
+    def initialise(self, x: Float[Tensor, "N D *S"]) -> None:
+        expect_rows(self.network, len(x))
+
+    def _couple(self, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Float[Tensor, " B"]]:
+        move = self.map.decode if inverse else self.map.encode
+        given, m = x.index_select(1, self.kept), len(self.moved)
         raw = self.network(given) if context is None else self.network(given, context)
-        y, log_slope = rational_quadratic_spline(
-            x[:, self.moved],
-            raw.view(len(x), len(self.moved), parameters_per_dim(self.bins)),
-            bins=self.bins,
-            bound=self.interval,
-            inverse=inverse,
-        )
-        return x.index_copy(1, self.moved, y), log_slope.sum(1)
+        chosen = x.index_select(1, self.moved)
+        if x.dim() == 2:  # events last, so that what the map does runs along contiguous memory
+            y, log_slope = move(chosen.T, raw.T.reshape(m, -1, len(x)))
+            return x.index_copy(1, self.moved, y.T), log_slope.sum(0)
+        y, log_slope = move(chosen.flatten(0, 1), raw.reshape(len(x) * m, -1, *x.shape[2:]))
+        return x.index_copy(1, self.moved, y.view(chosen.shape)), log_slope.reshape(len(x), -1).sum(1)
 
     def encode(
-        self, x: Float[Tensor, "B D"], context: Float[Tensor, "B E"] | None = None
-    ) -> tuple[Float[Tensor, "B D"], Float[Tensor, " B"]]:
+        self, x: Float[Tensor, "B D *N"], context: Float[Tensor, "B *E"] | None = None
+    ) -> tuple[Float[Tensor, "B D *N"], Float[Tensor, " B"]]:
         return self._couple(x, context, inverse=False)
 
-    def decode(self, z: Float[Tensor, "B D"], context: Float[Tensor, "B E"] | None = None) -> Float[Tensor, "B D"]:
+    def decode(
+        self, z: Float[Tensor, "B D *N"], context: Float[Tensor, "B *E"] | None = None
+    ) -> Float[Tensor, "B D *N"]:
         return self._couple(z, context, inverse=True)[0]

@@ -1,4 +1,4 @@
-"""Elementwise spline: every dimension through its own learned monotone map."""
+"""Elementwise: every dimension through its own learned monotone map."""
 
 from __future__ import annotations
 
@@ -6,37 +6,43 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from loglik.flows.spline import parameters_per_dim, rational_quadratic_spline
+from loglik.flows.maps import Map
 from loglik.transforms.base import Transform
 
-__all__ = ["ElementwiseSpline"]
+__all__ = ["Elementwise"]
 
 
-class ElementwiseSpline(Transform):
-    r"""$z_d = \text{spline}(x_d; \theta_d)$ with free parameters, or with parameters read off the context.
+class Elementwise(Transform):
+    r"""$z_d = f(x_d; \theta_d)$ with free parameters, or with parameters read off the context.
 
     Args:
         dims: D.
-        bins, interval: K bins on [-interval, interval]; outside, the map is the identity.
-        network: from the context (B, E) to (B, D · (3K - 1)), added to the free parameters; None for none.
+        map: the family of f, with P parameters.
+        network: from the context (B, E) to (B, D · P), added to the free parameters; None for none.
+
+    The free parameters start where the training data's own distribution says (`Map.start`).
     """
 
-    def __init__(self, dims: int, *, bins: int = 8, interval: float = 4.0, network: nn.Module | None = None) -> None:
+    def __init__(self, dims: int, map: Map, *, network: nn.Module | None = None) -> None:
         super().__init__()
-        self.bins, self.interval, self.network = bins, interval, network
-        self.raw = nn.Parameter(torch.zeros(dims, parameters_per_dim(bins)))
+        self.map, self.network = map, network
+        self.raw = nn.Parameter(torch.zeros(dims, map.parameters))
 
-    def _spline(self, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Tensor]:
-        raw = self.raw.expand(len(x), -1, -1)
-        if self.network is not None:
-            raw = raw + self.network(context).view(raw.shape)
-        y, log_slope = rational_quadratic_spline(x, raw, bins=self.bins, bound=self.interval, inverse=inverse)
-        return y, log_slope.sum(1)
+    def initialise(self, x: Float[Tensor, "N D"]) -> None:
+        with torch.no_grad():
+            self.raw.copy_(self.map.start(x.T))
+
+    def _parameters_for(self, x: Tensor, context: Tensor | None) -> Float[Tensor, "D P B"]:
+        raw = self.raw.unsqueeze(2).expand(-1, -1, len(x))
+        if self.network is None:
+            return raw
+        return raw + self.network(context).T.reshape(raw.shape)
 
     def encode(
         self, x: Float[Tensor, "B D"], context: Float[Tensor, "B E"] | None = None
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, " B"]]:
-        return self._spline(x, context, inverse=False)
+        z, log_slope = self.map.encode(x.T, self._parameters_for(x, context))
+        return z.T, log_slope.sum(0)
 
     def decode(self, z: Float[Tensor, "B D"], context: Float[Tensor, "B E"] | None = None) -> Float[Tensor, "B D"]:
-        return self._spline(z, context, inverse=True)[0]
+        return self.map.decode(z.T, self._parameters_for(z, context))[0].T

@@ -49,7 +49,8 @@ class Flow(Density):
 
     @property
     def importance_weighted(self) -> bool:
-        return self.base.importance_weighted
+        estimated = any(transform.bound is Bound.ESTIMATE for transform in self.transforms)
+        return self.base.importance_weighted and not estimated
 
     def encode(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
@@ -102,6 +103,10 @@ class Flow(Density):
 
     @torch.no_grad()
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
+        """The transforms' starts, from as many events as make two million numbers."""
+        most = max(1024, 2**21 // max(1, math.prod(self.event_shape)))
+        every = slice(None, None, math.ceil(len(x) / most))
+        x, context = x[every], None if context is None else context[every]
         vector = embed(self.context, context)
         for transform in self.transforms:
             transform.initialise(x)

@@ -100,7 +100,7 @@ def find(
         read = TextSettings(**run.config["text"]) if data is None and run.config.get("text") else None
         held = as_data(source, label=column, seed=at, like=run.spec, text=read, beside=path)
         return run.density, held, run.model, True
-    if model not in RECIPES:
+    if model.partition(":")[0] not in RECIPES:
         what = "is not a run (it has no config.yaml)" if path.exists() else "is neither a run nor a model"
         raise ValueError(
             f"{model} {what}: pass a folder that `loglik fit` wrote, or one of the models {', '.join(RECIPES)}"

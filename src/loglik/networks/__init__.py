@@ -1,6 +1,9 @@
 """Plain modules from tensors to tensors; no probability in here."""
 
+from loglik.networks.conditioner import Conditioner
+from loglik.networks.masked import MaskedMLP
 from loglik.networks.mlp import MLP, ResidualMLP
+from loglik.networks.pixels import PixelConditioner
 from loglik.networks.resnet import ConvNet, ResNet
 from loglik.networks.transformer import BlockSettings, CausalTransformer, Decoder, Encoder, EncoderDecoder
 from loglik.networks.vit import ViT
@@ -9,10 +12,13 @@ __all__ = [
     "MLP",
     "BlockSettings",
     "CausalTransformer",
+    "Conditioner",
     "ConvNet",
     "Decoder",
     "Encoder",
     "EncoderDecoder",
+    "MaskedMLP",
+    "PixelConditioner",
     "ResNet",
     "ResidualMLP",
     "ViT",

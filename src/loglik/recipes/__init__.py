@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from loglik.data.spec import DataSpec
@@ -20,10 +22,17 @@ RECIPES: dict[str, Recipe] = {r.name: r for r in (INDEPENDENT, CLASSIFIER, AUTOR
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe of a family's name."""
-    if name not in RECIPES:
+    """The recipe of a family's name, or of a variant's: `flow:glow` is the flow's with kind=glow."""
+    family, colon, kind = name.partition(":")
+    if family not in RECIPES:
         raise ValueError(f"unknown model {name!r}: use {', '.join(RECIPES)}")
-    return RECIPES[name]
+    chosen = RECIPES[family]
+    if not colon:
+        return chosen
+    if kind not in chosen.kinds:
+        known = ", ".join(f"{family}:{k}" for k in chosen.kinds)
+        raise ValueError(f"unknown model {name!r}: " + (f"use {known}" if known else f"{family} has no variants"))
+    return replace(chosen, name=name, build=partial(chosen.build, kind=kind))
 
 
 def build(name: str, spec: DataSpec, **options: Any) -> Density:

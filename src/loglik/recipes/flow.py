@@ -1,23 +1,39 @@
-"""Flows: coupling transforms with rational-quadratic splines."""
+"""Flows: a good default for tables, arrays and images, and every ready-made kind by name."""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from typing import Any
 
+from torch import Tensor, nn
+
+from loglik.classification.inputs import Columns
 from loglik.data.spec import DataSpec
 from loglik.density import Density, StandardNormal
-from loglik.flows import ElementwiseSpline, Flow, SplineCoupling
-from loglik.flows.spline import parameters_per_dim
-from loglik.networks.mlp import MLP
+from loglik.flows import (
+    Affine,
+    Chain,
+    Elementwise,
+    Flow,
+    Map,
+    Spline,
+    VariationalDequantize,
+    Whitening,
+    autoregressions,
+    continuous_flow,
+    couplings,
+    glow,
+)
 from loglik.recipes.recipe import Recipe, from_zero, label_embedding, pick
 from loglik.recipes.vectors import refuse_text, to_vector
-from loglik.transforms import Logit, Scale
+from loglik.transforms import Dequantize, Jitter, Logit, Scale, SoftTails, Transform
 
 __all__ = ["FLOW"]
 
 EMBEDDING = 16
 INTERVAL = 5.0
+NOISE_WIDTH = 32
+MOST_STEPS = 256  # of sampling one dimension after another, by default
+KINDS = ("nsf", "nsf-ar", "realnvp", "maf", "iaf", "glow", "continuous")
 
 
 def build(
@@ -27,58 +43,111 @@ def build(
     width: int | None = None,
     depth: int | None = None,
     bins: int = 8,
-    dropout: float = 0.1,
+    kind: str = "auto",
+    dropout: float = 0.2,
+    jitter: float = 80.0,
     conditional: bool = False,
 ) -> Density:
-    """Dequantize, scale, spline couplings, N(0, I); `conditional=true` for p(x | label)."""
+    """`kind` is auto, nsf, nsf-ar, realnvp, maf, iaf, glow or continuous; `conditional=true` for p(x | label)."""
     refuse_text(spec, "flow")
-    dims = spec.dims
-    width = width or pick(size, small=128, medium=256, large=512)
-    depth = depth or pick(size, small=6, medium=8, large=12)
-    if dims > 1024:  # a coupling has about width · dims · 3K/2 parameters
-        bins, depth = min(bins, 4), min(depth, 4)
-        width = max(32, min(width, 2**18 // dims))
+    if kind not in ("auto", *KINDS):
+        raise ValueError(f"unknown kind {kind!r}: use auto, {', '.join(KINDS)}")
+    context = EMBEDDING if conditional else 0
     embedding = label_embedding(spec, EMBEDDING, conditional)
-    extra = EMBEDDING if conditional else 0
-
+    if kind == "auto":  # on tables the autoregressive one learns more from few rows
+        kind = "nsf-ar" if spec.levels is None and spec.dims <= MOST_STEPS else "nsf"
+    if kind == "glow":
+        return Flow(_glow(spec, size, width, depth, context), StandardNormal((spec.dims,)), context=embedding)
     transforms = to_vector(spec)
+    if spec.levels is None and any(spec.discrete_dims):
+        transforms[0] = _learned_noise(spec)
     if spec.levels is not None:
         transforms += [Scale(1 / spec.levels), Logit()]
-    outputs = parameters_per_dim(bins)
-    transforms.append(
-        ElementwiseSpline(
-            dims,
-            bins=bins,
-            interval=INTERVAL,
-            network=from_zero(nn.Linear(extra, dims * outputs)) if conditional else None,
-        )
+    else:
+        transforms.append(SoftTails())
+    marginals = Spline(bins if spec.levels else 16, INTERVAL)
+    reads_label = from_zero(nn.Linear(context, spec.dims * marginals.parameters)) if conditional else None
+    transforms.append(Elementwise(spec.dims, marginals, network=reads_label))
+    if spec.dims > 1 and spec.levels is None:
+        transforms += [Whitening(spec.dims), Jitter(jitter)]
+    if spec.dims > 1:
+        transforms += _joint(spec, kind, size, width, depth, bins, dropout, context)
+    return Flow(transforms, StandardNormal((spec.dims,)), context=embedding)
+
+
+def _joint(
+    spec: DataSpec,
+    kind: str,
+    size: str,
+    width: int | None,
+    depth: int | None,
+    bins: int,
+    dropout: float,
+    context: int,
+) -> list[Transform]:
+    """What makes the dimensions depend on one another."""
+    real = spec.levels is None  # a table's step costs what its layers cost, hardly what their width does
+    width = width or pick(size, small=64 if real else 128, medium=128 if real else 256, large=256 if real else 512)
+    if kind == "continuous":
+        return continuous_flow(spec.dims, hidden=(width, width), context=context, steps=depth or 8)
+    depth = depth or pick(size, small=4 if real else 6, medium=6 if real else 8, large=8 if real else 12)
+    if spec.dims > 1024:  # a coupling has about width · dims · 3K/2 parameters
+        bins, depth = min(bins, 4), min(depth, 4)
+        width = max(32, min(width, 2**18 // spec.dims))
+    options: dict[str, Any] = {"layers": depth, "hidden": (width, width), "context": context, "dropout": dropout}
+    map: Map = Spline(bins, INTERVAL) if kind.startswith("nsf") else Affine()
+    if kind.startswith("nsf") and real:
+        map = Chain(Affine(), map)  # real columns can all but determine one another: a scale sharpens faster than bins
+    if kind in ("nsf", "realnvp"):
+        return couplings(spec.dims, map, **options)
+    return autoregressions(spec.dims, map, inverse=kind == "iaf", **options)
+
+
+class _Reader(nn.Module):
+    """What the learned noise reads of a row: numbers standardised, categories one by one."""
+
+    def __init__(self, categories: list[int]) -> None:
+        super().__init__()
+        self.columns = Columns(categories)
+        self.network = nn.Sequential(nn.Linear(self.columns.outputs, NOISE_WIDTH), nn.SiLU())
+
+    def initialise(self, x: Tensor) -> None:
+        self.columns.initialise(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(self.columns(x))
+
+
+def _learned_noise(spec: DataSpec) -> Transform:
+    """Dequantization of a mixed table's whole columns, learned; it starts as uniform noise."""
+    counts = [len(column.categories) for column in spec.columns]
+    noise, dims = Spline(4, 1.0), sum(spec.discrete_dims)
+    read = from_zero(nn.Linear(NOISE_WIDTH, dims * noise.parameters))
+    return VariationalDequantize(
+        [Elementwise(dims, noise, network=read)], _Reader(counts), discrete=spec.discrete_dims, counts=counts
     )
-    if dims > 1:
-        for mask in _masks(dims, depth):
-            moved = sum(mask)
-            network = MLP(dims - moved, moved * outputs, (width, width), context=extra, dropout=dropout)
-            from_zero(network.output)
-            transforms.append(SplineCoupling(mask, network, bins=bins, interval=INTERVAL))
-    return Flow(transforms, StandardNormal((dims,)), context=embedding)
 
 
-def _masks(dims: int, depth: int) -> list[list[bool]]:
-    """Pairs of complementary random halves, the same at every build."""
-    generator = torch.Generator().manual_seed(0)
-    masks = []
-    for layer in range(depth):
-        if layer % 2 == 0:
-            order = torch.randperm(dims, generator=generator)
-        half = order[: dims // 2] if layer % 2 == 0 else order[dims // 2 :]
-        mask = torch.zeros(dims, dtype=torch.bool)
-        mask[half] = True
-        masks.append(mask.tolist())
-    return masks
+def _glow(spec: DataSpec, size: str, width: int | None, depth: int | None, context: int) -> list[Transform]:
+    """Dequantize, scale, then Glow; its kernels see the pixels' neighbourhood."""
+    if spec.kind != "image" or spec.levels is None:
+        raise ValueError(f"kind=glow takes images, and these are {spec.describe()}: use kind=nsf")
+    width = width or pick(size, small=64, medium=128, large=256)
+    depth = depth or pick(size, small=6, medium=12, large=24)
+    dequantized: list[Transform] = [Dequantize(spec.levels), Scale(1 / spec.levels), Logit()]
+    return dequantized + glow(spec.event_shape, steps=depth, width=width, context=context)
+
+
+def training(spec: DataSpec) -> dict[str, Any]:
+    if spec.levels is None:
+        return {"learning_rate": 5e-3, "batch_size": 256, "weight_decay": 0.1}
+    return {"learning_rate": 2e-3, "batch_size": 128}
 
 
 FLOW = Recipe(
     name="flow",
-    summary="spline couplings over N(0, I); images, tables (mixed too), arrays",
+    summary="splines over N(0, I), or another kind of flow; images, tables (mixed too), arrays",
     build=build,
-    training=lambda spec: {"learning_rate": 2e-3, "batch_size": 128},
+    training=training,
+    kinds=KINDS,
 )

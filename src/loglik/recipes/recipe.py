@@ -24,13 +24,14 @@ class Recipe:
     """A family's builder and how such a density is trained best.
 
     `build(spec, size=..., **options)` returns an untrained density, and `training(spec)` what overrides the defaults
-    of `TrainingSettings`.
+    of `TrainingSettings`. `kinds` are the values of its option `kind`, each a variant with a name of its own.
     """
 
     name: str
     summary: str
     build: Callable[..., Density]
     training: Callable[[DataSpec], dict[str, Any]] = lambda spec: {}
+    kinds: tuple[str, ...] = ()
 
     @property
     def options(self) -> dict[str, Any]:

@@ -345,7 +345,8 @@ class _Trainer:
             self.best_scores = scores
         else:
             behind = self.best_scores - scores
-            self.worse += int(behind.mean() > behind.std() / math.sqrt(len(behind)))
+            error = behind.std().item() / math.sqrt(len(behind)) if len(behind) > 1 else math.inf
+            self.worse += int(behind.mean().item() > error)
 
     def _write(self, optimizers: Sequence[Any], average: AveragedModel | None) -> None:
         """A checkpoint, the best weights and the metrics so far."""

@@ -4,7 +4,21 @@ from loglik.transforms.affine import Scale, Standardise
 from loglik.transforms.base import Transform
 from loglik.transforms.bins import Bins
 from loglik.transforms.dequantize import Dequantize
+from loglik.transforms.jitter import Jitter
 from loglik.transforms.logit import Logit
-from loglik.transforms.reshape import Reshape
+from loglik.transforms.reshape import Permute, Reshape, Squeeze
+from loglik.transforms.tails import SoftTails
 
-__all__ = ["Transform", "Bins", "Dequantize", "Scale", "Standardise", "Logit", "Reshape"]
+__all__ = [
+    "Transform",
+    "Bins",
+    "Dequantize",
+    "Scale",
+    "Standardise",
+    "Jitter",
+    "Logit",
+    "Permute",
+    "Reshape",
+    "SoftTails",
+    "Squeeze",
+]

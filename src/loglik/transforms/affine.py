@@ -12,6 +12,8 @@ from loglik.transforms.base import Transform, zeros
 
 __all__ = ["Scale", "Standardise"]
 
+NORMAL_QUARTILES = 1.349  # the distance between a standard normal's quartiles
+
 
 class Scale(Transform):
     r"""$z = a x + b$ in every dimension; $\log\det = D \log \lvert a \rvert$."""
@@ -38,7 +40,8 @@ class Standardise(Transform):
     r"""$z_d = (x_d - m_d) / s_d$ with the mean and standard deviation of each dimension of the training data.
 
     $\log\det = -\sum_d \log s_d$, counted, so a log-density stays in the data's own units. A column that is
-    constant keeps $s_d = 1$.
+    constant keeps $s_d = 1$. Where the deviation is more than 5 times what the quartiles say, a few outliers made it,
+    and the median and the quartiles stand in for mean and deviation.
     """
 
     mean: Tensor
@@ -53,8 +56,11 @@ class Standardise(Transform):
         wide = x.double()
         std = wide.std(0, unbiased=False)
         floor = 1e-6 * wide.abs().amax(0)
-        self.mean.copy_(wide.mean(0))
-        self.std.copy_(torch.where(std > floor, std, torch.ones_like(std)))
+        low, middle, high = (_quantile(wide, q) for q in (0.25, 0.5, 0.75))
+        robust = (high - low) / NORMAL_QUARTILES
+        outliers = (robust > 1e-6 * middle.abs()) & (std > 5 * robust)
+        self.mean.copy_(torch.where(outliers, middle, wide.mean(0)))
+        self.std.copy_(torch.where(outliers, robust, torch.where(std > floor, std, torch.ones_like(std))))
 
     def encode(
         self, x: Float[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
@@ -65,3 +71,8 @@ class Standardise(Transform):
         self, z: Float[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> Float[Tensor, "B ..."]:
         return z * self.std + self.mean
+
+
+def _quantile(x: Tensor, q: float) -> Tensor:
+    """Of each dimension over the rows; torch.quantile takes 16 million numbers at most."""
+    return x.kthvalue(min(len(x), 1 + int(q * len(x))), dim=0).values

@@ -1,15 +1,18 @@
-"""Reshape: the same numbers under another event shape."""
+"""Maps that move numbers and keep the volume: Reshape, Permute, Squeeze."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from loglik.transforms.base import Transform, zeros
 
-__all__ = ["Reshape"]
+__all__ = ["Permute", "Reshape", "Squeeze"]
 
 
 class Reshape(Transform):
@@ -33,3 +36,57 @@ class Reshape(Transform):
 
     def decoded_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return self.before
+
+
+class Permute(Transform):
+    """$z_d = x_{\\text{order}_d}$: the dimensions, or channels, in another order."""
+
+    order: Tensor
+    back: Tensor
+
+    def __init__(self, order: Sequence[int]) -> None:
+        super().__init__()
+        chosen = torch.tensor(list(order))
+        if not torch.equal(chosen.sort().values, torch.arange(len(chosen))):
+            raise ValueError(f"order must hold each of 0 ... {len(chosen) - 1} once, got {list(order)}")
+        self.register_buffer("order", chosen, persistent=False)
+        self.register_buffer("back", chosen.argsort(), persistent=False)
+
+    def encode(
+        self, x: Shaped[Tensor, "B D ..."], context: Shaped[Tensor, "B ..."] | None = None
+    ) -> tuple[Shaped[Tensor, "B D ..."], Float[Tensor, " B"]]:
+        return x.index_select(1, self.order), zeros(x)
+
+    def decode(
+        self, z: Shaped[Tensor, "B D ..."], context: Shaped[Tensor, "B ..."] | None = None
+    ) -> Shaped[Tensor, "B D ..."]:
+        return z.index_select(1, self.back)
+
+
+class Squeeze(Transform):
+    """Each block of factor × factor pixels becomes one pixel with factor² as many channels.
+
+    Source: Dinh et al. 2017, "Density estimation using Real NVP", section 3.6.
+    """
+
+    def __init__(self, factor: int = 2) -> None:
+        super().__init__()
+        if factor < 1:
+            raise ValueError(f"factor must be at least 1, got {factor}")
+        self.factor = factor
+
+    def encode(
+        self, x: Shaped[Tensor, "B C H W"], context: Shaped[Tensor, "B ..."] | None = None
+    ) -> tuple[Shaped[Tensor, "B C2 H2 W2"], Float[Tensor, " B"]]:
+        if x.shape[2] % self.factor or x.shape[3] % self.factor:
+            raise ValueError(f"{x.shape[2]}×{x.shape[3]} pixels do not divide into blocks of {self.factor}")
+        return F.pixel_unshuffle(x, self.factor), zeros(x)
+
+    def decode(
+        self, z: Shaped[Tensor, "B C2 H2 W2"], context: Shaped[Tensor, "B ..."] | None = None
+    ) -> Shaped[Tensor, "B C H W"]:
+        return F.pixel_shuffle(z, self.factor)
+
+    def decoded_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        channels, height, width = shape
+        return channels // self.factor**2, height * self.factor, width * self.factor

@@ -1,0 +1,172 @@
+"""Ready-made flows, each a list of transforms from data to noise: `Flow(nsf(4), StandardNormal((4,)))`.
+
+Vectors of D numbers should come standardised (`transforms.Standardise`), images as real numbers. With `context=E` each
+network also takes a vector of E numbers. All start at or near the identity, but for fixed rotations and permutations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from loglik.flows.autoregressive import MaskedAutoregressive
+from loglik.flows.continuous import Continuous
+from loglik.flows.coupling import Coupling
+from loglik.flows.elementwise import Elementwise
+from loglik.flows.linear import ActNorm, LULinear, random_rotation
+from loglik.flows.maps import Affine, Map, Spline
+from loglik.flows.split import Split
+from loglik.networks.conditioner import Conditioner
+from loglik.networks.masked import MaskedMLP
+from loglik.networks.mlp import MLP
+from loglik.networks.pixels import PixelConditioner
+from loglik.transforms import Permute, Reshape, Squeeze, Transform
+
+__all__ = [
+    "autoregressions",
+    "continuous_flow",
+    "couplings",
+    "glow",
+    "iaf",
+    "maf",
+    "nsf",
+    "nsf_autoregressive",
+    "real_nvp",
+]
+
+Option = int | float | tuple[int, ...]
+
+
+def couplings(
+    dims: int,
+    map: Map,
+    *,
+    layers: int = 6,
+    hidden: tuple[int, ...] = (128, 128),
+    context: int = 0,
+    dropout: float = 0.0,
+) -> list[Transform]:
+    """Couplings over pairs of complementary random halves, the same at every build; one dimension has none to read."""
+    if dims == 1:
+        network = Conditioner(context, map.parameters, hidden, dropout=dropout) if context else None
+        return [Elementwise(dims, map, network=None if network is None else _from_zero(network))]
+    transforms: list[Transform] = []
+    for mask in _masks(dims, layers):
+        moved = sum(mask)
+        network = Conditioner(dims - moved, moved * map.parameters, hidden, context=context, dropout=dropout)
+        transforms.append(Coupling(mask, _from_zero(network), map))
+    return transforms
+
+
+def autoregressions(
+    dims: int,
+    map: Map,
+    *,
+    layers: int = 5,
+    hidden: tuple[int, ...] = (128, 128),
+    context: int = 0,
+    dropout: float = 0.0,
+    inverse: bool = False,
+) -> list[Transform]:
+    """Masked autoregressive maps, the order of the dimensions turned round between them."""
+    transforms: list[Transform] = []
+    for layer in range(layers):
+        if layer and dims > 1:
+            transforms.append(Permute(range(dims - 1, -1, -1)))
+        network = MaskedMLP(dims, map.parameters, hidden, context=context, dropout=dropout)
+        transforms.append(MaskedAutoregressive(_from_zero(network), map, inverse=inverse))
+    return transforms
+
+
+def real_nvp(dims: int, **options: Option) -> list[Transform]:
+    """RealNVP (Dinh et al. 2017): affine couplings. Options as `couplings` takes them."""
+    return couplings(dims, Affine(), **options)  # type: ignore[arg-type]
+
+
+def nsf(dims: int, *, bins: int = 8, interval: float = 5.0, **options: Option) -> list[Transform]:
+    """Neural spline flow, coupling (Durkan et al. 2019). Options as `couplings` takes them."""
+    return couplings(dims, Spline(bins, interval), **options)  # type: ignore[arg-type]
+
+
+def nsf_autoregressive(dims: int, *, bins: int = 8, interval: float = 5.0, **options: Option) -> list[Transform]:
+    """Neural spline flow, autoregressive (Durkan et al. 2019). Options as `autoregressions` takes them."""
+    return autoregressions(dims, Spline(bins, interval), **options)  # type: ignore[arg-type]
+
+
+def maf(dims: int, **options: Option) -> list[Transform]:
+    """Masked autoregressive flow (Papamakarios et al. 2017). Options as `autoregressions` takes them."""
+    return autoregressions(dims, Affine(), **options)  # type: ignore[arg-type]
+
+
+def iaf(dims: int, **options: Option) -> list[Transform]:
+    """Inverse autoregressive flow (Kingma et al. 2016): it samples in one pass. Options as in `autoregressions`."""
+    return autoregressions(dims, Affine(), inverse=True, **options)  # type: ignore[arg-type]
+
+
+def continuous_flow(
+    dims: int,
+    *,
+    hidden: tuple[int, ...] = (64, 64),
+    context: int = 0,
+    steps: int = 8,
+    probes: int | None = None,
+) -> list[Transform]:
+    """A continuous flow (Chen et al. 2018); with `probes` None the trace is exact up to 8 dimensions."""
+    network = MLP(dims, dims, hidden, context=1 + context, activation=nn.Tanh)
+    return [Continuous(_from_zero(network), steps=steps, probes=probes or (1 if dims > 8 else None))]
+
+
+def glow(
+    shape: Sequence[int],
+    *,
+    steps: int = 8,
+    width: int = 64,
+    scales: int = 3,
+    context: int = 0,
+    map: Map | None = None,
+) -> list[Transform]:
+    """Glow (Kingma and Dhariwal 2018) for images (C, H, W), ending in a vector.
+
+    A scale is a squeeze, then `steps` times ActNorm, an invertible 1×1 convolution and a coupling by `map` (affine by
+    default); after each scale but the last, half of the channels is done. Scales that odd sides have no room for are
+    left out.
+    """
+    channels, height, across = shape
+    room = scales > 0 and height % 2 == 0 and across % 2 == 0
+    transforms: list[Transform] = []
+    if room:
+        transforms.append(Squeeze(2))
+        channels, height, across = 4 * channels, height // 2, across // 2
+    map = map or Affine()
+    for _ in range(steps if channels > 1 else 0):
+        kept = channels // 2
+        network = PixelConditioner(kept, (channels - kept) * map.parameters, width, context=context)
+        mask = [c >= kept for c in range(channels)]
+        transforms += [ActNorm(channels), LULinear(random_rotation(channels)), Coupling(mask, network, map)]
+    if room and scales > 1 and height % 2 == 0 and across % 2 == 0:
+        half = channels // 2
+        inner = glow((half, height, across), steps=steps, width=width, scales=scales - 1, context=context, map=map)
+        network = PixelConditioner(half, 2 * (channels - half), width)
+        return [*transforms, Split((channels, height, across), inner, network)]
+    return [*transforms, Reshape((channels, height, across), (channels * height * across,))]
+
+
+def _from_zero(network: nn.Module) -> nn.Module:
+    """With its output at zero, so that the map starts as the identity."""
+    for parameter in network.output.parameters():  # type: ignore[union-attr]
+        nn.init.zeros_(parameter)
+    return network
+
+
+def _masks(dims: int, layers: int) -> list[list[bool]]:
+    generator = torch.Generator().manual_seed(0)
+    masks = []
+    for layer in range(layers):
+        if layer % 2 == 0:
+            order = torch.randperm(dims, generator=generator)
+        mask = torch.zeros(dims, dtype=torch.bool)
+        mask[order[: dims // 2] if layer % 2 == 0 else order[dims // 2 :]] = True
+        masks.append(mask.tolist())
+    return masks

@@ -1,0 +1,42 @@
+"""The network of a coupling: an MLP whose outputs are laid out for the maps that take them."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from loglik.networks.dropout import FadingDropout
+from loglik.networks.mlp import MLP
+
+__all__ = ["Conditioner"]
+
+
+class Conditioner(MLP):
+    """An `MLP` for couplings: the same numbers, with its outputs in memory outputs first, events last.
+
+    What a coupling's maps do with them then runs along contiguous memory, without a copy of the largest tensor of a
+    step. All its linear maps start as PyTorch's do, and its dropout fades with the number of training examples.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        hidden: tuple[int, ...] = (256, 256),
+        *,
+        context: int = 0,
+        dropout: float = 0.0,
+        activation: type[nn.Module] = nn.SiLU,
+    ) -> None:
+        super().__init__(inputs, outputs, hidden, context=context, dropout=dropout, activation=activation)
+        for number, layer in enumerate(self.body):
+            if isinstance(layer, nn.Linear):
+                layer.reset_parameters()
+            if isinstance(layer, nn.Dropout):
+                self.body[number] = FadingDropout(layer.p)
+
+    def forward(self, x: Float[Tensor, "B ..."], context: Float[Tensor, "B E"] | None = None) -> Float[Tensor, "B O"]:
+        h = x.flatten(1) if context is None else torch.cat([x.flatten(1), context], dim=1)
+        h = self.body(h)
+        return torch.addmm(self.output.bias.unsqueeze(1), self.output.weight, h.T).T
