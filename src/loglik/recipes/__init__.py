@@ -32,7 +32,8 @@ def recipe(name: str) -> Recipe:
     if kind not in chosen.kinds:
         known = ", ".join(f"{family}:{k}" for k in chosen.kinds)
         raise ValueError(f"unknown model {name!r}: " + (f"use {known}" if known else f"{family} has no variants"))
-    return replace(chosen, name=name, build=partial(chosen.build, kind=kind))
+    training = chosen.training_by_kind.get(kind, chosen.training)
+    return replace(chosen, name=name, build=partial(chosen.build, kind=kind), training=training)
 
 
 def build(name: str, spec: DataSpec, **options: Any) -> Density:

@@ -150,4 +150,5 @@ FLOW = Recipe(
     build=build,
     training=training,
     kinds=KINDS,
+    training_by_kind={"glow": lambda spec: {"learning_rate": 6e-3, "batch_size": 32, "ema_decay": 0.98}},
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -24,7 +24,8 @@ class Recipe:
     """A family's builder and how such a density is trained best.
 
     `build(spec, size=..., **options)` returns an untrained density, and `training(spec)` what overrides the defaults
-    of `TrainingSettings`. `kinds` are the values of its option `kind`, each a variant with a name of its own.
+    of `TrainingSettings`. `kinds` are the values of its option `kind`, each a variant with a name of its own,
+    and with a training of its own where `training_by_kind` has one.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Recipe:
     build: Callable[..., Density]
     training: Callable[[DataSpec], dict[str, Any]] = lambda spec: {}
     kinds: tuple[str, ...] = ()
+    training_by_kind: Mapping[str, Callable[[DataSpec], dict[str, Any]]] = field(default_factory=dict)
 
     @property
     def options(self) -> dict[str, Any]:
