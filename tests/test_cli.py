@@ -193,6 +193,13 @@ def test_evaluate_the_runs_own_test_split_or_given_data(runs, data) -> None:
     assert row["model"] == "independent" and row["n"] == 2 and row["bits_per_dim"] > 0
 
 
+def test_evaluate_writes_each_rows_score(runs, data) -> None:
+    well("evaluate", runs.table, data.table, "--per-row", "scores.csv")
+    lines = Path("scores.csv").read_text().splitlines()
+    assert lines[0] == "row,nats" and [line.split(",")[0] for line in lines[1:]] == [str(i + 1) for i in range(40)]
+    assert "a text has no rows" in refused("evaluate", runs.text, "--per-row", "scores.csv")
+
+
 def test_evaluate_prints_the_terms_of_a_bound(conditional) -> None:
     lines = well("evaluate", conditional, "--samples", 3).splitlines()
     assert lines[0].startswith("2 examples, 3 samples each: vae: ")
