@@ -48,6 +48,12 @@ def folder(source) -> Path:
     return out
 
 
+def test_compare_fits_80_columns(source, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    said = well("compare", source, "--models", "autoregressive", "--budget", "1s", "--out", "compared")
+    assert "log-likelihood per token of" in said and "perplexity" in said and "…" not in said
+
+
 def test_evaluate(folder, source) -> None:
     said = well("evaluate", folder, "--split", "validation", "--json", "r.json")
     row = json.loads(Path("r.json").read_text())[0]

@@ -414,26 +414,17 @@ def _print_table(entries: Sequence[Entry], data: Data) -> None:
     discrete = any(entry.result.bits_per_dim is not None for entry in rows)
     text = any(r.result.unit == "token" for r in rows)
     unit = "bits/byte" if any(r.result.bits_per_byte is not None for r in rows) else "bits/dim"
-    split = data.held_out
+    split, per = data.held_out, "per token of" if text else "of"
     table = Table(
-        title=f"{data.name}: log-likelihood of {entries[0].result.n:,} {split} {'tokens' if text else 'examples'}",
+        title=f"{data.name}: log-likelihood {per} {entries[0].result.n:,} {split} {'tokens' if text else 'examples'}",
         title_justify="left",
         box=None,
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    nats, digits = ("nats/token", 4) if text else ("nats", 2)
-    names = [
-        "model",
-        nats,
-        "±",
-        unit if discrete else "",
-        "perplexity" if text else "",
-        "number",
-        "params",
-        "steps",
-        "time",
-    ]
+    digits = 3 if text else 2
+    names = ["model", "nats", "±", unit if discrete else "", "perplexity" if text else ""]
+    names += ["number", "params", "steps", "time"]
     for name in filter(None, names):
         table.add_column(name, justify="left" if name in ("model", "number") else "right", no_wrap=True)
     best = max((entry.result.nats for entry in rows if entry.run and not entry.conditional), default=None)
