@@ -63,7 +63,7 @@ def bars(
     def draw(axes: Any) -> None:
         rows = np.arange(len(names))
         # a value far from the rest (PNG on tiny images) runs out of the picture: its number still stands there
-        reach = 2.5 * float(np.median(np.abs(np.array(values) - start)))
+        reach = max(2.5 * float(np.median(np.abs(np.array(values) - start))), 6 * float(np.median(errors)))
         cut = np.abs(np.array(values) - start) > reach if len(values) > 2 and reach > 0 else np.zeros(len(rows), bool)
         shown = np.where(cut, start + np.sign(np.array(values) - start) * 0.9 * reach, values)
         whiskers = np.where(cut, 0, errors)
@@ -87,6 +87,7 @@ def bars(
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()
         axes.margins(x=0.16)
+        axes.locator_params(axis="x", nbins=5)
         if from_zero:
             axes.set_xlim(left=0)
         axes.set_xlabel(unit)
