@@ -440,6 +440,7 @@ def test_nflows_autoregressive_spline(float64):
 if __name__ == "__main__":  # the named transforms under torch.compile, as one graph, against themselves
     for kind in sys.argv[1:]:
         torch.manual_seed(0)
+        torch.compiler.reset()  # each is compiled for itself: their methods are the same code
         transform, x = moved((VECTORS | IMAGES)[kind], 0.1), events(kind)
         compiled = torch.compile(transform.encode, backend="eager", fullgraph=True)
         with torch.no_grad():

@@ -14,6 +14,7 @@ from loglik.autoregressive.generation import Choice, check_prompt, generate
 from loglik.density import Density, check_levels, embed
 from loglik.networks.linear import Linear
 from loglik.networks.positions import sinusoids
+from loglik.networks.threads import threads_for
 
 __all__ = ["Autoregressive"]
 
@@ -147,7 +148,8 @@ class Autoregressive(Density):
             return self.head(features) + self.offset[-1 if len(self.offset) == 1 else cache.length - 1]
 
         choice = Choice(temperature=temperature, top_k=top_k, top_p=top_p)
-        return generate(following, rows, length, window=self.length, choice=choice, stop=stop, stream=stream)
+        with threads_for(n * sum(p.numel() for p in self.network.parameters())):
+            return generate(following, rows, length, window=self.length, choice=choice, stop=stop, stream=stream)
 
     @torch.no_grad()
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from loglik.flows.maps import Map
 from loglik.networks.dropout import expect_rows
 from loglik.networks.masked import MaskedMLP
+from loglik.networks.threads import threads_for
 from loglik.transforms.base import Transform
 
 __all__ = ["MaskedAutoregressive"]
@@ -59,11 +60,13 @@ class MaskedAutoregressive(Transform):
         else:
             walk = _Passes(self.network, z, context)
         columns, log_slopes = [], []
-        for value in z.T.contiguous().unsqueeze(1):
-            x, log_slope = self.map.decode(value, walk.outputs().unsqueeze(0))
-            walk.append(x[0])
-            columns.append(x)
-            log_slopes.append(log_slope)
+        weights = sum(p.numel() for p in self.network.parameters())
+        with threads_for(len(z) * weights // (z.shape[1] if isinstance(self.network, MaskedMLP) else 1)):
+            for value in z.T.contiguous().unsqueeze(1):
+                x, log_slope = self.map.decode(value, walk.outputs().unsqueeze(0))
+                walk.append(x[0])
+                columns.append(x)
+                log_slopes.append(log_slope)
         return torch.cat(columns).T, torch.cat(log_slopes).sum(0)
 
 

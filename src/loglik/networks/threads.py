@@ -1,0 +1,29 @@
+"""Threads: one is faster than many where a loop's steps are small."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+__all__ = ["threads_for"]
+
+SMALL = 2**24  # multiplications, below which waking other threads takes longer than what they save
+
+
+@contextmanager
+def threads_for(multiplications: int) -> Iterator[None]:
+    """For a loop whose every step makes this many multiplications: one thread if that is few, and all again after it.
+
+    A step of generation is a handful of small products; each would wake the threads and wait for them.
+    """
+    if torch.compiler.is_compiling() or multiplications > SMALL:
+        yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,28 @@
+"""One thread for small steps, and all of them again afterwards."""
+
+import pytest
+import torch
+
+from loglik.networks.threads import SMALL, threads_for
+
+
+@pytest.fixture
+def two_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_small_steps_take_one_thread(two_threads):
+    with threads_for(SMALL):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
+    with threads_for(SMALL + 1):
+        assert torch.get_num_threads() == 2
+
+
+def test_threads_come_back_after_an_error(two_threads):
+    with pytest.raises(ZeroDivisionError), threads_for(1):
+        raise ZeroDivisionError
+    assert torch.get_num_threads() == 2
