@@ -14,7 +14,7 @@ from torch import Tensor
 from loglik.data.dataset import Data, Split
 from loglik.data.text import TextSettings
 from loglik.data.windows import Windows
-from loglik.density import Bound, Density
+from loglik.density import Density
 from loglik.evaluation import Result, StreamScores, compress, evaluate_split, log_probs, stream_scores
 from loglik.evaluation.scores import default_samples
 from loglik.recipes import RECIPES, Unsuitable, build, recipe
@@ -79,12 +79,10 @@ def evaluate(
     part, scores = held.split(split), None
     if len(part) == 0 and data is None:
         raise ValueError(f"the run's {split} split is empty: use --split validation, or give data")
-    if len(part) and (samples is None or density.bound is Bound.EXACT):
-        samples = default_samples(density, len(part))
     if per_row is not None and len(part):
         if isinstance(part.x, Windows):
             raise ValueError("a text has no rows: --per-row takes tables, images and arrays")
-        scores = log_probs(density, part, samples=samples or 1, seed=seed)
+        scores = log_probs(density, part, samples=default_samples(density, len(part), samples), seed=seed)
         write_rows(scores, part.index, Path(per_row))
     return evaluate_split(
         density,

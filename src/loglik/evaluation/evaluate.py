@@ -13,7 +13,7 @@ from loglik.classification.calibration import calibration_error, confusion_matri
 from loglik.data.dataset import Split
 from loglik.data.spec import DataSpec
 from loglik.data.windows import Windows
-from loglik.density import Bound, Density
+from loglik.density import Density
 from loglik.evaluation.result import Result
 from loglik.evaluation.scores import arguments, default_samples, log_probs, mean_and_stderr
 from loglik.evaluation.text import StreamScores, perplexity, stream_scores
@@ -63,8 +63,7 @@ def evaluate_split(
     """
     if len(split) == 0:
         raise ValueError("the split is empty: nothing to evaluate")
-    if samples is None or density.bound is Bound.EXACT:
-        samples = default_samples(density, len(split))
+    samples = default_samples(density, len(split), samples)
     labels = density.event == "y"
     of_text: dict[str, Any] = {}
     gain: float | None = None

@@ -27,9 +27,12 @@ def arguments(density: Density, x: Tensor, y: Tensor | None) -> tuple[Tensor, Te
     return x, None
 
 
-def default_samples(density: Density, n: int) -> int:
-    """Monte Carlo samples per example: 1 where the number is exact, else 4 to 32, fewer for a larger split."""
-    return 1 if density.bound is Bound.EXACT else max(4, min(32, 2**16 // max(n, 1)))
+def default_samples(density: Density, n: int, asked: int | None = None) -> int:
+    """Monte Carlo samples per example: 1 where the number is exact, else those asked for, else 4 to 32, fewer for a
+    larger split."""
+    if density.bound is Bound.EXACT:
+        return 1
+    return max(4, min(32, 2**16 // max(n, 1))) if asked is None else asked
 
 
 @torch.no_grad()
