@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import torch
-
 from loglik.data.spec import DataSpec
 from loglik.density import Density
 from loglik.flows import Flow
@@ -21,6 +19,7 @@ __all__ = ["VAE_RECIPE"]
 
 EMBEDDING = 16
 NETWORKS = ("auto", "mlp", "ladder")
+WARMUP = 500  # steps; at once, the KL would close groups of latents before the decoder has learned to read them
 SMALLEST = 8  # the side of an image from which on it is given a ladder
 
 
@@ -57,8 +56,11 @@ def build(
         raise ValueError(
             f"network=ladder takes images of {SMALLEST}×{SMALLEST} and more, and these are {spec.describe()}"
         )
-    objective = Objective(beta=beta, free_bits=free_bits, warmup=kl_warmup or 0)
-    if images and network != "mlp":
+    ladder = images and network != "mlp"
+    if kl_warmup is None:
+        kl_warmup = WARMUP if ladder else 0
+    objective = Objective(beta=beta, free_bits=free_bits, warmup=kl_warmup)
+    if ladder:
         return _ladder(spec, size, width, latent, prior, objective, conditional)
     width = width or pick(size, small=256, medium=512, large=1024)
     latent = latent or min(pick(size, small=16, medium=32, large=64), max(2, spec.dims // 2))
@@ -116,7 +118,7 @@ def _ladder(
         height, across, observation.features, widths=widths, latents=latents, groups=blocks, context=extra
     )
     top = decoder.shapes[0][0] * decoder.shapes[0][1] * decoder.shapes[0][2]
-    vae = LadderVAE(
+    return LadderVAE(
         encoder,
         decoder,
         observation,
@@ -124,7 +126,6 @@ def _ladder(
         context=label_embedding(spec, EMBEDDING, conditional),
         objective=objective,
     )
-    return vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _levels_of(levels: int, shape: tuple[int, ...]) -> Observation:
@@ -133,7 +134,7 @@ def _levels_of(levels: int, shape: tuple[int, ...]) -> Observation:
 
 def training(spec: DataSpec) -> dict[str, Any]:
     if spec.kind == "image" and spec.levels is not None and min(spec.event_shape[-2:]) >= SMALLEST:
-        return {"optimizer": "muon", "learning_rate": 5e-3, "batch_size": 64, "precision": "auto"}
+        return {"optimizer": "muon", "learning_rate": 7e-3, "batch_size": 64, "precision": "auto"}
     return {"learning_rate": 1e-3, "batch_size": 128}
 
 

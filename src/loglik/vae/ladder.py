@@ -9,8 +9,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from loglik.density import Density, StandardNormal, embed
-from loglik.vae.observation import Observation
-from loglik.vae.vae import VAE, Draw, Objective, gaussian_kl, gaussian_log_prob, widened
+from loglik.vae.observation import Observation, widened
+from loglik.vae.vae import VAE, Draw, Objective, gaussian_kl, gaussian_log_prob
 
 __all__ = ["LadderVAE"]
 

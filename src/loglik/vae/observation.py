@@ -15,13 +15,19 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-__all__ = ["Gaussian", "Mixed", "Observation"]
+__all__ = ["Gaussian", "Mixed", "Observation", "widened"]
 
 
 class Observation(nn.Module, ABC):
-    """Independent dimensions given the parameters: `outputs` numbers of a decoder for one event."""
+    """Independent dimensions given the parameters: `outputs` numbers of a decoder for one event.
+
+    Attributes:
+        discrete: `log_prob` is the logarithm of a probability.
+        adds_marginal: the decoder's numbers are added to `marginal` of the training data; else they are all there is.
+    """
 
     discrete: bool
+    adds_marginal = True
 
     def __init__(self, event_shape: tuple[int, ...], per_dim: int) -> None:
         super().__init__()
@@ -184,6 +190,11 @@ class Mixed(Observation):
     def initialise(self, x: Shaped[Tensor, "N ..."]) -> None:
         for part, columns in zip(self.parts, self._columns(x), strict=True):
             part.initialise(columns)
+
+
+def widened(x: Tensor) -> Tensor:
+    """At least float32: densities are not computed in half precision."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def _bounded(log_scale: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from loglik.vae.observation import Observation
+from loglik.vae.observation import Observation, widened
 
 __all__ = ["LocalPixels"]
 
@@ -37,6 +37,7 @@ class LocalPixels(Observation):
     Sources: Gulrajani et al. 2017, "PixelVAE"; Chen et al. 2017, "Variational lossy autoencoder", for the short reach.
     """
 
+    adds_marginal = False
     offset: Tensor
     mask: Tensor
 
@@ -76,7 +77,8 @@ class LocalPixels(Observation):
         image = F.pad(self.whole.centre(x), (r, r, r, 0))
         near = F.conv2d(image, self.above.weight * self.mask)
         features = theta.view(-1, self.features, self.height, self.width) + near
-        return self._head(features).flatten(1) + self.offset
+        features = features.contiguous(memory_format=torch.channels_last)
+        return widened(self._head(features)).flatten(1) + self.offset
 
     def log_prob(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
         return self.whole.log_prob(x, self._theta(x, theta))
@@ -108,7 +110,7 @@ class LocalPixels(Observation):
         return self.whole.centre(x)
 
     def marginal(self, x: Shaped[Tensor, "N ..."]) -> Float[Tensor, " P"]:
-        """Zeros: what fits each dimension alone is kept here, behind the network."""
+        """Zeros: what fits each dimension alone is added here, behind the network."""
         return torch.zeros(self.outputs, device=x.device)
 
     @torch.no_grad()

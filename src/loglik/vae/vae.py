@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Shaped
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from loglik.density import Bound, Density, StandardNormal, draw_weights, embed
 from loglik.transforms import Transform
-from loglik.vae.observation import Observation
+from loglik.vae.observation import Observation, widened
 from loglik.vae.vamp import VampPrior
 
-__all__ = ["VAE", "Draw", "Objective", "gaussian_kl", "gaussian_log_prob", "widened"]
+__all__ = ["VAE", "Draw", "Objective", "gaussian_kl", "gaussian_log_prob"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class VAE(Density):
     Sources: Kingma and Welling 2014; Rezende et al. 2014.
     """
 
-    offset: Tensor
+    offset: Tensor | None
     trained: Tensor
 
     def __init__(
@@ -123,7 +123,7 @@ class VAE(Density):
                     "a VampPrior is a mixture of Gaussian posteriors: leave the posterior's transforms out"
                 )
             prior.bind(self._component)
-        self.register_buffer("offset", torch.zeros(observation.outputs))
+        self.register_buffer("offset", torch.zeros(observation.outputs) if observation.adds_marginal else None)
         self.register_buffer("trained", torch.zeros((), dtype=torch.int64))  # steps, for the warm-up
 
     @property
@@ -189,9 +189,9 @@ class VAE(Density):
                 f"the decoder must give {self.observation.outputs} numbers, the parameters of {kind} over events of "
                 f"shape {self.event_shape}; it gave {width}"
             )
-        return widened(outputs).flatten(1) + self.offset
+        return outputs.flatten(1) if self.offset is None else widened(outputs).flatten(1) + self.offset
 
-    def _call(self, network: nn.Module, x: Tensor, context: Tensor | None) -> Tensor:
+    def _call(self, network: nn.Module, x: Tensor, context: Tensor | None) -> Any:
         vector = embed(self.context, context)
         return network(x) if vector is None else network(x, vector)
 
@@ -248,7 +248,8 @@ class VAE(Density):
     @torch.no_grad()
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
         self.observation.initialise(x)
-        self.offset.copy_(self.observation.marginal(x))
+        if self.offset is not None:
+            self.offset.copy_(self.observation.marginal(x))
         if isinstance(self.prior, VampPrior):
             self.prior.initialise(self.observation.centre(x))
 
@@ -276,11 +277,6 @@ class VAE(Density):
     ) -> Float[Tensor, "B ..."]:
         """The expected data given each example's own latents, in the units of the data."""
         return self.decode(self.encode(x, context), context)
-
-
-def widened(x: Tensor) -> Tensor:
-    """At least float32: densities are not computed in half precision."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def gaussian_kl(
