@@ -50,8 +50,8 @@ def test_dimensions_are_independent_given_theta(float64, kind):
     x = events_of(SPEC)
     log_p = observation.log_prob(x, theta.expand(9, -1))
     assert abs(log_p.exp().sum() - 1) < 1e-9
-    parts = theta.view(2, 1, -1)
-    each = sum(alone.log_prob(x.view(9, 2)[:, [d]], parts[d].expand(9, -1)) for d in range(2))
+    parts = theta.view(1, -1, 2)
+    each = sum(alone.log_prob(x.view(9, 2)[:, [d]], parts[..., d].expand(9, -1)) for d in range(2))
     torch.testing.assert_close(log_p, each)
 
 
@@ -62,7 +62,7 @@ def test_discrete_observations_draw_what_they_score(float64, kind):
     drawn = observation.sample(theta.expand(n, -1))
     assert drawn.shape == (n, 2) and drawn.dtype == torch.uint8
     alone = observations(5, (1,))[kind]
-    for d, part in enumerate(theta.view(2, 1, -1)):
+    for d, part in enumerate(theta.view(-1, 2).T):
         p = alone.log_prob(torch.arange(5).unsqueeze(1), part.expand(5, -1)).exp()
         share = torch.bincount(drawn[:, d].long(), minlength=5) / n
         assert ((share - p).abs() < 4.5 * (p * (1 - p) / n).sqrt() + 1e-6).all()
@@ -71,7 +71,7 @@ def test_discrete_observations_draw_what_they_score(float64, kind):
 def test_categorical_is_torchs(float64):
     observation, theta = Categorical((4,), 6), torch.randn(7, 24)
     x = torch.randint(0, 6, (7, 4))
-    truth = TorchCategorical(logits=theta.view(7, 4, 6))
+    truth = TorchCategorical(logits=theta.view(7, 6, 4).transpose(1, 2))
     torch.testing.assert_close(observation.log_prob(x, theta), truth.log_prob(x).sum(1))
     mean = (truth.probs * torch.arange(6.0)).sum(-1)
     torch.testing.assert_close(observation.mean(theta), mean)
@@ -92,12 +92,12 @@ def test_discretised_logistic_is_its_formula(float64):
 def test_gaussian_is_torchs_and_integrates_to_one(float64):
     observation, theta = Gaussian((3,)), torch.randn(5, 6)
     x = torch.randn(5, 3)
-    mean, log_scale = theta.view(5, 3, 2).unbind(-1)
+    mean, log_scale = theta.view(5, 2, 3).unbind(1)
     truth = Normal(mean, (6 * (log_scale / 6).tanh()).exp())
     torch.testing.assert_close(observation.log_prob(x, theta), truth.log_prob(x).sum(1))
     torch.testing.assert_close(observation.mean(theta), mean)
     grid = torch.linspace(-40, 40, 4001)
-    total = Gaussian((1,)).log_prob(grid.unsqueeze(1), theta[:1, :2].expand(4001, -1)).exp().sum() * grid.diff()[0]
+    total = Gaussian((1,)).log_prob(grid.unsqueeze(1), theta[:1, ::3].expand(4001, -1)).exp().sum() * grid.diff()[0]
     assert abs(total - 1) < 1e-9
     drawn = observation.sample(theta[:1].expand(20_000, -1))
     assert ((drawn.mean(0) - mean[0]).abs() < 4 * truth.stddev[0] / 20_000**0.5).all()
@@ -152,15 +152,14 @@ def test_one_level_is_refused(kind):
 
 
 class Constant(nn.Module):
-    """A linear map and, beside its outputs, constants."""
+    """A linear map and, after its outputs, constants."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, constant: torch.Tensor, *, interleave: bool) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, constant: torch.Tensor) -> None:
         super().__init__()
-        self.weight, self.bias, self.constant, self.interleave = weight, bias, constant, interleave
+        self.weight, self.bias, self.constant = weight, bias, constant
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y, c = x @ self.weight.T + self.bias, self.constant.expand(len(x), -1)
-        return torch.stack([y, c], -1).flatten(1) if self.interleave else torch.cat([y, c], 1)
+        return torch.cat([x @ self.weight.T + self.bias, self.constant.expand(len(x), -1)], 1)
 
 
 def linear_gaussian(tilt: float = 0.0) -> tuple[VAE, MultivariateNormal]:
@@ -171,8 +170,8 @@ def linear_gaussian(tilt: float = 0.0) -> tuple[VAE, MultivariateNormal]:
     precision = 1 + w.square().sum(0) / s**2
     gain = (w / s**2 / precision).T
     squash = lambda log_scale: 6 * (log_scale / 6).atanh()  # noqa: E731  undoes the bound on log-deviations
-    encoder = Constant(gain, -gain @ b + tilt, squash(-0.5 * precision.log()), interleave=False)
-    decoder = Constant(w, b, squash(torch.full((dims,), math.log(s))), interleave=True)
+    encoder = Constant(gain, -gain @ b + tilt, squash(-0.5 * precision.log()))
+    decoder = Constant(w, b, squash(torch.full((dims,), math.log(s))))
     truth = MultivariateNormal(b, w @ w.T + s**2 * torch.eye(dims))
     return VAE(encoder, decoder, Gaussian((dims,)), latent=latent).double(), truth
 

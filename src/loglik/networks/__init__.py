@@ -1,6 +1,7 @@
 """Plain modules from tensors to tensors; no probability in here."""
 
 from loglik.networks.conditioner import Conditioner
+from loglik.networks.ladder import Pyramid, TopDown
 from loglik.networks.masked import MaskedMLP
 from loglik.networks.mlp import MLP, ResidualMLP
 from loglik.networks.pixels import PixelConditioner
@@ -19,7 +20,9 @@ __all__ = [
     "EncoderDecoder",
     "MaskedMLP",
     "PixelConditioner",
+    "Pyramid",
     "ResNet",
     "ResidualMLP",
+    "TopDown",
     "ViT",
 ]

@@ -22,7 +22,8 @@ RECIPES: dict[str, Recipe] = {r.name: r for r in (INDEPENDENT, CLASSIFIER, AUTOR
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe of a family's name, or of a variant's: `flow:glow` is the flow's with kind=glow."""
+    """The recipe of a family's name, or of a variant's: `flow:glow` is the flow's with kind=glow, `vae:flow` the VAE's
+    with prior=flow."""
     family, colon, kind = name.partition(":")
     if family not in RECIPES:
         raise ValueError(f"unknown model {name!r}: use {', '.join(RECIPES)}")
@@ -33,7 +34,7 @@ def recipe(name: str) -> Recipe:
         known = ", ".join(f"{family}:{k}" for k in chosen.kinds)
         raise ValueError(f"unknown model {name!r}: " + (f"use {known}" if known else f"{family} has no variants"))
     training = chosen.training_by_kind.get(kind, chosen.training)
-    return replace(chosen, name=name, build=partial(chosen.build, kind=kind), training=training)
+    return replace(chosen, name=name, build=partial(chosen.build, **{chosen.variant: kind}), training=training)
 
 
 def build(name: str, spec: DataSpec, **options: Any) -> Density:

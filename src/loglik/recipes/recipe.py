@@ -24,14 +24,15 @@ class Recipe:
     """A family's builder and how such a density is trained best.
 
     `build(spec, size=..., **options)` returns an untrained density, and `training(spec)` what overrides the defaults
-    of `TrainingSettings`. `kinds` are the values of its option `kind`, each a variant with a name of its own,
-    and with a training of its own where `training_by_kind` has one.
+    of `TrainingSettings`. `kinds` are values of its option `variant`, each a variant with a name of its own
+    (`flow:glow`), and with a training of its own where `training_by_kind` has one.
     """
 
     name: str
     summary: str
     build: Callable[..., Density]
     training: Callable[[DataSpec], dict[str, Any]] = lambda spec: {}
+    variant: str = "kind"
     kinds: tuple[str, ...] = ()
     training_by_kind: Mapping[str, Callable[[DataSpec], dict[str, Any]]] = field(default_factory=dict)
 

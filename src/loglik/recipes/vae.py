@@ -1,41 +1,71 @@
-"""Variational autoencoders."""
+"""Variational autoencoders: a ladder of convolutions for images, MLPs for tables and arrays, priors of every kind."""
 
 from __future__ import annotations
+
+from functools import partial
+from typing import Any
 
 from loglik.data.spec import DataSpec
 from loglik.density import Density
 from loglik.flows import Flow
+from loglik.networks.ladder import Pyramid, TopDown
 from loglik.networks.mlp import MLP
+from loglik.recipes.priors import PRIORS, prior_of
 from loglik.recipes.recipe import Recipe, from_zero, label_embedding, pick
 from loglik.recipes.vectors import refuse_text, to_vector
-from loglik.vae import VAE, Categorical, DiscretisedLogistic, Gaussian, Observation
+from loglik.vae import VAE, Categorical, DiscretisedLogistic, Gaussian, LadderVAE, LocalPixels, Objective, Observation
 
 __all__ = ["VAE_RECIPE"]
 
 EMBEDDING = 16
+NETWORKS = ("auto", "mlp", "ladder")
+WARMUP = 500  # steps; at once, the KL would close groups of latents before the decoder has learned to read them
+SMALLEST = 8  # the side of an image from which on it is given a ladder
 
 
 def build(
     spec: DataSpec,
     *,
     size: str = "small",
+    network: str = "auto",
+    prior: str = "normal",
     width: int | None = None,
     latent: int | None = None,
     dropout: float = 0.2,
+    beta: float = 1.0,
+    free_bits: float = 0.0,
+    kl_warmup: int | None = None,
     conditional: bool = False,
 ) -> Density:
-    """MLP encoder and decoder; whole numbers have a discrete observation model, real ones a Gaussian."""
+    """A ladder for images, else MLPs; whole numbers have a discrete observation model, real ones a Gaussian.
+
+    `network` is auto, ladder or mlp; `prior` over the (top) latents is normal, vamp, flow, autoregressive, hierarchical
+    or diffusion; `beta`, `free_bits` and `kl_warmup` (steps) change what training minimises, not the likelihood.
+    """
     refuse_text(spec, "vae")
+    if network not in NETWORKS:
+        raise ValueError(f"unknown network {network!r}: use {', '.join(NETWORKS)}")
+    if prior not in PRIORS:
+        raise ValueError(f"unknown prior {prior!r}: use {', '.join(PRIORS)}")
+    if conditional and prior == "vamp":
+        raise ValueError(
+            "prior=vamp is a mixture of posteriors without labels: use another prior, or conditional=false"
+        )
+    images = spec.kind == "image" and spec.levels is not None and min(spec.event_shape[-2:]) >= SMALLEST
+    if network == "ladder" and not images:
+        raise ValueError(
+            f"network=ladder takes images of {SMALLEST}×{SMALLEST} and more, and these are {spec.describe()}"
+        )
+    ladder = images and network != "mlp"
+    if kl_warmup is None:
+        kl_warmup = WARMUP if ladder else 0
+    objective = Objective(beta=beta, free_bits=free_bits, warmup=kl_warmup)
+    if ladder:
+        return _ladder(spec, size, width, latent, prior, objective, conditional)
     width = width or pick(size, small=256, medium=512, large=1024)
     latent = latent or min(pick(size, small=16, medium=32, large=64), max(2, spec.dims // 2))
-    observation: Observation
-    if spec.levels is None:
-        observation = Gaussian((spec.dims,))
-    elif spec.levels <= 64:
-        observation = Categorical(spec.event_shape, spec.levels)
-    else:
-        components = 4 if spec.dims <= 1024 else 2 if spec.dims <= 4096 else 1
-        observation = DiscretisedLogistic(spec.event_shape, spec.levels, components)
+    shape = spec.event_shape if spec.levels is not None else (spec.dims,)
+    observation = Gaussian(shape) if spec.levels is None else _levels(spec.levels, spec.dims, shape)
     extra = EMBEDDING if conditional else 0
     decoder = MLP(latent, observation.outputs, (width, width), context=extra, dropout=dropout)
     from_zero(decoder.output)
@@ -43,15 +73,76 @@ def build(
         MLP(spec.dims, 2 * latent, (width, width), context=extra, dropout=dropout),
         decoder,
         observation,
-        latent=latent,
+        prior_of(prior, latent, width // 2, shape),
         context=label_embedding(spec, EMBEDDING, conditional),
+        objective=objective,
     )
     return vae if spec.levels is not None else Flow(to_vector(spec), vae)
+
+
+def _levels(levels: int, dims: int, shape: tuple[int, ...]) -> Observation:
+    """A probability for each of few levels, a mixture of logistics for many."""
+    if levels <= 64:
+        return Categorical(shape, levels)
+    return DiscretisedLogistic(shape, levels, 4 if dims <= 1024 else 2 if dims <= 4096 else 1)
+
+
+def _ladder(
+    spec: DataSpec,
+    size: str,
+    width: int | None,
+    latent: int | None,
+    prior: str,
+    objective: Objective,
+    conditional: bool,
+) -> Density:
+    """Levels of maps down to 4×4 or less; `width` is that of the finest, `latent` the channels of the coarsest."""
+    channels, height, across = spec.event_shape
+    assert spec.levels is not None
+    width = width or pick(size, small=32, medium=64, large=128)
+    latent = latent or pick(size, small=16, medium=16, large=32)
+    depth = 1
+    while min(height, across) / 2**depth > 4:
+        depth += 1
+    widths = [width * (level + 1) for level in range(depth)]
+    latents = [max(2, latent // 2 ** (depth - 1 - level)) for level in range(depth)]
+    many = pick(size, small=1, medium=2, large=3)
+    # the texture is the neighbours' to tell: latents at the finest of several levels go unused
+    blocks = [many if level or depth == 1 else 0 for level in range(depth)]
+    observation = LocalPixels(
+        spec.event_shape, partial(_levels_of, spec.levels), features=width, radius=3 if min(height, across) >= 16 else 2
+    )
+    extra = EMBEDDING if conditional else 0
+    encoder = Pyramid(channels, widths=widths, blocks=blocks, groups=blocks, context=extra)
+    decoder = TopDown(
+        height, across, observation.features, widths=widths, latents=latents, groups=blocks, context=extra
+    )
+    top = decoder.shapes[0][0] * decoder.shapes[0][1] * decoder.shapes[0][2]
+    return LadderVAE(
+        encoder,
+        decoder,
+        observation,
+        prior_of(prior, top, 128, spec.event_shape),
+        context=label_embedding(spec, EMBEDDING, conditional),
+        objective=objective,
+    )
+
+
+def _levels_of(levels: int, shape: tuple[int, ...]) -> Observation:
+    return Categorical(shape, levels) if levels <= 64 else DiscretisedLogistic(shape, levels, 5)
+
+
+def training(spec: DataSpec) -> dict[str, Any]:
+    if spec.kind == "image" and spec.levels is not None and min(spec.event_shape[-2:]) >= SMALLEST:
+        return {"optimizer": "muon", "learning_rate": 7e-3, "batch_size": 64, "precision": "auto"}
+    return {"learning_rate": 1e-3, "batch_size": 128}
 
 
 VAE_RECIPE = Recipe(
     name="vae",
     summary="encoder, decoder and a normalised observation model; images, tables (mixed too), arrays",
     build=build,
-    training=lambda spec: {"learning_rate": 1e-3, "batch_size": 128},
+    training=training,
+    variant="prior",
+    kinds=PRIORS[1:],
 )

@@ -1,6 +1,23 @@
-"""Variational autoencoders and their observation models."""
+"""Variational autoencoders, their observation models and priors."""
 
-from loglik.vae.observation import Categorical, DiscretisedLogistic, Gaussian, Observation
-from loglik.vae.vae import VAE
+from loglik.vae.ladder import LadderVAE
+from loglik.vae.levels import Bernoulli, BetaBinomial, Categorical, DiscretisedLogistic
+from loglik.vae.observation import Gaussian, Mixed, Observation
+from loglik.vae.pixels import LocalPixels
+from loglik.vae.vae import VAE, Objective
+from loglik.vae.vamp import VampPrior
 
-__all__ = ["VAE", "Observation", "Categorical", "DiscretisedLogistic", "Gaussian"]
+__all__ = [
+    "VAE",
+    "Bernoulli",
+    "BetaBinomial",
+    "Categorical",
+    "DiscretisedLogistic",
+    "Gaussian",
+    "LadderVAE",
+    "LocalPixels",
+    "Mixed",
+    "Objective",
+    "Observation",
+    "VampPrior",
+]

@@ -1,27 +1,33 @@
 r"""Observation models: normalised densities $p(x \mid \theta)$ whose parameters a decoder gives.
 
-D dimensions of an event, K levels, M mixture components, P parameters of an event in all.
+D dimensions of an event, Q parameters of one dimension, P = Q·D of an event in all, in the order (Q, D): a
+convolution's outputs flattened. Those of whole numbers 0 ... K-1 are in `levels`, that of images whose pixels see one
+another in `pixels`.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from loglik.density import check_levels
-
-__all__ = ["Observation", "Categorical", "DiscretisedLogistic", "Gaussian"]
+__all__ = ["Gaussian", "Mixed", "Observation", "widened"]
 
 
 class Observation(nn.Module, ABC):
-    """Independent dimensions given the parameters: `outputs` numbers of a decoder for one event."""
+    """Independent dimensions given the parameters: `outputs` numbers of a decoder for one event.
+
+    Attributes:
+        discrete: `log_prob` is the logarithm of a probability.
+        adds_marginal: the decoder's numbers are added to `marginal` of the training data; else they are all there is.
+    """
 
     discrete: bool
+    adds_marginal = True
 
     def __init__(self, event_shape: tuple[int, ...], per_dim: int) -> None:
         super().__init__()
@@ -50,123 +56,62 @@ class Observation(nn.Module, ABC):
     def marginal(self, x: Shaped[Tensor, "N ..."]) -> Float[Tensor, " P"]:
         """Parameters that fit each dimension alone; a decoder starts from them."""
 
-    def _per_dim(self, theta: Float[Tensor, "B P"]) -> Float[Tensor, "B D Q"]:
-        return theta.view(-1, self.dims, self.per_dim)
+    def initialise(self, x: Shaped[Tensor, "N ..."]) -> None:
+        """Set what is not the decoder's to give from training data, before the first step."""
+        return None
+
+    def log_prob_dims(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, "B D"]:
+        """Log p(x_d | θ) of each dimension in nats; its sum is `log_prob`."""
+        raise NotImplementedError(f"the dimensions of {type(self).__name__} are not independent given θ")
+
+    def _per_dim(self, theta: Float[Tensor, "B P"]) -> Float[Tensor, "B Q D"]:
+        return theta.view(-1, self.per_dim, self.dims)
 
     def _event(self, x: Shaped[Tensor, "B D"]) -> Shaped[Tensor, "B ..."]:
         return x.reshape(-1, *self.event_shape)
 
 
-class _Levels(Observation):
-    """What observation models of whole numbers 0 ... K-1 share."""
+class Gaussian(Observation):
+    r"""$\mathcal N(\mu_d, \sigma_d^2)$ in each dimension.
 
-    discrete = True
+    $\log p(x \mid \theta) = -\sum_d \left[\tfrac12 ((x_d - \mu_d) / \sigma_d)^2 + \log \sigma_d\right]
+    - \tfrac D2 \log 2\pi$; $\log \sigma$ stays within ±6 where it is learned.
 
-    def __init__(self, event_shape: tuple[int, ...], levels: int, per_dim: int) -> None:
-        if levels < 2:
-            raise ValueError(f"levels must be at least 2, got {levels}")
-        super().__init__(event_shape, per_dim)
-        self.levels = levels
-        self.dtype = torch.uint8 if levels <= 256 else torch.int64
+    Args:
+        scale: where σ comes from. `example`: the decoder gives it, for each dimension of each example; `dim`: learned,
+            one a dimension; `shared`: learned, one for all; a number: fixed, so that $-\log p$ is the mean squared
+            error times $D / 2\sigma^2$, and a constant (the notes' reconstruction error has σ = 1).
 
-    def centre(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
-        check_levels(x, self.levels)
-        return x.to(torch.get_default_dtype()) * (2 / (self.levels - 1)) - 1
-
-
-class Categorical(_Levels):
-    r"""A probability for each level: $\log p(x \mid \theta) = \sum_d \theta_{d, x_d} - \log \sum_k e^{\theta_{dk}}$."""
-
-    def __init__(self, event_shape: tuple[int, ...], levels: int) -> None:
-        super().__init__(event_shape, levels, per_dim=levels)
-
-    def log_prob(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
-        logits = theta.reshape(-1, self.levels)
-        return -F.cross_entropy(logits, x.reshape(-1).long(), reduction="none").view(len(x), -1).sum(1)
-
-    def sample(self, theta: Float[Tensor, "B P"]) -> Shaped[Tensor, "B ..."]:
-        probabilities = self._per_dim(theta).softmax(-1)
-        x = torch.multinomial(probabilities.flatten(0, 1), 1)
-        return self._event(x.view(len(theta), -1)).to(self.dtype)
-
-    def mean(self, theta: Float[Tensor, "B P"]) -> Float[Tensor, "B ..."]:
-        levels = torch.arange(self.levels, device=theta.device, dtype=theta.dtype)
-        return self._event(self._per_dim(theta).softmax(-1) @ levels)
-
-    def marginal(self, x: Shaped[Tensor, "N ..."]) -> Float[Tensor, " P"]:
-        counts = torch.zeros(self.dims, self.levels, device=x.device)
-        rows = x.flatten(1).long().T
-        counts.scatter_add_(1, rows, torch.ones_like(rows, dtype=counts.dtype))
-        return (counts + 0.5).log().flatten() - math.log(len(x) + 0.5 * self.levels)
-
-
-class DiscretisedLogistic(_Levels):
-    r"""A mixture of M logistics, integrated over each level; the end levels take the tails.
-
-    $P(x \mid \theta) = \sum_m \pi_m \left[\varsigma((x + \tfrac12 - \mu_m)/s_m) - \varsigma((x - \tfrac12 - \mu_m)/s_m)
-    \right]$ on levels scaled to [-1, 1]. Source: Salimans et al. 2017, "PixelCNN++", section 2.1.
+    Raises ValueError for another scale.
     """
 
-    def __init__(self, event_shape: tuple[int, ...], levels: int, components: int = 4) -> None:
-        super().__init__(event_shape, levels, per_dim=3 * components)
-        self.components = components
-
-    def _split(self, theta: Float[Tensor, "B P"]) -> tuple[Tensor, Tensor, Tensor]:
-        log_weight, mean, log_scale = self._per_dim(theta).split(self.components, dim=-1)
-        return log_weight.log_softmax(-1), mean, 7 * (log_scale / 7).tanh()  # scales within e^±7
-
-    def log_prob(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
-        log_weight, mean, log_scale = self._split(theta)
-        levels = x.flatten(1).unsqueeze(-1)
-        half = 1 / (self.levels - 1)
-        centred = self.centre(levels) - mean
-        upper = (centred + half) * (-log_scale).exp()
-        lower = (centred - half) * (-log_scale).exp()
-        # log[σ(u) - σ(l)] = log σ(u) + log σ(-l) + log(1 - e^{l-u}), without cancellation
-        inner = F.logsigmoid(upper) + F.logsigmoid(-lower) + (-torch.expm1(lower - upper)).log()
-        log_mass = torch.where(levels == 0, F.logsigmoid(upper), inner)
-        log_mass = torch.where(levels == self.levels - 1, F.logsigmoid(-lower), log_mass)
-        return (log_weight + log_mass).logsumexp(-1).sum(1)
-
-    def sample(self, theta: Float[Tensor, "B P"]) -> Shaped[Tensor, "B ..."]:
-        log_weight, mean, log_scale = self._split(theta)
-        chosen = torch.multinomial(log_weight.exp().flatten(0, 1), 1).view(*mean.shape[:2], 1)
-        u = torch.rand_like(mean[..., :1]).clamp(1e-6, 1 - 1e-6)
-        v = mean.gather(-1, chosen) + log_scale.gather(-1, chosen).exp() * (u.log() - (-u).log1p())
-        return self._event(self._to_levels(v.squeeze(-1)).round()).to(self.dtype)
-
-    def mean(self, theta: Float[Tensor, "B P"]) -> Float[Tensor, "B ..."]:
-        log_weight, mean, _ = self._split(theta)
-        return self._event(self._to_levels((log_weight.exp() * mean).sum(-1)))
-
-    def _to_levels(self, v: Tensor) -> Tensor:
-        return ((v + 1) * ((self.levels - 1) / 2)).clamp(0, self.levels - 1)
-
-    def marginal(self, x: Shaped[Tensor, "N ..."]) -> Float[Tensor, " P"]:
-        v = self.centre(x.flatten(1))
-        places = (torch.arange(self.components, device=v.device) + 0.5) / self.components
-        mean = v.quantile(places, dim=0).T if len(v) < 2**14 else v[: 2**14].quantile(places, dim=0).T
-        spread = (v.std(0, unbiased=False) / self.components).clamp_min(1 / self.levels).log()
-        log_weight = torch.zeros_like(mean)
-        return torch.stack([log_weight, mean, spread[:, None].expand_as(mean)], 1).flatten()
-
-
-class Gaussian(Observation):
-    r"""$\mathcal N(\mu_d, \sigma_d^2)$ in each dimension, both from the decoder; $\log \sigma$ stays within ±6."""
-
     discrete = False
+    log_scale: Tensor
 
-    def __init__(self, event_shape: tuple[int, ...]) -> None:
-        super().__init__(event_shape, per_dim=2)
+    def __init__(self, event_shape: tuple[int, ...], scale: str | float = "example") -> None:
+        if not (scale in ("example", "dim", "shared") or (isinstance(scale, (int, float)) and scale > 0)):
+            raise ValueError(f"scale must be example, dim, shared or a number above 0, got {scale!r}")
+        super().__init__(event_shape, per_dim=2 if scale == "example" else 1)
+        self.scale = scale
+        if isinstance(scale, str):
+            if scale != "example":
+                self.log_scale = nn.Parameter(torch.zeros(self.dims if scale == "dim" else 1))
+        else:
+            self.register_buffer("log_scale", torch.tensor([math.log(scale)]), persistent=False)
 
-    def _split(self, theta: Float[Tensor, "B P"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]]:
-        mean, log_scale = self._per_dim(theta).unbind(-1)
-        return mean, 6 * (log_scale / 6).tanh()
+    def _split(self, theta: Float[Tensor, "B P"]) -> tuple[Float[Tensor, "B D"], Tensor]:
+        if self.scale == "example":
+            mean, log_scale = self._per_dim(theta).unbind(1)
+            return mean, _bounded(log_scale)
+        return theta, self.log_scale if isinstance(self.scale, (int, float)) else _bounded(self.log_scale)
 
     def log_prob(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
+        return self.log_prob_dims(x, theta).sum(1)
+
+    def log_prob_dims(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, "B D"]:
         mean, log_scale = self._split(theta)
         z = (x.flatten(1) - mean) * (-log_scale).exp()
-        return -(0.5 * z.square() + log_scale).sum(1) - 0.5 * self.dims * math.log(2 * math.pi)
+        return -(0.5 * z.square() + log_scale) - 0.5 * math.log(2 * math.pi)
 
     def sample(self, theta: Float[Tensor, "B P"]) -> Shaped[Tensor, "B ..."]:
         mean, log_scale = self._split(theta)
@@ -180,5 +125,82 @@ class Gaussian(Observation):
 
     def marginal(self, x: Shaped[Tensor, "N ..."]) -> Float[Tensor, " P"]:
         v = x.flatten(1)
-        log_scale = v.std(0, unbiased=False).log().clamp(-5.9, 5.9)
-        return torch.stack([v.mean(0), 6 * (log_scale / 6).atanh()], 1).flatten()
+        if self.scale != "example":
+            return v.mean(0)
+        return torch.cat([v.mean(0), _unbounded(v.std(0, unbiased=False).log())])
+
+    @torch.no_grad()
+    def initialise(self, x: Shaped[Tensor, "N ..."]) -> None:
+        if self.scale in ("dim", "shared"):
+            variance = x.flatten(1).var(0, unbiased=False)
+            variance = variance if self.scale == "dim" else variance.mean().unsqueeze(0)
+            self.log_scale.copy_(_unbounded(0.5 * variance.log()))
+
+
+class Mixed(Observation):
+    r"""For tables: consecutive columns have observation models of their own, independent given the parameters.
+
+    Args:
+        parts: each over events of shape (D_i,); the columns are theirs in turn, D in all, and the decoder's outputs
+            too: (P_1, P_2, ...).
+
+    Raises ValueError for a part over another shape.
+    """
+
+    def __init__(self, parts: Sequence[Observation]) -> None:
+        for part in parts:
+            if len(part.event_shape) != 1:
+                raise ValueError(f"parts must be over events of shape (D,), got {part.event_shape}")
+        if not parts:
+            raise ValueError("Mixed needs at least one part")
+        super().__init__((sum(part.dims for part in parts),), per_dim=1)
+        self.parts: Sequence[Observation] = nn.ModuleList(parts)  # type: ignore[assignment]
+        self.outputs = sum(part.outputs for part in parts)
+        self.discrete = all(part.discrete for part in parts)
+
+    def _columns(self, x: Shaped[Tensor, "B D"]) -> list[Shaped[Tensor, "B D2"]]:
+        return list(x.split([part.dims for part in self.parts], dim=1))
+
+    def _theta(self, theta: Float[Tensor, "B P"]) -> list[Float[Tensor, "B P2"]]:
+        return list(theta.split([part.outputs for part in self.parts], dim=1))
+
+    def log_prob(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
+        each = zip(self.parts, self._columns(x), self._theta(theta), strict=True)
+        return torch.stack([part.log_prob(columns, own) for part, columns, own in each]).sum(0)
+
+    def log_prob_dims(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, "B D"]:
+        each = zip(self.parts, self._columns(x), self._theta(theta), strict=True)
+        return torch.cat([part.log_prob_dims(columns, own) for part, columns, own in each], 1)
+
+    def sample(self, theta: Float[Tensor, "B P"]) -> Shaped[Tensor, "B ..."]:
+        drawn = [part.sample(own) for part, own in zip(self.parts, self._theta(theta), strict=True)]
+        return torch.cat([columns.to(theta.dtype) for columns in drawn], 1)
+
+    def mean(self, theta: Float[Tensor, "B P"]) -> Float[Tensor, "B ..."]:
+        return torch.cat([part.mean(own) for part, own in zip(self.parts, self._theta(theta), strict=True)], 1)
+
+    def centre(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+        each = zip(self.parts, self._columns(x), strict=True)
+        return torch.cat([part.centre(columns) for part, columns in each], 1)
+
+    def marginal(self, x: Shaped[Tensor, "N ..."]) -> Float[Tensor, " P"]:
+        each = zip(self.parts, self._columns(x), strict=True)
+        return torch.cat([part.marginal(columns) for part, columns in each])
+
+    def initialise(self, x: Shaped[Tensor, "N ..."]) -> None:
+        for part, columns in zip(self.parts, self._columns(x), strict=True):
+            part.initialise(columns)
+
+
+def widened(x: Tensor) -> Tensor:
+    """At least float32: densities are not computed in half precision."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def _bounded(log_scale: Tensor) -> Tensor:
+    return 6 * (log_scale / 6).tanh()
+
+
+def _unbounded(log_scale: Tensor) -> Tensor:
+    """The inverse, of what is brought within the bounds first."""
+    return 6 * (log_scale.clamp(-5.9, 5.9) / 6).atanh()

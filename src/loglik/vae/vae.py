@@ -3,15 +3,59 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from loglik.density import Bound, Density, StandardNormal, draw_weights, embed
-from loglik.vae.observation import Observation
+from loglik.transforms import Transform
+from loglik.vae.observation import Observation, widened
+from loglik.vae.vamp import VampPrior
 
-__all__ = ["VAE"]
+__all__ = ["VAE", "Draw", "Objective", "gaussian_kl", "gaussian_log_prob"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    r"""What training minimises instead of the ELBO alone; `log_prob` never knows of it.
+
+    $-\mathbb E_q[\log p(x \mid z)] + w \sum_d \max(\lambda, \mathrm{KL}_d)$, with
+    $w = \beta \min(1, n / \text{warmup})$ at training step n.
+
+    Attributes:
+        beta: β (Higgins et al. 2017).
+        free_bits: λ in nats a latent dimension, over the batch's mean (Kingma et al. 2016, section 4); where the KL is
+            sampled its dimensions cannot be told apart, and λL bounds their sum.
+        warmup: training steps in which the KL's weight rises from 0 (Sønderby et al. 2016).
+
+    Raises ValueError for a negative number.
+    """
+
+    beta: float = 1.0
+    free_bits: float = 0.0
+    warmup: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("beta", "free_bits", "warmup"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+class Draw(NamedTuple):
+    r"""One draw of the latents, and what follows from it.
+
+    `z` latents, `theta` the observation's parameters, `log_ratio` $\log p(z) - \log q(z \mid x)$, `kl` the closed form
+    of each latent dimension's KL where there is one.
+    """
+
+    z: Float[Tensor, "B L"]
+    theta: Float[Tensor, "B P"]
+    log_ratio: Float[Tensor, " B"]
+    kl: Float[Tensor, "B L"] | None
 
 
 class VAE(Density):
@@ -20,21 +64,27 @@ class VAE(Density):
     $\log p(x) \ge \mathbb E_q[\log p(x \mid z)] - \mathrm{KL}(q(z \mid x) \,\|\, p(z))$ (the ELBO). `log_prob` draws
     $z = \mu + \sigma \odot \epsilon$ and returns $\log w = \log p(x \mid z) + \log p(z) - \log q(z \mid x)$, a sample
     of the ELBO whose exponential averages to $p(x)$; `samples=K` returns $\log \tfrac1K \sum_k w_k$, which rises to
-    $\log p(x)$ with K (Burda et al. 2016). `loss` takes the KL in closed form where the prior is N(0, I).
+    $\log p(x)$ with K (Burda et al. 2016). `loss` takes the KL in closed form where q is a Gaussian and the prior
+    N(0, I).
 
     Args:
         encoder: from events (B, ...) of order one, and the context if there is one, to (B, 2L):
-            the mean and the log-deviation of q.
+            the mean and the log-deviation of q; with a `posterior` (B, 2L + E), where its transforms take E numbers.
         decoder: from latents (B, L), and the context if there is one, to the observation's parameters (B, P).
         observation: p(x | z).
-        prior: any density over events of shape (L,).
+        prior: any density over events of shape (L,); a `VampPrior` is given the encoder.
+        latent: L, for the prior N(0, I).
         context: a network from a context to the vector that encoder and decoder take; the prior takes the
             context as it is.
+        posterior: transforms of the Gaussian draw whose `encode` takes it to z, so that q is a flow. Masked
+            autoregressive ones are then the inverse autoregressive flow of Kingma et al. 2016.
+        objective: training choices beside the ELBO.
 
     Sources: Kingma and Welling 2014; Rezende et al. 2014.
     """
 
-    offset: Tensor
+    offset: Tensor | None
+    trained: Tensor
 
     def __init__(
         self,
@@ -45,6 +95,8 @@ class VAE(Density):
         *,
         latent: int | None = None,
         context: nn.Module | None = None,
+        posterior: Sequence[Transform] = (),
+        objective: Objective | None = None,
     ) -> None:
         super().__init__()
         if prior is None:
@@ -53,13 +105,26 @@ class VAE(Density):
             prior = StandardNormal((latent,))
         if len(prior.event_shape) != 1:
             raise ValueError(f"the prior must be over events of shape (L,), got {tuple(prior.event_shape)}")
+        if latent is not None and prior.event_shape != (latent,):
+            raise ValueError(f"the prior must be over events of shape ({latent},), got {tuple(prior.event_shape)}")
+        if prior.discrete:
+            raise ValueError("the prior must be a density over real numbers, got one over whole numbers")
         self.encoder, self.decoder = encoder, decoder
         self.observation, self.prior, self.context = observation, prior, context
+        self.posterior_flow: Sequence[Transform] = nn.ModuleList(posterior)  # type: ignore[assignment]
+        self.objective = objective or Objective()
         self.latent = prior.event_shape[0]
         self.event_shape = observation.event_shape
         self.discrete = observation.discrete
         self.conditional = context is not None or prior.conditional
-        self.register_buffer("offset", torch.zeros(observation.outputs))
+        if isinstance(prior, VampPrior):
+            if len(self.posterior_flow):
+                raise ValueError(
+                    "a VampPrior is a mixture of Gaussian posteriors: leave the posterior's transforms out"
+                )
+            prior.bind(self._component)
+        self.register_buffer("offset", torch.zeros(observation.outputs) if observation.adds_marginal else None)
+        self.register_buffer("trained", torch.zeros((), dtype=torch.int64))  # steps, for the warm-up
 
     @property
     def bound(self) -> Bound:
@@ -69,43 +134,82 @@ class VAE(Density):
     def importance_weighted(self) -> bool:
         return self.prior.importance_weighted
 
+    # ---- the parts
+
     def posterior(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> tuple[Float[Tensor, "B L"], Float[Tensor, "B L"]]:
-        """The mean and the log-deviation of q(z | x); the log-deviation stays within ±6."""
-        parameters = self._call(self.encoder, self.observation.centre(x), context)
-        if parameters.shape[-1] != 2 * self.latent:
-            raise ValueError(
-                f"the encoder must give 2·{self.latent} numbers, a mean and a log-deviation for each latent "
-                f"dimension; it gave {parameters.shape[-1]}"
-            )
-        mean, log_scale = parameters.chunk(2, dim=-1)
-        return mean, 6 * (log_scale / 6).tanh()
+        """The mean and the log-deviation of q(z | x), before its transforms; the log-deviation stays within ±6."""
+        mean, log_scale, *_ = self._infer(x, context)
+        return mean, log_scale
 
     def parameters_of(
         self, z: Float[Tensor, "B L"], context: Shaped[Tensor, "B ..."] | None = None
     ) -> Float[Tensor, "B P"]:
         """The observation's parameters given latents."""
-        return self._call(self.decoder, z, context).flatten(1) + self.offset
+        return self._theta(self._call(self.decoder, z, context))
+
+    def _infer(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
+        """What depends on x alone, once for all draws; each with a row an example."""
+        return self._split(self._call(self.encoder, self.observation.centre(x), context))
+
+    def _draw(self, inferred: tuple[Tensor, ...], context: Tensor | None) -> Draw:
+        mean, log_scale, *extra = inferred
+        epsilon = torch.randn_like(mean)
+        z = mean + log_scale.exp() * epsilon
+        log_q = -(0.5 * epsilon.square() + log_scale).sum(1) - 0.5 * self.latent * math.log(2 * math.pi)
+        for transform in self.posterior_flow:
+            z, log_det = transform.encode(z, extra[0] if extra else None)
+            log_q = log_q - log_det
+        log_ratio = self.prior.log_prob(z, context) - log_q
+        closed = isinstance(self.prior, StandardNormal) and not len(self.posterior_flow)
+        kl = gaussian_kl(mean, log_scale) if closed else None
+        return Draw(z, self.parameters_of(z, context), log_ratio, kl)
+
+    def _split(self, parameters: Tensor) -> tuple[Tensor, ...]:
+        width, want = parameters.flatten(1).shape[1], 2 * self.latent
+        if width < want or (width > want and not len(self.posterior_flow)):
+            raise ValueError(
+                f"the encoder must give 2·{self.latent} numbers, a mean and a log-deviation for each latent "
+                f"dimension; it gave {width}"
+            )
+        mean, log_scale, extra = widened(parameters).flatten(1).split([self.latent, self.latent, width - want], 1)
+        log_scale = 6 * (log_scale / 6).tanh()
+        return (mean, log_scale, extra) if width > want else (mean, log_scale)
+
+    def _component(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """The posterior at pseudo-inputs of order one, for a VampPrior."""
+        mean, log_scale = self._split(self.encoder(inputs))
+        return mean, log_scale
+
+    def _theta(self, outputs: Tensor) -> Tensor:
+        width, kind = outputs[0].numel(), type(self.observation).__name__
+        if width != self.observation.outputs:
+            raise ValueError(
+                f"the decoder must give {self.observation.outputs} numbers, the parameters of {kind} over events of "
+                f"shape {self.event_shape}; it gave {width}"
+            )
+        return outputs.flatten(1) if self.offset is None else widened(outputs).flatten(1) + self.offset
+
+    def _call(self, network: nn.Module, x: Tensor, context: Tensor | None) -> Any:
+        vector = embed(self.context, context)
+        return network(x) if vector is None else network(x, vector)
+
+    # ---- the density
 
     def log_prob(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
     ) -> Float[Tensor, " B"]:
-        mean, log_scale = self.posterior(x, context)
-        packed = torch.cat([mean, log_scale], dim=1)
-        rows_of = torch.arange(len(x), device=x.device)
+        inferred = self._infer(x, context)
 
         def log_weight(rows: Tensor, given: Tensor | None) -> Tensor:
-            mu, log_sigma = packed[rows].chunk(2, dim=1)
-            epsilon = torch.randn_like(mu)
-            z = mu + log_sigma.exp() * epsilon
-            log_q = -(0.5 * epsilon.square() + log_sigma).sum(1) - 0.5 * self.latent * math.log(2 * math.pi)
-            log_likelihood = self.observation.log_prob(x[rows], self.parameters_of(z, given))
-            return log_likelihood + self.prior.log_prob(z, given) - log_q
+            repeats = len(rows) // len(x)
+            draw = self._draw(tuple(torch.cat([t] * repeats) if repeats > 1 else t for t in inferred), given)
+            return self.observation.log_prob(rows, draw.theta) + draw.log_ratio
 
         return draw_weights(
             log_weight,
-            rows_of,
+            x,
             context,
             samples,
             importance_weighted=self.importance_weighted,
@@ -113,39 +217,85 @@ class VAE(Density):
         )
 
     def loss(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, ""]:
-        terms = self.terms(x, context)
-        return -(terms["reconstruction"] + terms["-KL"]).mean()
+        draw = self._draw(self._infer(x, context), context)
+        reconstruction = self.observation.log_prob(x, draw.theta).mean()
+        free = self.objective.free_bits
+        if draw.kl is None:
+            kl = -draw.log_ratio.mean()
+            kl = kl.clamp_min(free * draw.z.shape[1]) if free else kl
+        else:
+            each = draw.kl.mean(0)
+            kl = (each.clamp_min(free) if free else each).sum()
+        return self._kl_weight() * kl - reconstruction
+
+    def _kl_weight(self) -> Tensor | float:
+        if not self.training or not self.objective.warmup:
+            return self.objective.beta
+        self.trained += 1
+        return self.objective.beta * (self.trained / self.objective.warmup).clamp_max(1.0)
 
     def terms(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> dict[str, Float[Tensor, " B"]]:
         """The ELBO's two terms: E log p(x | z), with one draw of z, and -KL(q(z | x) ‖ p(z))."""
-        mean, log_scale = self.posterior(x, context)
-        epsilon = torch.randn_like(mean)
-        z = mean + log_scale.exp() * epsilon
-        if isinstance(self.prior, StandardNormal):
-            kl = (0.5 * (mean.square() + (2 * log_scale).exp() - 1) - log_scale).sum(1)
-        else:
-            log_q = -(0.5 * epsilon.square() + log_scale).sum(1) - 0.5 * self.latent * math.log(2 * math.pi)
-            kl = log_q - self.prior.log_prob(z, context)
-        reconstruction = self.observation.log_prob(x, self.parameters_of(z, context))
-        return {"reconstruction": reconstruction, "-KL": -kl}
+        draw = self._draw(self._infer(x, context), context)
+        kl = -draw.log_ratio if draw.kl is None else draw.kl.sum(1)
+        return {"reconstruction": self.observation.log_prob(x, draw.theta), "-KL": -kl}
 
     def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Shaped[Tensor, "n ..."]:
-        z = self.prior.sample(n, context)
-        return self.observation.sample(self.parameters_of(z, context))
+        return self.observation.sample(self.parameters_of(self.sample_latents(n, context), context))
+
+    @torch.no_grad()
+    def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
+        self.observation.initialise(x)
+        if self.offset is not None:
+            self.offset.copy_(self.observation.marginal(x))
+        if isinstance(self.prior, VampPrior):
+            self.prior.initialise(self.observation.centre(x))
+
+    # ---- use
+
+    def sample_latents(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Float[Tensor, "n L"]:
+        """Draw n latents from the prior."""
+        return self.prior.sample(n, context)
+
+    def encode(
+        self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
+    ) -> Float[Tensor, "B L"]:
+        """The latents of examples, without noise: the posterior's mean, through its transforms if it has any."""
+        z, _, *extra = self._infer(x, context)
+        for transform in self.posterior_flow:
+            z, _ = transform.encode(z, extra[0] if extra else None)
+        return z
+
+    def decode(self, z: Float[Tensor, "B L"], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, "B ..."]:
+        """The expected data given latents, in the units of the data."""
+        return self.observation.mean(self.parameters_of(z, context))
 
     def reconstruct(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> Float[Tensor, "B ..."]:
-        """The expected data given the posterior's mean, in the units of the data."""
-        mean, _ = self.posterior(x, context)
-        return self.observation.mean(self.parameters_of(mean, context))
+        """The expected data given each example's own latents, in the units of the data."""
+        return self.decode(self.encode(x, context), context)
 
-    @torch.no_grad()
-    def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
-        self.offset.copy_(self.observation.marginal(x))
 
-    def _call(self, network: nn.Module, x: Tensor, context: Tensor | None) -> Tensor:
-        vector = embed(self.context, context)
-        return network(x) if vector is None else network(x, vector)
+def gaussian_kl(
+    mean: Float[Tensor, "B ..."],
+    log_scale: Float[Tensor, "B ..."],
+    prior_mean: Float[Tensor, "B ..."] | float = 0.0,
+    prior_log_scale: Float[Tensor, "B ..."] | float = 0.0,
+) -> Float[Tensor, "B ..."]:
+    r"""KL of one Gaussian from another in each dimension.
+
+    $\log \frac{\sigma_p}{\sigma} + \frac{\sigma^2 + (\mu - \mu_p)^2}{2 \sigma_p^2} - \tfrac12$
+    """
+    gap = torch.as_tensor(prior_log_scale) - log_scale
+    inverse = torch.as_tensor(-2 * prior_log_scale).exp()
+    return gap + 0.5 * ((-2 * gap).exp() + (mean - prior_mean).square() * inverse - 1)
+
+
+def gaussian_log_prob(
+    z: Float[Tensor, "B ..."], mean: Float[Tensor, "B ..."], log_scale: Float[Tensor, "B ..."]
+) -> Float[Tensor, "B ..."]:
+    """Log density of a Gaussian in each dimension."""
+    return -0.5 * ((z - mean) * (-log_scale).exp()).square() - log_scale - 0.5 * math.log(2 * math.pi)

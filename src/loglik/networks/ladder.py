@@ -1,0 +1,179 @@
+r"""The two networks of a ladder of latents: features of an image from fine to coarse, and the way back down.
+
+Level l of n has maps of height $\lceil H / 2^{l+1} \rceil$, so the first convolution halves the image and the last
+step back doubles it by moving channels to pixels. Blocks are residual, $h + F(h)$, two 3×3 convolutions after SiLU, and
+start as the identity. B batch, C channels, H W image, Z channels of a latent, E numbers of a context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+__all__ = ["Pyramid", "TopDown"]
+
+
+class Pyramid(nn.Module):
+    """Features of an image for each group of latents, the coarsest first.
+
+    Args:
+        channels: C.
+        widths: channels of each level, fine to coarse.
+        blocks: residual blocks of each level.
+        groups: of each level, how many groups of latents read its features.
+        context: E, of a vector that is added to the first features; 0 for none.
+    """
+
+    def __init__(
+        self, channels: int, *, widths: Sequence[int], blocks: Sequence[int], groups: Sequence[int], context: int = 0
+    ) -> None:
+        super().__init__()
+        self.groups = list(groups)
+        self.stem = nn.Conv2d(channels, widths[0], 5, stride=2, padding=2)
+        self.context = nn.Linear(context, widths[0]) if context else None
+        self.down = nn.ModuleList(
+            [nn.Conv2d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in zip(widths, widths[1:], strict=False)]
+        )
+        self.levels = nn.ModuleList(
+            [nn.Sequential(*[_Residual(w) for _ in range(n)]) for w, n in zip(widths, blocks, strict=True)]
+        )
+
+    def forward(
+        self, x: Float[Tensor, "B C H W"], context: Float[Tensor, "B E"] | None = None
+    ) -> list[Float[Tensor, "B W2 H2 W3"]]:
+        h = self.stem(x.to(memory_format=torch.channels_last))
+        if self.context is not None:
+            h = h + self.context(context)[..., None, None]
+        features: list[Tensor] = []
+        for number, level in enumerate(self.levels):
+            if number:
+                h = self.down[number - 1](F.silu(h))
+            h = level(h)
+            features = [h] * self.groups[number] + features
+        return features
+
+
+class TopDown(nn.Module):
+    """From the coarsest group of latents down to the outputs of every pixel.
+
+    Args:
+        height, across: H and W.
+        outputs: channels of a pixel's outputs.
+        widths: channels of each level, fine to coarse.
+        latents: Z of each level.
+        groups: of each level, how many groups of latents enter there, one block each; the coarsest has one at least.
+        context: E, of a vector that is added to the first map; 0 for none.
+
+    Attributes:
+        shapes: (Z, h, w) of every group's latents, the coarsest first.
+        steps: for every group what its latents are drawn from and where they enter.
+    """
+
+    def __init__(
+        self,
+        height: int,
+        across: int,
+        outputs: int,
+        *,
+        widths: Sequence[int],
+        latents: Sequence[int],
+        groups: Sequence[int],
+        context: int = 0,
+    ) -> None:
+        super().__init__()
+        if groups[-1] < 1:
+            raise ValueError(f"the coarsest level takes at least 1 group, got {tuple(groups)}")
+        levels = range(len(widths))
+        self.sides = [(-(-height // 2 ** (level + 1)), -(-across // 2 ** (level + 1))) for level in levels]
+        self.height, self.across, self.groups = height, across, list(groups)
+        self.first = nn.Parameter(torch.zeros(1, widths[-1], *self.sides[-1]))
+        self.context = nn.Linear(context, widths[-1]) if context else None
+        self.shapes: list[tuple[int, int, int]] = []
+        self.steps = nn.ModuleList()
+        for level in reversed(levels):
+            for group in range(groups[level]):
+                up = None if group or level == levels[-1] else self._up(level, widths)
+                step = _Step(widths[level], latents[level], first=not self.shapes, up=up)
+                self.steps.append(step)
+                self.shapes.append((latents[level], *self.sides[level]))
+        last = next(level for level in levels if groups[level])
+        self.rise = nn.ModuleList([_Up(widths[n + 1], widths[n], self.sides[n]) for n in reversed(range(last))])
+        self.last = nn.Conv2d(widths[0], 4 * outputs, 3, padding=1)
+
+    def _up(self, level: int, widths: Sequence[int]) -> nn.Module:
+        above = next(n for n in range(level + 1, len(widths)) if self.groups[n])
+        ups = [_Up(widths[n + 1], widths[n], self.sides[n]) for n in reversed(range(level, above))]
+        return nn.Sequential(*ups)
+
+    def start(self, n: int, context: Float[Tensor, "n E"] | None = None) -> Float[Tensor, "n W2 h w"]:
+        """The first map, the same for each of n examples but for their context."""
+        h = self.first.expand(n, -1, -1, -1)
+        if self.context is not None:
+            h = h + self.context(context)[..., None, None]
+        return h.contiguous(memory_format=torch.channels_last)
+
+    def finish(self, h: Float[Tensor, "B W2 h w"]) -> Float[Tensor, "B O H W"]:
+        """The last map to the outputs of every pixel."""
+        for up in self.rise:
+            h = up(h)
+        return F.pixel_shuffle(self.last(F.silu(h)), 2)[..., : self.height, : self.across]
+
+
+class _Step(nn.Module):
+    def __init__(self, width: int, latent: int, *, first: bool, up: nn.Module | None) -> None:
+        super().__init__()
+        self.up = up
+        self.to_prior = None if first else _to_zero(nn.Conv2d(width, 2 * latent, 1))
+        self.joined = nn.Conv2d(2 * width, width, 3, padding=1)
+        self.to_posterior = _to_zero(nn.Conv2d(width, 2 * latent, 1))
+        self.enter = nn.Conv2d(latent, width, 1)
+        self.block = _Residual(width)
+
+    def rise(self, h: Float[Tensor, "B W2 h w"]) -> Float[Tensor, "B W3 H2 W4"]:
+        """The map of the group above at this group's resolution."""
+        return h if self.up is None else self.up(h)
+
+    def prior(self, h: Float[Tensor, "B W2 h w"]) -> Float[Tensor, "B Z2 h w"]:
+        assert self.to_prior is not None
+        return self.to_prior(h)
+
+    def posterior(self, h: Float[Tensor, "B W2 h w"], features: Float[Tensor, "B W2 h w"]) -> Float[Tensor, "B Z2 h w"]:
+        return self.to_posterior(F.silu(self.joined(F.silu(torch.cat([h, features], 1)))))
+
+    def merge(self, h: Float[Tensor, "B W2 h w"], z: Float[Tensor, "B Z h w"]) -> Float[Tensor, "B W2 h w"]:
+        """The map once the group's latents are in it."""
+        return self.block(h + self.enter(z))
+
+
+class _Up(nn.Module):
+    """Each position to four, and to another width; what is beyond the side is cut."""
+
+    def __init__(self, inputs: int, outputs: int, side: tuple[int, int]) -> None:
+        super().__init__()
+        self.side = side
+        self.width = nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, h: Float[Tensor, "B W h w"]) -> Float[Tensor, "B W2 h2 w2"]:
+        h = F.interpolate(self.width(h), scale_factor=2, mode="nearest")
+        return h[..., : self.side[0], : self.side[1]]
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = _to_zero(nn.Conv2d(width, width, 3, padding=1))
+
+    def forward(self, h: Float[Tensor, "B W h w"]) -> Float[Tensor, "B W h w"]:
+        return h + self.second(F.silu(self.first(F.silu(h))))
+
+
+def _to_zero(convolution: nn.Conv2d) -> nn.Conv2d:
+    nn.init.zeros_(convolution.weight)
+    if convolution.bias is not None:
+        nn.init.zeros_(convolution.bias)
+    return convolution

@@ -1,0 +1,183 @@
+r"""Observation models of whole numbers: Bernoulli, categorical, beta-binomial, and mixtures of discretised logistics.
+
+D dimensions of an event, K levels 0 ... K-1, M mixture components, Q parameters of one dimension.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from loglik.density import check_levels
+from loglik.vae.observation import Observation
+
+__all__ = ["Bernoulli", "BetaBinomial", "Categorical", "DiscretisedLogistic"]
+
+
+class _Levels(Observation):
+    """What observation models of whole numbers 0 ... K-1 share."""
+
+    discrete = True
+
+    def __init__(self, event_shape: tuple[int, ...], levels: int, per_dim: int) -> None:
+        if levels < 2:
+            raise ValueError(f"levels must be at least 2, got {levels}")
+        super().__init__(event_shape, per_dim)
+        self.levels = levels
+        self.dtype = torch.uint8 if levels <= 256 else torch.int64
+
+    def log_prob(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
+        return self.log_prob_dims(x, theta).sum(1)
+
+    def centre(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+        check_levels(x, self.levels)
+        return x.to(torch.get_default_dtype()) * (2 / (self.levels - 1)) - 1
+
+
+class Bernoulli(_Levels):
+    r"""Levels 0 and 1.
+
+    $\log p(x \mid \theta) = \sum_d x_d \log \varsigma(\theta_d) + (1 - x_d) \log \varsigma(-\theta_d)$.
+    """
+
+    def __init__(self, event_shape: tuple[int, ...]) -> None:
+        super().__init__(event_shape, levels=2, per_dim=1)
+
+    def log_prob_dims(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, "B D"]:
+        check_levels(x, 2)
+        return F.logsigmoid(torch.where(x.flatten(1) > 0, theta, -theta))
+
+    def sample(self, theta: Float[Tensor, "B P"]) -> Shaped[Tensor, "B ..."]:
+        return self._event(torch.rand_like(theta) < theta.sigmoid()).to(self.dtype)
+
+    def mean(self, theta: Float[Tensor, "B P"]) -> Float[Tensor, "B ..."]:
+        return self._event(theta.sigmoid())
+
+    def marginal(self, x: Shaped[Tensor, "N ..."]) -> Float[Tensor, " P"]:
+        ones = x.flatten(1).sum(0, dtype=torch.get_default_dtype())
+        return ((ones + 0.5) / (len(x) - ones + 0.5)).log()
+
+
+class Categorical(_Levels):
+    r"""A probability for each level: $\log p(x \mid \theta) = \sum_d \theta_{x_d, d} - \log \sum_k e^{\theta_{kd}}$."""
+
+    def __init__(self, event_shape: tuple[int, ...], levels: int) -> None:
+        super().__init__(event_shape, levels, per_dim=levels)
+
+    def log_prob_dims(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, "B D"]:
+        check_levels(x, self.levels)
+        return -F.cross_entropy(self._per_dim(theta), x.flatten(1).long(), reduction="none")
+
+    def sample(self, theta: Float[Tensor, "B P"]) -> Shaped[Tensor, "B ..."]:
+        probabilities = self._per_dim(theta).softmax(1).transpose(1, 2)
+        x = torch.multinomial(probabilities.flatten(0, 1), 1)
+        return self._event(x.view(len(theta), -1)).to(self.dtype)
+
+    def mean(self, theta: Float[Tensor, "B P"]) -> Float[Tensor, "B ..."]:
+        levels = torch.arange(self.levels, device=theta.device, dtype=theta.dtype)
+        return self._event(torch.einsum("bkd,k->bd", self._per_dim(theta).softmax(1), levels))
+
+    def marginal(self, x: Shaped[Tensor, "N ..."]) -> Float[Tensor, " P"]:
+        counts = torch.zeros(self.levels, self.dims, device=x.device)
+        rows = x.flatten(1).long()
+        counts.scatter_add_(0, rows, torch.ones_like(rows, dtype=counts.dtype))
+        return (counts + 0.5).log().flatten() - math.log(len(x) + 0.5 * self.levels)
+
+
+class BetaBinomial(_Levels):
+    r"""A binomial of K-1 trials whose probability has a beta distribution; peaked, flat or at both ends.
+
+    $P(x \mid \alpha, \beta) = \binom{n}{x} \mathrm B(x + \alpha, n - x + \beta) / \mathrm B(\alpha, \beta)$, n = K-1;
+    $\log \alpha$ and $\log \beta$ stay within ±5. Source: Townsend et al. 2019, "Practical lossless compression with
+    latent variables", section 3.2.
+    """
+
+    def __init__(self, event_shape: tuple[int, ...], levels: int) -> None:
+        super().__init__(event_shape, levels, per_dim=2)
+
+    def _split(self, theta: Float[Tensor, "B P"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]]:
+        alpha, beta = (5 * (self._per_dim(theta) / 5).tanh()).exp().unbind(1)
+        return alpha, beta
+
+    def log_prob_dims(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, "B D"]:
+        check_levels(x, self.levels)
+        alpha, beta = self._split(theta)
+        k, n = x.flatten(1).to(theta.dtype), self.levels - 1
+        choose = math.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
+        above = torch.lgamma(k + alpha) + torch.lgamma(n - k + beta) - torch.lgamma(n + alpha + beta)
+        return choose + above - torch.lgamma(alpha) - torch.lgamma(beta) + torch.lgamma(alpha + beta)
+
+    def sample(self, theta: Float[Tensor, "B P"]) -> Shaped[Tensor, "B ..."]:
+        p = torch.distributions.Beta(*self._split(theta)).sample()
+        trials = torch.full_like(p, self.levels - 1)
+        return self._event(torch.binomial(trials, p)).to(self.dtype)
+
+    def mean(self, theta: Float[Tensor, "B P"]) -> Float[Tensor, "B ..."]:
+        alpha, beta = self._split(theta)
+        return self._event((self.levels - 1) * alpha / (alpha + beta))
+
+    def marginal(self, x: Shaped[Tensor, "N ..."]) -> Float[Tensor, " P"]:
+        """By moments: the mean, and as much more variance than a binomial's as the data have."""
+        v, n = x.flatten(1).to(torch.get_default_dtype()), self.levels - 1
+        p = (v.mean(0) / n).clamp(1e-3, 1 - 1e-3)
+        over = v.var(0, unbiased=False) / (n * p * (1 - p))  # 1 + (n-1) / (α + β + 1)
+        total = ((n - 1) / (over - 1).clamp_min(1e-3) - 1).clamp(0.1, 100)
+        logs = torch.cat([(total * p).log(), (total * (1 - p)).log()])
+        return 5 * (logs.clamp(-4.9, 4.9) / 5).atanh()
+
+
+class DiscretisedLogistic(_Levels):
+    r"""A mixture of M logistics, integrated over each level; the end levels take the tails.
+
+    $P(x \mid \theta) = \sum_m \pi_m \left[\varsigma((x + \tfrac12 - \mu_m)/s_m) - \varsigma((x - \tfrac12 - \mu_m)/s_m)
+    \right]$ on levels scaled to [-1, 1]. Source: Salimans et al. 2017, "PixelCNN++", section 2.1.
+    """
+
+    def __init__(self, event_shape: tuple[int, ...], levels: int, components: int = 4) -> None:
+        super().__init__(event_shape, levels, per_dim=3 * components)
+        self.components = components
+
+    def _split(self, theta: Float[Tensor, "B P"]) -> tuple[Tensor, Tensor, Tensor]:
+        log_weight, mean, log_scale = self._per_dim(theta).split(self.components, dim=1)
+        return log_weight.log_softmax(1), mean, 7 * (log_scale / 7).tanh()  # scales within e^±7
+
+    def log_prob_dims(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, "B D"]:
+        log_weight, mean, log_scale = self._split(theta)
+        levels = x.flatten(1).unsqueeze(1)
+        half = 1 / (self.levels - 1)
+        inverse = (-log_scale).exp()
+        width = 2 * half * inverse
+        upper = (self.centre(levels) - mean + half) * inverse
+        lower = upper - width
+        # log[σ(u) - σ(l)] = log σ(u) + log σ(-l) + log(1 - e^{l-u}), without cancellation; beyond an end all of it
+        inner = F.logsigmoid(upper) + F.logsigmoid(-lower) + (-torch.expm1(-width)).log()
+        log_mass = torch.where(levels == 0, F.logsigmoid(upper), inner)
+        log_mass = torch.where(levels == self.levels - 1, F.logsigmoid(-lower), log_mass)
+        return (log_weight + log_mass).logsumexp(1)
+
+    def sample(self, theta: Float[Tensor, "B P"]) -> Shaped[Tensor, "B ..."]:
+        log_weight, mean, log_scale = self._split(theta)
+        # Gumbel's race draws the component: the arg max of log π - log E with E exponential
+        chosen = (log_weight - torch.empty_like(log_weight).exponential_().log()).argmax(1, keepdim=True)
+        u = torch.rand_like(mean[:, :1]).clamp(1e-6, 1 - 1e-6)
+        v = mean.gather(1, chosen) + log_scale.gather(1, chosen).exp() * (u.log() - (-u).log1p())
+        return self._event(self._to_levels(v.squeeze(1)).round()).to(self.dtype)
+
+    def mean(self, theta: Float[Tensor, "B P"]) -> Float[Tensor, "B ..."]:
+        log_weight, mean, _ = self._split(theta)
+        return self._event(self._to_levels((log_weight.exp() * mean).sum(1)))
+
+    def _to_levels(self, v: Tensor) -> Tensor:
+        return ((v + 1) * ((self.levels - 1) / 2)).clamp(0, self.levels - 1)
+
+    def marginal(self, x: Shaped[Tensor, "N ..."]) -> Float[Tensor, " P"]:
+        v = self.centre(x.flatten(1))
+        places = (torch.arange(self.components, device=v.device) + 0.5) / self.components
+        few = v[: max(2, min(2**14, 2**23 // self.dims))]  # torch's quantile takes 16 million numbers
+        mean = few.quantile(places, dim=0)
+        spread = (v.std(0, unbiased=False) / self.components).clamp_min(1 / self.levels).log()
+        return torch.stack([torch.zeros_like(mean), mean, spread.expand_as(mean)]).flatten()
