@@ -17,12 +17,13 @@ NOTES = (
 def ours() -> Side:
     import torch
 
-    from loglik.diffusion import Denoiser, Diffusion
+    from loglik.diffusion import Denoiser, Diffusion, Sampler
     from loglik.networks.mlp import ResidualMLP
 
     dims, features = SHAPES["dims"], SHAPES["features"]
     network = ResidualMLP(dims, dims, width=SHAPES["width"], depth=SHAPES["depth"], context=features)
-    diffusion = Diffusion(Denoiser(network, prediction="noise", features=features), (dims,), steps=SHAPES["steps"])
+    denoiser = Denoiser(network, prediction="noise", features=features)
+    diffusion = Diffusion(denoiser, (dims,), sampler=Sampler(steps=SHAPES["steps"]))
     x = torch.randn(SHAPES["batch"], dims)
     return Side(
         operations={

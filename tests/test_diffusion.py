@@ -11,10 +11,10 @@ from densities import check_sums_to_one, events_of
 from loglik.baselines import Independent
 from loglik.data.spec import DataSpec
 from loglik.density import Bound
-from loglik.diffusion import Denoiser, Diffusion, LevelDenoiser, LinearBeta
+from loglik.diffusion import Denoiser, Diffusion, LevelDenoiser, LinearBeta, Sampler
 from loglik.diffusion.denoiser import time_features, to_data, to_score
-from loglik.diffusion.sampler import ancestral_step, euler_maruyama_step, integrate
 from loglik.diffusion.schedule import alpha, sigma
+from loglik.diffusion.steps import Level, Walk, ddpm, euler_maruyama
 from loglik.networks import ResidualMLP
 
 # ---- the schedule
@@ -154,13 +154,22 @@ def test_the_prior_term_is_its_kl(float64):
     torch.testing.assert_close(diffusion.terms(x)["prior"], -kl, rtol=1e-4, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", ["ddpm", "sde"])
+@pytest.mark.parametrize("method", ["ddpm", "euler-maruyama"])
 def test_samplers_reproduce_the_gaussian(float64, method):
     n = 20_000
-    drawn = Diffusion(Exact(), (2,), method=method, steps=300).sample(n)
+    drawn = Diffusion(Exact(), (2,), sampler=Sampler(method=method, steps=300)).sample(n)
     assert drawn.dtype == torch.float64
     assert ((drawn.mean(0) - MEAN).abs() < 4 * COVARIANCE.diag().sqrt() / math.sqrt(n) + 0.005).all()
     assert (drawn.T.cov() - COVARIANCE).abs().max() < 0.04
+
+
+def two_levels(schedule, *times):
+    return [Level(t, schedule.logsnr(t)) for t in times]
+
+
+def walk_to(x, schedule):
+    """A walk whose denoiser always says x."""
+    return Walk(lambda z, _: x.expand_as(z), schedule, torch.randn_like)
 
 
 def test_ancestral_step_is_the_posterior_of_the_chain(float64):
@@ -173,7 +182,7 @@ def test_ancestral_step_is_the_posterior_of_the_chain(float64):
     x_t = torch.tensor([[0.9]])
     gain = step * var_s / var_t
     mean, variance = a_s * x + gain * (x_t - a_t * x), var_s - gain * step * var_s
-    drawn = ancestral_step(x_t.expand(40_000, 1), t, s, lambda z, _: x.expand_as(z), schedule)
+    drawn = ddpm(x_t.expand(40_000, 1), *two_levels(schedule, t, s), walk_to(x, schedule))
     assert abs(drawn.mean() - mean) < 4 * (variance / 40_000).sqrt()
     assert abs(drawn.var() / variance - 1) < 4 * math.sqrt(2 / 40_000)
 
@@ -184,17 +193,20 @@ def test_euler_maruyama_step_is_its_formula(float64):
     a, variance = alpha(schedule.logsnr(t)), sigma(schedule.logsnr(t)) ** 2
     beta = 0.1 + 19.9 * 0.45
     mean = x_t + 0.01 * (0.5 * beta * x_t + beta * (a * x_hat - x_t) / variance)
-    drawn = euler_maruyama_step(x_t.expand(40_000, 1), t, s, lambda z, _: x_hat.expand_as(z), schedule)
+    drawn = euler_maruyama(x_t.expand(40_000, 1), *two_levels(schedule, t, s), walk_to(x_hat, schedule))
     assert abs(drawn.mean() - mean) < 4 * math.sqrt(0.01 * beta / 40_000)
     assert abs(drawn.var() / (0.01 * beta) - 1) < 4 * math.sqrt(2 / 40_000)
 
 
 def test_unknown_sampler_and_no_steps_are_refused():
-    x, schedule = torch.randn(2, 2), LinearBeta()
-    with pytest.raises(ValueError, match="unknown sampler 'heun': use ddpm or sde"):
-        integrate(x, lambda z, _: z, schedule, method="heun", steps=5)
+    with pytest.raises(ValueError, match="unknown sampler 'sde': use ddpm, ddim"):
+        Sampler(method="sde")
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
-        integrate(x, lambda z, _: z, schedule, method="ddpm", steps=0)
+        Sampler(steps=0)
+    with pytest.raises(ValueError, match="unknown spacing 'even': use logsnr"):
+        Sampler(spacing="even")
+    with pytest.raises(ValueError, match="eta lies from 0 to 1 and is ddim's, got 1 for heun"):
+        Sampler(method="heun", eta=1)
 
 
 # ---- whole numbers
@@ -213,9 +225,7 @@ class Zero(nn.Module):
 
 def level_diffusion(levels: int, shape=(1, 1, 2), network=None) -> Diffusion:
     network = network or Zero(math.prod(shape) * levels)
-    return Diffusion(
-        LevelDenoiser(network, levels, shape), shape, levels=levels, schedule=LinearBeta(t_min=1e-4), steps=50
-    )
+    return Diffusion(LevelDenoiser(network, levels, shape), shape, levels=levels, schedule=LinearBeta(t_min=1e-4))
 
 
 def test_with_the_marginals_the_bound_is_the_independent_density(float64):
@@ -252,11 +262,11 @@ def test_level_denoiser_is_bayes_rule(float64):
 def test_the_window_of_levels_leaves_nothing_out(float64):
     """The reconstruction over near levels is that over all 256."""
     diffusion = Diffusion(Denoiser(Zero(3)), (3,), levels=256)
-    assert 2 * diffusion.near + 1 < 256
+    assert 2 * diffusion.reconstruction.near + 1 < 256
     x = torch.tensor([[0, 1, 2], [128, 254, 255], [77, 3, 200]])
     torch.manual_seed(1)
     near = diffusion.terms(x)["reconstruction"]
-    diffusion.near = 256
+    diffusion.reconstruction.near = 256
     torch.manual_seed(1)
     torch.testing.assert_close(near, diffusion.terms(x)["reconstruction"])
     assert (near <= 0).all()
@@ -283,7 +293,6 @@ def test_samples_of_the_marginals_follow_them():
     diffusion, independent = level_diffusion(3), Independent((1, 1, 2), (True, True), levels=3)
     diffusion.initialise(x)
     independent.initialise(x)
-    diffusion.steps = 200
     drawn = diffusion.sample(5000)
     assert drawn.dtype == torch.uint8 and drawn.shape == (5000, 1, 1, 2)
     shares = torch.stack([torch.bincount(c, minlength=3) / 5000 for c in drawn.view(-1, 2).long().T])

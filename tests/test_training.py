@@ -17,7 +17,7 @@ import loglik
 from loglik import runs
 from loglik.data import from_arrays
 from loglik.density import Density
-from loglik.diffusion import Denoiser
+from loglik.diffusion import Denoiser, Sampler
 from loglik.flows import Coupling, Elementwise, Spline
 from loglik.flows.spline import parameters_per_dim
 from loglik.networks import MLP, CausalTransformer, ResidualMLP
@@ -43,7 +43,7 @@ def vae() -> loglik.VAE:
 
 
 def diffusion() -> loglik.Diffusion:
-    return loglik.Diffusion(Denoiser(ResidualMLP(2, 2, width=32, depth=1, context=32)), (2,), steps=5)
+    return loglik.Diffusion(Denoiser(ResidualMLP(2, 2, width=32, depth=1, context=32)), (2,), sampler=Sampler(steps=5))
 
 
 def autoregressive() -> loglik.Autoregressive:

@@ -11,7 +11,7 @@ from torch.distributions import MultivariateNormal, Normal, kl_divergence
 from densities import check_sums_to_one, draw, events_of, perturb, train
 from loglik.data.spec import DataSpec
 from loglik.density import Bound, StandardNormal
-from loglik.diffusion import Denoiser, Diffusion
+from loglik.diffusion import Denoiser, Diffusion, Sampler
 from loglik.flows import Coupling, Elementwise, Flow, Spline
 from loglik.flows.spline import parameters_per_dim
 from loglik.networks import MLP, ResidualMLP
@@ -241,7 +241,9 @@ def flow_prior() -> Flow:
 
 
 def diffusion_prior() -> Diffusion:
-    return Diffusion(Denoiser(ResidualMLP(2, 2, width=16, depth=1, context=8), features=8), (2,), steps=8)
+    return Diffusion(
+        Denoiser(ResidualMLP(2, 2, width=16, depth=1, context=8), features=8), (2,), sampler=Sampler(steps=8)
+    )
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2])

@@ -1,7 +1,28 @@
-"""Diffusion models as densities: noise schedules, denoisers, samplers and the bound."""
+"""Diffusion models as densities: noise schedules, denoisers, objectives, likelihoods and samplers."""
 
 from loglik.diffusion.denoiser import Denoiser, LevelDenoiser
 from loglik.diffusion.diffusion import Diffusion
-from loglik.diffusion.schedule import LinearBeta, NoiseSchedule
+from loglik.diffusion.discrete import Discrete, ddpm_betas
+from loglik.diffusion.guidance import with_noise_level
+from loglik.diffusion.learned import Learned
+from loglik.diffusion.likelihood import VLB
+from loglik.diffusion.objective import Objective
+from loglik.diffusion.sampler import Sampler
+from loglik.diffusion.schedule import Cosine, LinearBeta, LinearLogSNR, NoiseSchedule
 
-__all__ = ["Diffusion", "Denoiser", "LevelDenoiser", "LinearBeta", "NoiseSchedule"]
+__all__ = [
+    "VLB",
+    "Cosine",
+    "Denoiser",
+    "Diffusion",
+    "Discrete",
+    "Learned",
+    "LevelDenoiser",
+    "LinearBeta",
+    "LinearLogSNR",
+    "NoiseSchedule",
+    "Objective",
+    "Sampler",
+    "ddpm_betas",
+    "with_noise_level",
+]

@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from loglik.density import embed
@@ -75,6 +75,8 @@ class Denoiser(nn.Module):
         features: how many features of time.
         context: a network from a context to a vector.
         event_shape: gives each dimension moments of its own; one mean and one deviation for all if empty.
+        unconditional: the share of contexts that are left out in training (their vector is zeros), so that the network
+            learns p(x) too, for guidance without a classifier.
     """
 
     mean: Tensor
@@ -88,8 +90,12 @@ class Denoiser(nn.Module):
         features: int = 32,
         context: nn.Module | None = None,
         event_shape: tuple[int, ...] = (),
+        unconditional: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0 <= unconditional < 1:
+            raise ValueError(f"unconditional is a share from 0 to below 1, got {unconditional}")
+        self.unconditional = unconditional
         if prediction == "v":
             self.register_buffer("mean", torch.zeros(event_shape))
             self.register_buffer("scale", torch.ones(event_shape))
@@ -98,10 +104,14 @@ class Denoiser(nn.Module):
         self.features = features
 
     def forward(
-        self, x_t: Float[Tensor, "B ..."], logsnr: Float[Tensor, " B"], context: Tensor | None = None
+        self,
+        x_t: Float[Tensor, "B ..."],
+        logsnr: Float[Tensor, " B"],
+        context: Tensor | None = None,
+        keep: Bool[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B ..."]:
-        """The expected data given x_t."""
-        raw = self._predict(x_t, logsnr, context).view(x_t.shape)
+        """The expected data given x_t; `keep` says whose context counts, all by default."""
+        raw = self._predict(x_t, logsnr, context, keep).view(x_t.shape)
         if self.prediction != "v":
             return to_data(raw, self.prediction, x_t, logsnr)
         a, s = (f(logsnr).view(-1, *[1] * (x_t.dim() - 1)) for f in (alpha, sigma))
@@ -118,10 +128,14 @@ class Denoiser(nn.Module):
         self.mean.copy_(mean)
         self.scale.copy_(scale.clamp_min(0.01 * scale.max().item() or 1.0))
 
-    def _predict(self, x_t: Tensor, logsnr: Tensor, context: Tensor | None) -> Tensor:
+    def _predict(self, x_t: Tensor, logsnr: Tensor, context: Tensor | None, keep: Tensor | None = None) -> Tensor:
         vector = time_features(logsnr, self.features).to(x_t.dtype)
         embedded = embed(self.context, context)
         if embedded is not None:
+            if keep is None and self.training and self.unconditional:
+                keep = torch.rand(len(x_t), device=x_t.device) >= self.unconditional
+            if keep is not None:
+                embedded = embedded * keep.unsqueeze(1).to(embedded.dtype)
             vector = torch.cat([vector, embedded], dim=1)
         return self.network(x_t, vector)
 
@@ -151,23 +165,32 @@ class LevelDenoiser(Denoiser):
         *,
         features: int = 32,
         context: nn.Module | None = None,
+        unconditional: float = 0.0,
     ) -> None:
-        super().__init__(network, prediction="data", features=features, context=context)
+        super().__init__(network, prediction="data", features=features, context=context, unconditional=unconditional)
         self.register_buffer("levels", torch.linspace(-1, 1, levels), persistent=False)
         self.register_buffer("offset", torch.zeros(math.prod(event_shape), levels))
 
     def forward(
-        self, x_t: Float[Tensor, "B ..."], logsnr: Float[Tensor, " B"], context: Tensor | None = None
+        self,
+        x_t: Float[Tensor, "B ..."],
+        logsnr: Float[Tensor, " B"],
+        context: Tensor | None = None,
+        keep: Bool[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B ..."]:
-        probabilities = self.logits(x_t, logsnr, context).softmax(-1)
+        probabilities = self.logits(x_t, logsnr, context, keep).softmax(-1)
         # no matrix product, which bf16 and TF32 would round: the bound multiplies its error by the SNR
         return (probabilities * self.levels.to(x_t.dtype)).sum(-1).view(x_t.shape)
 
     def logits(
-        self, x_t: Float[Tensor, "B ..."], logsnr: Float[Tensor, " B"], context: Tensor | None = None
+        self,
+        x_t: Float[Tensor, "B ..."],
+        logsnr: Float[Tensor, " B"],
+        context: Tensor | None = None,
+        keep: Bool[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B D K"]:
         """Unnormalised log P(x_d = ℓ_k | x_t)."""
-        prior = self._predict(x_t, logsnr, context).view(len(x_t), -1, len(self.levels)) + self.offset
+        prior = self._predict(x_t, logsnr, context, keep).view(len(x_t), -1, len(self.levels)) + self.offset
         # -(x - αℓ)²/2σ² without the part that is the same for every level
         snr = logsnr.exp().view(-1, 1, 1)
         centre = x_t.flatten(1).unsqueeze(-1) / alpha(logsnr).view(-1, 1, 1)

@@ -3,47 +3,50 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from loglik.density import Bound, Density, check_levels
 from loglik.diffusion.denoiser import Denoiser, LevelDenoiser
-from loglik.diffusion.sampler import integrate
-from loglik.diffusion.schedule import LinearBeta, NoiseSchedule, alpha, sigma
+from loglik.diffusion.guidance import by_classifier, classifier_free
+from loglik.diffusion.inpaint import inpaint
+from loglik.diffusion.learned import Learned
+from loglik.diffusion.likelihood import VLB, Denoise, Likelihood, Model, Reconstruction, noise_error, prior_term, wide
+from loglik.diffusion.objective import Objective
+from loglik.diffusion.sampler import Sampler, integrate
+from loglik.diffusion.schedule import LinearBeta, NoiseSchedule, alpha, check_falling, sigma
 
 __all__ = ["Diffusion"]
 
 
 class Diffusion(Density):
-    r"""A hierarchical VAE whose encoder adds noise, in infinitely many steps.
+    r"""A hierarchical VAE whose encoder adds noise, and a network that takes it away.
 
-    $\log p(x) \ge \underbrace{\mathbb E \log p(x \mid z_0)}_{\text{reconstruction}}
-    \underbrace{- \mathrm{KL}(q(z_1 \mid x) \,\|\, \mathcal N(0, I))}_{\text{prior}}
-    \underbrace{- \tfrac12 \int_{\lambda_1}^{\lambda_0} \mathbb E \lVert \epsilon - \hat\epsilon(z_\lambda) \rVert^2
-    d\lambda}_{\text{diffusion}}$
+    Composed of a schedule (how much noise at what time), a denoiser (what the data were), an objective (what training
+    minimises), a likelihood (how `log_prob` is computed) and a sampler. None of them knows the others, and any may be
+    replaced afterwards: `diffusion.likelihood = ODE()`, `diffusion.sampler = Sampler(method="unipc", steps=10)`.
 
-    with λ the log-SNR. The last term is denoising score matching under the likelihood weighting β(t):
-    $\tfrac12 \int \beta(t)\,\mathbb E \lVert s(x_t, t) - \nabla \log q(x_t \mid x) \rVert^2 dt$. It is estimated
-    from one λ per example and sample, drawn uniformly and stratified over samples (over the batch when there is one).
-    `loss` is minus the same bound, so training maximises what `log_prob` reports.
-
-    For whole numbers 0 ... K-1, scaled to levels in [-1, 1],
-    $p(x \mid z_0) \propto \exp(-(z_0/\alpha_0 - x)^2 e^{\lambda_0}/2)$ normalised over the levels, so
-    the bound is on a log-probability; for real data p(x | z_0) is $\mathcal N(z_0/\alpha_0, e^{-\lambda_0} I)$.
+    `log_prob` is a lower bound with `VLB` and an estimate with `ODE`, and `bound` says which. With the objective
+    `likelihood`, `loss` is minus the continuous bound, $-\log p(x) \le$ reconstruction + prior + diffusion; with others
+    it is the weighted diffusion term alone.
 
     Args:
         denoiser: from (x_t, log-SNR, context) to the expected data: a `Denoiser`, a `LevelDenoiser` where data take few
             levels, or any module of that form.
         event_shape: of the data.
-        levels: K of whole numbers, None for real data.
+        levels: K of whole numbers 0 ... K-1, which are scaled to [-1, 1]; None for real data.
         schedule: the noise; the VP-SDE with linear β(t) by default.
-        method, steps: how `sample` draws: `ddpm` (the ancestral chain) or `sde` (the reverse SDE), and in how many
-            steps.
+        objective: the likelihood's bound by default.
+        likelihood: the continuous bound by default.
+        sampler: the ancestral chain of 200 steps by default.
 
-    Sources: Kingma et al. 2021, "Variational diffusion models", eq. 11-17; Song et al. 2021, "Maximum likelihood
-    training of score-based diffusion models".
+    Raises ValueError where the schedule's log-SNR does not fall.
+
+    Sources: Ho et al. 2020, "Denoising diffusion probabilistic models"; Song et al. 2021, "Score-based generative
+    modeling through SDEs"; Kingma et al. 2021, "Variational diffusion models".
     """
 
     def __init__(
@@ -53,78 +56,128 @@ class Diffusion(Density):
         *,
         levels: int | None = None,
         schedule: NoiseSchedule | None = None,
-        method: str = "ddpm",
-        steps: int = 200,
+        objective: Objective | None = None,
+        likelihood: Likelihood | None = None,
+        sampler: Sampler | None = None,
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.event_shape = tuple(event_shape)
         self.dims = math.prod(event_shape)
         self.levels = levels
-        self.schedule = LinearBeta() if schedule is None else schedule
-        self.method, self.steps = method, steps
+        self.schedule = schedule or LinearBeta()
+        self.objective = objective or Objective()
+        self.likelihood = likelihood or VLB()
+        self.sampler = sampler or Sampler()
         self.discrete = levels is not None
         self.conditional = getattr(denoiser, "context", None) is not None
-        # how many levels away 12 deviations of the least noise reach: further ones weigh nothing
-        least = math.exp(-0.5 * self.schedule.logsnr(torch.zeros(())).item())
-        self.near = max(2, math.ceil(6 * least * ((levels or 2) - 1)))
+        check_falling(self.schedule)
+        self.reconstruction = Reconstruction(levels, self._near())
 
     @property
     def bound(self) -> Bound:
-        return Bound.LOWER
+        return self.likelihood.bound
 
     def log_prob(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
     ) -> Float[Tensor, " B"]:
+        """Log p(x | context) in nats by the likelihood; the mean over samples, whose times are stratified."""
         if samples < 1:
             raise ValueError(f"samples must be at least 1, got {samples}")
         v = self._centre(x)
+        model = self._model(context)
         if samples == 1:
-            return _sum(self._terms(x, v, context, self._stratified(len(x), v)))
+            return _sum(self.likelihood.terms(model, x, v, self._stratified(len(x), v)))
         first = torch.rand(len(x), device=v.device, dtype=v.dtype)
         total = v.new_zeros(len(x))
         for k in range(samples):
-            total = total + _sum(self._terms(x, v, context, (first + k / samples) % 1))
+            total = total + _sum(self.likelihood.terms(model, x, v, (first + k / samples) % 1))
         return total / samples
+
+    def loss(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, ""]:
+        v = self._centre(x)
+        logsnr, factor, place = self.objective.draw(self.schedule, self._stratified(len(v), v))
+        error = 0.5 * noise_error(v, self._denoise(context), logsnr)
+        loss = (factor * error).mean()
+        if self.objective.weighting == "likelihood":
+            high, low = self.schedule.ends(v)
+            loss = loss - (self.reconstruction.expected(x, v, high) + prior_term(v, low)).mean()
+        if self.training and self.objective.times == "importance":
+            self.objective.learn(place, factor * error)
+        if isinstance(self.schedule, Learned):
+            variance = self.schedule.variance(logsnr, error)
+            loss = loss + (variance - variance.detach())  # a gradient and no value
+        return loss
 
     def terms(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> dict[str, Float[Tensor, " B"]]:
-        """The bound's three terms, one draw each: `reconstruction`, `prior` and `diffusion`."""
+        """The likelihood's terms, one draw each; of the bound `reconstruction`, `prior` and `diffusion`."""
         v = self._centre(x)
-        return self._terms(x, v, context, self._stratified(len(x), v))
+        return self.likelihood.terms(self._model(context), x, v, self._stratified(len(x), v))
 
     def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Shaped[Tensor, "n ..."]:
-        ends = self._logsnr_ends()
-        z = torch.randn(n, *self.event_shape, device=ends.device, dtype=ends.dtype)
-        z = integrate(
-            z,
-            lambda z_t, lam: self.denoiser(z_t, lam, context),
-            self.schedule,
-            method=self.method,
-            steps=self.steps,
-        )
-        lowest = ends[0].expand(n)
-        if self.levels is None:
-            return self.denoiser(z, lowest, context)
-        if isinstance(self.denoiser, LevelDenoiser):
-            x = self.denoiser.logits(z, lowest, context).argmax(-1).view(z.shape)
-        else:
-            x = ((self.denoiser(z, lowest, context) + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1)
-        return x.to(torch.uint8 if self.levels <= 256 else torch.int64)
+        return self.draw(n, context)[0]
+
+    def draw(
+        self,
+        n: int,
+        context: Shaped[Tensor, "n ..."] | None = None,
+        *,
+        watch: Callable[[Tensor, Tensor], None] | None = None,
+    ) -> tuple[Shaped[Tensor, "n ..."], int]:
+        """As `sample`, with the number of network evaluations.
+
+        `watch` is called with (log-SNR, x_t) on the way.
+        """
+        like = self._like()
+        denoise, cost = self._guided(context)
+        z = torch.randn(n, *self.event_shape, device=like.device, dtype=like.dtype)
+        drawn = integrate(z, denoise, self.schedule, self.sampler, watch=watch)
+        return self._data(drawn.x, drawn.logsnr, denoise, context), cost * (drawn.evaluations + 1)
+
+    def inpaint(
+        self,
+        x: Shaped[Tensor, "B ..."],
+        known: Bool[Tensor, "B ..."],
+        context: Shaped[Tensor, "B ..."] | None = None,
+        *,
+        repeats: int = 10,
+    ) -> Shaped[Tensor, "B ..."]:
+        """Draw what is not known of x given what is, by RePaint, in the sampler's number of steps.
+
+        Args:
+            x: events; what stands where they are not known does not matter, but has to be a value of the data.
+            known: true where x is given; of x's shape.
+            repeats: of each step, with noise added back; more agree better with what is known.
+        """
+        if repeats < 1:
+            raise ValueError(f"repeats must be at least 1, got {repeats}")
+        denoise, _ = self._guided(context)
+        z, logsnr = inpaint(self._centre(x), known, denoise, self.schedule, steps=self.sampler.steps, repeats=repeats)
+        return torch.where(known, x, self._data(z, logsnr, denoise, context))
+
+    def noised(self, x: Shaped[Tensor, "B ..."]) -> tuple[Float[Tensor, "B ..."], Float[Tensor, " B"]]:
+        """(x_t, log-SNR) at levels drawn as the bound draws them: what a classifier that guides is trained on."""
+        v = self._centre(x)
+        logsnr, _ = self.schedule.draw(self._stratified(len(v), v))
+        return wide(alpha(logsnr), v) * v + wide(sigma(logsnr), v) * torch.randn_like(v), logsnr
 
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
         if isinstance(self.denoiser, Denoiser):
             self.denoiser.initialise(self._centre(x))
 
-    def _logsnr_ends(self) -> Float[Tensor, "2"]:
-        """The log-SNR at t = 0, the highest, and at t = 1."""
-        parameter = next(self.parameters(), None)
-        return self.schedule.logsnr(
-            torch.tensor([0.0, 1.0])
-            if parameter is None
-            else torch.tensor([0.0, 1.0], device=parameter.device, dtype=parameter.dtype)
-        )
+    def _near(self) -> int:
+        """How many levels away 12 deviations of the least noise reach; all where the least noise is learned."""
+        if self.levels is None or next(self.schedule.parameters(), None) is not None:
+            return self.levels or 0
+        least = math.exp(-0.5 * self.schedule.logsnr(torch.zeros(())).item())
+        return max(2, math.ceil(6 * least * (self.levels - 1)))
+
+    def _like(self) -> Tensor:
+        """An empty tensor of the density's device and dtype."""
+        found = next((t for t in (*self.parameters(), *self.denoiser.buffers()) if t.is_floating_point()), None)
+        return torch.empty(0) if found is None else found.new_empty(0)
 
     def _centre(self, x: Tensor) -> Tensor:
         check_levels(x, self.levels)
@@ -134,36 +187,43 @@ class Diffusion(Density):
         places = torch.rand(count, device=v.device).argsort()  # indexing by randperm is what inductor cannot compile
         return (places.to(v.dtype) + torch.rand((), device=v.device, dtype=v.dtype)) / count
 
-    def _terms(self, x: Tensor, v: Tensor, context: Tensor | None, place: Tensor) -> dict[str, Tensor]:
-        high, low = self._logsnr_ends().to(v)
-        logsnr = low + (high - low) * place
-        wide = (-1, *[1] * (v.dim() - 1))
-        x_t = alpha(logsnr).view(wide) * v + sigma(logsnr).view(wide) * torch.randn_like(v)
-        error = (v - self.denoiser(x_t, logsnr, context)).square().flatten(1).sum(1)
-        diffusion = -0.5 * (high - low) * logsnr.exp() * error
+    def _denoise(self, context: Tensor | None) -> Denoise:
+        return lambda x_t, logsnr: self.denoiser(x_t, logsnr, context)
 
-        variance = sigma(low).square()
-        mean_square = alpha(low).square() * v.square().flatten(1).sum(1)
-        prior = -0.5 * (mean_square + self.dims * (variance - 1 - variance.log()))
-        return {"reconstruction": self._reconstruction(x, v, high), "prior": prior, "diffusion": diffusion}
+    def _model(self, context: Tensor | None) -> Model:
+        return Model(self.schedule, self.reconstruction, self._denoise(context))
 
-    def _reconstruction(self, x: Tensor, v: Tensor, high: Tensor) -> Tensor:
-        if self.levels is None:  # the expectation over z_0 in closed form
-            return (-0.5 * self.dims * (1 + math.log(2 * math.pi) - high)).expand(len(v))
-        levels = torch.linspace(-1, 1, self.levels, device=v.device, dtype=v.dtype)
-        seen = v + torch.exp(-0.5 * high) * torch.randn_like(v)  # z_0 / α_0
-        gap = 2 / (self.levels - 1)
-        if 2 * self.near + 1 >= self.levels:
-            distance = seen.unsqueeze(-1) - levels
+    def _guided(self, context: Tensor | None) -> tuple[Denoise, int]:
+        """The denoiser that samples, and its network evaluations in one call."""
+        weight, classifier = self.sampler.guidance, self.sampler.classifier
+        if classifier is not None:
+            if context is None:
+                raise ValueError("guidance needs labels: pass them as the context")
+            own = context if self.conditional else None
+            return by_classifier(self._denoise(own), classifier, context, weight), 1
+        if weight == 1:
+            return self._denoise(context), 1
+        if not self.conditional or context is None:
+            raise ValueError("guidance needs labels: a conditional density, with the labels as the context")
+        if not getattr(self.denoiser, "unconditional", 0):
+            raise ValueError(
+                "guidance needs a denoiser that was trained without labels too: give it unconditional=0.1, or a "
+                "classifier to the sampler"
+            )
+        return classifier_free(self.denoiser, context, weight), 2
+
+    def _data(self, z: Tensor, logsnr: Tensor, denoise: Denoise, context: Tensor | None) -> Tensor:
+        """From the last noise level to data."""
+        last = logsnr.expand(len(z))
+        if self.levels is None:
+            return denoise(z, last)
+        if isinstance(self.denoiser, LevelDenoiser):
+            x = self.denoiser.logits(z, last, context if self.conditional else None).argmax(-1).view(z.shape)
         else:
-            window = x.long().unsqueeze(-1) + torch.arange(-self.near, self.near + 1, device=v.device)
-            outside = (window < 0) | (window >= self.levels)
-            distance = seen.unsqueeze(-1) - (window * gap - 1)
-            distance = distance.masked_fill(outside, torch.inf)
-        logits = -0.5 * high.exp() * distance.square()
-        own = -0.5 * high.exp() * (seen - v).square()
-        return (own - logits.logsumexp(-1)).flatten(1).sum(1)
+            x = ((denoise(z, last) + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1)
+        return x.to(torch.uint8 if self.levels <= 256 else torch.int64)
 
 
 def _sum(terms: dict[str, Tensor]) -> Float[Tensor, " B"]:
-    return terms["reconstruction"] + terms["prior"] + terms["diffusion"]
+    first, *rest = terms.values()
+    return sum(rest, first)

@@ -1,73 +1,130 @@
-"""Samplers: from noise to data, each one update rule applied along a grid of times."""
+"""Samplers: from noise to data along a grid of noise levels, by one of the update rules or an adaptive ODE solver."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loglik.diffusion.denoiser import to_score
-from loglik.diffusion.schedule import NoiseSchedule, alpha, sigma
+from loglik.diffusion.ode import solve
+from loglik.diffusion.schedule import NoiseSchedule
+from loglik.diffusion.sde import flow_in_logsnr
+from loglik.diffusion.steps import RULES, Denoise, Level, Walk
 
-__all__ = ["ancestral_step", "euler_maruyama_step", "integrate", "SAMPLERS"]
+__all__ = ["METHODS", "SPACINGS", "Drawn", "Sampler", "integrate", "levels_of"]
 
-Denoise = Callable[[Tensor, Tensor], Tensor]  # (x_t, logsnr of shape (B,)) -> the expected data
+METHODS = (*RULES, "adaptive")
+SPACINGS = ("logsnr", "time", "quadratic", "karras")
+BEST_SPACING = {"euler-maruyama": "quadratic", "heun": "karras", "ipndm": "karras"}  # the others: logsnr
 
 
-def ancestral_step(
-    x_t: Float[Tensor, "B ..."], t: Tensor, s: Tensor, denoise: Denoise, schedule: NoiseSchedule
-) -> Float[Tensor, "B ..."]:
-    r"""One step of the DDPM chain from time t to s < t: draw from $q(x_s \mid x_t, \hat x)$.
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """How a diffusion draws.
 
-    With $c = 1 - e^{\lambda_t - \lambda_s}$, the mean is $\frac{\alpha_s}{\alpha_t}(1 - c)\,x_t + \alpha_s c\,\hat x$
-    and the variance $\sigma_s^2 c$. Source: Ho et al. 2020, eq. 6-7; Kingma et al. 2021, appendix A.4.
+    Args:
+        method: `ddpm`, `ddim`, `euler-maruyama`, `predictor-corrector`, `heun`, `dpm++2m`, `dpm++3m`, `dpm++2m-sde`,
+            `unipc`, `ipndm` or `adaptive`; see `loglik.diffusion.steps`.
+        steps: noise levels, and so network evaluations; N steps of `heun` and `predictor-corrector` take 2N - 1, and
+            `adaptive` as many as its tolerance asks for.
+        spacing: of the levels: even in the `logsnr`, in `time`, in the root of time (`quadratic`), or in the seventh
+            root of σ/α (`karras`); the method's own if None.
+        eta: of `ddim`, from 0 (deterministic) to 1 (the ancestral chain).
+        tolerance: of `adaptive`, the error of a step in units of the data's deviation.
+        guidance: w of $\\hat x_\\emptyset + w\\,(\\hat x_c - \\hat x_\\emptyset)$: 1 is the conditional density itself.
+        classifier: from (x_t, log-SNR, labels) to log p(label | x_t), whose gradient guides instead.
+
+    Raises ValueError for what is not so.
     """
-    logsnr_t, logsnr_s = schedule.logsnr(t), schedule.logsnr(s)
-    x_hat = denoise(x_t, logsnr_t.expand(len(x_t)))
-    c = -torch.expm1(logsnr_t - logsnr_s)
-    mean = alpha(logsnr_s) * ((1 - c) * x_t / alpha(logsnr_t) + c * x_hat)
-    return mean + sigma(logsnr_s) * c.sqrt() * torch.randn_like(x_t)
+
+    method: str = "ddpm"
+    steps: int = 200
+    spacing: str | None = None
+    eta: float = 0.0
+    tolerance: float = 1e-3
+    guidance: float = 1.0
+    classifier: Callable[..., Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"unknown sampler {self.method!r}: use {', '.join(METHODS)}")
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if self.spacing is not None and self.spacing not in SPACINGS:
+            raise ValueError(f"unknown spacing {self.spacing!r}: use {', '.join(SPACINGS)}")
+        if not 0 <= self.eta <= 1 or (self.eta and self.method != "ddim"):
+            raise ValueError(f"eta lies from 0 to 1 and is ddim's, got {self.eta} for {self.method}")
+        if not self.tolerance > 0:
+            raise ValueError(f"tolerance must be above 0, got {self.tolerance}")
 
 
-def euler_maruyama_step(
-    x_t: Float[Tensor, "B ..."], t: Tensor, s: Tensor, denoise: Denoise, schedule: NoiseSchedule
-) -> Float[Tensor, "B ..."]:
-    r"""One Euler step of the reverse-time SDE.
+@dataclass(frozen=True)
+class Drawn:
+    """Where a walk ended: x at its last noise level, and how often the network was evaluated on the way."""
 
-    $dx = [-\tfrac12 \beta x - \beta \nabla \log p_t(x)]\,dt + \sqrt\beta\,d\bar W$, backwards in time.
-    Source: Anderson 1982; Song et al. 2021, eq. 6; the notes, part B2 of spring 2025, question a.
-    """
-    logsnr = schedule.logsnr(t).expand(len(x_t))
-    score = to_score(denoise(x_t, logsnr), x_t, logsnr)
-    beta, step = schedule.beta(t), t - s
-    return x_t + step * beta * (0.5 * x_t + score) + (step * beta).sqrt() * torch.randn_like(x_t)
+    x: Tensor
+    logsnr: Tensor
+    evaluations: int
 
 
-SAMPLERS = {"ddpm": ancestral_step, "sde": euler_maruyama_step}
+def levels_of(schedule: NoiseSchedule, steps: int, spacing: str, like: Float[Tensor, "..."]) -> Float[Tensor, " N"]:
+    """The log-SNRs of a grid from the most noise to the least."""
+    high, low = schedule.ends(like)
+    even = torch.linspace(0, 1, steps, device=like.device, dtype=like.dtype)
+    if spacing == "logsnr":
+        return low + (high - low) * even
+    if spacing == "karras":
+        first, last = (torch.exp(-end / 14) for end in (low, high))
+        return -14 * torch.log(first + (last - first) * even)
+    first, last = (schedule.time(end) for end in (low, high))
+    if spacing == "quadratic":
+        times = (first.sqrt() + (last.sqrt() - first.sqrt()) * even).square()
+    else:
+        times = first + (last - first) * even
+    return schedule.logsnr(times)
 
 
 def integrate(
-    x_1: Float[Tensor, "B ..."], denoise: Denoise, schedule: NoiseSchedule, *, method: str, steps: int
-) -> Float[Tensor, "B ..."]:
-    """From noise at time 1 to the least noisy variable at time 0, in `steps` steps.
+    x_1: Float[Tensor, "B ..."],
+    denoise: Denoise,
+    schedule: NoiseSchedule,
+    sampler: Sampler,
+    *,
+    levels: Float[Tensor, " N"] | None = None,
+    noise: Callable[[Tensor], Tensor] = torch.randn_like,
+    watch: Callable[[Tensor, Tensor], None] | None = None,
+) -> Drawn:
+    """From noise at t = 1 to the last level, whose x̂ is the data.
 
-    The grid is even in the log-SNR for the DDPM chain and even in the square root of time for the SDE, whose
-    Euler step must stay below σ² as the noise goes to zero.
+    Args:
+        levels: the log-SNRs to go through, rising; those of the sampler's spacing if None.
+        noise: draws what a rule adds, in the shape of its argument.
+        watch: called with (log-SNR, x) at every level.
     """
-    if method not in SAMPLERS:
-        raise ValueError(f"unknown sampler {method!r}: use {' or '.join(SAMPLERS)}")
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    ends = torch.tensor([1.0, 0.0], device=x_1.device, dtype=x_1.dtype)
-    high, low = schedule.logsnr(ends)
-    if method == "ddpm":
-        times = schedule.time(torch.linspace(0, 1, steps + 1, device=x_1.device) * (low - high) + high)
-    else:
-        first, last = schedule.time(high), schedule.time(low)
-        root = torch.linspace(0, 1, steps + 1, device=x_1.device)
-        times = (first.sqrt() + root * (last.sqrt() - first.sqrt())).square()
-    for t, s in zip(times[:-1], times[1:], strict=True):
-        x_1 = SAMPLERS[method](x_1, t, s, denoise, schedule)
-    return x_1
+    if levels is None:
+        spacing = sampler.spacing or BEST_SPACING.get(sampler.method, "logsnr")
+        levels = levels_of(schedule, sampler.steps, spacing, x_1)
+    if sampler.method == "adaptive":
+        return _adaptive(x_1, denoise, schedule, sampler)
+    walk = Walk(denoise, schedule, noise, sampler.eta)
+    path = [Level(t, logsnr) for t, logsnr in zip(schedule.time(levels), levels, strict=True)]
+    rule, x = RULES[sampler.method], x_1
+    for t, s in zip(path[:-1], path[1:], strict=True):
+        if watch is not None:
+            watch(t.logsnr, x)
+        x = rule(x, t, s, walk)
+    if watch is not None:
+        watch(path[-1].logsnr, x)
+    return Drawn(x, path[-1].logsnr, walk.evaluations)
+
+
+def _adaptive(x_1: Tensor, denoise: Denoise, schedule: NoiseSchedule, sampler: Sampler) -> Drawn:
+    high, low = schedule.ends(x_1)
+    found = solve(
+        lambda x, logsnr: flow_in_logsnr(x, denoise(x, logsnr), logsnr), x_1, low, high, tolerance=sampler.tolerance
+    )
+    return Drawn(found.x, high, found.evaluations)

@@ -3,19 +3,24 @@ r"""Variance-preserving noise.
 $q(x_t \mid x) = \mathcal N(\alpha_t x, \sigma_t^2 I)$ with $\alpha_t^2 + \sigma_t^2 = 1$.
 
 t runs from 0 (data) to 1 (noise), and $\lambda(t) = \log(\alpha_t^2 / \sigma_t^2)$, the log-SNR, says everything:
-$\alpha_t^2 = \varsigma(\lambda)$ and $\sigma_t^2 = \varsigma(-\lambda)$, with ς the logistic function.
+$\alpha_t^2 = \varsigma(\lambda)$ and $\sigma_t^2 = \varsigma(-\lambda)$, with ς the logistic function. The same noise
+is seen as the VP-SDE $dx = -\tfrac12 \beta(t) x\,dt + \sqrt{\beta(t)}\,dW$, whose
+$p(x_t \mid x_0) = \mathcal N(x_0 e^{-\frac12 \int \beta}, (1 - e^{-\int \beta}) I)$, and as the DDPM chain with its
+$\bar\alpha_t = \alpha_t^2$. Since $e^{-\int\beta} = \alpha_t^2$, $\beta(t) = -\sigma_t^2 \lambda'(t)$.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["NoiseSchedule", "LinearBeta", "alpha", "sigma"]
+__all__ = ["Chain", "Cosine", "LinearBeta", "LinearLogSNR", "NoiseSchedule", "alpha", "check_falling", "sigma"]
 
 
 def alpha(logsnr: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -28,12 +33,34 @@ def sigma(logsnr: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return torch.exp(0.5 * F.logsigmoid(-logsnr))
 
 
+@dataclass(frozen=True)
+class Chain:
+    r"""A DDPM chain: T levels of noise, the least one first.
+
+    $q(x_i \mid x_{i-1}) = \mathcal N(\sqrt{1 - \beta_i}\, x_{i-1}, \beta_i I)$ and
+    $\bar\alpha_i = \prod_{j \le i} (1 - \beta_j)$, where $x_0$ is the data; λ has the precision that $1 - \bar\alpha$
+    lacks where there is little noise.
+    """
+
+    times: Float[Tensor, " T"]
+    logsnr: Float[Tensor, " T"]
+
+    @property
+    def alpha_bar(self) -> Float[Tensor, " T"]:
+        return torch.sigmoid(self.logsnr)
+
+    @property
+    def betas(self) -> Float[Tensor, " T"]:
+        log_alpha = F.logsigmoid(self.logsnr)
+        return -torch.expm1(torch.cat([log_alpha[:1], log_alpha.diff()]))
+
+
 class NoiseSchedule(nn.Module, ABC):
-    """The log-SNR as a decreasing function of time, and the views that follow from it."""
+    """The log-SNR as a falling function of time, and the views that follow from it."""
 
     @abstractmethod
     def logsnr(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """λ(t), decreasing in t."""
+        """λ(t), falling in t."""
 
     @abstractmethod
     def time(self, logsnr: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -42,6 +69,62 @@ class NoiseSchedule(nn.Module, ABC):
     @abstractmethod
     def beta(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         r"""β(t) of $dx = -\tfrac12 \beta(t) x\,dt + \sqrt{\beta(t)}\,dW$."""
+
+    def alpha(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """α_t, the factor of the data at time t."""
+        return alpha(self.logsnr(t))
+
+    def sigma(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """σ_t, the deviation of the noise at time t."""
+        return sigma(self.logsnr(t))
+
+    def alpha_bar(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        r"""$\bar\alpha_t = \alpha_t^2 = e^{-\int \beta}$."""
+        return torch.sigmoid(self.logsnr(t))
+
+    def integral(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        r"""$\int \beta = -\log \bar\alpha_t$, from the data to time t."""
+        return F.softplus(-self.logsnr(t))
+
+    def rate(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        r"""$\lvert dt / d\lambda \rvert = \sigma_t^2 / \beta(t)$: how much time a unit of log-SNR takes."""
+        return torch.sigmoid(-self.logsnr(t)) / self.beta(t)
+
+    def ends(self, like: Float[Tensor, "..."]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """The log-SNR at t = 0, the highest, and at t = 1, of the device and dtype of a tensor."""
+        high, low = self.logsnr(torch.tensor([0.0, 1.0], device=like.device, dtype=like.dtype)).unbind()
+        return high, low
+
+    def draw(self, place: Float[Tensor, " B"]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """Log-SNRs from uniform numbers, and their density p(λ): uniform between the ends."""
+        high, low = self.ends(place)
+        return low + (high - low) * place, (1 / (high - low)).expand_as(place)
+
+    def chain(self, steps: int, like: Float[Tensor, "..."] | None = None) -> Chain:
+        """The DDPM chain of T levels, evenly spaced in time from t = 0 to 1."""
+        if steps < 2:
+            raise ValueError(f"a chain has at least 2 steps, got {steps}")
+        like = torch.empty(()) if like is None else like
+        times = torch.linspace(0, 1, steps, device=like.device, dtype=like.dtype)
+        return Chain(times, self.logsnr(times))
+
+
+def check_falling(schedule: NoiseSchedule, points: int = 1001) -> None:
+    """Raise ValueError unless the log-SNR is finite, never rises from t = 0 to 1, and falls over the whole."""
+    like = next(schedule.parameters(), torch.empty((), dtype=torch.float64))
+    with torch.no_grad():
+        t = torch.linspace(0, 1, points, device=like.device, dtype=like.dtype)
+        values = schedule.logsnr(t)
+    name = type(schedule).__name__
+    if not values.isfinite().all():
+        raise ValueError(f"{name}: the log-SNR must be finite, got {values[~values.isfinite()][0]:g}")
+    rises = (values.diff() > 1e-5 * values.abs().max()).nonzero()
+    if len(rises) or not values[0] > values[-1]:
+        where = int(rises[0]) if len(rises) else 0
+        raise ValueError(
+            f"{name}: the log-SNR must fall from t = 0 to 1, but goes from {values[where]:.4g} at t = {t[where]:.4g} "
+            f"to {values[where + 1]:.4g} at t = {t[where + 1]:.4g}"
+        )
 
 
 class LinearBeta(NoiseSchedule):
@@ -63,16 +146,72 @@ class LinearBeta(NoiseSchedule):
         self.beta_min, self.beta_max, self.t_min = beta_min, beta_max, t_min
 
     def beta(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        return self.beta_min + (self.beta_max - self.beta_min) * t
+        return self.beta_min + (self.beta_max - self.beta_min) * t.clamp_min(self.t_min)
 
     def integral(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """B(t), the integral of β from 0 to t."""
+        t = t.clamp_min(self.t_min)
         return self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t.square()
 
     def logsnr(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        return -torch.log(torch.expm1(self.integral(t.clamp_min(self.t_min))))
+        return -torch.log(torch.expm1(self.integral(t)))
 
     def time(self, logsnr: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         integral = F.softplus(-logsnr)
         slope = self.beta_max - self.beta_min
         return 2 * integral / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * integral))
+
+
+class LinearLogSNR(NoiseSchedule):
+    r"""$\lambda(t) = \lambda_0 + (\lambda_1 - \lambda_0)\,t$, which draws every log-SNR equally often.
+
+    Args:
+        highest, lowest: λ₀ and λ₁.
+    """
+
+    def __init__(self, highest: float = 13.0, lowest: float = -10.0) -> None:
+        super().__init__()
+        _check_ends(highest, lowest)
+        self.highest, self.lowest = highest, lowest
+
+    def logsnr(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return self.highest + (self.lowest - self.highest) * t
+
+    def time(self, logsnr: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return (self.highest - logsnr) / (self.highest - self.lowest)
+
+    def beta(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return (self.highest - self.lowest) * torch.sigmoid(-self.logsnr(t))
+
+
+class Cosine(NoiseSchedule):
+    r"""$\alpha_t = \cos \varphi(t)$ with φ linear in t, so $\lambda(t) = -2 \log \tan \varphi(t)$.
+
+    Args:
+        highest, lowest: λ at t = 0 and t = 1, where the cosine is cut off.
+
+    Source: Nichol and Dhariwal 2021, "Improved denoising diffusion probabilistic models", eq. 17, whose offset is a
+    cut-off at one end; Salimans and Ho 2022, "Progressive distillation", appendix.
+    """
+
+    def __init__(self, highest: float = 13.0, lowest: float = -10.0) -> None:
+        super().__init__()
+        _check_ends(highest, lowest)
+        self.first, self.last = math.atan(math.exp(-highest / 2)), math.atan(math.exp(-lowest / 2))
+
+    def _angle(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return self.first + (self.last - self.first) * t
+
+    def logsnr(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return -2 * torch.log(torch.tan(self._angle(t)))
+
+    def time(self, logsnr: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return (torch.atan(torch.exp(-logsnr / 2)) - self.first) / (self.last - self.first)
+
+    def beta(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return 2 * (self.last - self.first) * torch.tan(self._angle(t))
+
+
+def _check_ends(highest: float, lowest: float) -> None:
+    if not -math.inf < lowest < highest < math.inf:
+        raise ValueError(f"the log-SNR must fall from `highest` to `lowest`, got {highest} and {lowest}")

@@ -8,7 +8,7 @@ import torch
 
 from loglik.data.spec import DataSpec
 from loglik.density import Density
-from loglik.diffusion import Denoiser, Diffusion, LevelDenoiser, LinearBeta
+from loglik.diffusion import Denoiser, Diffusion, LevelDenoiser, LinearBeta, Sampler
 from loglik.flows import Flow
 from loglik.networks.mlp import ResidualMLP
 from loglik.recipes.recipe import Recipe, from_zero, label_embedding, pick
@@ -31,7 +31,7 @@ def build(
     method: str = "ddpm",
     conditional: bool = False,
 ) -> Density:
-    """A residual MLP as the denoiser; `method` and `steps` are how it samples (ddpm or sde)."""
+    """A residual MLP as the denoiser; `method` and `steps` are how it samples (`ddpm`, `unipc`, ...)."""
     refuse_text(spec, "diffusion")
     width = width or pick(size, small=256, medium=512, large=1024)
     context = label_embedding(spec, EMBEDDING, conditional)
@@ -58,7 +58,9 @@ def build(
         if few_levels and spec.levels
         else Denoiser(network, features=FEATURES, context=context, event_shape=shape)
     )
-    diffusion = Diffusion(denoiser, shape, levels=spec.levels, schedule=schedule, method=method, steps=steps)
+    diffusion = Diffusion(
+        denoiser, shape, levels=spec.levels, schedule=schedule, sampler=Sampler(method=method, steps=steps)
+    )
     return diffusion if spec.levels is not None else Flow(to_vector(spec), diffusion)
 
 

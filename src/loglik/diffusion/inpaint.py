@@ -1,0 +1,46 @@
+"""Inpainting: the unknown part of events drawn given the known part."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from loglik.diffusion.likelihood import Denoise
+from loglik.diffusion.sampler import levels_of
+from loglik.diffusion.schedule import NoiseSchedule, alpha
+from loglik.diffusion.steps import Level, Walk, ddpm
+
+__all__ = ["inpaint"]
+
+
+def inpaint(
+    x: Float[Tensor, "B ..."],
+    known: Bool[Tensor, "B ..."],
+    denoise: Denoise,
+    schedule: NoiseSchedule,
+    *,
+    steps: int,
+    repeats: int,
+) -> tuple[Float[Tensor, "B ..."], Float[Tensor, ""]]:
+    r"""RePaint: the ancestral chain with the known part replaced by its noised self at every level.
+
+    After each step from t to s the point is noised back to t and the step is made again, `repeats` times in all, so
+    that the unknown part comes to agree with the known one: replacement alone ($r = 1$) makes it agree only roughly.
+        Gives z and
+    the log-SNR at the last level.
+
+    Source: Lugmayr et al. 2022, "RePaint: inpainting using denoising diffusion probabilistic models", algorithm 1.
+    """
+    levels = levels_of(schedule, steps, "logsnr", x)
+    path = [Level(t, logsnr) for t, logsnr in zip(schedule.time(levels), levels, strict=True)]
+    walk = Walk(denoise, schedule, torch.randn_like)
+    z = torch.randn_like(x)
+    for t, s in zip(path[:-1], path[1:], strict=True):
+        ratio = alpha(t.logsnr) / alpha(s.logsnr)
+        for again in range(repeats, 0, -1):
+            z = ddpm(z, t, s, walk)
+            z = torch.where(known, s.alpha * x + s.sigma * torch.randn_like(x), z)
+            if again > 1:
+                z = ratio * z + (1 - ratio.square()).sqrt() * torch.randn_like(z)
+    return z, levels[-1]

@@ -1,0 +1,153 @@
+r"""What `Diffusion.log_prob` is: the variational bound, in continuous time or in T steps, or the ODE's estimate.
+
+$\log p(x) \ge \underbrace{\mathbb E \log p(x \mid z_0)}_{\text{reconstruction}}
+\underbrace{- \mathrm{KL}(q(z_1 \mid x) \,\|\, \mathcal N(0, I))}_{\text{prior}} - \text{diffusion}$, where z₀ is the
+least noised variable. In T steps (the notes, part B2 of autumn 2025, question d, with the notes' $x_1, \dots, x_T$ the
+levels of `NoiseSchedule.chain(T)`) the three are $-L_0$, $-L_T$ and $-\sum_{t=2}^T L_{t-1}$.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from loglik.density import Bound
+from loglik.diffusion.schedule import NoiseSchedule, alpha, sigma
+
+__all__ = ["VLB", "Likelihood", "Model", "Reconstruction", "noise_error", "prior_term", "wide"]
+
+Denoise = Callable[[Tensor, Tensor], Tensor]  # (x_t, log-SNRs of shape (B,)) -> the expected data
+
+
+def wide(values: Float[Tensor, " B"], like: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+    """One number for each example, to be multiplied with events."""
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
+def noise_error(v: Float[Tensor, "B ..."], denoise: Denoise, logsnr: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    r"""$\lVert \epsilon - \hat\epsilon \rVert^2 = e^\lambda \lVert x - \hat x \rVert^2$, with one draw of ε."""
+    x_t = wide(alpha(logsnr), v) * v + wide(sigma(logsnr), v) * torch.randn_like(v)
+    return logsnr.exp() * (v - denoise(x_t, logsnr)).square().flatten(1).sum(1)
+
+
+def prior_term(v: Float[Tensor, "B ..."], low: Float[Tensor, ""]) -> Float[Tensor, " B"]:
+    r"""$-\mathrm{KL}(\mathcal N(\alpha_1 x, \sigma_1^2 I) \,\|\, \mathcal N(0, I))$."""
+    flat, variance = v.flatten(1), sigma(low).square()
+    mean_square = alpha(low).square() * flat.square().sum(1)
+    return -0.5 * (mean_square + flat.shape[1] * (variance - 1 - variance.log()))
+
+
+class Reconstruction:
+    r"""p(x | z₀) of the least noised variable.
+
+    For whole numbers 0 ... K-1, scaled to levels in [-1, 1],
+    $p(x \mid z_0) \propto \exp(-(z_0/\alpha_0 - x)^2 e^{\lambda_0}/2)$, normalised over the levels; for real data it is
+    $\mathcal N(z_0/\alpha_0, e^{-\lambda_0} I)$.
+
+    Args:
+        levels: K, None for real data.
+        near: how many levels away the noise reaches: further ones weigh nothing.
+    """
+
+    def __init__(self, levels: int | None, near: int) -> None:
+        self.levels, self.near = levels, near
+
+    def expected(self, x: Tensor, v: Float[Tensor, "B ..."], high: Float[Tensor, ""]) -> Float[Tensor, " B"]:
+        """E log p(x | z₀): in closed form for real data, with one draw of z₀ for whole numbers."""
+        if self.levels is None:
+            dims = math.prod(v.shape[1:])
+            return (-0.5 * dims * (1 + math.log(2 * math.pi) - high)).expand(len(v))
+        return self.log_prob(x, v, v + torch.exp(-0.5 * high) * torch.randn_like(v), high)
+
+    def log_prob(
+        self, x: Tensor, v: Float[Tensor, "B ..."], seen: Float[Tensor, "B ..."], high: Float[Tensor, ""]
+    ) -> Float[Tensor, " B"]:
+        """log P(x | z₀) of whole numbers x, scaled v, from seen = z₀/α₀."""
+        assert self.levels is not None
+        if 2 * self.near + 1 >= self.levels:
+            levels = torch.linspace(-1, 1, self.levels, device=v.device, dtype=v.dtype)
+            distance = seen.unsqueeze(-1) - levels
+        else:
+            window = x.long().unsqueeze(-1) + torch.arange(-self.near, self.near + 1, device=v.device)
+            outside = (window < 0) | (window >= self.levels)
+            distance = seen.unsqueeze(-1) - (window * (2 / (self.levels - 1)) - 1)
+            distance = distance.masked_fill(outside, torch.inf)
+        logits = -0.5 * high.exp() * distance.square()
+        own = -0.5 * high.exp() * (seen - v).square()
+        return (own - logits.logsumexp(-1)).flatten(1).sum(1)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a likelihood needs of a diffusion: its schedule, its reconstruction, and the denoiser in a context."""
+
+    schedule: NoiseSchedule
+    reconstruction: Reconstruction
+    denoise: Denoise
+
+
+class Likelihood(ABC):
+    """A way to log p(x): named terms whose sum it is."""
+
+    bound: Bound
+
+    @abstractmethod
+    def terms(
+        self, model: Model, x: Tensor, v: Float[Tensor, "B ..."], place: Float[Tensor, " B"]
+    ) -> dict[str, Float[Tensor, " B"]]:
+        """Of data x, scaled v; place is uniform on [0, 1), for what draws times."""
+
+
+class VLB(Likelihood):
+    r"""The variational lower bound.
+
+    In continuous time the diffusion term is $\tfrac12 \int_{\lambda_1}^{\lambda_0} \mathbb E \lVert \epsilon -
+    \hat\epsilon(z_\lambda) \rVert^2 d\lambda$, from one λ per draw. In T steps it is the hierarchical VAE's sum of T -
+    1 divergences, each of Gaussians with the posterior's variance:
+    $L_{t-1} = \tfrac12 (e^{\lambda_{t-1} - \lambda_t} - 1)\, \mathbb E \lVert \epsilon - \hat\epsilon(z_t) \rVert^2$.
+
+    Args:
+        steps: T, None for continuous time.
+        whole: sum all T - 1 divergences, with a draw of z_t each, rather than T - 1 times one drawn at random.
+
+    Raises ValueError for fewer than 2 steps, and for the whole sum of continuous time.
+
+    Sources: Kingma et al. 2021, "Variational diffusion models", eq. 11-17; Ho et al. 2020, eq. 5.
+    """
+
+    bound = Bound.LOWER
+
+    def __init__(self, steps: int | None = None, *, whole: bool = False) -> None:
+        if steps is not None and steps < 2:
+            raise ValueError(f"steps must be at least 2, or None for continuous time, got {steps}")
+        if whole and steps is None:
+            raise ValueError("continuous time has no whole sum: give steps")
+        self.steps, self.whole = steps, whole
+
+    def terms(
+        self, model: Model, x: Tensor, v: Float[Tensor, "B ..."], place: Float[Tensor, " B"]
+    ) -> dict[str, Float[Tensor, " B"]]:
+        high, low = model.schedule.ends(v)
+        diffusion = self._diffusion(model, v, place)
+        reconstruction = model.reconstruction.expected(x, v, high)
+        return {"reconstruction": reconstruction, "prior": prior_term(v, low), "diffusion": diffusion}
+
+    def _diffusion(self, model: Model, v: Tensor, place: Tensor) -> Tensor:
+        if self.steps is None:
+            logsnr, p = model.schedule.draw(place)
+            return -0.5 * noise_error(v, model.denoise, logsnr) / p
+        levels = model.schedule.chain(self.steps, v).logsnr
+        width = torch.expm1(levels[:-1] - levels[1:])
+        if not self.whole:
+            s = (place * (self.steps - 1)).long().clamp(max=self.steps - 2)
+            return -0.5 * (self.steps - 1) * width[s] * noise_error(v, model.denoise, levels[s + 1])
+        total = torch.zeros(len(v), dtype=v.dtype, device=v.device)
+        for i in range(self.steps - 1):
+            total = total - 0.5 * width[i] * noise_error(v, model.denoise, levels[i + 1].expand(len(v)))
+        return total

@@ -1,0 +1,107 @@
+r"""What training minimises: a weighting of the noise levels, and which of them are drawn.
+
+Every usual loss is $\tfrac12 \int w(\lambda)\, \mathbb E \lVert \epsilon - \hat\epsilon(x_\lambda) \rVert^2 d\lambda$,
+whether the network predicts noise, data, v or the score, and w = 1 is the likelihood's bound (Kingma and Gao 2023,
+"Understanding diffusion objectives as the ELBO with simple data augmentation"). With $r = \lvert dt/d\lambda \rvert$ of
+the schedule, an expectation over uniform t is $w = r$.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from loglik.diffusion.schedule import NoiseSchedule
+
+__all__ = ["TIMES", "WEIGHTINGS", "Objective"]
+
+Weighting = Callable[[Tensor, Tensor], Tensor]  # (λ, r) -> w
+
+WEIGHTINGS: dict[str, Weighting] = {
+    "likelihood": lambda logsnr, rate: torch.ones_like(logsnr),
+    "simple": lambda logsnr, rate: rate,  # ‖ε - ε̂‖², uniform t: Ho et al. 2020, eq. 14
+    "data": lambda logsnr, rate: rate * torch.exp(-logsnr),  # ‖x - x̂‖², uniform t
+    "v": lambda logsnr, rate: rate * (1 + torch.exp(-logsnr)),  # ‖v - v̂‖², uniform t: Salimans and Ho 2022
+    "min-snr": lambda logsnr, rate: rate * torch.exp(-logsnr).mul(5).clamp(max=1),  # γ = 5: Hang et al. 2023
+    "sigmoid": lambda logsnr, rate: torch.sigmoid(2 - logsnr),  # Hoogeboom et al. 2024, "Simpler diffusion"
+}
+
+TIMES = ("uniform", "time", "importance")
+BINS = 64
+
+
+class Objective(nn.Module):
+    r"""How training weighs and draws noise levels. It changes `loss` alone, never `log_prob`.
+
+    Draws are stratified over the batch: example i of B draws from the i-th of B equal parts, in a random order, which
+        is
+    the antithetic sampling of Kingma et al. 2021, appendix I.1.
+
+    Args:
+        weighting: `likelihood` (the bound itself), `simple` (DDPM's), `data`, `v`, `min-snr` or `sigmoid`.
+        times: `uniform` in the log-SNR (a learned schedule's own density; for the likelihood the importance sampling of
+            Song et al. 2021); `time`, uniform in t; or `importance`, in proportion to the root of the mean squared
+            loss that each part of the log-SNR has had (Nichol and Dhariwal 2021, eq. 18).
+        steps: T of a chain whose levels, evenly spaced in time, are trained; None for continuous time.
+
+    Raises ValueError for names that are not these, and fewer than 2 steps.
+    """
+
+    moments: Tensor
+
+    def __init__(self, weighting: str = "likelihood", *, times: str = "uniform", steps: int | None = None) -> None:
+        super().__init__()
+        if weighting not in WEIGHTINGS:
+            raise ValueError(f"unknown weighting {weighting!r}: use {', '.join(WEIGHTINGS)}")
+        if times not in TIMES:
+            raise ValueError(f"unknown times {times!r}: use {', '.join(TIMES)}")
+        if steps is not None and steps < 2:
+            raise ValueError(f"steps must be at least 2, or None for continuous time, got {steps}")
+        self.weighting, self.times, self.steps = weighting, times, steps
+        if times == "importance":
+            self.register_buffer("moments", torch.ones(BINS))
+
+    def draw(
+        self, schedule: NoiseSchedule, place: Float[Tensor, " B"]
+    ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"], Float[Tensor, " B"]]:
+        r"""From uniform numbers: log-SNRs, a factor, and the places.
+
+        The weighted integral is the mean of factor · ½‖ε - ε̂‖²; places are what `learn` takes.
+        """
+        density = torch.ones_like(place)
+        if self.times == "importance":
+            place, density = self._warp(place)
+        if self.steps is not None:
+            chain = schedule.chain(self.steps, place)
+            s = (place * (self.steps - 1)).long().clamp(max=self.steps - 2)
+            logsnr, width = chain.logsnr[s + 1], torch.expm1(chain.logsnr[s] - chain.logsnr[s + 1])
+            rate, measure = 1 / ((self.steps - 1) * width), (self.steps - 1) * width
+        elif self.times == "time":
+            logsnr, rate = schedule.logsnr(place), schedule.rate(place)
+            measure = 1 / rate
+        else:
+            logsnr, p = schedule.draw(place)
+            rate = p if self.weighting in ("likelihood", "sigmoid") else schedule.rate(schedule.time(logsnr))
+            measure = 1 / p
+        return logsnr, WEIGHTINGS[self.weighting](logsnr, rate) * measure / density, place
+
+    def _warp(self, place: Tensor) -> tuple[Tensor, Tensor]:
+        """Uniform places to ones with the density in proportion to the root of `moments`, and that density."""
+        p = self.moments.sqrt().to(place)
+        p = 0.95 * p / p.mean() + 0.05  # no part is left out
+        edges = torch.cat([p.new_zeros(1), p.cumsum(0) / len(p)])
+        part = (torch.searchsorted(edges, place.contiguous(), right=True) - 1).clamp(0, len(p) - 1)
+        within = (place - edges[part]) / (edges[part + 1] - edges[part])
+        return ((part + within) / len(p)).clamp(0, 1), p[part]
+
+    @torch.no_grad()
+    def learn(self, place: Float[Tensor, " B"], value: Float[Tensor, " B"]) -> None:
+        """Let `importance` see the losses (without their density's factor) at these places."""
+        part = (place * BINS).long().clamp(max=BINS - 1)
+        count = torch.zeros_like(self.moments).index_add_(0, part, torch.ones_like(place, dtype=self.moments.dtype))
+        total = torch.zeros_like(self.moments).index_add_(0, part, value.square().to(self.moments.dtype))
+        seen = torch.where(count > 0, total / count.clamp_min(1), self.moments)
+        self.moments.lerp_(seen, 0.05)

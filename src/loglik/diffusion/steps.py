@@ -1,0 +1,238 @@
+r"""Update rules: from the noise level t to the lower level s, each with the denoiser's $\hat x(x_t)$ as all it knows.
+
+λ is the log-SNR, $\ell = \lambda/2 = \log(\alpha/\sigma)$, $h = \ell_s - \ell_t > 0$, and $y = x/\alpha$ with
+$\rho = \sigma/\alpha$, in which the probability-flow ODE is $dy/d\rho = \hat\epsilon$ (Karras et al. 2022, "Elucidating
+the design space of diffusion-based generative models", eq. 3) and in which its exact solution is
+$x_s = \frac{\sigma_s}{\sigma_t} x_t + \alpha_s \int_0^h e^{-(h-u)}\, \hat x(\ell_t + u)\,du$ (Lu et al. 2022,
+"DPM-Solver++").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from loglik.diffusion.schedule import NoiseSchedule, alpha, sigma
+from loglik.diffusion.sde import diffusion, reverse_drift
+
+__all__ = ["RULES", "Level", "Walk"]
+
+Denoise = Callable[[Tensor, Tensor], Tensor]  # (x_t, log-SNRs of shape (B,)) -> the expected data
+
+
+@dataclass(frozen=True)
+class Level:
+    """A noise level, in every form that a rule may want; numbers of shape ()."""
+
+    t: Tensor
+    logsnr: Tensor
+
+    @property
+    def alpha(self) -> Tensor:
+        return alpha(self.logsnr)
+
+    @property
+    def sigma(self) -> Tensor:
+        return sigma(self.logsnr)
+
+    @property
+    def half(self) -> Tensor:
+        return self.logsnr / 2
+
+    @property
+    def rho(self) -> Tensor:
+        return torch.exp(-self.half)
+
+    def score(self, x: Tensor, x_hat: Tensor) -> Tensor:
+        return (self.alpha * x_hat - x) / self.sigma.square()
+
+    def noise(self, x: Tensor, x_hat: Tensor) -> Tensor:
+        return (x - self.alpha * x_hat) / self.sigma
+
+
+@dataclass
+class Walk:
+    """What a walk from noise to data carries along; `past` has the levels before, the newest first."""
+
+    denoiser: Denoise
+    schedule: NoiseSchedule
+    noise: Callable[[Tensor], Tensor]
+    eta: float = 0.0
+    evaluations: int = 0
+    past: list[tuple[Level, Tensor]] = field(default_factory=list)
+    before: Tensor | None = None  # x at the level before, of UniPC
+
+    def denoise(self, x: Tensor, level: Level) -> Tensor:
+        self.evaluations += 1
+        return self.denoiser(x, level.logsnr.expand(len(x)))
+
+    def remember(self, level: Level, value: Tensor, most: int) -> None:
+        self.past = [(level, value), *self.past][:most]
+
+
+Rule = Callable[[Tensor, Level, Level, Walk], Tensor]
+
+
+def ddpm(x: Float[Tensor, "B ..."], t: Level, s: Level, walk: Walk) -> Float[Tensor, "B ..."]:
+    r"""The ancestral chain: draw from $q(x_s \mid x_t, \hat x)$.
+
+    With $c = 1 - e^{\lambda_t - \lambda_s}$, the mean is $\frac{\alpha_s}{\alpha_t}(1 - c)\,x_t + \alpha_s c\,\hat x$
+    and the variance $\sigma_s^2 c$. Source: Ho et al. 2020, eq. 6-7; Kingma et al. 2021, appendix A.4.
+    """
+    x_hat = walk.denoise(x, t)
+    c = -torch.expm1(t.logsnr - s.logsnr)
+    mean = s.alpha * ((1 - c) * x / t.alpha + c * x_hat)
+    return mean + s.sigma * c.sqrt() * walk.noise(x)
+
+
+def ddim(x: Float[Tensor, "B ..."], t: Level, s: Level, walk: Walk) -> Float[Tensor, "B ..."]:
+    r"""$x_s = \alpha_s \hat x + \sqrt{\sigma_s^2 - \eta^2 \sigma_s^2 c}\;\hat\epsilon + \eta \sigma_s \sqrt
+    c\,\epsilon$.
+
+    c is the ancestral chain's, which is η = 1; η = 0 is deterministic. Source: Song et al. 2021, "Denoising diffusion
+    implicit models", eq. 12 and 16.
+    """
+    x_hat = walk.denoise(x, t)
+    variance = -(walk.eta**2) * torch.expm1(t.logsnr - s.logsnr)
+    drawn = s.alpha * x_hat + s.sigma * (1 - variance).clamp_min(0).sqrt() * t.noise(x, x_hat)
+    return drawn + s.sigma * variance.sqrt() * walk.noise(x) if walk.eta else drawn
+
+
+def euler_maruyama(x: Float[Tensor, "B ..."], t: Level, s: Level, walk: Walk) -> Float[Tensor, "B ..."]:
+    """One Euler step of the reverse-time SDE. Source: Song et al. 2021, "Score-based generative modeling", eq. 6."""
+    drift = reverse_drift(walk.schedule, x, t.t, t.score(x, walk.denoise(x, t)))
+    step = t.t - s.t
+    return x - step * drift + diffusion(walk.schedule, t.t) * step.sqrt() * walk.noise(x)
+
+
+def predictor_corrector(x: Float[Tensor, "B ..."], t: Level, s: Level, walk: Walk) -> Float[Tensor, "B ..."]:
+    r"""The ancestral chain's step, then one of Langevin at s: $x + \delta\,s(x) + \sqrt{2\delta}\,\epsilon$.
+
+    $\delta = \sigma_s^2 c / 4$ falls with the step, so that the whole converges; Song et al. take it from a constant
+    signal-to-noise ratio, whose error stays. Source: Song et al. 2021, "Score-based generative modeling", algorithm 3.
+    """
+    x = ddpm(x, t, s, walk)
+    step = -0.25 * s.sigma.square() * torch.expm1(t.logsnr - s.logsnr)
+    return x + step * s.score(x, walk.denoise(x, s)) + (2 * step).sqrt() * walk.noise(x)
+
+
+def heun(x: Float[Tensor, "B ..."], t: Level, s: Level, walk: Walk) -> Float[Tensor, "B ..."]:
+    """The trapezoidal rule in ρ after an Euler step: two evaluations. Source: Karras et al. 2022, algorithm 1."""
+    slope = t.noise(x, walk.denoise(x, t))
+    guess = s.alpha * (x / t.alpha + (s.rho - t.rho) * slope)
+    end = s.noise(guess, walk.denoise(guess, s))
+    return s.alpha * (x / t.alpha + (s.rho - t.rho) * 0.5 * (slope + end))
+
+
+ADAMS = {
+    1: (1.0,),
+    2: (3 / 2, -1 / 2),
+    3: (23 / 12, -16 / 12, 5 / 12),
+    4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+}
+
+
+def ipndm(x: Float[Tensor, "B ..."], t: Level, s: Level, walk: Walk) -> Float[Tensor, "B ..."]:
+    r"""Adams-Bashforth's weights of order up to 4 on $\hat\epsilon$, in ρ: as if its steps were even.
+
+    They are not, so its order is 2 in theory. Source: Zhang and Chen 2023, "Fast sampling of diffusion models with
+    exponential integrator", section 3.3; Liu et al. 2022, "Pseudo numerical methods".
+    """
+    walk.remember(t, t.noise(x, walk.denoise(x, t)), 4)
+    slope = sum(weight * value for weight, (_, value) in zip(ADAMS[len(walk.past)], walk.past, strict=True))
+    return s.alpha * (x / t.alpha + (s.rho - t.rho) * slope)
+
+
+def exponential_weights(nodes: Sequence[Tensor], h: Tensor) -> Float[Tensor, " n"]:
+    r"""Weights $w_j$ with $\int_0^h e^{-(h-u)} p(u)\,du = \sum_j w_j\,p(u_j)$ for polynomials below degree n.
+
+    From the moments $m_k = \int_0^h e^{-(h-u)} (u/h)^k du$: $m_0 = 1 - e^{-h}$, $m_k = 1 - \frac kh m_{k-1}$.
+    """
+    n = len(nodes)
+    place = torch.stack(list(nodes)).double() / h.double()
+    moment = -torch.expm1(-h.double())
+    moments = [moment]
+    for k in range(1, n):
+        if h > 0.5:
+            moment = 1 - k / h.double() * moment
+        else:  # the recursion loses digits: its series, m_k = Σ_i k! (-h)^i h / (k+i+1)!
+            term, moment = h.double() / (k + 1), torch.zeros_like(moment)
+            for i in range(12):
+                moment, term = moment + term, -term * h.double() / (k + i + 2)
+        moments.append(moment)
+    powers = torch.stack([place**k for k in range(n)])
+    return torch.linalg.solve(powers, torch.stack(moments)).to(h.dtype)
+
+
+def exponential_step(
+    x: Float[Tensor, "B ..."], t: Level, s: Level, known: Sequence[tuple[Level, Tensor]]
+) -> Float[Tensor, "B ..."]:
+    """The exact solution where x̂ is the polynomial in ℓ through its values at the known levels."""
+    weights = exponential_weights([level.half - t.half for level, _ in known], s.half - t.half)
+    integral = sum(weight * x_hat for weight, (_, x_hat) in zip(weights, known, strict=True))
+    return s.sigma / t.sigma * x + s.alpha * integral
+
+
+def dpm_2m(x: Float[Tensor, "B ..."], t: Level, s: Level, walk: Walk) -> Float[Tensor, "B ..."]:
+    r"""DPM-Solver++(2M): $x_s = \frac{\sigma_s}{\sigma_t} x_t + \alpha_s (1 - e^{-h}) \hat x_{\text{mid}}$.
+
+    $\hat x_{\text{mid}}$ is extrapolated from the last two to the step's middle. Source: Lu et al. 2022, algorithm 2.
+    """
+    x_hat = _middle(x, t, s, walk)
+    return s.sigma / t.sigma * x - s.alpha * torch.expm1(t.half - s.half) * x_hat
+
+
+def dpm_2m_sde(x: Float[Tensor, "B ..."], t: Level, s: Level, walk: Walk) -> Float[Tensor, "B ..."]:
+    r"""SDE-DPM-Solver++(2M): $\frac{\sigma_s}{\sigma_t} e^{-h} x_t + \alpha_s (1 - e^{-2h}) \hat x_{\text{mid}} +
+    \sigma_s \sqrt{1 - e^{-2h}}\,\epsilon$. Source: Lu et al. 2022, appendix."""
+    x_hat = _middle(x, t, s, walk)
+    h = s.half - t.half
+    fresh = -torch.expm1(-2 * h)
+    drawn = s.sigma / t.sigma * torch.exp(-h) * x + s.alpha * fresh * x_hat
+    return drawn + s.sigma * fresh.sqrt() * walk.noise(x)
+
+
+def _middle(x: Tensor, t: Level, s: Level, walk: Walk) -> Tensor:
+    walk.remember(t, walk.denoise(x, t), 2)
+    if len(walk.past) == 1:
+        return walk.past[0][1]
+    (_, newest), (earlier, older) = walk.past
+    return newest + 0.5 * (s.half - t.half) / (t.half - earlier.half) * (newest - older)
+
+
+def dpm_3m(x: Float[Tensor, "B ..."], t: Level, s: Level, walk: Walk) -> Float[Tensor, "B ..."]:
+    """DPM-Solver++(3M): the parabola through the last three x̂, integrated exactly. Source: Lu et al. 2022."""
+    walk.remember(t, walk.denoise(x, t), 3)
+    return exponential_step(x, t, s, walk.past)
+
+
+def unipc(x: Float[Tensor, "B ..."], t: Level, s: Level, walk: Walk) -> Float[Tensor, "B ..."]:
+    """UniPC of order 3: the step of `dpm_3m`, and once x̂ at its end is known, the step again with it among the nodes.
+
+    The correction costs no evaluation: x̂ is that of the uncorrected point. Source: Zhao et al. 2023, "UniPC",
+    algorithms 1 and 2.
+    """
+    x_hat = walk.denoise(x, t)
+    if walk.before is not None:
+        x = exponential_step(walk.before, walk.past[0][0], t, [(t, x_hat), *walk.past])
+    walk.remember(t, x_hat, 3)
+    walk.before = x
+    return exponential_step(x, t, s, walk.past)
+
+
+RULES: dict[str, Rule] = {
+    "ddpm": ddpm,
+    "ddim": ddim,
+    "euler-maruyama": euler_maruyama,
+    "predictor-corrector": predictor_corrector,
+    "heun": heun,
+    "dpm++2m": dpm_2m,
+    "dpm++3m": dpm_3m,
+    "dpm++2m-sde": dpm_2m_sde,
+    "unipc": unipc,
+    "ipndm": ipndm,
+}
