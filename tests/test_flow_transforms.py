@@ -26,6 +26,7 @@ from loglik.flows import (
     Split,
     VariationalDequantize,
     autoregressions,
+    continuous_flow,
     couplings,
     glow,
     random_rotation,
@@ -303,6 +304,20 @@ def test_flows_integrate_to_one(float64, stack, map):
     with torch.no_grad():
         total = flow.log_prob(torch.cartesian_prod(line, line)).exp().sum() * line.diff()[0] ** 2
     assert abs(total - 1) < 1e-3
+
+
+@pytest.mark.parametrize("context", [0, 2])
+def test_a_continuous_flow_integrates_to_one(float64, context):
+    transforms = continuous_flow(2, hidden=(16, 16), context=context)
+    flow = Flow(transforms, StandardNormal((2,)), context=nn.Identity() if context else None)
+    perturb(flow, 0.3)
+    line = torch.linspace(-8, 8, 161)
+    grid = torch.cartesian_prod(line, line)
+    given_ = torch.tensor([[0.5, -1.0]]).expand(len(grid), -1) if context else None
+    with torch.no_grad():
+        log_p = flow.log_prob(grid, given_)
+        assert (log_p - flow.base.log_prob(grid)).abs().max() > 0.5  # far from where it started
+    assert abs(log_p.exp().sum() * line.diff()[0] ** 2 - 1) < 1e-3
 
 
 def test_glow_inverts_and_scores(float64):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from loglik.networks import MLP, CausalTransformer, ResidualMLP
+from loglik.networks.linear import outputs_first
 
 
 def test_mlp_by_hand(float64):
@@ -144,3 +145,18 @@ def test_transformer_starts_like_gpt2():
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="width 10 must be a multiple of the number of heads 4"):
         CausalTransformer(10, 1, 4)
+
+
+@pytest.mark.parametrize("outputs", [160, 173])
+def test_outputs_first_is_a_linear_map(outputs):
+    """By whichever kernel: values and gradients are those of float64."""
+    h, weight, bias = torch.randn(512, 24), torch.randn(outputs, 24), torch.randn(outputs)
+    to_y, results = torch.randn(outputs, 512), []
+    for kind in (torch.float32, torch.float64):
+        inputs = [part.to(kind).requires_grad_() for part in (h, weight, bias)]
+        y = outputs_first(*inputs)
+        results.append([y, *torch.autograd.grad(y, inputs, to_y.to(kind))])
+    assert results[0][0].is_contiguous() and type(results[0][0].grad_fn).__name__ == "_OutputsFirstBackward"
+    for quick, truth in zip(*results, strict=True):
+        torch.testing.assert_close(quick.double(), truth, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(results[1][0], nn.functional.linear(h.double(), weight.double(), bias.double()).T)

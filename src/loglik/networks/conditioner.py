@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from loglik.networks.dropout import FadingDropout
+from loglik.networks.linear import outputs_first
 from loglik.networks.mlp import MLP
 
 __all__ = ["Conditioner"]
@@ -38,5 +39,4 @@ class Conditioner(MLP):
 
     def forward(self, x: Float[Tensor, "B ..."], context: Float[Tensor, "B E"] | None = None) -> Float[Tensor, "B O"]:
         h = x.flatten(1) if context is None else torch.cat([x.flatten(1), context], dim=1)
-        h = self.body(h)
-        return torch.addmm(self.output.bias.unsqueeze(1), self.output.weight, h.T).T
+        return outputs_first(self.body(h), self.output.weight, self.output.bias).T

@@ -1,26 +1,23 @@
 r"""Masked networks: outputs for dimension d depend on the dimensions before d only (Germain et al. 2015, "MADE").
 
 A hidden unit of degree m sees the first m dimensions. Units are sorted by degree, so each sees a prefix of the layer
-below: masks are staircases, most of what they hide is not multiplied, and a unit is final once its prefix is.
-Activations are held units first, (units, B), so a prefix is contiguous.
+below: masks are staircases, and a unit is final once its prefix is.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from loglik.networks.dropout import FadingDropout
+from loglik.networks.linear import outputs_first
 
 __all__ = ["MaskedMLP", "Walk"]
-
-BLOCK = 256  # rows of a staircase that are multiplied together
 
 
 class _Staircase(nn.Module):
@@ -30,71 +27,16 @@ class _Staircase(nn.Module):
 
     def __init__(self, inputs: int, reach: Sequence[int]) -> None:
         super().__init__()
-        linear = nn.Linear(inputs, len(reach))
-        self.weight, self.bias = linear.weight, linear.bias
+        layer = nn.Linear(inputs, len(reach))
+        self.weight, self.bias = layer.weight, layer.bias
         mask = torch.arange(inputs) < torch.tensor(list(reach)).unsqueeze(1)
         self.register_buffer("mask", mask.float(), persistent=False)
-        count = max(1, round(len(reach) / BLOCK))
-        edges = [len(reach) * block // count for block in range(count + 1)]
-        self.blocks = [(start, stop, reach[stop - 1]) for start, stop in zip(edges[:-1], edges[1:], strict=True)]
 
     def masked_weight(self) -> Float[Tensor, "O I"]:
         return self.weight * self.mask.to(self.weight.dtype)
 
-    def forward(self, h: Float[Tensor, "I B"]) -> Float[Tensor, "O B"]:
-        h, weight, bias = _autocast(h), _autocast(self.masked_weight()), _autocast(self.bias)
-        if len(self.blocks) == 1 or torch.compiler.is_compiling():
-            return _by_blocks(h, weight, bias, self.blocks)
-        return _Blocks.apply(h, weight, bias, self.blocks)
-
-
-Block = tuple[int, int, int]  # rows from, to; the columns that they read
-
-
-def _autocast(x: Tensor) -> Tensor:
-    kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
-
-
-def _by_blocks(h: Tensor, weight: Tensor, bias: Tensor, blocks: Sequence[Block]) -> Tensor:
-    bias = bias.unsqueeze(1)
-    parts = [torch.addmm(bias[a:b], weight[a:b, :columns], h[:columns]) for a, b, columns in blocks]
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
-
-
-class _Blocks(torch.autograd.Function):
-    """`_by_blocks` with every product written where it belongs, forwards and backwards: no copy of the result."""
-
-    @staticmethod
-    def forward(h: Tensor, weight: Tensor, bias: Tensor, blocks: Sequence[Block]) -> Tensor:
-        out, column = h.new_empty(len(weight), h.shape[1]), bias.unsqueeze(1)
-        for a, b, columns in blocks:
-            torch.addmm(column[a:b], weight[a:b, :columns], h[:columns], out=out[a:b])
-        return out
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Sequence[Block]], output: Tensor) -> None:
-        h, weight, bias, ctx.blocks = inputs
-        ctx.save_for_backward(h, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, to_out: Tensor) -> Any:
-        h, weight, bias = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a gradient of the gradient is asked for
-            return *torch.func.vjp(partial(_by_blocks, blocks=ctx.blocks), h, weight, bias)[1](to_out), None
-        to_h = torch.zeros_like(h) if ctx.needs_input_grad[0] else None
-        to_weight, before = torch.zeros_like(weight), 0
-        for a, b, columns in ctx.blocks:
-            torch.mm(to_out[a:b], h[:columns].T, out=to_weight[a:b, :columns])
-            if to_h is not None and columns > before:  # the inputs that this block is the first to read
-                torch.mm(weight[a:, before:columns].T, to_out[a:], out=to_h[before:columns])
-            before = columns
-        return to_h, to_weight, to_out.sum(1), None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
-        h, weight, bias, blocks = inputs
-        return torch.vmap(partial(_by_blocks, blocks=blocks), in_dims[:3])(h, weight, bias), 0
+    def forward(self, h: Float[Tensor, "B I"]) -> Float[Tensor, "B O"]:
+        return F.linear(h, self.masked_weight(), self.bias)
 
 
 class MaskedMLP(nn.Module):
@@ -140,10 +82,10 @@ class MaskedMLP(nn.Module):
         self.dropout = FadingDropout(dropout)
 
     def forward(self, x: Float[Tensor, "B D"], context: Float[Tensor, "B E"] | None = None) -> Float[Tensor, "B O"]:
-        h = (x if context is None else torch.cat([context, x], dim=1)).T
+        h = x.contiguous() if context is None else torch.cat([context, x], dim=1)
         for layer in self.layers:
             h = self.dropout(self.activation(layer(h)))
-        return self.output(h).T
+        return outputs_first(h, self.output.masked_weight(), self.output.bias).T
 
     def walk(self, n: int, context: Float[Tensor, "n E"] | None = None) -> Walk:
         """Go through the dimensions one at a time, for n events at once."""
