@@ -5,7 +5,6 @@ A VAE is found inside the preprocessing that a recipe puts before it, and everyt
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
