@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from loglik.networks.linear import Linear
+
 __all__ = ["MLP", "ResidualMLP"]
 
 
@@ -43,7 +45,7 @@ class MLP(nn.Module):
         widths = [inputs + context, *hidden]
         layers: list[nn.Module] = []
         for before, after in zip(widths[:-1], widths[1:], strict=True):
-            linear = nn.Linear(before, after)
+            linear = Linear(before, after)
             nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
             nn.init.zeros_(linear.bias)
             layers.append(linear)
@@ -53,7 +55,7 @@ class MLP(nn.Module):
             if dropout:
                 layers.append(nn.Dropout(dropout))
         self.body = nn.Sequential(*layers)
-        self.output = nn.Linear(widths[-1], outputs)
+        self.output = Linear(widths[-1], outputs)
         self.outputs = outputs
 
     def forward(self, x: Float[Tensor, "B ..."], context: Float[Tensor, "B E"] | None = None) -> Float[Tensor, "B O"]:

@@ -1,0 +1,178 @@
+"""What a trained VAE is used for: embeddings, reconstructions, ways between examples, missing values.
+
+A VAE is found inside the preprocessing that a recipe puts before it, and everything is in the units of the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
+
+from loglik.density import Density
+from loglik.flows import Flow
+from loglik.transforms import Dequantize, Reshape, Standardise, Transform
+from loglik.vae import VAE
+from loglik.vae.diagnostics import Diagnosis, diagnose
+
+__all__ = ["Latents"]
+
+EACH_ALONE = (Dequantize, Reshape, Standardise)
+AT_ONCE = 1024
+
+
+class Latents:
+    """The latents of a density that is a VAE, or a VAE behind transforms of the data.
+
+    Raises ValueError for any other density.
+    """
+
+    def __init__(self, density: Density) -> None:
+        transforms: Sequence[Transform] = ()
+        base = density
+        if isinstance(density, Flow):
+            transforms, base = density.transforms, density.base
+        if not isinstance(base, VAE):
+            raise ValueError(f"a {type(base).__name__.lower()} has no latents: use a run of --model vae")
+        self.vae, self.transforms = base, transforms
+
+    @classmethod
+    def has(cls, density: Density) -> bool:
+        """Whether a density has latents."""
+        return isinstance(density.base if isinstance(density, Flow) else density, VAE)
+
+    def encode(
+        self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
+    ) -> Float[Tensor, "B L"]:
+        """The latents of examples without noise."""
+        with self._quiet():
+            parts = [
+                self.vae.encode(self._inside(x[rows]), None if context is None else context[rows])
+                for rows in torch.arange(len(x)).split(AT_ONCE)
+            ]
+        return torch.cat(parts)
+
+    def decode(
+        self, z: Float[Tensor, "B L"], context: Shaped[Tensor, "B ..."] | None = None
+    ) -> Shaped[Tensor, "B ..."]:
+        """The expected data given latents."""
+        with self._quiet():
+            return self._outside(self.vae.decode(z, context))
+
+    def reconstruct(
+        self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
+    ) -> Shaped[Tensor, "B ..."]:
+        """The expected data given each example's own latents."""
+        return self.decode(self.encode(x, context), context)
+
+    def interpolate(
+        self,
+        first: Shaped[Tensor, "B ..."],
+        last: Shaped[Tensor, "B ..."],
+        *,
+        steps: int = 8,
+        context: Shaped[Tensor, "B ..."] | None = None,
+    ) -> Shaped[Tensor, "B S ..."]:
+        """The expected data on the straight way between the latents of two examples, both ends included."""
+        if steps < 2:
+            raise ValueError(f"steps must be at least 2, the two ends, got {steps}")
+        a, b = self.encode(first, context), self.encode(last, context)
+        parts = torch.linspace(0, 1, steps, device=a.device, dtype=a.dtype)
+        return torch.stack([self.decode(a + part * (b - a), context) for part in parts], 1)
+
+    def traverse(
+        self,
+        x: Shaped[Tensor, "B ..."],
+        dim: int,
+        values: Sequence[float],
+        *,
+        context: Shaped[Tensor, "B ..."] | None = None,
+    ) -> Shaped[Tensor, "B S ..."]:
+        """The expected data as one latent dimension of an example takes other values, the others kept."""
+        z = self.encode(x, context)
+        if not 0 <= dim < z.shape[1]:
+            raise ValueError(f"dim must be 0 ... {z.shape[1] - 1}, a latent dimension, got {dim}")
+        moved = []
+        for value in values:
+            changed = z.clone()
+            changed[:, dim] = value
+            moved.append(self.decode(changed, context))
+        return torch.stack(moved, 1)
+
+    def diagnose(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> Diagnosis:
+        """Which latents are active, and how far the prior is from the aggregate posterior."""
+        with self._quiet():
+            return diagnose(self.vae, self._inside(x), context)
+
+    def fill(
+        self,
+        x: Shaped[Tensor, "B D"],
+        missing: Bool[Tensor, "B D"],
+        *,
+        sweeps: int = 20,
+        draws: int = 50,
+        context: Shaped[Tensor, "B ..."] | None = None,
+    ) -> Shaped[Tensor, "B D"]:
+        r"""Draw the missing values of rows from p(missing | observed), with torch's global generator.
+
+        They start as a sample of the model and are drawn anew in every sweep, z given the whole row, then the missing
+        values given z (pseudo-Gibbs; Rezende et al. 2014, appendix F). In each sweep z is one of `draws` from
+        $q(z \mid x)$, taken with probability proportional to $p(x_{obs} \mid z)\,p(z) / q(z \mid x)$, the
+        self-normalised importance weights of Mattei and Frellsen 2019, "MIWAE": so what is drawn does not hang on how
+        good q is for half-filled rows, and is exact as `draws` grows.
+
+        Raises ValueError where a model's dimensions hang together given the latents, or before them.
+        """
+        if x.shape != missing.shape or x.dim() != 2:
+            shapes = f"{tuple(x.shape)} and {tuple(missing.shape)}"
+            raise ValueError(f"x and missing must be rows of one shape (B, D), got {shapes}")
+        if not all(isinstance(t, EACH_ALONE) for t in self.transforms):
+            raise ValueError("missing values are filled behind transforms of each dimension alone only")
+        if sweeps < 1 or draws < 1:
+            raise ValueError(f"sweeps and draws must be at least 1, got {sweeps} and {draws}")
+        with self._quiet():
+            start = self._outside(self.vae.sample(len(x), context)).to(x.dtype)
+            filled = torch.where(missing, start, x)
+            for _ in range(sweeps):
+                parts = []
+                for rows in torch.arange(len(x)).split(max(1, AT_ONCE // draws)):
+                    given = None if context is None else context[rows]
+                    parts.append(self._sweep(filled[rows], missing[rows], draws, given))
+                filled = torch.where(missing, torch.cat(parts).to(x.dtype), x)
+        return filled
+
+    def _sweep(self, x: Tensor, missing: Tensor, draws: int, context: Tensor | None) -> Tensor:
+        """Rows whose missing values are drawn anew."""
+        vae = self.vae
+        inside = self._inside(x)
+        repeated = [torch.cat([t] * draws) for t in vae._infer(inside, context)]
+        draw = vae._draw(tuple(repeated), None if context is None else torch.cat([context] * draws))
+        likelihood = vae.observation.log_prob_dims(torch.cat([inside] * draws), draw.theta)
+        seen = torch.where(torch.cat([missing] * draws), 0.0, likelihood).sum(1)
+        weights = (seen + draw.log_ratio).view(draws, len(x)).softmax(0)
+        chosen = torch.multinomial(weights.T, 1).squeeze(1) * len(x) + torch.arange(len(x), device=x.device)
+        return self._outside(vae.observation.sample(draw.theta[chosen]))
+
+    def _inside(self, x: Tensor) -> Tensor:
+        for transform in self.transforms:
+            x, _ = transform.encode(x)
+        return x
+
+    def _outside(self, x: Tensor) -> Tensor:
+        for transform in reversed(self.transforms):
+            x = transform.decode(x)
+        return x
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """In evaluation mode and without gradients."""
+        training = self.vae.training
+        self.vae.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.vae.train(training)
