@@ -5,12 +5,13 @@ from loglik.diffusion.diffusion import Diffusion
 from loglik.diffusion.discrete import Discrete, ddpm_betas
 from loglik.diffusion.guidance import with_noise_level
 from loglik.diffusion.learned import Learned
-from loglik.diffusion.likelihood import VLB
+from loglik.diffusion.likelihood import ODE, VLB
 from loglik.diffusion.objective import Objective
 from loglik.diffusion.sampler import Sampler
 from loglik.diffusion.schedule import Cosine, LinearBeta, LinearLogSNR, NoiseSchedule
 
 __all__ = [
+    "ODE",
     "VLB",
     "Cosine",
     "Denoiser",

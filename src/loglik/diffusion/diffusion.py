@@ -157,6 +157,11 @@ class Diffusion(Density):
         z, logsnr = inpaint(self._centre(x), known, denoise, self.schedule, steps=self.sampler.steps, repeats=repeats)
         return torch.where(known, x, self._data(z, logsnr, denoise, context))
 
+    def numerical_error(
+        self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
+    ) -> Float[Tensor, " B"] | None:
+        return self.likelihood.error(self._model(context), x, self._centre(x))
+
     def noised(self, x: Shaped[Tensor, "B ..."]) -> tuple[Float[Tensor, "B ..."], Float[Tensor, " B"]]:
         """(x_t, log-SNR) at levels drawn as the bound draws them: what a classifier that guides is trained on."""
         v = self._centre(x)
