@@ -97,7 +97,7 @@ class Diffusion(Density):
     def loss(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, ""]:
         v = self._centre(x)
         logsnr, factor, place = self.objective.draw(self.schedule, self._stratified(len(v), v))
-        error = 0.5 * noise_error(v, self._denoise(context), logsnr)
+        error = 0.5 * noise_error(v, self._model(context).denoise, logsnr)
         loss = (factor * error).mean()
         if self.objective.weighting == "likelihood":
             high, low = self.schedule.ends(v)
@@ -192,11 +192,8 @@ class Diffusion(Density):
         places = torch.rand(count, device=v.device).argsort()  # indexing by randperm is what inductor cannot compile
         return (places.to(v.dtype) + torch.rand((), device=v.device, dtype=v.dtype)) / count
 
-    def _denoise(self, context: Tensor | None) -> Denoise:
-        return lambda x_t, logsnr: self.denoiser(x_t, logsnr, context)
-
     def _model(self, context: Tensor | None) -> Model:
-        return Model(self.schedule, self.reconstruction, self._denoise(context))
+        return Model(self.schedule, self.reconstruction, self.denoiser, context)
 
     def _guided(self, context: Tensor | None) -> tuple[Denoise, int]:
         """The denoiser that samples, and its network evaluations in one call."""
@@ -205,9 +202,9 @@ class Diffusion(Density):
             if context is None:
                 raise ValueError("guidance needs labels: pass them as the context")
             own = context if self.conditional else None
-            return by_classifier(self._denoise(own), classifier, context, weight), 1
+            return by_classifier(self._model(own).denoise, classifier, context, weight), 1
         if weight == 1:
-            return self._denoise(context), 1
+            return self._model(context).denoise, 1
         if not self.conditional or context is None:
             raise ValueError("guidance needs labels: a conditional density, with the labels as the context")
         if not getattr(self.denoiser, "unconditional", 0):
