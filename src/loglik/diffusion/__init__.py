@@ -1,7 +1,7 @@
 """Diffusion models as densities: noise schedules, denoisers, objectives, likelihoods and samplers."""
 
 from loglik.diffusion.denoiser import Denoiser, LevelDenoiser
-from loglik.diffusion.diffusion import Diffusion
+from loglik.diffusion.diffusion import Diffusion, with_likelihood, with_sampler
 from loglik.diffusion.discrete import Discrete, ddpm_betas
 from loglik.diffusion.guidance import with_noise_level
 from loglik.diffusion.learned import Learned
@@ -25,5 +25,7 @@ __all__ = [
     "Objective",
     "Sampler",
     "ddpm_betas",
+    "with_likelihood",
     "with_noise_level",
+    "with_sampler",
 ]

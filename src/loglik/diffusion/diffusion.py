@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -19,7 +22,7 @@ from loglik.diffusion.objective import Objective
 from loglik.diffusion.sampler import Sampler, integrate
 from loglik.diffusion.schedule import LinearBeta, NoiseSchedule, alpha, check_falling, sigma
 
-__all__ = ["Diffusion"]
+__all__ = ["Diffusion", "with_likelihood", "with_sampler"]
 
 
 class Diffusion(Density):
@@ -224,6 +227,42 @@ class Diffusion(Density):
         else:
             x = ((denoise(z, last) + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1)
         return x.to(torch.uint8 if self.levels <= 256 else torch.int64)
+
+
+def with_likelihood(density: Density, method: str, steps: int | None = None) -> Density:
+    """A copy of a density, which is a diffusion or holds one (as base or prior), with another likelihood.
+
+    Args:
+        method: `vlb`, a lower bound, in continuous time or in `steps` steps; or `ode`, an estimate.
+
+    Raises ValueError for other methods, and where there is no diffusion.
+    """
+    if method not in ("vlb", "ode"):
+        raise ValueError(f"unknown method {method!r}: use vlb or ode")
+    likelihood: Likelihood = VLB(steps) if method == "vlb" else ODE() if steps is None else ODE(steps)
+    changed, diffusions = _copied(density, "method and steps choose how a diffusion's likelihood is computed")
+    for diffusion in diffusions:
+        diffusion.likelihood = likelihood
+    return changed
+
+
+def with_sampler(density: Density, **settings: Any) -> Density:
+    """A copy of a density, which is a diffusion or holds one, with other settings of its `Sampler`.
+
+    Raises ValueError for settings that are not so, and where there is no diffusion.
+    """
+    changed, diffusions = _copied(density, "method, steps and guidance say how a diffusion samples")
+    for diffusion in diffusions:
+        diffusion.sampler = replace(diffusion.sampler, **settings)
+    return changed
+
+
+def _copied(density: Density, why: str) -> tuple[Density, list[Diffusion]]:
+    changed = copy.deepcopy(density)
+    diffusions = [module for module in changed.modules() if isinstance(module, Diffusion)]
+    if not diffusions:
+        raise ValueError(f"{why}: this density has none")
+    return changed, diffusions
 
 
 def _sum(terms: dict[str, Tensor]) -> Float[Tensor, " B"]:
