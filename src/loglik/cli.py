@@ -176,6 +176,13 @@ def evaluate(
     per_row: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write each row's log-likelihood as CSV.")
     ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Of a diffusion: vlb, a lower bound, or ode, an estimate by the flow.")
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Of the method: a bound in N steps (else continuous), or the solver's."),
+    ] = None,
 ) -> None:
     """Score a run's density on data, in nats and bits/dim."""
     from loglik.comparison import evaluate as score
@@ -183,13 +190,14 @@ def evaluate(
     from loglik.runs import load
 
     trained = load(run)
-    result = score(
-        trained, data, split=split or ("all" if data else "test"), samples=samples, seed=seed, per_row=per_row
-    )
+    part = split or ("all" if data else "test")
+    result = score(trained, data, split=part, samples=samples, seed=seed, per_row=per_row, method=method, steps=steps)
     each = "" if result.unit == "token" else f", {result.samples} sample{'s' * (result.samples > 1)} each"
     print(f"{result.n} {result.unit}s{each}: {summary(result)}")
     for name, value in result.terms.items():
         print(f"  {name}: {value:.3f} nats")
+    if result.numerical_error is not None:
+        print(f"  the solver's error: about {result.numerical_error:.2g} nats an example")
     if result.confusion is not None:
         _print_classes(result.confusion, trained.spec.classes)
     if json is not None:
@@ -215,6 +223,11 @@ def sample(
         float | None, typer.Option(help="Of text: draw among the likeliest tokens that hold this probability.")
     ] = None,
     stop: Annotated[str | None, typer.Option(metavar="TOKEN", help="Of text: end with this token.")] = None,
+    method: Annotated[str | None, typer.Option(help="Of a diffusion: ddpm, ddim, unipc, ipndm, ...")] = None,
+    steps: Annotated[int | None, typer.Option(metavar="N", help="Of a diffusion: noise levels.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(metavar="W", help="Of a diffusion: above 1 to agree more with the label.")
+    ] = None,
 ) -> None:
     """Draw samples from a run's density, in the units of the data; text goes on from a prompt, on the terminal."""
     from loglik.report import continue_text, write_samples
@@ -244,7 +257,12 @@ def sample(
         print("" if alone else f"{len(texts)} samples: {out}" if out else whole.removesuffix("\n"))
         return
     n = n or 64
-    x = _draw(loaded.density, loaded.spec, n, label, seed)
+    density, how = loaded.density, {"method": method, "steps": steps, "guidance": guidance}
+    if how := {name: value for name, value in how.items() if value is not None}:
+        from loglik.diffusion import with_sampler
+
+        density = with_sampler(density, **how)
+    x = _draw(density, loaded.spec, n, label, seed)
     path = out or run / f"samples{_suffix(loaded.spec)}"
     write_samples(x, loaded.spec, path)
     print(f"{n} samples: {path}")

@@ -15,7 +15,8 @@ from loglik.data import as_data
 from loglik.data.dataset import Data, Split
 from loglik.data.text import TextSettings
 from loglik.data.windows import Windows
-from loglik.density import Density
+from loglik.density import Bound, Density
+from loglik.diffusion import with_likelihood
 from loglik.evaluation import Result, StreamScores, compress, evaluate_split, log_probs, stream_scores
 from loglik.evaluation.scores import default_samples
 from loglik.recipes import RECIPES, Unsuitable, build, recipe
@@ -49,6 +50,8 @@ def evaluate(
     samples: int | None = None,
     seed: int = 0,
     per_row: str | Path | None = None,
+    method: str | None = None,
+    steps: int | None = None,
 ) -> Result:
     """Score a density on one split of some data.
 
@@ -59,9 +62,14 @@ def evaluate(
         samples: Monte Carlo samples per example where `log_prob` is a bound; chosen by the split's size if None.
         per_row: a CSV file to write, with each example's row in the input, counted from 1, and its log-probability in
             nats, in the order of the input.
+        method: of a diffusion: `vlb`, a lower bound, or `ode`, an estimate; the density's own if None.
+        steps: of the method: T of a bound in T steps, continuous if None; or the steps of the solver.
     """
     run = model if isinstance(model, Run) else None
     density: Density = run.density if run else model  # type: ignore[assignment]
+    if method is not None or steps is not None:
+        density = with_likelihood(density, method or "vlb", steps)
+        samples = samples or (1 if density.bound is Bound.ESTIMATE else None)
     if run is None:
         if data is None:
             raise ValueError("give data: a density by itself does not know what it was trained on")

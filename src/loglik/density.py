@@ -91,6 +91,12 @@ class Density(nn.Module, ABC):
         """Set what is fitted to held-out data (a temperature) from the validation split, after the last step."""
         return None
 
+    def numerical_error(
+        self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
+    ) -> Float[Tensor, " B"] | None:
+        """An estimate of the error in nats that a solver's steps leave in `log_prob`; None where nothing is solved."""
+        return None
+
     def terms(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> dict[str, Float[Tensor, " B"]]:

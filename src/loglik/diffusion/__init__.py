@@ -1,16 +1,17 @@
 """Diffusion models as densities: noise schedules, denoisers, objectives, likelihoods and samplers."""
 
 from loglik.diffusion.denoiser import Denoiser, LevelDenoiser
-from loglik.diffusion.diffusion import Diffusion
+from loglik.diffusion.diffusion import Diffusion, with_likelihood, with_sampler
 from loglik.diffusion.discrete import Discrete, ddpm_betas
 from loglik.diffusion.guidance import with_noise_level
 from loglik.diffusion.learned import Learned
-from loglik.diffusion.likelihood import VLB
+from loglik.diffusion.likelihood import ODE, VLB
 from loglik.diffusion.objective import Objective
 from loglik.diffusion.sampler import Sampler
 from loglik.diffusion.schedule import Cosine, LinearBeta, LinearLogSNR, NoiseSchedule
 
 __all__ = [
+    "ODE",
     "VLB",
     "Cosine",
     "Denoiser",
@@ -24,5 +25,7 @@ __all__ = [
     "Objective",
     "Sampler",
     "ddpm_betas",
+    "with_likelihood",
     "with_noise_level",
+    "with_sampler",
 ]

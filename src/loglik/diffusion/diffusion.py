@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -19,7 +22,7 @@ from loglik.diffusion.objective import Objective
 from loglik.diffusion.sampler import Sampler, integrate
 from loglik.diffusion.schedule import LinearBeta, NoiseSchedule, alpha, check_falling, sigma
 
-__all__ = ["Diffusion"]
+__all__ = ["Diffusion", "with_likelihood", "with_sampler"]
 
 
 class Diffusion(Density):
@@ -97,7 +100,7 @@ class Diffusion(Density):
     def loss(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, ""]:
         v = self._centre(x)
         logsnr, factor, place = self.objective.draw(self.schedule, self._stratified(len(v), v))
-        error = 0.5 * noise_error(v, self._denoise(context), logsnr)
+        error = 0.5 * noise_error(v, self._model(context).denoise, logsnr)
         loss = (factor * error).mean()
         if self.objective.weighting == "likelihood":
             high, low = self.schedule.ends(v)
@@ -157,6 +160,11 @@ class Diffusion(Density):
         z, logsnr = inpaint(self._centre(x), known, denoise, self.schedule, steps=self.sampler.steps, repeats=repeats)
         return torch.where(known, x, self._data(z, logsnr, denoise, context))
 
+    def numerical_error(
+        self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
+    ) -> Float[Tensor, " B"] | None:
+        return self.likelihood.error(self._model(context), x, self._centre(x))
+
     def noised(self, x: Shaped[Tensor, "B ..."]) -> tuple[Float[Tensor, "B ..."], Float[Tensor, " B"]]:
         """(x_t, log-SNR) at levels drawn as the bound draws them: what a classifier that guides is trained on."""
         v = self._centre(x)
@@ -187,11 +195,8 @@ class Diffusion(Density):
         places = torch.rand(count, device=v.device).argsort()  # indexing by randperm is what inductor cannot compile
         return (places.to(v.dtype) + torch.rand((), device=v.device, dtype=v.dtype)) / count
 
-    def _denoise(self, context: Tensor | None) -> Denoise:
-        return lambda x_t, logsnr: self.denoiser(x_t, logsnr, context)
-
     def _model(self, context: Tensor | None) -> Model:
-        return Model(self.schedule, self.reconstruction, self._denoise(context))
+        return Model(self.schedule, self.reconstruction, self.denoiser, context)
 
     def _guided(self, context: Tensor | None) -> tuple[Denoise, int]:
         """The denoiser that samples, and its network evaluations in one call."""
@@ -200,9 +205,9 @@ class Diffusion(Density):
             if context is None:
                 raise ValueError("guidance needs labels: pass them as the context")
             own = context if self.conditional else None
-            return by_classifier(self._denoise(own), classifier, context, weight), 1
+            return by_classifier(self._model(own).denoise, classifier, context, weight), 1
         if weight == 1:
-            return self._denoise(context), 1
+            return self._model(context).denoise, 1
         if not self.conditional or context is None:
             raise ValueError("guidance needs labels: a conditional density, with the labels as the context")
         if not getattr(self.denoiser, "unconditional", 0):
@@ -222,6 +227,42 @@ class Diffusion(Density):
         else:
             x = ((denoise(z, last) + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1)
         return x.to(torch.uint8 if self.levels <= 256 else torch.int64)
+
+
+def with_likelihood(density: Density, method: str, steps: int | None = None) -> Density:
+    """A copy of a density, which is a diffusion or holds one (as base or prior), with another likelihood.
+
+    Args:
+        method: `vlb`, a lower bound, in continuous time or in `steps` steps; or `ode`, an estimate.
+
+    Raises ValueError for other methods, and where there is no diffusion.
+    """
+    if method not in ("vlb", "ode"):
+        raise ValueError(f"unknown method {method!r}: use vlb or ode")
+    likelihood: Likelihood = VLB(steps) if method == "vlb" else ODE() if steps is None else ODE(steps)
+    changed, diffusions = _copied(density, "method and steps choose how a diffusion's likelihood is computed")
+    for diffusion in diffusions:
+        diffusion.likelihood = likelihood
+    return changed
+
+
+def with_sampler(density: Density, **settings: Any) -> Density:
+    """A copy of a density, which is a diffusion or holds one, with other settings of its `Sampler`.
+
+    Raises ValueError for settings that are not so, and where there is no diffusion.
+    """
+    changed, diffusions = _copied(density, "method, steps and guidance say how a diffusion samples")
+    for diffusion in diffusions:
+        diffusion.sampler = replace(diffusion.sampler, **settings)
+    return changed
+
+
+def _copied(density: Density, why: str) -> tuple[Density, list[Diffusion]]:
+    changed = copy.deepcopy(density)
+    diffusions = [module for module in changed.modules() if isinstance(module, Diffusion)]
+    if not diffusions:
+        raise ValueError(f"{why}: this density has none")
+    return changed, diffusions
 
 
 def _sum(terms: dict[str, Tensor]) -> Float[Tensor, " B"]:

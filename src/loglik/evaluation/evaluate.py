@@ -104,6 +104,7 @@ def evaluate_split(
         steps=steps,
         samples_per_second=_sampling_rate(density, split, spec, seed),
         terms=_terms(density, split, samples, seed),
+        numerical_error=None if isinstance(split.x, Windows) else _numerical_error(density, split, seed),
         **judged,
         **of_text,
     )
@@ -142,6 +143,16 @@ def _terms(density: Density, split: Split, samples: int, seed: int, most: int = 
             for name, value in density.terms(*arguments(density, x, y)).items():
                 totals[name] = totals.get(name, 0.0) + value.double().mean().item() / samples
     return totals
+
+
+def _numerical_error(density: Density, split: Split, seed: int, most: int = 64) -> float | None:
+    """Averaged over (at most `most` examples of) the split."""
+    device = _device(density)
+    y = None if split.y is None else split.y[:most].to(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        error = density.numerical_error(*arguments(density, split.x[:most].to(device), y))
+    return None if error is None else error.double().mean().item()
 
 
 def _sampling_rate(density: Density, split: Split, spec: DataSpec, seed: int) -> float:

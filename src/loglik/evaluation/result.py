@@ -31,6 +31,7 @@ class Result:
         confusion: of a classifier: how many examples of class i (a row) were predicted as class j.
         bits_per_byte: of text; tokenizers are compared in it.
         unit: what `nats` is a mean over: an `example`, or a `token` of a text given at least half a window before it.
+        numerical_error: what a solver's finite steps leave open, mean nats per example; None where nothing is solved.
         perplexity: exp(-nats) where the unit is a token.
     """
 
@@ -55,6 +56,7 @@ class Result:
     bits_per_byte: float | None = None
     unit: str = "example"
     perplexity: float | None = None
+    numerical_error: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

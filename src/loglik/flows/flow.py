@@ -113,6 +113,11 @@ class Flow(Density):
             x, _ = transform.encode(x, vector)
         self.base.initialise(x, context)
 
+    def numerical_error(
+        self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
+    ) -> Float[Tensor, " B"] | None:
+        return self.base.numerical_error(self.encode(x, context)[0], context)
+
     def terms(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> dict[str, Float[Tensor, " B"]]:
