@@ -70,7 +70,7 @@ CASES = [
 ]
 
 CASES += [
-    Case(f"{family}:{kind}", "image" if kind == "glow" else "table")
+    Case(f"{family}:{kind}", "image" if kind in ("glow", "unet", "dit") else "table")
     for family, entry in RECIPES.items()
     for kind in entry.kinds
 ]

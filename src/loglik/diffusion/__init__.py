@@ -7,6 +7,7 @@ from loglik.diffusion.guidance import with_noise_level
 from loglik.diffusion.learned import Learned
 from loglik.diffusion.likelihood import ODE, VLB
 from loglik.diffusion.objective import Objective
+from loglik.diffusion.pixels import PixelDenoiser
 from loglik.diffusion.sampler import Sampler
 from loglik.diffusion.schedule import Cosine, LinearBeta, LinearLogSNR, NoiseSchedule
 
@@ -23,6 +24,7 @@ __all__ = [
     "LinearLogSNR",
     "NoiseSchedule",
     "Objective",
+    "PixelDenoiser",
     "Sampler",
     "ddpm_betas",
     "with_likelihood",

@@ -1,12 +1,14 @@
 """Plain modules from tensors to tensors; no probability in here."""
 
 from loglik.networks.conditioner import Conditioner
+from loglik.networks.dit import DiT
 from loglik.networks.ladder import Pyramid, TopDown
 from loglik.networks.masked import MaskedMLP
 from loglik.networks.mlp import MLP, ResidualMLP
 from loglik.networks.pixels import PixelConditioner
 from loglik.networks.resnet import ConvNet, ResNet
 from loglik.networks.transformer import BlockSettings, CausalTransformer, Decoder, Encoder, EncoderDecoder
+from loglik.networks.unet import UNet
 from loglik.networks.vit import ViT
 
 __all__ = [
@@ -16,6 +18,7 @@ __all__ = [
     "Conditioner",
     "ConvNet",
     "Decoder",
+    "DiT",
     "Encoder",
     "EncoderDecoder",
     "MaskedMLP",
@@ -24,5 +27,6 @@ __all__ = [
     "ResNet",
     "ResidualMLP",
     "TopDown",
+    "UNet",
     "ViT",
 ]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -195,14 +196,21 @@ class _Block(nn.Module):
         cache: KeyValueCache | None = None,
         memory: Float[Tensor, "B S E"] | None = None,
         memory_mask: Bool[Tensor, "..."] | None = None,
+        modulation: Float[Tensor, "B M"] | None = None,
     ) -> Float[Tensor, "B T E"]:
-        x = self._add(x, self.norm_attention, lambda h: self.attention(h, mask, rotation, cache))
+        first, last = (None, None) if modulation is None else modulation.chunk(2, dim=1)
+        x = self._add(x, self.norm_attention, lambda h: self.attention(h, mask, rotation, cache), first)
         if self.cross is not None and self.norm_cross is not None:
             cross = self.cross
             x = self._add(x, self.norm_cross, lambda h: cross(h, memory, memory_mask, cache))
-        return self._add(x, self.norm_mlp, lambda h: self.contract(self._activate(self.expand(h))))
+        return self._add(x, self.norm_mlp, lambda h: self.contract(self._activate(self.expand(h))), last)
 
-    def _add(self, x: Tensor, norm: nn.Module, part: Callable[[Tensor], Tensor]) -> Tensor:
+    def _add(
+        self, x: Tensor, norm: nn.Module, part: Callable[[Tensor], Tensor], modulation: Tensor | None = None
+    ) -> Tensor:
+        if modulation is not None:  # what is added is scaled and shifted before, and gated after
+            scale, shift, gate = (m.unsqueeze(1) for m in modulation.chunk(3, dim=1))
+            return x + gate * self.dropout(part(torch.addcmul(shift, norm(x), 1 + scale)))
         return x + self.dropout(part(norm(x))) if self.pre else norm(x + self.dropout(part(x)))
 
     def _activate(self, h: Tensor) -> Tensor:
