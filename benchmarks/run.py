@@ -30,7 +30,7 @@ ROOT = HERE.parent
 RESULTS = HERE / "RESULTS.md"
 PEERS = ROOT / ".venv-peers"
 WORKLOADS = (
-    "classifier", "resnet", "autoregressive", "generation", "flow", "flow_table", "vae", "diffusion",
+    "classifier", "resnet", "autoregressive", "generation", "flow", "flow_table", "vae", "diffusion", "unet",
 )  # fmt: skip
 INTRODUCTION = """# Speed
 

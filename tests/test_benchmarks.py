@@ -19,13 +19,15 @@ def run(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["classifier", "resnet", "autoregressive", "generation", "flow", "flow_table", "vae", "diffusion"]
+    "name", ["classifier", "resnet", "autoregressive", "generation", "flow", "flow_table", "vae", "diffusion", "unet"]
 )
 def test_our_side_of_each_workload_runs(run, name):
     module = run.harness.load_workload(name)
     assert name in run.WORKLOADS and next(iter(module.SIDES)) == "ours" and len(module.SIDES) > 1
     if name == "generation":  # minutes otherwise
         module.SHAPES |= {"batch": 1, "length": 16, "depth": 1, "streams": 2}
+    if name == "unet":
+        module.SHAPES |= {"batch": 2}
     side = module.SIDES["ours"]()
     assert side.parameters > 0
     for operation in side.operations.values():

@@ -1,0 +1,99 @@
+"""A U-Net on 32×32 images against diffusers' UNet2DModel and lucidrains's Unet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness import Side, Unavailable, count, evaluation, training_step
+
+TITLE = "U-Net"
+SHAPES = {"image": (3, 32, 32), "batch": 32, "features": 32}
+NOTES = (
+    "Three networks of one kind, but not one network: widths are chosen so that a step of ours has the most operations: "
+    "290 GFLOP in matrix products and convolutions, lucidrains's (dim 64, multiples 1, 2, 4) 289, diffusers' (64, 128, "
+    "128, two layers a block, attention at 8×8) 276. Batch 32, the mean squared error of a target, fp32 and under bf16 "
+    "autocast."
+)
+
+
+def _side(network: Any, call: Any, packages: list[str]) -> Side:
+    import torch
+    import torch.nn.functional as F
+
+    x = torch.randn(SHAPES["batch"], *SHAPES["image"])
+    target = torch.randn_like(x)
+
+    def loss(bf16: bool) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            return F.mse_loss(call(x).float(), target)
+
+    return Side(
+        operations={
+            "training step": training_step(network.parameters(), lambda: loss(False)),
+            "training step, bf16": training_step(network.parameters(), lambda: loss(True)),
+            "denoise": evaluation(network, lambda: call(x)),
+        },
+        parameters=count(network),
+        packages=packages,
+    )
+
+
+def ours() -> Side:
+    import torch
+
+    from loglik.networks import UNet
+
+    features = SHAPES["features"]
+    network = UNet(SHAPES["image"][0], width=64, multipliers=(1, 2, 2), blocks=3, attention=(1, 2), context=features)
+    time = torch.rand(SHAPES["batch"], features)
+    return _side(network, lambda x: network(x, time), [])
+
+
+def _without_torchvision() -> Any:
+    """torchvision, built for another torch, asks for operators that its binary would bring: their names."""
+    import torch
+
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for operator in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, operator):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return library
+
+
+def diffusers() -> Side:
+    import torch
+
+    library = _without_torchvision()
+    try:
+        from diffusers import UNet2DModel
+    except (ImportError, RuntimeError) as error:
+        raise Unavailable(f"diffusers: {error}") from error
+    network = UNet2DModel(
+        sample_size=SHAPES["image"][1],
+        in_channels=SHAPES["image"][0],
+        out_channels=SHAPES["image"][0],
+        block_out_channels=(64, 128, 128),
+        layers_per_block=2,
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+    )
+    network.library = library  # the names last as long as the network
+    time = torch.randint(1000, (SHAPES["batch"],))
+    return _side(network, lambda x: network(x, time).sample, ["diffusers"])
+
+
+def lucidrains() -> Side:
+    import torch
+
+    library = _without_torchvision()
+    try:
+        from denoising_diffusion_pytorch import Unet
+    except (ImportError, RuntimeError) as error:
+        raise Unavailable(f"denoising-diffusion-pytorch: {error}") from error
+    network = Unet(dim=64, dim_mults=(1, 2, 4), channels=SHAPES["image"][0], flash_attn=False)
+    network.library = library
+    time = torch.rand(SHAPES["batch"])
+    return _side(network, lambda x: network(x, time), ["denoising-diffusion-pytorch"])
+
+
+SIDES = {"ours": ours, "diffusers": diffusers, "lucidrains": lucidrains}
