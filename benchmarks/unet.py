@@ -9,7 +9,7 @@ from harness import Side, Unavailable, count, evaluation, training_step
 TITLE = "U-Net"
 SHAPES = {"image": (3, 32, 32), "batch": 32, "features": 32}
 NOTES = (
-    "Three networks of one kind, but not one network: widths are chosen so that a step of ours has the most operations: "
+    "Three networks of one kind, not one network: widths are chosen so that a step of ours has the most operations: "
     "290 GFLOP in matrix products and convolutions, lucidrains's (dim 64, multiples 1, 2, 4) 289, diffusers' (64, 128, "
     "128, two layers a block, attention at 8×8) 276. Batch 32, the mean squared error of a target, fp32 and under bf16 "
     "autocast."

@@ -177,9 +177,22 @@ class Diffusion(Density):
 
     def noised(self, x: Shaped[Tensor, "B ..."]) -> tuple[Float[Tensor, "B ..."], Float[Tensor, " B"]]:
         """(x_t, log-SNR) at levels drawn as the bound draws them: what a classifier that guides is trained on."""
+        logsnr, _ = self.schedule.draw(self._stratified(len(x), self._centre(x)))
+        return self.noised_at(x, logsnr), logsnr
+
+    def integrand(
+        self, x: Shaped[Tensor, "B ..."], logsnr: Float[Tensor, " B"], context: Shaped[Tensor, "B ..."] | None = None
+    ) -> Float[Tensor, " B"]:
+        r"""$\tfrac12 \lVert \epsilon - \hat\epsilon \rVert^2$ at log-SNRs, one draw of ε each: nats a unit of log-SNR.
+
+        The continuous bound's diffusion term is minus its integral from the lowest log-SNR to the highest.
+        """
+        return 0.5 * noise_error(self._centre(x), self._model(context).denoise, logsnr)
+
+    def noised_at(self, x: Shaped[Tensor, "B ..."], logsnr: Float[Tensor, " B"]) -> Float[Tensor, "B ..."]:
+        r"""A draw of $x_t = \alpha x + \sigma \epsilon$, of data scaled to [-1, 1] where they have levels."""
         v = self._centre(x)
-        logsnr, _ = self.schedule.draw(self._stratified(len(v), v))
-        return wide(alpha(logsnr), v) * v + wide(sigma(logsnr), v) * torch.randn_like(v), logsnr
+        return wide(alpha(logsnr), v) * v + wide(sigma(logsnr), v) * torch.randn_like(v)
 
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
         if isinstance(self.denoiser, Denoiser):

@@ -25,7 +25,7 @@ from loglik.data.dataset import Data, Split
 from loglik.data.spec import Column
 from loglik.data.windows import Windows
 from loglik.density import Density
-from loglik.report import figures
+from loglik.report import diffusion, figures
 from loglik.report.numbers import Row, Unit, count, duration, number, plus_minus, unit_of
 from loglik.report.samples import draw, evaluating, examples, image_grid, text_of
 from loglik.runs import Run
@@ -105,6 +105,7 @@ def _content(data: Data, entries: Sequence[Entry], title: str, seed: int, split:
         "marginals": _marginals(data, drawing, seed, split) if data.spec.kind in ("table", "array") else {},
         "windows": _windows(data, drawing, seed, split) if data.spec.kind == "text" else {},
         "reconstructions": _reconstructions(data, drawing, seed, split),
+        "diffusions": _diffusions(data, drawing, seed, split),
         "classifiers": [_classifier(e, data, split) for e in entries if e.result.event == "y"],
         "compressed": any(_is_code_length(e, baseline) for e in generative),
         "conditional": any(e.conditional for e in generative),
@@ -297,6 +298,18 @@ def _reconstructions(
         grid = image_grid(both, data.spec, columns=len(x), span=span)
         pictures.append(Picture(_png(grid), f"{name}: originals above reconstructions", name))
     return pictures
+
+
+def _diffusions(data: Data, drawing: Sequence[tuple[str, Run]], seed: int, split: str) -> dict[str, list[Picture]]:
+    """Per diffusion the bound over the noise, and strips of images."""
+    found = {}
+    for name, run in drawing:
+        plot = diffusion.bound_by_noise(run.density, data, seed, split)
+        if plot is not None:
+            bound = Picture(address(plot), f"the bound of {name} over the noise", "what each noise level costs")
+            strips = diffusion.strips(run.density, data, seed, split)
+            found[name] = [bound, *(Picture(_png(pixels), f"{name}: {alt}", note) for pixels, alt, note in strips)]
+    return found
 
 
 def _classifier(entry: Entry, data: Data, split: str) -> dict[str, Any]:
