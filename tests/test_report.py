@@ -16,6 +16,7 @@ from loglik.data.dataset import Data, Split
 from loglik.data.spec import Column, DataSpec
 from loglik.density import Bound, Density
 from loglik.evaluation.result import Result
+from loglik.recipes import build
 from loglik.report import write_report, write_samples
 from loglik.report.numbers import number, plus_minus, unit_of
 from loglik.report.samples import draw, image_grid, text_of
@@ -77,11 +78,6 @@ class Fake(Density):
         return events(self.spec, n)
 
 
-class Reconstructing(Fake):
-    def reconstruct(self, x):
-        return x.float() + 0.5
-
-
 class FakeClassifier(Fake):
     event = "y"
 
@@ -131,11 +127,17 @@ def words(page: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body))
 
 
+def small_vae() -> Density:
+    vae = build("vae", IMAGES, width=8, latent=2, network="mlp")
+    vae.initialise(events(IMAGES, 20))
+    return vae
+
+
 def comparison() -> list[Entry]:
     return [
         entry(Fake(IMAGES), "independent", "exact", -129.25, steps=0, samples_per_second=251_234.0),
         entry(
-            Reconstructing(IMAGES),
+            small_vae(),
             "vae",
             "lower",
             -92.5,
@@ -171,7 +173,8 @@ def test_comparison_of_images(tmp_path):
     for section in (
         "Training",
         "Samples",
-        "Reconstructions",
+        "Latents",
+        "reconstructions",
         "Classification",
         "Code length",
         "Given the label",
@@ -218,8 +221,8 @@ def test_a_single_run_has_no_baseline_and_no_bars(tmp_path):
     text = words(page)
     assert "gain over" not in text
     assert "Best is" not in text
-    assert "Reconstructions" in text
-    assert len(svgs(page)) == 1  # its training curve
+    assert "Latents" in text and "dimensions active" in text
+    assert len(svgs(page)) == 3  # its training curve, its latents' KL, and where they lie
 
 
 def test_a_classifier_alone(tmp_path):

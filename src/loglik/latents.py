@@ -5,20 +5,27 @@ A VAE is found inside the preprocessing that a recipe puts before it, and everyt
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from loglik.data.dataset import Data
+from loglik.data.tables import decode_column, load_incomplete
 from loglik.density import Density
+from loglik.evaluation.scores import arguments
 from loglik.flows import Flow
+from loglik.runs import Run
 from loglik.transforms import Dequantize, Reshape, Standardise, Transform
 from loglik.vae import VAE
 from loglik.vae.diagnostics import Diagnosis, diagnose
 
-__all__ = ["Latents"]
+__all__ = ["Latents", "fill_table", "look_at_latents", "write_latents"]
 
 EACH_ALONE = (Dequantize, Reshape, Standardise)
 AT_ONCE = 1024
@@ -176,3 +183,60 @@ class Latents:
                 yield
         finally:
             self.vae.train(training)
+
+
+def write_latents(run: Run, path: Path, data: Any = None, *, split: str = "all") -> int:
+    """The latents of a split's examples as CSV: row, label where there is one, z1 ... zL; gives how many rows.
+
+    Raises ValueError where the run is no VAE.
+    """
+    latents = Latents(run.density)
+    part = run.data_for(data).split(split)
+    x, given = arguments(run.density, part.tensor(), part.y)
+    z = latents.encode(x, given)
+    places = torch.arange(len(z)) if part.index is None else part.index
+    names = run.spec.classes
+    labels = None if part.y is None else [names[y] for y in part.y.tolist()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["row", *(["label"] if labels else []), *(f"z{d + 1}" for d in range(z.shape[1]))])
+        for i in places.argsort().tolist():
+            values = [float(f"{value:.7g}") for value in z[i].tolist()]
+            writer.writerow([int(places[i]) + 1, *([labels[i]] if labels else []), *values])
+    return len(z)
+
+
+def look_at_latents(density: Density, data: Data, split: str, seed: int, most: int = 1000) -> list[str]:
+    """What to tell of a density's latents, a line each; nothing where it has none."""
+    if not Latents.has(density):
+        return []
+    part = data.split(split)
+    x, given = arguments(density, part.x[:most], None if part.y is None else part.y[:most])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Latents(density).diagnose(x, given).lines()
+
+
+def fill_table(run: Run, table: Path, out: Path, *, seed: int = 0) -> int:
+    """Write a table whose missing values are drawn from a run's VAE given the rest of the row; gives how many.
+
+    Raises ValueError where the run is no VAE of a table, or is one given the label.
+    """
+    latents = Latents(run.density)
+    if run.spec.kind != "table":
+        raise ValueError(f"fill takes tables, and this run's data are {run.spec.describe()}")
+    if run.density.conditional:
+        raise ValueError("fill takes a density p(row), and this is p(row | label): train one without conditional=true")
+    frame, x, missing = load_incomplete(table, run.spec)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        filled = latents.fill(x, missing)
+    columns = []
+    for d, column in enumerate(run.spec.columns):
+        gone = missing[:, d]
+        if gone.any():
+            columns.append(decode_column(frame[column.name], column, filled[:, d], gone))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    frame.with_columns(columns).write_csv(out)
+    return int(missing.sum())

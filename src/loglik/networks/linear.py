@@ -10,7 +10,7 @@ from torch import Tensor, nn
 __all__ = ["Linear"]
 
 IMAGES, SIDE = 16, 8  # that the vectors are taken for: so many images, this many vectors wide
-FEWEST = 512  # vectors from which on the choice of kernel counts
+FEWEST = 128  # vectors from which on the choice of kernel counts
 
 
 class Linear(nn.Linear):
