@@ -75,7 +75,8 @@ def main() -> None:
         reference = scores if reference is None else reference
         gain, gain_error = mean_and_stderr(scores - reference)
         found = diagnose(density, part.x)
-        row = f"| {prior} | {sum(p.numel() for p in density.parameters()):,} | {run.steps:,} | {nats:.2f} ± {error:.2f} | "
+        count = sum(p.numel() for p in density.parameters())
+        row = f"| {prior} | {count:,} | {run.steps:,} | {nats:.2f} ± {error:.2f} | "
         row += (
             "– | – | " if prior == chosen.priors[0] else f"{gain:+.2f} ± {gain_error:.2f} | {gain / gain_error:+.1f} | "
         )

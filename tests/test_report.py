@@ -16,6 +16,7 @@ from loglik.data.dataset import Data, Split
 from loglik.data.spec import Column, DataSpec
 from loglik.density import Bound, Density
 from loglik.evaluation.result import Result
+from loglik.recipes import build
 from loglik.report import write_report, write_samples
 from loglik.report.numbers import number, plus_minus, unit_of
 from loglik.report.samples import draw, image_grid, text_of
@@ -77,11 +78,6 @@ class Fake(Density):
         return events(self.spec, n)
 
 
-class Reconstructing(Fake):
-    def reconstruct(self, x):
-        return x.float() + 0.5
-
-
 class FakeClassifier(Fake):
     event = "y"
 
@@ -131,11 +127,19 @@ def words(page: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body))
 
 
+def small_vae() -> Density:
+    torch.manual_seed(5)
+    vae = build("vae", IMAGES, width=8, latent=2, network="mlp")
+    vae.initialise(events(IMAGES, 20))
+    vae.spec = IMAGES
+    return vae
+
+
 def comparison() -> list[Entry]:
     return [
         entry(Fake(IMAGES), "independent", "exact", -129.25, steps=0, samples_per_second=251_234.0),
         entry(
-            Reconstructing(IMAGES),
+            small_vae(),
             "vae",
             "lower",
             -92.5,
@@ -171,7 +175,8 @@ def test_comparison_of_images(tmp_path):
     for section in (
         "Training",
         "Samples",
-        "Reconstructions",
+        "Latents",
+        "reconstructions",
         "Classification",
         "Code length",
         "Given the label",
@@ -191,7 +196,8 @@ def test_drawing_is_in_evaluation_mode_once_a_model_and_leaves_no_trace(tmp_path
     written(tmp_path, data, entries)
     assert torch.equal(state, torch.random.get_rng_state())
     densities = [e.run.density for e in entries if e.run]
-    for density in densities[:3]:
+    assert densities[1].training
+    for density in (densities[0], densities[2]):
         [(n, disturbed, _)] = density.asked
         assert (n, disturbed, density.training) == (60, False, True)
     assert densities[2].asked[0][2][:12].tolist() == [*range(10), 0, 1]
@@ -218,8 +224,8 @@ def test_a_single_run_has_no_baseline_and_no_bars(tmp_path):
     text = words(page)
     assert "gain over" not in text
     assert "Best is" not in text
-    assert "Reconstructions" in text
-    assert len(svgs(page)) == 1  # its training curve
+    assert "Latents" in text and "dimensions active" in text
+    assert len(svgs(page)) == 3  # its training curve, its latents' KL, and where they lie
 
 
 def test_a_classifier_alone(tmp_path):

@@ -126,6 +126,7 @@ def fit(
     from loglik.comparison import Entry, scored, summary
     from loglik.data import TextSettings, as_data
     from loglik.evaluation import evaluate_split
+    from loglik.latents import look_at_latents
     from loglik.report import write_report, write_samples
     from loglik.training import fit as train
 
@@ -154,6 +155,8 @@ def fit(
     )
     split = held.held_out
     print(f"{split} split: {summary(result)}")
+    for line in look_at_latents(run.density, held, split, seed):
+        print(line)
     if result.event == "x":
         x = _draw(run.density, held.spec, 64, None, seed)
         write_samples(x, held.spec, folder / f"samples{_suffix(held.spec)}")
@@ -266,6 +269,35 @@ def sample(
     path = out or run / f"samples{_suffix(loaded.spec)}"
     write_samples(x, loaded.spec, path)
     print(f"{n} samples: {path}")
+
+
+@app.command()
+def encode(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `loglik fit --model vae` wrote.")],
+    data: Annotated[str | None, typer.Argument(metavar="[DATA]", help="The run's own data by default.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="A .csv; latents.csv in the run by default.")] = None,
+    split: Annotated[str, typer.Option(help="train, validation, test or all.")] = "all",
+) -> None:
+    """Write the latents of examples, a row each: a table of embeddings."""
+    from loglik.latents import write_latents
+    from loglik.runs import load
+
+    path = out or run / "latents.csv"
+    print(f"{write_latents(load(run), path, data, split=split)} rows of latents: {path}")
+
+
+@app.command()
+def fill(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `loglik fit --model vae` wrote.")],
+    data: Annotated[Path, typer.Argument(metavar="TABLE", help="A .csv or .parquet with missing values.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the filled .csv goes.")] = Path("filled.csv"),
+    seed: Seed = 0,
+) -> None:
+    """Fill a table's missing values with draws from a run's VAE, given the rest of each row."""
+    from loglik.latents import fill_table
+    from loglik.runs import load
+
+    print(f"{fill_table(load(run), data, out, seed=seed)} missing values filled: {out}")
 
 
 @app.command()

@@ -75,16 +75,7 @@ def evaluate(
             raise ValueError("give data: a density by itself does not know what it was trained on")
         held = as_data(data)
     else:
-        if data is None and run.config["source"] is None:
-            raise ValueError("this run was trained on data in memory: pass data to evaluate it")
-        held = as_data(
-            run.config["source"] if data is None else data,
-            label=run.config["label"],
-            seed=run.config["training"]["seed"],
-            like=run.spec,
-            text=TextSettings(**run.config["text"]) if data is None and run.config.get("text") else None,
-            beside=run.path,
-        )
+        held = run.data_for(data)
     part, scores = held.split(split), None
     if len(part) == 0 and data is None:
         raise ValueError(f"the run's {split} split is empty: use --split validation, or give data")

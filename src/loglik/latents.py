@@ -5,20 +5,28 @@ A VAE is found inside the preprocessing that a recipe puts before it, and everyt
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from loglik.data.dataset import Data
+from loglik.data.tables import decode_column, load_incomplete
 from loglik.density import Density
+from loglik.evaluation.scores import arguments
 from loglik.flows import Flow
+from loglik.runs import Run
 from loglik.transforms import Dequantize, Reshape, Standardise, Transform
-from loglik.vae import VAE
+from loglik.vae import VAE, LadderVAE, LocalPixels
 from loglik.vae.diagnostics import Diagnosis, diagnose
+from loglik.vae.vae import gaussian_log_prob
 
-__all__ = ["Latents"]
+__all__ = ["Latents", "fill_table", "look_at_latents", "write_latents"]
 
 EACH_ALONE = (Dequantize, Reshape, Standardise)
 AT_ONCE = 1024
@@ -112,49 +120,53 @@ class Latents:
         x: Shaped[Tensor, "B D"],
         missing: Bool[Tensor, "B D"],
         *,
-        sweeps: int = 20,
-        draws: int = 50,
+        sweeps: int = 30,
+        draws: int = 10,
         context: Shaped[Tensor, "B ..."] | None = None,
     ) -> Shaped[Tensor, "B D"]:
         r"""Draw the missing values of rows from p(missing | observed), with torch's global generator.
 
-        They start as a sample of the model and are drawn anew in every sweep, z given the whole row, then the missing
-        values given z (pseudo-Gibbs; Rezende et al. 2014, appendix F). In each sweep z is one of `draws` from
-        $q(z \mid x)$, taken with probability proportional to $p(x_{obs} \mid z)\,p(z) / q(z \mid x)$, the
-        self-normalised importance weights of Mattei and Frellsen 2019, "MIWAE": so what is drawn does not hang on how
-        good q is for half-filled rows, and is exact as `draws` grows.
+        They start as a sample of the model and are drawn anew in every sweep: z given the whole row, then the missing
+        values given z. The first is one of `draws` from $q(z \mid x)$ and the z before it, each taken with probability
+        proportional to its importance weight $p(x \mid z)\,p(z) / q(z \mid x)$, which leaves $p(z \mid x)$ as it is
+        however good q is (iterated sampling importance resampling; Andrieu et al. 2010, "Particle Markov chain Monte
+        Carlo methods"). With q exact it is the pseudo-Gibbs sampling of Rezende et al. 2014, appendix F; with one draw
+        the Metropolis-within-Gibbs of Mattei and Frellsen 2018, "Leveraging the exact likelihood of deep latent
+        variable models", but for the choice between the two. Exact as `sweeps` grow, where the prior is.
 
         Raises ValueError where a model's dimensions hang together given the latents, or before them.
         """
-        if x.shape != missing.shape or x.dim() != 2:
-            shapes = f"{tuple(x.shape)} and {tuple(missing.shape)}"
-            raise ValueError(f"x and missing must be rows of one shape (B, D), got {shapes}")
-        if not all(isinstance(t, EACH_ALONE) for t in self.transforms):
-            raise ValueError("missing values are filled behind transforms of each dimension alone only")
+        vae = self.vae
+        if x.dim() != 2 or not all(isinstance(t, EACH_ALONE) for t in self.transforms):
+            raise ValueError("missing values are filled in rows (B, D), behind transforms of each dimension alone")
+        if isinstance(vae.observation, LocalPixels) or isinstance(vae, LadderVAE) or len(vae.posterior_flow):
+            raise ValueError("missing values are filled by a VAE with a Gaussian posterior and independent dimensions")
         if sweeps < 1 or draws < 1:
             raise ValueError(f"sweeps and draws must be at least 1, got {sweeps} and {draws}")
         with self._quiet():
-            start = self._outside(self.vae.sample(len(x), context)).to(x.dtype)
-            filled = torch.where(missing, start, x)
+            z = vae.sample_latents(len(x), context)
+            start = self._outside(vae.observation.sample(vae.parameters_of(z, context)))
+            filled = torch.where(missing, start.to(x.dtype), x)
             for _ in range(sweeps):
-                parts = []
-                for rows in torch.arange(len(x)).split(max(1, AT_ONCE // draws)):
+                for rows in torch.arange(len(x)).split(max(1, 2**14 // draws)):
                     given = None if context is None else context[rows]
-                    parts.append(self._sweep(filled[rows], missing[rows], draws, given))
-                filled = torch.where(missing, torch.cat(parts).to(x.dtype), x)
+                    z[rows] = self._resample(self._inside(filled[rows]), z[rows], draws, given)
+                drawn = self._outside(vae.observation.sample(vae.parameters_of(z, context)))
+                filled = torch.where(missing, drawn.to(x.dtype), x)
         return filled
 
-    def _sweep(self, x: Tensor, missing: Tensor, draws: int, context: Tensor | None) -> Tensor:
-        """Rows whose missing values are drawn anew."""
+    def _resample(self, x: Tensor, z: Tensor, draws: int, context: Tensor | None) -> Tensor:
+        """For each row one of its own z and `draws` from the posterior, by their importance weights."""
         vae = self.vae
-        inside = self._inside(x)
-        repeated = [torch.cat([t] * draws) for t in vae._infer(inside, context)]
-        draw = vae._draw(tuple(repeated), None if context is None else torch.cat([context] * draws))
-        likelihood = vae.observation.log_prob_dims(torch.cat([inside] * draws), draw.theta)
-        seen = torch.where(torch.cat([missing] * draws), 0.0, likelihood).sum(1)
-        weights = (seen + draw.log_ratio).view(draws, len(x)).softmax(0)
-        chosen = torch.multinomial(weights.T, 1).squeeze(1) * len(x) + torch.arange(len(x), device=x.device)
-        return self._outside(vae.observation.sample(draw.theta[chosen]))
+        mean, log_scale = vae.posterior(x, context)
+        fresh = mean + log_scale.exp() * torch.randn(draws, *mean.shape, dtype=mean.dtype, device=mean.device)
+        each = torch.cat([z[None], fresh])
+        flat, given = each.flatten(0, 1), None if context is None else torch.cat([context] * (draws + 1))
+        log_joint = vae.observation.log_prob(torch.cat([x] * (draws + 1)), vae.parameters_of(flat, given))
+        log_joint = (log_joint + vae.prior.log_prob(flat, given)).view(draws + 1, -1)
+        weights = (log_joint - gaussian_log_prob(each, mean[None], log_scale[None]).sum(2)).softmax(0)
+        chosen = torch.multinomial(weights.T, 1).squeeze(1)
+        return each[chosen, torch.arange(len(x), device=x.device)]
 
     def _inside(self, x: Tensor) -> Tensor:
         for transform in self.transforms:
@@ -176,3 +188,60 @@ class Latents:
                 yield
         finally:
             self.vae.train(training)
+
+
+def write_latents(run: Run, path: Path, data: Any = None, *, split: str = "all") -> int:
+    """The latents of a split's examples as CSV: row, label where there is one, z1 ... zL; gives how many rows.
+
+    Raises ValueError where the run is no VAE.
+    """
+    latents = Latents(run.density)
+    part = run.data_for(data).split(split)
+    x, given = arguments(run.density, part.tensor(), part.y)
+    z = latents.encode(x, given)
+    places = torch.arange(len(z)) if part.index is None else part.index
+    names = run.spec.classes
+    labels = None if part.y is None else [names[y] for y in part.y.tolist()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["row", *(["label"] if labels else []), *(f"z{d + 1}" for d in range(z.shape[1]))])
+        for i in places.argsort().tolist():
+            values = [float(f"{value:.7g}") for value in z[i].tolist()]
+            writer.writerow([int(places[i]) + 1, *([labels[i]] if labels else []), *values])
+    return len(z)
+
+
+def look_at_latents(density: Density, data: Data, split: str, seed: int, most: int = 1000) -> list[str]:
+    """What to tell of a density's latents, a line each; nothing where it has none."""
+    if not Latents.has(density):
+        return []
+    part = data.split(split)
+    x, given = arguments(density, part.x[:most], None if part.y is None else part.y[:most])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Latents(density).diagnose(x, given).lines()
+
+
+def fill_table(run: Run, table: Path, out: Path, *, seed: int = 0) -> int:
+    """Write a table whose missing values are drawn from a run's VAE given the rest of the row; gives how many.
+
+    Raises ValueError where the run is no VAE of a table, or is one given the label.
+    """
+    latents = Latents(run.density)
+    if run.spec.kind != "table":
+        raise ValueError(f"fill takes tables, and this run's data are {run.spec.describe()}")
+    if run.density.conditional:
+        raise ValueError("fill takes a density p(row), and this is p(row | label): train one without conditional=true")
+    frame, x, missing = load_incomplete(table, run.spec)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        filled = latents.fill(x, missing)
+    columns = []
+    for d, column in enumerate(run.spec.columns):
+        gone = missing[:, d]
+        if gone.any():
+            columns.append(decode_column(frame[column.name], column, filled[:, d], gone))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    frame.with_columns(columns).write_csv(out)
+    return int(missing.sum())

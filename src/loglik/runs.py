@@ -21,6 +21,8 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from loglik.data import TextSettings, as_data
+from loglik.data.dataset import Data
 from loglik.data.spec import DataSpec
 from loglik.density import Density
 from loglik.recipes import build
@@ -66,6 +68,20 @@ class Run:
     @property
     def train_seconds(self) -> float:
         return self.config.get("train_seconds", 0.0)
+
+    def data_for(self, data: Any = None) -> Data:
+        """Data coded as this run's density takes them; what it was trained on if None, cut as it was then."""
+        if data is None and self.config["source"] is None:
+            raise ValueError("this run was trained on data in memory: pass data to use it on")
+        own = data is None and self.config.get("text")
+        return as_data(
+            self.config["source"] if data is None else data,
+            label=self.config["label"],
+            seed=self.config["training"]["seed"],
+            like=self.spec,
+            text=TextSettings(**self.config["text"]) if own else None,
+            beside=self.path,
+        )
 
 
 def new_folder(path: Path) -> None:

@@ -60,6 +60,44 @@ def load_table(
     )
 
 
+def load_incomplete(path: Path, like: DataSpec) -> tuple[pl.DataFrame, torch.Tensor, torch.Tensor]:
+    """A table with gaps, for an existing model: as it is read, as numbers (N, D), and which of these are missing.
+
+    Raises ValueError where the file does not parse or does not fit the model.
+    """
+    frame = _read_csv(path, like) if path.suffix.lower() in (".csv", ".tsv") else _read_parquet(path)
+    if absent := [c.name for c in like.columns if c.name not in frame.columns]:
+        raise ValueError(f"{path}: no column {absent[0]!r}, which the model needs; found {', '.join(frame.columns)}")
+    if frame.height == 0:
+        raise ValueError(f"{path}: the table has no rows")
+    values, missing = [], []
+    for column in like.columns:
+        series = frame[column.name]
+        series = series.fill_nan(None) if series.dtype.is_float() else series
+        gone = series.is_null()
+        known = series.drop_nulls()
+        coded = np.zeros(len(series), dtype=np.float32)
+        kept = np.flatnonzero(~gone.to_numpy())
+        where = lambda row, name, kept=kept: f"{path}: row {kept[row] + 1}, column {name!r}"  # noqa: E731
+        if len(known):
+            coded[kept] = _encode(known, column, where)
+        values.append(coded)
+        missing.append(gone.to_numpy())
+    return frame, torch.from_numpy(np.stack(values, 1)), torch.from_numpy(np.stack(missing, 1))
+
+
+def decode_column(series: pl.Series, column: Column, values: torch.Tensor, chosen: torch.Tensor) -> pl.Series:
+    """The series with the chosen rows set to values as a reader of the table would write them."""
+    cells: list[object] = series.cast(pl.String).to_list()
+    for row in chosen.nonzero().flatten().tolist():
+        value = float(values[row])
+        if column.categories:
+            cells[row] = column.categories[min(max(round(value), 0), len(column.categories) - 1)]
+        else:
+            cells[row] = str(round(value)) if column.type == "integer" else f"{value:.7g}"
+    return pl.Series(series.name, cells, dtype=pl.String)
+
+
 def from_frame(
     frame: pl.DataFrame,
     *,

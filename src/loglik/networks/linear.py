@@ -19,7 +19,7 @@ from torch.nn.grad import conv2d_weight
 __all__ = ["Linear", "outputs_first"]
 
 IMAGES, SIDE = 16, 8  # that the vectors are taken for: so many images, this many vectors wide
-FEWEST = 512  # vectors from which on the choice of kernel counts
+FEWEST = 128  # vectors from which on the choice of kernel counts
 
 
 class Linear(nn.Linear):

@@ -14,12 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from loglik.classification.calibration import Reliability
 from loglik.data.spec import Column
 
-__all__ = ["INK", "bars", "confusion", "curves", "marginal", "panel", "reliability_diagram", "scatter"]
+__all__ = ["INK", "bars", "confusion", "curves", "latent_bars", "marginal", "panel", "reliability_diagram", "scatter"]
 
 INK = {"text": "#2b2f38", "quiet": "#8a909c", "data": "#b9bec8", "model": "#2f6db0", "baseline": "#c2553a"}
 STYLE: Any = {
@@ -151,6 +151,22 @@ def marginal(column: Column, data: Float[np.ndarray, " N"], samples: Float[np.nd
         axes.locator_params(axis="x", nbins=4)
 
     return panel(2.2, 1.5, draw)
+
+
+def latent_bars(kl: Float[np.ndarray, " L"], active: Bool[np.ndarray, " L"], most: int = 64) -> str:
+    """Nats of each latent dimension, the largest first and `most` at most; inactive ones grey."""
+    order = np.argsort(-kl)[:most]
+
+    def draw(axes: Any) -> None:
+        colors = [INK["model"] if active[d] else INK["data"] for d in order]
+        axes.bar(np.arange(len(order)), kl[order], width=0.8, color=colors)
+        axes.set_ylabel("KL, nats")
+        rest = f" of {len(kl)}" if len(kl) > len(order) else ""
+        axes.set_xlabel(f"{len(order)}{rest} latent dimensions")
+        axes.set_xticks([])
+        axes.locator_params(axis="y", nbins=4)
+
+    return panel(2.8, 1.9, draw)
 
 
 def scatter(data: Float[np.ndarray, "N 2"], samples: Float[np.ndarray, "M 2"], labels: tuple[str, str]) -> str:

@@ -26,6 +26,7 @@ from loglik.data.spec import Column
 from loglik.data.windows import Windows
 from loglik.density import Density
 from loglik.report import diffusion, figures
+from loglik.report.latents import view_latents
 from loglik.report.numbers import Row, Unit, count, duration, number, plus_minus, unit_of
 from loglik.report.samples import draw, evaluating, examples, image_grid, text_of
 from loglik.runs import Run
@@ -104,7 +105,7 @@ def _content(data: Data, entries: Sequence[Entry], title: str, seed: int, split:
         "pictures": _image_samples(data, drawing, seed, split) if data.spec.kind == "image" else [],
         "marginals": _marginals(data, drawing, seed, split) if data.spec.kind in ("table", "array") else {},
         "windows": _windows(data, drawing, seed, split) if data.spec.kind == "text" else {},
-        "reconstructions": _reconstructions(data, drawing, seed, split),
+        "latents": _latents(data, drawing, seed, split),
         "diffusions": _diffusions(data, drawing, seed, split),
         "classifiers": [_classifier(e, data, split) for e in entries if e.result.event == "y"],
         "compressed": any(_is_code_length(e, baseline) for e in generative),
@@ -276,28 +277,16 @@ def _windows(data: Data, drawing: Sequence[tuple[str, Run]], seed: int, split: s
     return {name: [text_of(row.flatten(), data.spec) for row in x] for name, x in texts.items()}
 
 
-def _reconstructions(
-    data: Data, drawing: Sequence[tuple[str, Run]], seed: int, split: str, n: int = 10
-) -> list[Picture]:
-    """Originals above reconstructions, for the densities that can reconstruct an image."""
-    if data.spec.kind != "image" or data.spec.event_shape[0] not in (1, 3):
-        return []
-    part = data.split(split)
-    chosen = torch.randperm(len(part), generator=torch.Generator().manual_seed(seed))[:n]
-    x = part.x[chosen]
-    span = (0.0, data.spec.levels - 1.0) if data.spec.levels else (float(x.min()), float(x.max()))
-    pictures = []
+def _latents(data: Data, drawing: Sequence[tuple[str, Run]], seed: int, split: str) -> list[dict[str, Any]]:
+    """What is shown of the latents of each density that has some."""
+    shown = []
     for name, run in drawing:
-        reconstruct = getattr(run.density, "reconstruct", None)
-        if reconstruct is None or (run.density.conditional and part.y is None):
-            continue
-        with evaluating(run.density, seed) as device:
-            given = [part.y[chosen].to(device)] if run.density.conditional and part.y is not None else []
-            back = reconstruct(x.to(device), *given).cpu()
-        both = torch.cat([x.double(), back.double()])
-        grid = image_grid(both, data.spec, columns=len(x), span=span)
-        pictures.append(Picture(_png(grid), f"{name}: originals above reconstructions", name))
-    return pictures
+        view = view_latents(run.density, data.spec, data.split(split), seed=seed)
+        if view is not None:
+            plots = [Picture(address(plot), f"{name}: {note}", note) for plot, note in view.plots]
+            grids = [Picture(_png(grid), f"{name}: {note}", note) for grid, note in view.grids]
+            shown.append({"model": name, "lines": view.lines, "plots": plots, "grids": grids})
+    return shown
 
 
 def _diffusions(data: Data, drawing: Sequence[tuple[str, Run]], seed: int, split: str) -> dict[str, list[Picture]]:

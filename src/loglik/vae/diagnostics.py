@@ -102,7 +102,7 @@ def diagnose(vae: VAE, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..
     if not len(vae.posterior_flow):
         log_q = torch.cat(
             [
-                gaussian_log_prob(part[:, None], mean[:, :top], log_scale[:, :top]).sum(2).logsumexp(1)
+                gaussian_log_prob(part[:, None], mean[None, :, :top], log_scale[None, :, :top]).sum(2).logsumexp(1)
                 for part in own.split(AT_ONCE)
             ]
         ).mean().item() - math.log(len(own))

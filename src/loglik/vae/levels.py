@@ -6,6 +6,7 @@ D dimensions of an event, K levels 0 ... K-1, M mixture components, Q parameters
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,10 @@ class _Levels(Observation):
         super().__init__(event_shape, per_dim)
         self.levels = levels
         self.dtype = torch.uint8 if levels <= 256 else torch.int64
+
+    @abstractmethod
+    def log_prob_dims(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, "B D"]:
+        """Log p(x_d | θ) of each dimension in nats."""
 
     def log_prob(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
         return self.log_prob_dims(x, theta).sum(1)

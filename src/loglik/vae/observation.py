@@ -60,10 +60,6 @@ class Observation(nn.Module, ABC):
         """Set what is not the decoder's to give from training data, before the first step."""
         return None
 
-    def log_prob_dims(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, "B D"]:
-        """Log p(x_d | θ) of each dimension in nats; its sum is `log_prob`."""
-        raise NotImplementedError(f"the dimensions of {type(self).__name__} are not independent given θ")
-
     def _per_dim(self, theta: Float[Tensor, "B P"]) -> Float[Tensor, "B Q D"]:
         return theta.view(-1, self.per_dim, self.dims)
 
@@ -167,10 +163,6 @@ class Mixed(Observation):
     def log_prob(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
         each = zip(self.parts, self._columns(x), self._theta(theta), strict=True)
         return torch.stack([part.log_prob(columns, own) for part, columns, own in each]).sum(0)
-
-    def log_prob_dims(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, "B D"]:
-        each = zip(self.parts, self._columns(x), self._theta(theta), strict=True)
-        return torch.cat([part.log_prob_dims(columns, own) for part, columns, own in each], 1)
 
     def sample(self, theta: Float[Tensor, "B P"]) -> Shaped[Tensor, "B ..."]:
         drawn = [part.sample(own) for part, own in zip(self.parts, self._theta(theta), strict=True)]

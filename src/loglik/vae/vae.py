@@ -280,11 +280,11 @@ class VAE(Density):
 
 
 def gaussian_kl(
-    mean: Float[Tensor, "B ..."],
-    log_scale: Float[Tensor, "B ..."],
-    prior_mean: Float[Tensor, "B ..."] | float = 0.0,
-    prior_log_scale: Float[Tensor, "B ..."] | float = 0.0,
-) -> Float[Tensor, "B ..."]:
+    mean: Float[Tensor, "..."],
+    log_scale: Float[Tensor, "..."],
+    prior_mean: Float[Tensor, "..."] | float = 0.0,
+    prior_log_scale: Float[Tensor, "..."] | float = 0.0,
+) -> Float[Tensor, "..."]:
     r"""KL of one Gaussian from another in each dimension.
 
     $\log \frac{\sigma_p}{\sigma} + \frac{\sigma^2 + (\mu - \mu_p)^2}{2 \sigma_p^2} - \tfrac12$
@@ -295,7 +295,7 @@ def gaussian_kl(
 
 
 def gaussian_log_prob(
-    z: Float[Tensor, "B ..."], mean: Float[Tensor, "B ..."], log_scale: Float[Tensor, "B ..."]
-) -> Float[Tensor, "B ..."]:
+    z: Float[Tensor, "..."], mean: Float[Tensor, "..."], log_scale: Float[Tensor, "..."]
+) -> Float[Tensor, "..."]:
     """Log density of a Gaussian in each dimension."""
     return -0.5 * ((z - mean) * (-log_scale).exp()).square() - log_scale - 0.5 * math.log(2 * math.pi)
