@@ -6,7 +6,7 @@ log-determinants behind it, a pass of the network for the drift and another one 
 trace. Ours is `Diffusion.log_prob` with `ODE`. Both take the same network, examples and random signs; their errors are
 against our solver with 20 times the steps in float64.
 
-    python benchmarks/ode_likelihood.py [RUN] [--batch 32] [--rounds 5] [--json FILE]
+    python benchmarks/ode_likelihood.py [RUN] [--batch 128] [--rounds 5] [--json FILE]
 
 Without RUN, a residual MLP is trained on dequantized digits for some seconds.
 """
@@ -140,9 +140,9 @@ def measure(diffusion: Diffusion, x: Tensor, rounds: int, steps: int, tolerance:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", type=Path)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--tolerance", type=float, default=3e-3)
     parser.add_argument("--train-steps", type=int, default=2000)
     parser.add_argument("--json", type=Path)

@@ -17,7 +17,17 @@ from loglik.diffusion.denoiser import Denoiser, LevelDenoiser
 from loglik.diffusion.guidance import by_classifier, classifier_free
 from loglik.diffusion.inpaint import inpaint
 from loglik.diffusion.learned import Learned
-from loglik.diffusion.likelihood import VLB, Denoise, Likelihood, Model, Reconstruction, noise_error, prior_term, wide
+from loglik.diffusion.likelihood import (
+    ODE,
+    VLB,
+    Denoise,
+    Likelihood,
+    Model,
+    Reconstruction,
+    noise_error,
+    prior_term,
+    wide,
+)
 from loglik.diffusion.objective import Objective
 from loglik.diffusion.sampler import Sampler, integrate
 from loglik.diffusion.schedule import LinearBeta, NoiseSchedule, alpha, check_falling, sigma
