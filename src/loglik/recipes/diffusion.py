@@ -18,6 +18,7 @@ __all__ = ["DIFFUSION"]
 
 FEATURES = 32
 EMBEDDING = 16
+UNCONDITIONAL = 0.1  # of the labels are left out in training, for guidance
 
 
 def build(
@@ -53,10 +54,11 @@ def build(
         logsnr = torch.tensor(-2 * math.log(0.8 / (spec.levels - 1)))
         schedule = LinearBeta(t_min=LinearBeta(t_min=1e-9).time(logsnr).item())
     from_zero(network.output)
+    unconditional = UNCONDITIONAL if conditional else 0.0
     denoiser = (
-        LevelDenoiser(network, spec.levels, shape, features=FEATURES, context=context)
+        LevelDenoiser(network, spec.levels, shape, features=FEATURES, context=context, unconditional=unconditional)
         if few_levels and spec.levels
-        else Denoiser(network, features=FEATURES, context=context, event_shape=shape)
+        else Denoiser(network, features=FEATURES, context=context, event_shape=shape, unconditional=unconditional)
     )
     diffusion = Diffusion(
         denoiser, shape, levels=spec.levels, schedule=schedule, sampler=Sampler(method=method, steps=steps)
