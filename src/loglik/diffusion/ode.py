@@ -93,10 +93,9 @@ def adams(
     r"""$x(u_N)$ of $dx/du = f(x, u)$ and $L = \int g(x, u)\,du$ along it, on a grid of N points with N calls.
 
     Adams-Bashforth's step predicts, the one call at the new point corrects it and the integral by Adams-Moulton's: both
-    integrate the polynomial through the last values, of any spacing. At the start, where there are fewer values, the
-    order is lower. The error that is returned is the sum over steps of $\lvert \delta L + \nabla \cdot \delta x
-    \rvert$, where δ is what the correction of one order less would have given instead, and ∇ says how L and what is
-    made of x(u_N) depend on x.
+    integrate the polynomial through the last values, of any spacing. The error that is returned is
+    the sum over steps of $\lvert \delta L + \nabla \cdot \delta x \rvert$, where δ is what the correction of one order
+    less would have given instead, and ∇ says how L and what is made of x(u_N) depend on x.
 
     Args:
         rate: from x and u of shape (B,) to f, g of shape (B,), and ∇ of the shape of x.
@@ -105,25 +104,25 @@ def adams(
     Source: Hairer, Nørsett and Wanner, "Solving ordinary differential equations I", sections III.1 and III.5.
     """
     places = grid.double().cpu()
-    integral, error = (torch.zeros(len(x), dtype=x.dtype, device=x.device) for _ in range(2))
+    zero = torch.zeros(len(x), dtype=x.dtype, device=x.device)
     slopes: list[Tensor] = []  # the newest first
     rates: list[Tensor] = []
-    start = x
+    since, base, integral, error = 0, (x, zero, zero), zero, zero  # what was reached at the point `since`
     for i in range(len(grid)):
         f, g, gradient = rate(x, grid[i].expand(len(x)))
         slopes, rates = [f, *slopes][: order + 1], [g, *rates][: order + 1]
         nodes = places[max(0, i - order) : i + 1].flip(0)
+        start = x
         if i:
-            w = _integrals(nodes, places[i - 1], places[i])
-            less = _integrals(nodes[:-1], places[i - 1], places[i]) if i > 1 else [0.0]
-            gap = [a - b for a, b in zip(w, [*less, 0.0], strict=True)]
+            w = _integrals(nodes, places[since], places[i])
+            gap = [a - b for a, b in zip(w, [*_integrals(nodes[:-1], places[since], places[i]), 0.0], strict=True)]
             moved = (gradient * _combine(gap, slopes)).flatten(1).sum(1)
-            error = error + (_combine(gap, rates) + moved).abs()
-            start = start + _combine(w, slopes)
-            integral = integral + _combine(w, rates)
+            start, integral = base[0] + _combine(w, slopes), base[1] + _combine(w, rates)
+            error = base[2] + (_combine(gap, rates) + moved).abs()
+            if i >= order:  # until then there are too few values: each step does all of them anew
+                since, base = i, (start, integral, error)
         if i + 1 < len(grid):
-            w = _integrals(nodes[:order], places[i], places[i + 1])
-            x = start + _combine(w, slopes[:order])
+            x = start + _combine(_integrals(nodes[:order], places[i], places[i + 1]), slopes[:order])
     return start, integral, error
 
 
