@@ -184,7 +184,7 @@ def test_dequantized_with_its_cost_counted(float64):
     x = (torch.rand(200, 1, 1, 2) * torch.tensor([1.5, 3.0])).long()
     denoiser = LevelDenoiser(Zero(6), 3, (1, 1, 2))
     diffusion = Diffusion(
-        denoiser, (1, 1, 2), levels=3, schedule=LinearBeta(t_min=1e-3), likelihood=ODE(tolerance=1e-2)
+        denoiser, (1, 1, 2), levels=3, schedule=LinearBeta(t_min=1e-3), likelihood=ODE(tolerance=1e-3)
     )
     diffusion.initialise(x)
     events = events_of(DataSpec(kind="image", event_shape=(1, 1, 2), levels=3))
