@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--tolerance", type=float, default=3e-3)
+    parser.add_argument("--tolerance", type=float, default=1e-2)
     parser.add_argument("--train-steps", type=int, default=2000)
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()

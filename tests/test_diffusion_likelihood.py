@@ -184,11 +184,11 @@ def test_dequantized_with_its_cost_counted(float64):
     x = (torch.rand(200, 1, 1, 2) * torch.tensor([1.5, 3.0])).long()
     denoiser = LevelDenoiser(Zero(6), 3, (1, 1, 2))
     diffusion = Diffusion(
-        denoiser, (1, 1, 2), levels=3, schedule=LinearBeta(t_min=1e-3), likelihood=ODE(tolerance=1e-2)
+        denoiser, (1, 1, 2), levels=3, schedule=LinearBeta(t_min=1e-3), likelihood=ODE(tolerance=1e-3)
     )
     diffusion.initialise(x)
     events = events_of(DataSpec(kind="image", event_shape=(1, 1, 2), levels=3))
-    estimate = diffusion.log_prob(events, samples=2)
+    estimate = diffusion.log_prob(events)
     truth = denoiser.offset.log_softmax(-1)
     truth = truth[0, events.long().view(9, 2)[:, 0]] + truth[1, events.long().view(9, 2)[:, 1]]
     assert diffusion.discrete and diffusion.bound is Bound.ESTIMATE and not diffusion.importance_weighted

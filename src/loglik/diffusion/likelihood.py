@@ -277,7 +277,7 @@ class ODE(Likelihood):
 
 
 def _grid(high: Float[Tensor, ""], low: Float[Tensor, ""], steps: int) -> Float[Tensor, " N"]:
-    r"""Log-SNRs $2 + 6 \sinh u$ with u even: densest about λ = 2, where most of what is to be seen in data appears."""
-    ends = [torch.asinh((end.double() - 2) / 6) for end in (high, low)]
+    r"""Log-SNRs $2 + 4 \sinh u$ with u even: densest about λ = 2, where most of what is to be seen in data appears."""
+    ends = [torch.asinh((end.double() - 2) / 4) for end in (high, low)]
     even = torch.linspace(0, 1, steps, dtype=torch.float64, device=high.device)
-    return (2 + 6 * torch.sinh(ends[0] + (ends[1] - ends[0]) * even)).to(high.dtype)
+    return (2 + 4 * torch.sinh(ends[0] + (ends[1] - ends[0]) * even)).to(high.dtype)
