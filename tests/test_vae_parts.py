@@ -161,7 +161,8 @@ def two_pixel_vae(**options) -> VAE:
 @pytest.mark.parametrize("kind", PRIORS)
 def test_every_prior_sums_to_one(kind):
     torch.manual_seed(3)
-    vae = two_pixel_vae(prior=prior_of(kind, 2, 16, SHAPE))
+    encoder, decoder = MLP(2, 4, (16,)), MLP(2, 6, (16,))
+    vae = VAE(encoder, decoder, Categorical(SHAPE, 3), prior_of(kind, 2, 16, SHAPE))
     train(vae, draw(SPEC, 256)[0])
     check_sums_to_one(
         vae, events_of(SPEC), draws=20_000 if kind in ("normal", "vamp", "flow", "autoregressive") else 80_000
