@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from loglik.data import as_data
 from loglik.inspection import (
     effective_field,
     fit_power,
@@ -27,7 +28,6 @@ from loglik.inspection.measure import inspect
 from loglik.inspection.page import _short
 from loglik.networks import MLP, CausalTransformer, ConvNet, Encoder, ResidualMLP, ResNet, ViT
 from loglik.recipes import build
-from loglik.training import as_data
 
 
 class Block(nn.Module):

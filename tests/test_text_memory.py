@@ -15,7 +15,7 @@ import json, resource, sys
 import loglik
 options = json.loads(sys.argv[3])
 run = loglik.fit("autoregressive", sys.argv[1], out=sys.argv[2], max_steps=300, width=16, depth=1, heads=1, **options)
-from loglik.training import as_data
+from loglik.data import as_data
 test = as_data(run.config["source"], like=run.spec, beside=run.path).test.x.stream
 print(json.dumps({"bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "tokens": len(test)}))
 """

@@ -78,15 +78,16 @@ def compare(
     """Train one density of each family and compare them: one table, one page."""
     from loglik.comparison import compare as run_comparison
     from loglik.comparison import write_json
+    from loglik.data import TextSettings, as_data
     from loglik.report import write_report
     from loglik.runs import new_folder
-    from loglik.training import as_data, seconds, text_settings
+    from loglik.training import seconds
 
     names = None if models is None else [name.strip() for name in models.split(",") if name.strip()]
     if names == []:
         raise ValueError("--models names no model: write flow,vae, or leave it out")
     each = seconds(budget)
-    text, options = text_settings(_settings(set_))
+    text, options = TextSettings.split_options(_settings(set_))
     folder = _folder(out, f"compare-{_stem(data)}")
     held = as_data(data, label=label, seed=seed, text=text, beside=folder)
     if not _follower():
@@ -123,14 +124,14 @@ def fit(
 ) -> None:
     """Train one density and write it as a run."""
     from loglik.comparison import Entry, scored, summary
+    from loglik.data import TextSettings, as_data
     from loglik.evaluation import evaluate_split
     from loglik.report import write_report, write_samples
-    from loglik.training import as_data, text_settings
     from loglik.training import fit as train
 
     if resume and out is None:
         raise ValueError("--resume needs --out RUN, the run to go on with")
-    text, chosen = text_settings(_settings(set_))
+    text, chosen = TextSettings.split_options(_settings(set_))
     folder = _folder(out, f"{_stem(data)}-{model.replace(':', '-')}")
     held = as_data(data, label=label, seed=seed, text=text, beside=folder)
     options: dict[str, Any] = {"size": size, **chosen}

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from loglik.data import as_data
 from loglik.data.dataset import Data, Split
 from loglik.data.text import TextSettings
 from loglik.data.windows import Windows
@@ -19,7 +20,7 @@ from loglik.evaluation import Result, StreamScores, compress, evaluate_split, lo
 from loglik.evaluation.scores import default_samples
 from loglik.recipes import RECIPES, Unsuitable, build, recipe
 from loglik.runs import Run
-from loglik.training import NotFinite, TrainingSettings, as_data, fit, text_settings
+from loglik.training import NotFinite, TrainingSettings, fit
 
 __all__ = ["Entry", "compare", "evaluate", "scored", "summary", "write_json", "write_rows"]
 
@@ -122,7 +123,7 @@ def compare(
 
     Raises ValueError where none of the named models can take the data.
     """
-    text, options = text_settings(options)
+    text, options = TextSettings.split_options(options)
     held: Data = as_data(data, label=label, seed=seed, text=text, beside=None if out is None else Path(out))
     part = scored(held)
     chosen = list(RECIPES) if models is None else [BASELINE, *(m for m in models if m != BASELINE)]

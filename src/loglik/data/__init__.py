@@ -14,12 +14,15 @@ from loglik.data.spec import Column, DataSpec, Kind
 if TYPE_CHECKING:
     from loglik.data.arrays import from_arrays
     from loglik.data.dataset import Data, Split
-    from loglik.data.loading import load
+    from loglik.data.loading import as_data, load
     from loglik.data.text import TextSettings
 
-__all__ = ["Column", "Data", "DataSpec", "Kind", "Split", "TextSettings", "from_arrays", "load", "names"]
+__all__ = ["Column", "Data", "DataSpec", "Kind", "Split", "TextSettings", "as_data", "from_arrays", "load", "names"]
 
-_LATE = {"Data": "dataset", "Split": "dataset", "TextSettings": "text", "from_arrays": "arrays", "load": "loading"}
+_LATE = {
+    "Data": "dataset", "Split": "dataset", "TextSettings": "text", "as_data": "loading", "from_arrays": "arrays",
+    "load": "loading",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from torch import Tensor
+
+from loglik.data.arrays import from_arrays
 from loglik.data.catalogue import names
 from loglik.data.dataset import Data
 from loglik.data.spec import DataSpec
@@ -13,7 +17,7 @@ from loglik.data.spec import DataSpec
 if TYPE_CHECKING:
     from loglik.data.text import TextSettings
 
-__all__ = ["load"]
+__all__ = ["as_data", "load"]
 
 TABLES = {".csv", ".tsv", ".parquet", ".pq"}
 ARRAYS = {".npy", ".npz"}
@@ -58,6 +62,36 @@ def load(
         )
     known = str(source) in names() or str(source).startswith("hf:")
     return replace(data, source=str(source) if known else str(Path(source).expanduser().resolve()))
+
+
+def as_data(
+    data: Any,
+    *,
+    label: str | None = None,
+    seed: int = 0,
+    like: DataSpec | None = None,
+    text: TextSettings | None = None,
+    beside: Path | None = None,
+) -> Data:
+    """What a user points at, as `Data`: a path or name, an array, a tensor, or a pair (x, y).
+
+    With `like`, the data are coded as the spec of an existing model says, and have to fit it. `text` says how text is
+    read, and its tokens are kept beside the folder of a run.
+    """
+    if isinstance(data, Data):
+        if text is not None and text != data.text:
+            raise ValueError(f"{data.name}: {', '.join(text.names())} were settled when the data were read")
+        return data
+    if isinstance(data, (str, Path)):
+        cache = None if beside is None else beside.parent / ".tokens"
+        return load(data, label=label, seed=seed, like=like, text=text, cache=cache)
+    if text is not None and like is None:
+        raise ValueError(f"{', '.join(text.names())} are settings of text files: pass a path")
+    if isinstance(data, tuple) and len(data) == 2:
+        return from_arrays(data[0], data[1], seed=seed, like=like)
+    if isinstance(data, (np.ndarray, Tensor)):
+        return from_arrays(data, seed=seed, like=like)
+    raise ValueError(f"data must be a path, a name, an array, a pair (x, y) or Data, got {type(data).__name__}")
 
 
 def _load(

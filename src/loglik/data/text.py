@@ -63,6 +63,12 @@ class TextSettings:
     def names(cls) -> list[str]:
         return [f.name for f in fields(cls)]
 
+    @classmethod
+    def split_options(cls, options: Mapping[str, Any]) -> tuple[TextSettings | None, dict[str, Any]]:
+        """The options that say how text is read, None if there are none, and the others."""
+        chosen = {k: v for k, v in options.items() if k in cls.names()}
+        return cls(**chosen) if chosen else None, {k: v for k, v in options.items() if k not in chosen}
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

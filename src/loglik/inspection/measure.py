@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from loglik.data import as_data
 from loglik.data.dataset import Data
 from loglik.data.text import TextSettings
 from loglik.density import Density
@@ -23,7 +24,6 @@ from loglik.inspection.receptive import ReceptiveField, effective_field, measure
 from loglik.networks.attention import SelfAttention
 from loglik.recipes import RECIPES, build
 from loglik.runs import load
-from loglik.training import as_data
 
 __all__ = ["Inspection", "find", "inspect"]
 

@@ -1,9 +1,8 @@
 """fit: the training loop, over Lightning Fabric.
 
 The order of the data is a function of (seed, epoch), or of (seed, step) where they are windows of a text, and the noise
-of (seed, step), so a run that was killed and is
-resumed ends with the weights that it would have had, bit for bit, on the same machine (with `max_steps` or
-`max_epochs`; a limit of time stops where the clock says).
+of (seed, step), so a run that was killed and is resumed ends with the weights that it would have had, bit for bit, on
+the same machine (with `max_steps` or `max_epochs`; a limit of time stops where the clock says).
 """
 
 from __future__ import annotations
@@ -11,16 +10,13 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -29,10 +25,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from loglik import recipes, runs
-from loglik.data import from_arrays
-from loglik.data import load as load_data
+from loglik.data import as_data
 from loglik.data.dataset import Data, Split
-from loglik.data.spec import DataSpec
 from loglik.data.text import TextSettings
 from loglik.data.windows import Windows
 from loglik.density import Density
@@ -40,9 +34,10 @@ from loglik.evaluation.scores import arguments, default_samples, log_probs
 from loglik.training import checkpoint
 from loglik.training.optimizers import optimizers_of
 from loglik.training.progress import Progress, progress_bar
-from loglik.training.settings import TrainingSettings, seconds
+from loglik.training.request import check_fits, check_same, describe, split_options
+from loglik.training.settings import TrainingSettings
 
-__all__ = ["NotFinite", "as_data", "fit", "text_settings"]
+__all__ = ["NotFinite", "fit"]
 
 VALIDATIONS = 25  # of a run whose only limit is time
 TOKENS = 2**15  # that a validation on text looks at
@@ -50,36 +45,6 @@ TOKENS = 2**15  # that a validation on text looks at
 
 class NotFinite(FloatingPointError):
     """The loss or a gradient is not finite; training stopped and the last good weights are kept."""
-
-
-def as_data(
-    data: Any,
-    *,
-    label: str | None = None,
-    seed: int = 0,
-    like: DataSpec | None = None,
-    text: TextSettings | None = None,
-    beside: Path | None = None,
-) -> Data:
-    """What a user points at, as `Data`: a path or name, an array, a tensor, or a pair (x, y).
-
-    With `like`, the data are coded as the spec of an existing model says, and have to fit it. `text` says how text is
-    read, and its tokens are kept beside the folder of a run.
-    """
-    if isinstance(data, Data):
-        if text is not None and text != data.text:
-            raise ValueError(f"{data.name}: {', '.join(text.names())} were settled when the data were read")
-        return data
-    if isinstance(data, (str, Path)):
-        cache = None if beside is None else beside.parent / ".tokens"
-        return load_data(data, label=label, seed=seed, like=like, text=text, cache=cache)
-    if text is not None and like is None:
-        raise ValueError(f"{', '.join(text.names())} are settings of text files: pass a path")
-    if isinstance(data, tuple) and len(data) == 2:
-        return from_arrays(data[0], data[1], seed=seed, like=like)
-    if isinstance(data, (np.ndarray, Tensor)):
-        return from_arrays(data, seed=seed, like=like)
-    raise ValueError(f"data must be a path, a name, an array, a pair (x, y) or Data, got {type(data).__name__}")
 
 
 def fit(
@@ -111,8 +76,8 @@ def fit(
     Raises ValueError for data or options that do not fit, FileExistsError where `out` is in use, and `NotFinite`
     where training diverges.
     """
-    text, options = text_settings(options)
-    chosen, options = _options(density, options)
+    text, options = TextSettings.split_options(options)
+    chosen, options = split_options(density, options)
     base = settings or TrainingSettings()
     beside = None if out is None else Path(out)
     data = as_data(data, label=label, seed=replace(base, **chosen).seed, text=text, beside=beside)
@@ -129,11 +94,11 @@ def fit(
         torch.manual_seed(settings.seed)
         name = density if isinstance(density, str) else None
         built = recipes.build(density, data.spec, **options) if isinstance(density, str) else density
-        _check(built, data)
-        config = _config(name, options, data, settings)
+        check_fits(built, data)
+        config = describe(name, options, data, settings)
         if path is not None and fabric.is_global_zero:
             if resume:
-                _same(runs.read_config(path), config, path)
+                check_same(runs.read_config(path), config, path)
             else:
                 runs.new_folder(path)
                 runs.write_config(path, config)
@@ -406,84 +371,6 @@ class _Trainer:
             f"step {self.step}: {where}; {kept}. Try a lower learning_rate ({self.settings.learning_rate:g} now), a "
             "lower gradient_clip, or precision=32-true, and look for extreme values in the data"
         )
-
-
-def text_settings(options: dict[str, Any]) -> tuple[TextSettings | None, dict[str, Any]]:
-    """The options that say how text is read, None if there are none, and the others."""
-    chosen = {k: v for k, v in options.items() if k in TextSettings.names()}
-    return TextSettings(**chosen) if chosen else None, {k: v for k, v in options.items() if k not in chosen}
-
-
-def _options(density: Density | str, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split keyword options into training settings and recipe options."""
-    if not isinstance(density, (str, Density)):
-        raise ValueError(f"density must be a Density or a family's name, got {type(density).__name__}")
-    chosen = {k: v for k, v in options.items() if k in TrainingSettings.names()}
-    rest = {k: v for k, v in options.items() if k not in chosen}
-    if chosen.get("max_time") is not None:
-        chosen["max_time"] = seconds(chosen["max_time"])
-    known = recipes.recipe(density).options if isinstance(density, str) else {}
-    unknown = sorted(set(rest) - set(known))
-    if unknown:
-        allowed = f"{density} has {', '.join(known)}; training has" if known else "training has"
-        raise ValueError(
-            f"unknown option {unknown[0]!r}: {allowed} {', '.join(TrainingSettings.names())}; text has "
-            f"{', '.join(TextSettings.names())}"
-        )
-    recipes.check_options(rest, known)
-    return chosen, rest
-
-
-def _check(density: Density, data: Data) -> None:
-    """The density's event must be the data's, before anything is written."""
-    if density.event == "x" and tuple(density.event_shape) != tuple(data.spec.event_shape):
-        raise ValueError(
-            f"the density is over events of shape {tuple(density.event_shape)}, the data {data.name!r} have events of "
-            f"shape {tuple(data.spec.event_shape)}"
-        )
-    arguments(density, data.train.x[:1], None if data.train.y is None else data.train.y[:1])
-    if density.event == "y" and data.train.y is not None and data.spec.classes:
-        absent = torch.bincount(data.train.y, minlength=len(data.spec.classes)).argmin()
-        if not (data.train.y == absent).any():
-            raise ValueError(
-                f"{data.name}: no training example of class {data.spec.classes[absent]!r}: give more of it, or leave "
-                "the class out"
-            )
-    if len(data.validation) == 0:
-        raise ValueError(f"{data.name}: the validation split is empty; give at least 10 examples")
-
-
-def _config(name: str | None, options: dict[str, Any], data: Data, settings: TrainingSettings) -> dict[str, Any]:
-    from loglik import __version__
-
-    return {
-        "format": runs.FORMAT,
-        "model": name,
-        "options": options,
-        "data": data.name,
-        "source": data.source,
-        "label": data.spec.label,
-        "text": None if data.text is None else data.text.to_dict(),
-        "spec": data.spec.to_dict(),
-        "training": settings.to_dict(),
-        "versions": {
-            "loglik": __version__,
-            "torch": str(torch.__version__),
-            "python": platform.python_version(),
-        },
-    }
-
-
-def _same(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
-    """A run is resumed with what it was begun with, but for its limits."""
-    free = {"max_steps", "max_epochs", "max_time", "patience"}
-    for key in ("model", "options", "data", "text", "spec"):
-        if old.get(key) != new[key]:
-            was, now = (shorten(str(value), 300) for value in (old.get(key), new[key]))
-            raise ValueError(f"{path} was begun with another {key}: {was}, now {now}")
-    for key, value in new["training"].items():
-        if key not in free and old["training"].get(key) != value:
-            raise ValueError(f"{path} was begun with {key}={old['training'].get(key)}, now {key}={value}")
 
 
 def _evenly(split: Split, most: int) -> Split:
