@@ -32,6 +32,7 @@ def strips(density: Density, data: Data, seed: int, split: str, n: int = 4) -> l
     if not isinstance(density, Diffusion) or data.spec.kind != "image" or data.spec.event_shape[0] not in (1, 3):
         return []
     x = examples(data.split(split), n, classes=0, seed=seed)
+    n = len(x)
     with evaluating(density, seed) as device:
         high, low = density.schedule.ends(torch.zeros((), device=device))
         path = torch.linspace(high.item(), low.item(), PLACES, device=device)
