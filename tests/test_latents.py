@@ -133,6 +133,14 @@ def test_fill_writes_the_gaps_and_leaves_the_rest(run):
     assert all(row[2] in ("big", "small") and float(row[1]) == int(float(row[1])) for row in filled)
 
 
+def test_fill_takes_a_table(run):
+    made, folder, _ = run
+    with pytest.raises(ValueError, match="a table is a .csv, .tsv or .parquet file"):
+        fill_table(made, folder, folder / "filled2.csv")
+    with pytest.raises(FileNotFoundError, match="none.csv: no such file"):
+        fill_table(made, folder / "none.csv", folder / "filled2.csv")
+
+
 def test_the_commands(run):
     made, folder, _ = run
 

@@ -65,6 +65,10 @@ def load_incomplete(path: Path, like: DataSpec) -> tuple[pl.DataFrame, torch.Ten
 
     Raises ValueError where the file does not parse or does not fit the model.
     """
+    if path.suffix.lower() not in (".csv", ".tsv", ".parquet", ".pq"):
+        raise ValueError(f"{path}: a table is a .csv, .tsv or .parquet file")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
     frame = _read_csv(path, like) if path.suffix.lower() in (".csv", ".tsv") else _read_parquet(path)
     if absent := [c.name for c in like.columns if c.name not in frame.columns]:
         raise ValueError(f"{path}: no column {absent[0]!r}, which the model needs; found {', '.join(frame.columns)}")
