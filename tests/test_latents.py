@@ -135,9 +135,9 @@ def test_fill_writes_the_gaps_and_leaves_the_rest(run):
 
 def test_fill_takes_a_table(run):
     made, folder, _ = run
-    with pytest.raises(ValueError, match="a table is a .csv, .tsv or .parquet file"):
+    with pytest.raises(ValueError, match="a table is a"):
         fill_table(made, folder, folder / "filled2.csv")
-    with pytest.raises(FileNotFoundError, match="none.csv: no such file"):
+    with pytest.raises(FileNotFoundError, match="no such file"):
         fill_table(made, folder / "none.csv", folder / "filled2.csv")
 
 
