@@ -95,7 +95,8 @@ class UNet(nn.Module):
         nn.init.zeros_(self.output.weight)
         assert self.output.bias is not None
         nn.init.zeros_(self.output.bias)
-        self.to(memory_format=torch.channels_last)  # as the images are: else every call turns the kernels around
+        # as the images are, else every call turns the kernels around
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(
         self, x: Float[Tensor, "B C H W"], context: Float[Tensor, "B E"] | None = None
