@@ -131,7 +131,7 @@ def seconds_per_call(operation: Callable[[], Any], calls: int) -> float:
 
 
 def _build(workload: str, side: str) -> tuple[Side, dict[str, Any]]:
-    """Build a side, warm it up, choose how often a run calls each operation, count the operations of ours."""
+    """Build a side, warm it up, choose how often a run calls each operation, count what it multiplies."""
     import torch
 
     torch.manual_seed(0)
@@ -141,7 +141,7 @@ def _build(workload: str, side: str) -> tuple[Side, dict[str, Any]]:
     for name, operation in built.operations.items():
         seconds_per_call(operation, WARM_UP)
         calls[name] = max(1, round(RUN_SECONDS / seconds_per_call(operation, 1)))
-    work = {name: flops(operation) for name, operation in built.operations.items()} if side == "ours" else {}
+    work = {name: flops(operation) for name, operation in built.operations.items()}
     versions = {package: importlib.metadata.version(package) for package in ["torch", *built.packages]}
     return built, {"parameters": built.parameters, "calls": calls, "flops": work, "versions": versions}
 

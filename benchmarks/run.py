@@ -37,10 +37,10 @@ INTRODUCTION = """# Speed
 Written by `make bench` (`make bench ONLY=flow` replaces one section). Each side is a process of its own, all with the
 same threads; in every round each side makes one timed run in turn. Times are milliseconds of one call: the median of
 the rounds, the smallest, the largest. `against the fastest peer` is the fastest peer's median over that of the row:
-above 1 the row is faster. GFLOP/s counts the matrix products of ours, and its share is of the rate that one large
-matrix product reaches on the machine in the same run and precision, with the same threads. On a machine that others
-use too, `make bench ARGS="--threads 1"`: threads that wait for one another lose far more to a neighbour than a thread
-alone.
+above 1 the row is faster. GFLOP/s counts matrix products, convolutions and attention, and its share is of the rate that
+one large matrix product reaches on the machine in the same run and precision, with the same threads. On a machine that
+others use too, `make bench ARGS="--threads 1"`: threads that wait for one another lose far more to a neighbour than a
+thread alone.
 """
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from loglik.networks import DiT, UNet
 from loglik.networks.groupnorm import NormActivation
 from loglik.networks.transformer import Encoder
+from peers import peer
 
 
 def randomised(network, scale=0.2):
@@ -119,8 +120,8 @@ def test_a_network_without_a_vector_needs_none():
 
 
 def test_a_block_is_diffusers(float64):
-    resnet = pytest.importorskip("diffusers.models.resnet")
-    network = randomised(small(groups=2))
+    resnet = peer("diffusers.models.resnet")
+    network = randomised(small(groups=2, attention=()))
     ours = network.up[1][0]
     theirs = resnet.ResnetBlock2D(
         in_channels=32, out_channels=16, temb_channels=32, groups=2, eps=1e-5, time_embedding_norm="scale_shift"

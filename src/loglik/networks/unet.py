@@ -95,8 +95,6 @@ class UNet(nn.Module):
         nn.init.zeros_(self.output.weight)
         assert self.output.bias is not None
         nn.init.zeros_(self.output.bias)
-        # as the images are, else every call turns the kernels around
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(
         self, x: Float[Tensor, "B C H W"], context: Float[Tensor, "B E"] | None = None
