@@ -191,10 +191,13 @@ class LevelDenoiser(Denoiser):
     ) -> Float[Tensor, "B D K"]:
         """Unnormalised log P(x_d = ℓ_k | x_t)."""
         prior = self._predict(x_t, logsnr, context, keep).view(len(x_t), -1, len(self.levels)) + self.offset
-        # -(x - αℓ)²/2σ² without the part that is the same for every level
+        return self._with_own_value(prior, x_t, logsnr)
+
+    def _with_own_value(self, prior: Tensor, x_t: Tensor, logsnr: Tensor) -> Float[Tensor, "B D K"]:
+        """Logits with what a dimension's own noised value says: -(x - αℓ)²/2σ² but for what all levels share."""
         snr = logsnr.exp().view(-1, 1, 1)
         centre = x_t.flatten(1).unsqueeze(-1) / alpha(logsnr).view(-1, 1, 1)
-        return prior - 0.5 * snr * (centre - self.levels).square()
+        return torch.addcmul(prior, (centre - self.levels).square(), -0.5 * snr)
 
     @torch.no_grad()
     def initialise(self, x: Float[Tensor, "N ..."]) -> None:

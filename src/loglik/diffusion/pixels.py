@@ -9,7 +9,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from loglik.diffusion.denoiser import LevelDenoiser
-from loglik.diffusion.schedule import alpha
 
 __all__ = ["PixelDenoiser"]
 
@@ -65,7 +64,7 @@ class PixelDenoiser(LevelDenoiser):
     ) -> Float[Tensor, "B D K"]:
         batch, channels, height, width = x_t.shape
         with torch.no_grad():
-            alone = self._alone(x_t, logsnr)
+            alone = self._with_own_value(self.offset, x_t, logsnr)
             p = alone.softmax(-1)
         # the bound multiplies errors by the SNR: levels stay in full precision, the network need not
         with torch.autocast(x_t.device.type, enabled=False):
@@ -76,12 +75,6 @@ class PixelDenoiser(LevelDenoiser):
         with torch.autocast(x_t.device.type, enabled=False):
             h = h.to(x_t.dtype).reshape(batch, -1, self.write.shape[0])
             return torch.baddbmm(alone, h, self.write.expand(batch, -1, -1))
-
-    def _alone(self, x_t: Tensor, logsnr: Tensor) -> Float[Tensor, "B D K"]:
-        """Logits of each pixel's level from its marginal and its own noised value."""
-        snr = logsnr.exp().view(-1, 1, 1)
-        centre = x_t.flatten(1).unsqueeze(-1) / alpha(logsnr).view(-1, 1, 1)
-        return torch.addcmul(self.offset, (centre - self.levels).square(), -0.5 * snr)
 
     @torch.no_grad()
     def initialise(self, x: Float[Tensor, "N ..."]) -> None:

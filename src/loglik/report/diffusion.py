@@ -39,9 +39,8 @@ def strips(density: Density, data: Data, seed: int, split: str, n: int = 4) -> l
         there = torch.stack([density.noised_at(x.to(device), logsnr.expand(n)) for logsnr in path], 1).cpu()
         labels = labels_in_turn(data.spec, n).to(device) if density.conditional else None
         seen: list[Tensor] = []
-        steps = density.sampler.steps
         density.draw(n, labels, watch=lambda logsnr, x_t: seen.append(x_t.cpu()))
-        kept = [seen[round(i * (len(seen) - 1) / (PLACES - 1))] for i in range(PLACES)]
+        kept = [seen[round(i * (len(seen) - 1) / (PLACES - 1))] for i in range(PLACES) if seen]  # adaptive shows none
         budgets, own = [], density.sampler
         for budget in (*BUDGETS, None):
             torch.manual_seed(seed)
@@ -51,17 +50,24 @@ def strips(density: Density, data: Data, seed: int, split: str, n: int = 4) -> l
         density.sampler = own
     span = (0.0, data.spec.levels - 1.0) if data.spec.levels else (float(x.min()), float(x.max()))
     columns = ", ".join(map(str, BUDGETS))
+    back = (
+        [
+            (
+                _grid(torch.stack(kept, 1), data, (-1.0, 1.0)),
+                "noise and its denoised selves",
+                f"a walk of {own.method} back",
+            )
+        ]
+        if kept
+        else []
+    )
     return [
         (_grid(there, data, (-1.0, 1.0)), "data and their noised selves", "the forward process"),
-        (
-            _grid(torch.stack(kept, 1), data, (-1.0, 1.0)),
-            "noise and its denoised selves",
-            f"a walk of {own.method} back",
-        ),
+        *back,
         (
             _grid(torch.stack(budgets, 1), data, span),
             "samples for rising numbers of evaluations, from the same noise",
-            f"{FASTEST} with {columns} evaluations, then {own.method} with {steps}",
+            f"{FASTEST} with {columns} evaluations, then {own.method} with {own.steps}",
         ),
     ]
 
