@@ -7,6 +7,7 @@ the same machine (with `max_steps` or `max_epochs`; a limit of time stops where 
 
 from __future__ import annotations
 
+import atexit
 import copy
 import logging
 import math
@@ -90,6 +91,8 @@ def fit(
 
     fabric = _fabric(settings)
     fabric.launch()
+    if fabric.world_size > 1:
+        atexit.register(_end_processes)
     with torch.random.fork_rng(devices=[fabric.device] if fabric.device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
         name = density if isinstance(density, str) else None
@@ -135,6 +138,12 @@ def _fabric(settings: TrainingSettings) -> Fabric:
     except (RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
         asked = f"accelerator={settings.accelerator}, devices={settings.devices}, strategy={settings.strategy}"
         raise ValueError(f"cannot train with {asked}, precision={settings.precision}: {error}") from error
+
+
+def _end_processes() -> None:
+    """End the group while Python still runs: a thread of it that lets go of a tensor later aborts the process."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _multiplies_bf16(accelerator: str) -> bool:
