@@ -32,6 +32,7 @@ from loglik.data.text import TextSettings
 from loglik.data.windows import Windows
 from loglik.density import Density
 from loglik.evaluation.scores import arguments, default_samples, log_probs
+from loglik.networks.memory import keep_freed_memory
 from loglik.training import checkpoint
 from loglik.training.optimizers import optimizers_of
 from loglik.training.progress import Progress, progress_bar
@@ -89,6 +90,7 @@ def fit(
     if resume and (path is None or not (path / "config.yaml").is_file()):
         raise ValueError(f"nothing to resume: {path or 'without out, there'} is no run")
 
+    keep_freed_memory()
     fabric = _fabric(settings)
     fabric.launch()
     if fabric.world_size > 1:
