@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 __all__ = ["Linear", "outputs_first", "product"]
 
-FEWEST = 2**20  # multiplications, below which calling oneDNN takes longer than it saves
+FEWEST = 2**22  # multiplications, below which calling oneDNN takes longer than it saves
 
 
 class Linear(nn.Linear):
@@ -46,13 +46,9 @@ def product(
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
-        ctx.save_for_forward(*inputs[:2])
 
     @staticmethod
     def backward(ctx: Any, to_y: Tensor) -> tuple[Tensor | None, ...]:
@@ -64,26 +60,15 @@ class _Product(torch.autograd.Function):
             to_y.sum(0) if needs_bias else None,
         )
 
-    @staticmethod
-    def jvp(ctx: Any, x_dot: Tensor | None, weight_dot: Tensor | None, bias_dot: Tensor | None) -> Tensor:
-        x, weight = ctx.saved_tensors
-        parts = [] if x_dot is None else [product(x_dot, weight)]
-        parts += [] if weight_dot is None else [product(x, weight_dot)]
-        parts += [] if bias_dot is None else [bias_dot.expand(len(x), -1)]
-        return sum(parts[1:], parts[0])
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Tensor | None) -> tuple[Tensor, int]:
-        return torch.vmap(F.linear, in_dims)(*inputs), 0  # type: ignore[arg-type]
-
 
 def _is_ours(x: Tensor) -> bool:
-    """What a compiler or a counter of operations looks at stays torch's own."""
+    """What a compiler, a counter of operations or a transform of functions looks at stays torch's own."""
     return (
         x.dtype == torch.float32
         and x.device.type == "cpu"
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and not is_in_torch_dispatch_mode()
+        and not torch._C._are_functorch_transforms_active()
         and torch.backends.mkldnn.is_available()
     )

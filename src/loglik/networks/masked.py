@@ -10,12 +10,11 @@ from bisect import bisect_right
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from loglik.networks.dropout import FadingDropout
-from loglik.networks.linear import outputs_first
+from loglik.networks.linear import outputs_first, product
 
 __all__ = ["MaskedMLP", "Walk"]
 
@@ -36,7 +35,7 @@ class _Staircase(nn.Module):
         return self.weight * self.mask.to(self.weight.dtype)
 
     def forward(self, h: Float[Tensor, "B I"]) -> Float[Tensor, "B O"]:
-        return F.linear(h, self.masked_weight(), self.bias)
+        return product(h, self.masked_weight(), self.bias)
 
 
 class MaskedMLP(nn.Module):
