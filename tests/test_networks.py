@@ -188,11 +188,8 @@ def test_a_staircase_by_halves_is_a_linear_map():
 @pytest.mark.parametrize("order", ["rows", "columns", "part"])
 def test_a_large_product_is_that_of_float64(order):
     """Values, gradients, gradients of gradients and tangents, in any order of memory."""
-    x, weight, bias = (
-        torch.randn(300, 96),
-        {"rows": torch.randn(64, 96), "columns": torch.randn(96, 64).t(), "part": torch.randn(64, 128)[:, :96]}[order],
-        torch.randn(64),
-    )
+    kinds = {"rows": torch.randn(96, 192), "columns": torch.randn(192, 96).t(), "part": torch.randn(96, 256)[:, :192]}
+    x, weight, bias = torch.randn(300, 192), kinds[order], torch.randn(96)
     tangents, results = [torch.randn_like(part) for part in (x, weight, bias)], []
     for kind in (torch.float32, torch.float64):
         inputs = [part.to(kind).requires_grad_() for part in (x, weight, bias)]

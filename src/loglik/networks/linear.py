@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 __all__ = ["Linear", "outputs_first", "product"]
 
-FEWEST = 2**20  # multiplications, below which calling oneDNN takes longer than it saves
+FEWEST = 2**22  # multiplications, below which calling oneDNN takes longer than it saves
 
 
 class Linear(nn.Linear):
@@ -55,15 +55,11 @@ def product(
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
         if not (weight.is_contiguous() or weight.t().is_contiguous()):  # for a part oneDNN has no fast kernel
             weight = weight.contiguous()
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
-        ctx.save_for_forward(*inputs[:2])
 
     @staticmethod
     def backward(ctx: Any, to_y: Tensor) -> tuple[Tensor | None, ...]:
@@ -75,34 +71,18 @@ class _Product(torch.autograd.Function):
             to_y.sum(0) if needs_bias else None,
         )
 
-    @staticmethod
-    def jvp(ctx: Any, x_dot: Tensor | None, weight_dot: Tensor | None, bias_dot: Tensor | None) -> Tensor:
-        x, weight = ctx.saved_tensors
-        parts = [] if x_dot is None else [product(x_dot, weight)]
-        parts += [] if weight_dot is None else [product(x, weight_dot)]
-        parts += [] if bias_dot is None else [bias_dot.expand(len(x), -1)]
-        return sum(parts[1:], parts[0])
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Tensor | None) -> tuple[Tensor, int]:
-        return torch.vmap(F.linear, in_dims)(*inputs), 0  # type: ignore[arg-type]
-
 
 class _Halves(torch.autograd.Function):
     """W hᵀ + b where the first rows of W read the first columns only: more parts would be slower for their size."""
 
     @staticmethod
-    def forward(h: Tensor, weight: Tensor, bias: Tensor, half: int, columns: int) -> Tensor:
+    def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor, half: int, columns: int) -> Tensor:
+        ctx.half, ctx.columns = half, columns
+        ctx.save_for_backward(h, weight)
         y, bias = h.new_empty(len(weight), len(h)), bias.unsqueeze(1)
         torch.add(product(weight[:half, :columns], h[:, :columns]), bias[:half], out=y[:half])
         torch.add(product(weight[half:], h), bias[half:], out=y[half:])
         return y
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int, int], output: Tensor) -> None:
-        h, weight, _, ctx.half, ctx.columns = inputs
-        ctx.save_for_backward(h, weight)
-        ctx.save_for_forward(h, weight)
 
     @staticmethod
     def backward(ctx: Any, to_y: Tensor) -> tuple[Tensor | None, ...]:
@@ -115,29 +95,15 @@ class _Halves(torch.autograd.Function):
         first = F.pad(first, (0, h.shape[1] - columns))
         return to_h, torch.cat([first, product(to_y[half:], h.t())]), to_y.sum(1), None, None
 
-    @staticmethod
-    def jvp(ctx: Any, h_dot: Tensor | None, weight_dot: Tensor | None, bias_dot: Tensor | None, *_: Any) -> Tensor:
-        h, weight = ctx.saved_tensors
-        parts = [] if h_dot is None else [product(weight, h_dot)]
-        parts += [] if weight_dot is None else [product(weight_dot, h)]
-        parts += [] if bias_dot is None else [bias_dot.unsqueeze(1).expand(-1, len(h))]
-        return sum(parts[1:], parts[0])
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
-        def plain(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-            return weight @ h.T + bias.unsqueeze(1)
-
-        return torch.vmap(plain, in_dims[:3])(*inputs[:3]), 0
-
 
 def _is_ours(x: Tensor) -> bool:
-    """What a compiler or a counter of operations looks at stays torch's own."""
+    """What a compiler, a counter of operations or a transform of functions looks at stays torch's own."""
     return (
         x.dtype == torch.float32
         and x.device.type == "cpu"
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and not is_in_torch_dispatch_mode()
+        and not torch._C._are_functorch_transforms_active()
         and torch.backends.mkldnn.is_available()
     )

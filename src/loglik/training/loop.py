@@ -221,7 +221,7 @@ class _Trainer:
             rate = settings.learning_rate * _schedule(part, self.step, settings.warmup)
             for group in chain.from_iterable(optimizer.param_groups for optimizer in optimizers):
                 group["lr"] = rate
-            torch.manual_seed(_mix(settings.seed, self.step, fabric.global_rank))
+            _seed(_mix(settings.seed, self.step, fabric.global_rank), fabric.device)
             self.density.train()
             x, y = self._batch(rows)
             event, context = arguments(self.density, x, y)
@@ -414,6 +414,13 @@ def _schedule(part: float, step: int, warmup: int) -> float:
     """A linear warm-up, and a half cosine from 1 to 0.01 over the whole training."""
     rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
     return rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(part, 1.0))))
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """`torch.manual_seed` for the processor and one device; for every kind that there is it takes 0.1 ms."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 def _mix(seed: int, step: int, rank: int) -> int:
