@@ -17,6 +17,7 @@ from PIL import Image
 
 import loglik
 from loglik import cli
+from loglik.cli.options import settings_of
 
 RNG = np.random.default_rng(0)
 
@@ -260,7 +261,7 @@ def test_lists() -> None:
     ],
 )
 def test_values_of_settings(text, value) -> None:
-    (read,) = cli._settings([f"key={text}"]).values()
+    (read,) = settings_of([f"key={text}"]).values()
     assert read == value and type(read) is type(value)
 
 
@@ -436,7 +437,8 @@ def test_mistakes_in_usage_end_with_2(words) -> None:
     done = run(*words)
     assert done.status == 2
     assert "Traceback" not in done.err
-    assert done.out == "" and done.err
+    assert done.out == "" and done.err.startswith("error: ") and done.err.count("\n") == 1
+    assert done.err.endswith(" --help\n")
 
 
 def test_debug_shows_the_traceback(data) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import loglik
-from loglik import cli
+from loglik.cli import commands
 from loglik.report import continue_text
 from test_cli import refused, well
 
@@ -81,7 +81,7 @@ def test_sample_goes_on_from_a_prompt(folder) -> None:
 
 def test_streams_to_a_terminal(folder, monkeypatch) -> None:
     pieces: list[str] = []
-    monkeypatch.setattr(cli, "_say", pieces.append)
+    monkeypatch.setattr(commands, "_say", pieces.append)
     monkeypatch.setattr(io, "StringIO", Terminal)
     assert well("sample", folder, "--prompt", "7 ca", "--length", 12) == "\n"
     assert pieces[0] == "7 ca" and 12 <= len(pieces) <= 13  # a piece for each character
