@@ -256,16 +256,20 @@ def with_likelihood(density: Density, method: str, steps: int | None = None) -> 
     """A copy of a density, which is a diffusion or holds one (as base or prior), with another likelihood.
 
     Args:
-        method: `vlb`, a lower bound, in continuous time or in `steps` steps; or `ode`, an estimate.
+        method: `vlb`, a lower bound, in continuous time or in `steps` steps, even in the log-SNR but where a chain of
+            so many steps is what was trained; or `ode`, an estimate.
 
     Raises ValueError for other methods, and where there is no diffusion.
     """
     if method not in ("vlb", "ode"):
         raise ValueError(f"unknown method {method!r}: use vlb or ode")
-    likelihood: Likelihood = VLB(steps) if method == "vlb" else ODE() if steps is None else ODE(steps)
     changed, diffusions = _copied(density, "method and steps choose how a diffusion's likelihood is computed")
     for diffusion in diffusions:
-        diffusion.likelihood = likelihood
+        chain = steps in (diffusion.schedule.steps, diffusion.objective.steps)
+        if method == "vlb":
+            diffusion.likelihood = VLB(steps, spacing="time" if chain else "logsnr")
+        else:
+            diffusion.likelihood = ODE() if steps is None else ODE(steps)
     return changed
 
 
