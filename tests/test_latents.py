@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 import loglik
+from loglik.filling import fill_table
 from loglik.flows import Flow
-from loglik.latents import Latents, fill_table, write_latents
+from loglik.latents import Latents, write_latents
 from loglik.transforms import Standardise
 from loglik.vae import VAE, Gaussian
 

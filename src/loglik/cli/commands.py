@@ -233,13 +233,13 @@ def encode(
 
 @app.command()
 def fill(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `loglik fit --model vae` wrote.")],
+    run: RunArgument,
     data: Annotated[Path, typer.Argument(metavar="TABLE", help="A .csv or .parquet with missing values.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where the filled .csv goes.")] = Path("filled.csv"),
     seed: Seed = 0,
 ) -> None:
-    """Fill a table's missing values with draws from a run's VAE, given the rest of each row."""
-    from loglik.latents import fill_table
+    """Fill a table's missing values with draws from a run's density, given the rest of each row."""
+    from loglik.filling import fill_table
     from loglik.runs import load
 
     print(f"{fill_table(load(run), data, out, seed=seed)} missing values filled: {out}")
