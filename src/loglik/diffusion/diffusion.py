@@ -94,17 +94,14 @@ class Diffusion(Density):
     def log_prob(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
     ) -> Float[Tensor, " B"]:
-        """Log p(x | context) in nats by the likelihood; the mean over samples, whose times are stratified."""
+        """Log p(x | context) in nats by the likelihood; the mean over samples, whose times are stratified over all."""
         if samples < 1:
             raise ValueError(f"samples must be at least 1, got {samples}")
         v = self._centre(x)
-        model = self._model(context)
-        if samples == 1:
-            return _sum(self.likelihood.terms(model, x, v, self._stratified(len(x), v)))
-        first = torch.rand(len(x), device=v.device, dtype=v.dtype)
+        model, place = self._model(context), self._stratified(len(x), v)
         total = v.new_zeros(len(x))
         for k in range(samples):
-            total = total + _sum(self.likelihood.terms(model, x, v, (first + k / samples) % 1))
+            total = total + _sum(self.likelihood.terms(model, x, v, (place + k) / samples))
         return total / samples
 
     def loss(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, ""]:
