@@ -1,13 +1,10 @@
 """The commands: what they write, and one clear line for what they cannot do."""
 
-import io
 import json
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,57 +13,13 @@ import yaml
 from PIL import Image
 
 import loglik
-from loglik import cli
+from commands import refused, run, well
 from loglik.cli.options import settings_of
 
 RNG = np.random.default_rng(0)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-class Done(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-def run(*words: object) -> Done:
-    """The command line in this process."""
-    out, err, status = io.StringIO(), io.StringIO(), 0
-    with mock.patch.object(sys, "argv", ["loglik", *map(str, words)]), redirect_stdout(out), redirect_stderr(err):
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else int(bool(end.code))
-    return Done(status, out.getvalue(), err.getvalue())
-
-
-def well(*words: object) -> str:
-    """What a command prints that ends well."""
-    done = run(*words)
-    assert (done.status, done.err) == (0, "")
-    return done.out
-
-
-def refused(*words: object) -> str:
-    """The one line of a command that ends in a user's mistake."""
-    done = run(*words)
-    assert done.status == 2
-    assert done.err.startswith("error: ")
-    assert done.err.count("\n") == 1 and done.err.endswith("\n")
-    assert "Traceback" not in done.err + done.out
-    return done.err
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def images(folder: Path, classes: tuple[str, ...] = ("a", "b"), n: int = 12, size: int = 4) -> Path:

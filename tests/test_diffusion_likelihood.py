@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from densities import check_sums_to_one, events_of
-from exact import GaussianDenoiser, two_moons_like
+from exact import GaussianDenoiser, Zero, two_moons_like
 from loglik.data.spec import DataSpec
 from loglik.density import Bound
 from loglik.diffusion import (
@@ -193,15 +193,6 @@ def test_a_chain_of_so_many_steps_keeps_its_own_levels():
 
 
 # ---- whole numbers
-
-
-class Zero(nn.Module):
-    def __init__(self, outputs: int) -> None:
-        super().__init__()
-        self.outputs = outputs
-
-    def forward(self, x, vector):
-        return x.new_zeros(len(x), self.outputs)
 
 
 @torch.no_grad()

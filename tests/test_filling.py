@@ -10,24 +10,15 @@ from torch import nn
 from torch.distributions import MultivariateNormal
 
 import loglik
+from exact import CorrelatedDenoiser
 from loglik.density import Density
 from loglik.diffusion import Diffusion, Sampler
-from loglik.diffusion.schedule import alpha, sigma
 from loglik.filling import fill, fill_table
 from loglik.flows import Flow
 from loglik.transforms import Permute, Standardise
 
 COVARIANCE = torch.tensor([[1.0, 0.8, 0.3], [0.8, 1.0, 0.0], [0.3, 0.0, 1.0]], dtype=torch.float64)
 MEAN, UNIT = torch.tensor([10.0, 0.0, -5.0]), torch.tensor([1.0, 100.0, 0.01])
-
-
-class Correlated(nn.Module):
-    """The expected data given their noised selves, of a Gaussian."""
-
-    def forward(self, x_t, logsnr, context=None):
-        values, vectors = torch.linalg.eigh(COVARIANCE)
-        a, s = alpha(logsnr)[:, None], sigma(logsnr)[:, None]
-        return ((x_t @ vectors) * a * values / (a**2 * values + s**2)) @ vectors.T
 
 
 class Gaussian(Density):
@@ -66,7 +57,11 @@ def standardised(base):
 def test_gaps_are_drawn_from_the_conditional(float64, way):
     """The mean and the covariance of two columns of a Gaussian given the third, behind a change of units."""
     n, known = 4000, 1.5
-    base = Gaussian() if way == "weighted" else Diffusion(Correlated(), (3,), sampler=Sampler(steps=60))
+    base = (
+        Gaussian()
+        if way == "weighted"
+        else Diffusion(CorrelatedDenoiser(torch.zeros(3), COVARIANCE), (3,), sampler=Sampler(steps=60))
+    )
     x = torch.full((n, 3), torch.nan)
     x[:, 0] = MEAN[0] + known * UNIT[0]
     filled = fill(standardised(base), x, torch.tensor([False, True, True]).expand(n, 3))
@@ -92,7 +87,7 @@ def test_gaps_of_codes(float64):
 
 def test_what_cannot_fill_is_named():
     x, missing = torch.zeros(4, 3), torch.zeros(4, 3, dtype=torch.bool)
-    mixed = Flow([Permute([1, 0, 2])], Diffusion(Correlated(), (3,)))
+    mixed = Flow([Permute([1, 0, 2])], Diffusion(CorrelatedDenoiser(torch.zeros(3), COVARIANCE), (3,)))
     with pytest.raises(ValueError, match="a diffusion does not fill gaps behind these transforms"):
         fill(mixed, x, missing)
     given = loglik.Flow([], loglik.StandardNormal((3,)), context=nn.Embedding(2, 4))
