@@ -33,6 +33,7 @@ from loglik.data.windows import Windows
 from loglik.density import Density
 from loglik.evaluation.scores import arguments, default_samples, log_probs
 from loglik.training import checkpoint
+from loglik.training.memory import keep_freed_memory
 from loglik.training.optimizers import optimizers_of
 from loglik.training.progress import Progress, progress_bar
 from loglik.training.request import check_fits, check_same, describe, split_options
@@ -94,6 +95,8 @@ def fit(
     fabric.launch()
     if fabric.world_size > 1:
         atexit.register(_end_processes)
+    if fabric.device.type == "cpu":
+        keep_freed_memory()
     with torch.random.fork_rng(devices=[fabric.device] if fabric.device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
         name = density if isinstance(density, str) else None
