@@ -115,6 +115,15 @@ def test_sample_writes_what_the_data_are(runs, kind, suffix, tmp_path) -> None:
     assert "samples of" in refused("sample", folder, "--out", f"x.{'csv' if suffix == 'png' else 'png'}")
 
 
+def test_places_to_write_are_made_or_named(runs, data) -> None:
+    assert well("sample", runs.array, "-n", 2, "--out", "new/a.npy") == "2 samples: new/a.npy\n"
+    Path("folder").mkdir()
+    assert refused("evaluate", runs.array, "--json", "folder") == "error: folder: is a directory\n"
+    Path("folder/x").touch()
+    said = refused("compare", data.array, "--models", "independent", "--out", "folder")
+    assert said == "error: folder exists and is not empty: choose another --out\n"
+
+
 def test_sample_goes_into_the_run_by_default(runs) -> None:
     assert well("sample", runs.array, "-n", 7) == f"7 samples: {runs.array}/samples.npy\n"
     assert np.load(runs.array / "samples.npy").shape == (7, 2)

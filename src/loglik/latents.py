@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from loglik.data.dataset import Data
-from loglik.density import Density
+from loglik.density import Density, StandardNormal
 from loglik.evaluation.scores import arguments
 from loglik.flows import Flow
 from loglik.runs import Run
@@ -43,7 +43,8 @@ class Latents:
         if isinstance(density, Flow):
             transforms, base = density.transforms, density.base
         if not isinstance(base, VAE):
-            raise ValueError(f"a {type(base).__name__.lower()} has no latents: use a run of --model vae")
+            kind = type(density if isinstance(base, StandardNormal) else base).__name__.lower()
+            raise ValueError(f"a {kind} has no latents of a VAE: use a run of --model vae")
         self.vae, self.transforms = base, transforms
 
     @classmethod

@@ -36,7 +36,8 @@ def main() -> None:
     except MISTAKES as error:
         if debug:
             raise
-        _complain(str(error))
+        system = isinstance(error, OSError) and error.filename is not None and error.strerror
+        _complain(f"{error.filename}: {error.strerror.lower()}" if system else str(error))  # type: ignore[union-attr]
     sys.exit(2)
 
 

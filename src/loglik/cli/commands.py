@@ -66,7 +66,7 @@ def compare(
     folder = folder_for(out, data, before="compare-")
     held = as_data(data, label=label, seed=seed, text=text, beside=folder)
     if not follower():
-        new_folder(folder)
+        new_folder(folder, resumable=False)
     print(held.describe())
     entries = run_comparison(
         held, models=names, budget=each, out=folder, samples=samples, seed=seed, say=print, **options
@@ -203,6 +203,7 @@ def sample(
         say = _say if n == 1 and out is None and sys.stdout.isatty() else None
         texts = continue_text(density, spec, prompt=start, n=n, seed=seed, label=label, say=say, **asked)
         if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(numbered(texts), encoding="utf-8")
         print(f"{len(texts)} samples: {out}" if out else "" if say else numbered(texts).removesuffix("\n"))
         return
@@ -264,7 +265,7 @@ def inspect(
 
     density, held, name, trained = find(model, data, label=label, seed=seed)
     folder = folder_for(out, model, before="inspect-")
-    new_folder(folder)
+    new_folder(folder, resumable=False)
     found = look(density, held, model=name, trained=trained, seed=seed)
     print_inspection(found)
     print(f"page: {write_page(folder / 'inspection.html', found)}")

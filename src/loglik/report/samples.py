@@ -151,6 +151,7 @@ def write_samples(x: Shaped[Tensor, "n ..."], spec: DataSpec, path: Path) -> Non
     if suffix not in (usual, ".npy"):
         ways = " or ".join(dict.fromkeys([usual, ".npy"]))
         raise ValueError(f"samples of {spec.kind} data are written as {ways}, got {path.name!r}")
+    path.parent.mkdir(parents=True, exist_ok=True)
     if suffix == ".npy":
         np.save(path, x.numpy())
     elif suffix == ".png":
