@@ -82,7 +82,7 @@ class MaskedMLP(nn.Module):
         self.dropout = FadingDropout(dropout)
 
     def forward(self, x: Float[Tensor, "B D"], context: Float[Tensor, "B E"] | None = None) -> Float[Tensor, "B O"]:
-        h = x.contiguous() if context is None else torch.cat([context, x], dim=1)
+        h = x if context is None else torch.cat([context, x], dim=1)
         for layer in self.layers:
             h = self.dropout(self.activation(layer(h)))
         return outputs_first(h, self.output.masked_weight(), self.output.bias, self.output.reach).T
