@@ -7,7 +7,7 @@ import pytest
 import torch
 from beartype import BeartypeConf, beartype
 
-pytest.register_assert_rewrite("densities")
+pytest.register_assert_rewrite("densities", "commands")
 
 assert "loglik" not in sys.modules, "loglik was imported before its signatures could be checked"
 check_types = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int will do for a float, as for mypy
@@ -28,3 +28,9 @@ def float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def own_folder(tmp_path, monkeypatch) -> None:
+    """The test runs in an empty folder."""
+    monkeypatch.chdir(tmp_path)

@@ -23,6 +23,42 @@ class GaussianDenoiser(nn.Module):
         return self.mean + a * self.scale**2 * (x_t - a * self.mean) / (a**2 * self.scale**2 + s**2)
 
 
+class CorrelatedDenoiser(nn.Module):
+    """E[x | x_t] for x ~ N(m, S), the exact denoiser of Gaussian data."""
+
+    def __init__(self, mean: Tensor, covariance: Tensor) -> None:
+        super().__init__()
+        self.mean, self.covariance = mean, covariance
+
+    def forward(self, x_t, logsnr, context=None):
+        a, s = alpha(logsnr)[:, None, None], sigma(logsnr)[:, None, None]
+        noised = a**2 * self.covariance + s**2 * torch.eye(len(self.mean), dtype=x_t.dtype)
+        gap = (x_t - a[:, 0] * self.mean).unsqueeze(-1)
+        return self.mean + (a * self.covariance @ torch.linalg.solve(noised, gap)).squeeze(-1)
+
+
+class Constant(nn.Module):
+    """A linear map and, after its outputs, constants."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, constant: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias, self.constant = weight, bias, constant
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x @ self.weight.T + self.bias, self.constant.expand(len(x), -1)], 1)
+
+
+class Zero(nn.Module):
+    """A network that knows nothing."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, x, vector):
+        return x.new_zeros(len(x), self.outputs)
+
+
 class MixtureDenoiser(nn.Module):
     """E[x | x_t] for a mixture of N(m_k, s_k² I) with weights w_k; its own density is `truth`."""
 

@@ -1,13 +1,10 @@
 """The commands: what they write, and one clear line for what they cannot do."""
 
-import io
 import json
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,56 +13,13 @@ import yaml
 from PIL import Image
 
 import loglik
-from loglik import cli
+from commands import refused, run, well
+from loglik.cli.options import settings_of
 
 RNG = np.random.default_rng(0)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-class Done(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-def run(*words: object) -> Done:
-    """The command line in this process."""
-    out, err, status = io.StringIO(), io.StringIO(), 0
-    with mock.patch.object(sys, "argv", ["loglik", *map(str, words)]), redirect_stdout(out), redirect_stderr(err):
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else int(bool(end.code))
-    return Done(status, out.getvalue(), err.getvalue())
-
-
-def well(*words: object) -> str:
-    """What a command prints that ends well."""
-    done = run(*words)
-    assert (done.status, done.err) == (0, "")
-    return done.out
-
-
-def refused(*words: object) -> str:
-    """The one line of a command that ends in a user's mistake."""
-    done = run(*words)
-    assert done.status == 2
-    assert done.err.startswith("error: ")
-    assert done.err.count("\n") == 1 and done.err.endswith("\n")
-    assert "Traceback" not in done.err + done.out
-    return done.err
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def images(folder: Path, classes: tuple[str, ...] = ("a", "b"), n: int = 12, size: int = 4) -> Path:
@@ -159,6 +113,15 @@ def test_sample_writes_what_the_data_are(runs, kind, suffix, tmp_path) -> None:
     elif kind == "array":
         assert x.dtype == np.float32
     assert "samples of" in refused("sample", folder, "--out", f"x.{'csv' if suffix == 'png' else 'png'}")
+
+
+def test_places_to_write_are_made_or_named(runs, data) -> None:
+    assert well("sample", runs.array, "-n", 2, "--out", "new/a.npy") == "2 samples: new/a.npy\n"
+    Path("folder").mkdir()
+    assert refused("evaluate", runs.array, "--json", "folder") == "error: folder: is a directory\n"
+    Path("folder/x").touch()
+    said = refused("compare", data.array, "--models", "independent", "--out", "folder")
+    assert said == "error: folder exists and is not empty: choose another --out\n"
 
 
 def test_sample_goes_into_the_run_by_default(runs) -> None:
@@ -260,7 +223,7 @@ def test_lists() -> None:
     ],
 )
 def test_values_of_settings(text, value) -> None:
-    (read,) = cli._settings([f"key={text}"]).values()
+    (read,) = settings_of([f"key={text}"]).values()
     assert read == value and type(read) is type(value)
 
 
@@ -436,7 +399,8 @@ def test_mistakes_in_usage_end_with_2(words) -> None:
     done = run(*words)
     assert done.status == 2
     assert "Traceback" not in done.err
-    assert done.out == "" and done.err
+    assert done.out == "" and done.err.startswith("error: ") and done.err.count("\n") == 1
+    assert done.err.endswith(" --help\n")
 
 
 def test_debug_shows_the_traceback(data) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import loglik
-from test_cli import refused, well
+from commands import refused, well
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 

@@ -2,36 +2,21 @@
 
 import io
 import re
-import sys
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stdout
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from loglik import cli
+from commands import run
 from loglik.classification import Classifier
 from loglik.classification.inputs import Levels
 from loglik.data import from_arrays
 from loglik.inspection import inspect, print_inspection, write_page
 
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-def run(*words: object) -> tuple[int, str, str]:
-    out, err, status = io.StringIO(), io.StringIO(), 0
-    with mock.patch.object(sys, "argv", ["loglik", *map(str, words)]), redirect_stdout(out), redirect_stderr(err):
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else int(bool(end.code))
-    return status, out.getvalue(), err.getvalue()
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def page_of(out: str) -> str:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import loglik
-from loglik import cli
+from commands import refused, well
+from loglik.cli import commands
 from loglik.report import continue_text
-from test_cli import refused, well
 
 TEXT = "".join(f"{i} cats sat on {i % 7} mats; ünder it all.\n" for i in range(150))
 SMALL = ("width=8", "depth=1", "batch_size=4", "window=16", "precision=32-true")
@@ -26,9 +26,7 @@ def sets(*pairs: str) -> list[str]:
     return [word for pair in pairs for word in ("--set", pair)]
 
 
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +79,7 @@ def test_sample_goes_on_from_a_prompt(folder) -> None:
 
 def test_streams_to_a_terminal(folder, monkeypatch) -> None:
     pieces: list[str] = []
-    monkeypatch.setattr(cli, "_say", pieces.append)
+    monkeypatch.setattr(commands, "_say", pieces.append)
     monkeypatch.setattr(io, "StringIO", Terminal)
     assert well("sample", folder, "--prompt", "7 ca", "--length", 12) == "\n"
     assert pieces[0] == "7 ca" and 12 <= len(pieces) <= 13  # a piece for each character

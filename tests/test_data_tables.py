@@ -28,6 +28,15 @@ def path(request, tmp_path):
     return path
 
 
+def test_names_in_quotes(tmp_path) -> None:
+    path = tmp_path / "quoted.csv"
+    rows = "".join(f'{i}.5,"a ""q"" {i % 2}","b, c"\n' for i in range(20))
+    path.write_text('"size, in m","the ""kind""",\n' + rows)
+    columns = load(path).spec.columns
+    assert [column.name for column in columns[:2]] == ["size, in m", 'the "kind"'] and columns[2].name
+    assert columns[1].categories == ('a "q" 0', 'a "q" 1') and columns[2].categories == ("b, c",)
+
+
 def test_a_table_of_every_type(path) -> None:
     data = load(path, label="kind")
     assert data.name == "people"
@@ -124,6 +133,13 @@ def test_labels_sort_as_numbers(tmp_path) -> None:
         ("a,b\n1,inf\n", None, r"row 1 \(line 2\), column 'b': inf is not a finite number"),
         ("a,b\n1,2\n3,4,5\n", None, r"bad\.csv: line 3 has 3 fields, the header has 2"),
         ("a, a\n1,2\n", None, "two columns are named 'a': rename one"),
+        ("a,a\n1,2\n", None, "two columns are named 'a': rename one"),
+        ("1,1\n3,4\n", None, "line 1 holds numbers: give the columns' names there"),
+        (
+            "a;b\n" + "".join(f"{i},5;{i}\n" for i in range(30)),
+            None,
+            r"column 'a' has decimal commas, as '\d+,5': write points",
+        ),
         ("a,b\n1,2\n\n3,4\n", None, r"row 2 \(line 3\), column 'a': the value is missing"),
         ("1,2\n3,4\n", None, "line 1 holds numbers: give the columns' names there"),
         ("a,b\n1,2\n", "c", "no column 'c' for the label; the columns are a, b"),

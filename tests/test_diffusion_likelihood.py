@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from densities import check_sums_to_one, events_of
-from exact import GaussianDenoiser, two_moons_like
+from exact import GaussianDenoiser, Zero, two_moons_like
 from loglik.data.spec import DataSpec
 from loglik.density import Bound
 from loglik.diffusion import (
@@ -20,7 +20,9 @@ from loglik.diffusion import (
     LevelDenoiser,
     LinearBeta,
     LinearLogSNR,
+    Objective,
     ddpm_betas,
+    with_likelihood,
 )
 from loglik.diffusion.ode import adams, solve
 from loglik.diffusion.schedule import alpha, sigma
@@ -166,16 +168,31 @@ def test_more_steps_rise_towards_the_continuous_bound(float64):
     assert continuous.mean() - values[1] > 0.3 and abs(continuous.mean() - values[4]) < 4 * error + 0.02
 
 
+@torch.no_grad()
+def test_few_steps_are_best_even_in_the_log_snr(float64):
+    mixture = two_moons_like()
+    x = mixture.truth.sample((300,))
+    diffusion = Diffusion(mixture, (2,), schedule=LinearBeta(t_min=1e-4))
+    continuous = diffusion.log_prob(x, samples=256).mean()
+    values = {}
+    for spacing in ("time", "logsnr"):
+        diffusion.likelihood = VLB(steps=100, whole=True, spacing=spacing)
+        values[spacing] = diffusion.log_prob(x).mean()
+    assert values["time"] < continuous - 20
+    assert continuous - 1.5 < values["logsnr"] < continuous
+
+
+def test_a_chain_of_so_many_steps_keeps_its_own_levels():
+    def spacing(diffusion, steps):
+        return with_likelihood(diffusion, "vlb", steps).likelihood.spacing
+
+    chain = Diffusion(Rough(), (3,), schedule=Discrete(ddpm_betas(50)))
+    assert (spacing(chain, 50), spacing(chain, 10)) == ("time", "logsnr")
+    trained = Diffusion(Rough(), (3,), objective=Objective("simple", steps=20))
+    assert (spacing(trained, 20), spacing(trained, 50)) == ("time", "logsnr")
+
+
 # ---- whole numbers
-
-
-class Zero(nn.Module):
-    def __init__(self, outputs: int) -> None:
-        super().__init__()
-        self.outputs = outputs
-
-    def forward(self, x, vector):
-        return x.new_zeros(len(x), self.outputs)
 
 
 @torch.no_grad()
@@ -211,6 +228,7 @@ def test_the_t_step_bound_of_whole_numbers_sums_to_at_most_one():
     ("wrong", "message"),
     [
         (lambda: VLB(steps=0), "steps must be at least 2, or None for continuous time, got 0"),
+        (lambda: VLB(10, spacing="even"), "unknown spacing 'even': use logsnr, time, quadratic, karras"),
         (lambda: VLB(whole=True), "continuous time has no whole sum: give steps"),
         (lambda: ODE(steps=0), "steps must be at least 2, got 0"),
         (lambda: ODE(probes=0), "probes must be at least 1, or None, got 0"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from exact import GaussianDenoiser, two_moons_like
+from exact import CorrelatedDenoiser, GaussianDenoiser, two_moons_like
 from loglik.density import Bound
 from loglik.diffusion import (
     ODE,
@@ -331,14 +331,7 @@ def test_inpainting_is_the_conditional_density(float64):
     """Of a correlated Gaussian: x_2 given x_1 = 1 is N(ρ, 1 - ρ²)."""
     rho = 0.8
     covariance = torch.tensor([[1.0, rho], [rho, 1.0]])
-    values, vectors = torch.linalg.eigh(covariance)
-
-    class Correlated(nn.Module):
-        def forward(self, x_t, logsnr, context=None):
-            a, s = alpha(logsnr)[:, None], sigma(logsnr)[:, None]
-            return ((x_t @ vectors) * a * values / (a**2 * values + s**2)) @ vectors.T
-
-    diffusion = Diffusion(Correlated(), (2,), sampler=Sampler(steps=40))
+    diffusion = Diffusion(CorrelatedDenoiser(torch.zeros(2), covariance), (2,), sampler=Sampler(steps=40))
     x = torch.tensor([[1.0, 99.0]]).repeat(3000, 1)
     known = torch.tensor([[True, False]]).expand(3000, 2)
     drawn = diffusion.inpaint(x, known, repeats=8)

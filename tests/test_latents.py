@@ -7,24 +7,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import loglik
+from exact import Constant
+from loglik.filling import fill_table
 from loglik.flows import Flow
-from loglik.latents import Latents, fill_table, write_latents
+from loglik.latents import Latents, write_latents
 from loglik.transforms import Standardise
 from loglik.vae import VAE, Gaussian
-
-
-class Split(nn.Module):
-    """A linear map beside constants."""
-
-    def __init__(self, weight, bias, constant):
-        super().__init__()
-        self.weight, self.bias, self.constant = weight, bias, constant
-
-    def forward(self, x):
-        return torch.cat([x @ self.weight.T + self.bias, self.constant.expand(len(x), -1)], 1)
 
 
 @pytest.fixture
@@ -34,8 +24,8 @@ def linear(float64):
     precision = 1 + w.square().sum() / s**2
     gain = w.T / s**2 / precision
     log_scale = 6 * torch.atanh(-0.5 * precision.log().view(1) / 6)
-    encoder = Split(gain, torch.zeros(1), log_scale)
-    decoder = Split(w, torch.zeros(3), torch.zeros(0))
+    encoder = Constant(gain, torch.zeros(1), log_scale)
+    decoder = Constant(w, torch.zeros(3), torch.zeros(0))
     whole = Flow([Standardise((3,))], VAE(encoder, decoder, Gaussian((3,), s), latent=1).double())
     whole.transforms[0].mean.copy_(torch.tensor([10.0, 0.0, -5.0]))
     whole.transforms[0].std.copy_(torch.tensor([1.0, 100.0, 0.01]))
@@ -87,7 +77,7 @@ def test_mistakes_are_one_line(linear, call, message):
 
 
 def test_what_has_no_latents_is_named():
-    with pytest.raises(ValueError, match="a standardnormal has no latents: use a run of --model vae"):
+    with pytest.raises(ValueError, match="a flow has no latents of a VAE: use a run of --model vae"):
         Latents(Flow([], loglik.StandardNormal((2,))))
 
 

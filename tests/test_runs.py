@@ -18,14 +18,6 @@ WHOLE = RNG.integers(0, 3, size=(60, 4))
 SETTINGS = {"max_steps": 3, "validate_every": 2, "batch_size": 16}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def by_hand() -> loglik.Flow:
     return loglik.Flow([Elementwise(2, Spline(4, 4.0))], loglik.StandardNormal((2,)))
 

@@ -16,7 +16,7 @@ from torch import nn
 import loglik
 from loglik import runs
 from loglik.data import from_arrays
-from loglik.density import Density
+from loglik.density import Bound, Density
 from loglik.diffusion import Denoiser, Sampler
 from loglik.flows import Coupling, Elementwise, Spline
 from loglik.flows.spline import parameters_per_dim
@@ -56,15 +56,6 @@ def classifier() -> loglik.Classifier:
 
 def settings(**changes) -> TrainingSettings:
     return TrainingSettings(**{"max_steps": 24, "validate_every": 6, "batch_size": 32, "warmup": 2, **changes})
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small are slower on several threads, most of all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Killed(BaseException):
@@ -123,6 +114,34 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def numbers(history: list[dict[str, float]]) -> list[dict[str, float]]:
     """The rows of a history without the time, which no run repeats."""
     return [{name: value for name, value in row.items() if name != "time"} for row in history]
+
+
+class Averaged(Density):
+    """A bound whose draws only average; it keeps how many were asked for."""
+
+    event_shape = (2,)
+    bound = Bound.LOWER
+    importance_weighted = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2))
+        self.asked: set[int] = set()
+
+    def log_prob(self, x, context=None, *, samples=1):
+        if not torch.is_grad_enabled():
+            self.asked.add(samples)
+        return -(x - self.weight).square().sum(1)
+
+    def sample(self, n, context=None):
+        return self.weight.expand(n, 2)
+
+
+@pytest.mark.parametrize(("rows", "draws"), [(1000, 4), (2000, 2), (6000, 1)])
+def test_draws_that_only_average_are_fewer_where_examples_are_many(rows, draws):
+    density = Averaged()
+    fit(density, RNG.normal(size=(rows, 2)), max_steps=2, validate_every=2, ema_decay=0.0, progress=False)
+    assert density.asked == {draws}
 
 
 @pytest.mark.parametrize(

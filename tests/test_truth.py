@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from exact import CorrelatedDenoiser
 from loglik.data.dataset import Split
 from loglik.data.spec import DataSpec
 from loglik.density import Bound
@@ -100,27 +101,13 @@ def test_the_importance_weighted_bound_rises_to_the_truth():
     assert (many >= one - 0.02).all()
 
 
-class GaussianDenoiser(nn.Module):
-    """E[x | x_t] for x ~ N(m, S), the exact denoiser of Gaussian data."""
-
-    def __init__(self, mean: torch.Tensor, covariance: torch.Tensor) -> None:
-        super().__init__()
-        self.mean, self.covariance = mean, covariance
-
-    def forward(self, x_t, logsnr, context=None):
-        a, s = alpha(logsnr)[:, None, None], sigma(logsnr)[:, None, None]
-        noised = a**2 * self.covariance + s**2 * torch.eye(len(self.mean), dtype=x_t.dtype)
-        gap = (x_t - a[:, 0] * self.mean).unsqueeze(-1)
-        return self.mean + (a * self.covariance @ torch.linalg.solve(noised, gap)).squeeze(-1)
-
-
 @pytest.fixture
 def gaussian():
     torch.set_default_dtype(torch.float64)
     mean = torch.tensor([0.5, -1.0, 0.2])
     root = torch.tensor([[0.7, 0.0, 0.0], [0.4, 0.5, 0.0], [-0.2, 0.3, 0.6]])
     truth = torch.distributions.MultivariateNormal(mean, scale_tril=root)
-    yield truth, Diffusion(GaussianDenoiser(mean, root @ root.T), (3,), schedule=LinearBeta(t_min=1e-5))
+    yield truth, Diffusion(CorrelatedDenoiser(mean, root @ root.T), (3,), schedule=LinearBeta(t_min=1e-5))
     torch.set_default_dtype(torch.float32)
 
 

@@ -9,6 +9,7 @@ from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from densities import check_sums_to_one, draw, events_of, perturb, train
+from exact import Constant
 from loglik.data.spec import DataSpec
 from loglik.density import Bound, StandardNormal
 from loglik.diffusion import Denoiser, Diffusion, Sampler
@@ -149,17 +150,6 @@ def test_one_level_is_refused(kind):
 
 
 # ---- the exact posterior
-
-
-class Constant(nn.Module):
-    """A linear map and, after its outputs, constants."""
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, constant: torch.Tensor) -> None:
-        super().__init__()
-        self.weight, self.bias, self.constant = weight, bias, constant
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([x @ self.weight.T + self.bias, self.constant.expand(len(x), -1)], 1)
 
 
 def linear_gaussian(tilt: float = 0.0) -> tuple[VAE, MultivariateNormal]:

@@ -23,7 +23,7 @@ from loglik.recipes import RECIPES, Unsuitable, build, recipe
 from loglik.runs import Run
 from loglik.training import NotFinite, TrainingSettings, fit
 
-__all__ = ["Entry", "compare", "evaluate", "scored", "summary", "write_json", "write_rows"]
+__all__ = ["Entry", "compare", "evaluate", "judge", "scored", "summary", "write_json", "write_rows"]
 
 BASELINE = "independent"
 TOKENS = 2**18
@@ -154,22 +154,7 @@ def compare(
         except NotFinite as error:
             say(f"{name} is left out: {error}")
             continue
-        rows.append(
-            Entry(
-                evaluate_split(
-                    run.density,
-                    part,
-                    held.spec,
-                    model=name,
-                    samples=samples,
-                    seed=seed,
-                    train_seconds=run.train_seconds,
-                    steps=run.steps,
-                    baseline=baseline,
-                ),
-                run,
-            )
-        )
+        rows.append(judge(run, held, samples=samples, seed=seed, baseline=baseline))
         say(summary(rows[-1].result))
         if name == BASELINE:
             if isinstance(part.x, Windows):
@@ -178,6 +163,29 @@ def compare(
                 baseline = log_probs(run.density, part)
             rows += [Entry(result) for result in compress(part, held.spec, baseline)]
     return rows
+
+
+def judge(
+    run: Run,
+    data: Data,
+    *,
+    samples: int | None = None,
+    seed: int = 0,
+    baseline: Tensor | StreamScores | None = None,
+) -> Entry:
+    """A run as a row: its density's score on the held-out split; the arguments are `evaluate_split`'s."""
+    result = evaluate_split(
+        run.density,
+        scored(data),
+        data.spec,
+        model=run.model,
+        samples=samples,
+        seed=seed,
+        train_seconds=run.train_seconds,
+        steps=run.steps,
+        baseline=baseline,
+    )
+    return Entry(result, run)
 
 
 def scored(data: Data) -> Split:

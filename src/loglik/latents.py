@@ -16,8 +16,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from loglik.data.dataset import Data
-from loglik.data.tables import decode_column, load_incomplete
-from loglik.density import Density
+from loglik.density import Density, StandardNormal
 from loglik.evaluation.scores import arguments
 from loglik.flows import Flow
 from loglik.runs import Run
@@ -26,9 +25,9 @@ from loglik.vae import VAE, LadderVAE, LocalPixels
 from loglik.vae.diagnostics import Diagnosis, diagnose
 from loglik.vae.vae import gaussian_log_prob
 
-__all__ = ["Latents", "fill_table", "look_at_latents", "write_latents"]
+__all__ = ["EACH_ALONE", "Latents", "look_at_latents", "write_latents"]
 
-EACH_ALONE = (Dequantize, Reshape, Standardise)
+EACH_ALONE = (Dequantize, Reshape, Standardise)  # transforms of each dimension by itself, in its place
 AT_ONCE = 1024
 
 
@@ -44,7 +43,8 @@ class Latents:
         if isinstance(density, Flow):
             transforms, base = density.transforms, density.base
         if not isinstance(base, VAE):
-            raise ValueError(f"a {type(base).__name__.lower()} has no latents: use a run of --model vae")
+            kind = type(density if isinstance(base, StandardNormal) else base).__name__.lower()
+            raise ValueError(f"a {kind} has no latents of a VAE: use a run of --model vae")
         self.vae, self.transforms = base, transforms
 
     @classmethod
@@ -221,27 +221,3 @@ def look_at_latents(density: Density, data: Data, split: str, seed: int, most: i
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Latents(density).diagnose(x, given).lines()
-
-
-def fill_table(run: Run, table: Path, out: Path, *, seed: int = 0) -> int:
-    """Write a table whose missing values are drawn from a run's VAE given the rest of the row; gives how many.
-
-    Raises ValueError where the run is no VAE of a table, or is one given the label.
-    """
-    latents = Latents(run.density)
-    if run.spec.kind != "table":
-        raise ValueError(f"fill takes tables, and this run's data are {run.spec.describe()}")
-    if run.density.conditional:
-        raise ValueError("fill takes a density p(row), and this is p(row | label): train one without conditional=true")
-    frame, x, missing = load_incomplete(table, run.spec)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        filled = latents.fill(x, missing)
-    columns = []
-    for d, column in enumerate(run.spec.columns):
-        gone = missing[:, d]
-        if gone.any():
-            columns.append(decode_column(frame[column.name], column, filled[:, d], gone))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    frame.with_columns(columns).write_csv(out)
-    return int(missing.sum())

@@ -36,6 +36,11 @@ class Split:
     def __len__(self) -> int:
         return len(self.x)
 
+    @property
+    def size(self) -> int:
+        """How many examples, or tokens of a text."""
+        return len(self.x.stream) if isinstance(self.x, Windows) else len(self)
+
     def tensor(self) -> Shaped[Tensor, "N ..."]:
         """All examples in memory."""
         return self.x if isinstance(self.x, Tensor) else self.x[:]
@@ -62,6 +67,14 @@ class Data:
     def held_out(self) -> str:
         """The name of the split that a trained model is judged on: test, or validation if there is no test split."""
         return "test" if len(self.test) else "validation"
+
+    def describe(self) -> str:
+        """Its name, what it holds and how much of it, in one line."""
+        sizes = f"{self.train.size:,} to train on, {self.test.size:,} to test on"
+        if self.whole is not None:  # a text
+            sizes = f"{self.train.size:,} tokens to train on, {self.validation.size:,} to validate, "
+            sizes += f"{self.test.size:,} to test on"
+        return f"{self.name}: {self.spec.describe()}; {sizes}"
 
     def split(self, name: str) -> Split:
         """One split by name, or `all`: every example once, in the order of the input."""

@@ -233,6 +233,8 @@ def _infer(series: pl.Series, source: str, where: Where) -> Column:
         if (odd := _odd_one_out(series)) and len(categories) > 10:
             raise ValueError(f"{where(odd[0], name)}: {odd[1]!r} is not a number, though most of the column is")
         if len(categories) > max(20, series.len() // 2):
+            if all(re.fullmatch(r"\s*[-+]?\d+,\d+\s*", text or "") for text in categories):
+                raise ValueError(f"{source}: column {name!r} has decimal commas, as {categories[0]!r}: write points")
             raise ValueError(
                 f"{source}: column {name!r} has {len(categories)} distinct texts in {series.len()} rows: "
                 "too many for categories; remove the column or group its values (a column of text beside --label, and "
@@ -296,7 +298,10 @@ def _check_missing(series: pl.Series, where: Where) -> None:
         missing = missing | series.is_nan().fill_null(True)
     if missing.any():
         row = int(missing.arg_max() or 0)
-        raise ValueError(f"{where(row, series.name)}: the value is missing: fill it in or remove the row")
+        raise ValueError(
+            f"{where(row, series.name)}: the value is missing: fill it in or remove the row "
+            "(`loglik fill` draws missing values, from a run on the rows that are whole)"
+        )
 
 
 def _odd_one_out(series: pl.Series) -> tuple[int, str] | None:
@@ -329,9 +334,12 @@ def _read_csv(path: Path, like: DataSpec | None) -> pl.DataFrame:
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = _ragged(path, separator) or f"not a readable CSV file ({str(error).splitlines()[0]})"
         raise ValueError(f"{path}: {reason}") from None
-    if all(re.fullmatch(r"\s*[-+.\d]+(e[-+]?\d+)?(_duplicated_\d+)?\s*", name, re.I) for name in frame.columns):
+    with path.open(encoding="utf-8-sig", newline="") as file:  # polars keeps doubled quotes, and renames equal names
+        read = next(csv.reader(file, delimiter=separator))
+    found = read if len(read) == frame.width else frame.columns
+    names = [name.strip() or theirs for name, theirs in zip(found, frame.columns, strict=True)]
+    if all(re.fullmatch(r"[-+.\d]+(e[-+]?\d+)?", name, re.I) for name in names):
         raise ValueError(f"{path}: line 1 holds numbers: give the columns' names there")
-    names = [name.strip() for name in frame.columns]
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
         raise ValueError(f"{path}: two columns are named {twice[0]!r}: rename one")
     frame.columns = names

@@ -94,17 +94,14 @@ class Diffusion(Density):
     def log_prob(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
     ) -> Float[Tensor, " B"]:
-        """Log p(x | context) in nats by the likelihood; the mean over samples, whose times are stratified."""
+        """Log p(x | context) in nats by the likelihood; the mean over samples, whose times are stratified over all."""
         if samples < 1:
             raise ValueError(f"samples must be at least 1, got {samples}")
         v = self._centre(x)
-        model = self._model(context)
-        if samples == 1:
-            return _sum(self.likelihood.terms(model, x, v, self._stratified(len(x), v)))
-        first = torch.rand(len(x), device=v.device, dtype=v.dtype)
+        model, place = self._model(context), self._stratified(len(x), v)
         total = v.new_zeros(len(x))
         for k in range(samples):
-            total = total + _sum(self.likelihood.terms(model, x, v, (first + k / samples) % 1))
+            total = total + _sum(self.likelihood.terms(model, x, v, (place + k) / samples))
         return total / samples
 
     def loss(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, ""]:
@@ -256,16 +253,20 @@ def with_likelihood(density: Density, method: str, steps: int | None = None) -> 
     """A copy of a density, which is a diffusion or holds one (as base or prior), with another likelihood.
 
     Args:
-        method: `vlb`, a lower bound, in continuous time or in `steps` steps; or `ode`, an estimate.
+        method: `vlb`, a lower bound, in continuous time or in `steps` steps, even in the log-SNR but where a chain of
+            so many steps is what was trained; or `ode`, an estimate.
 
     Raises ValueError for other methods, and where there is no diffusion.
     """
     if method not in ("vlb", "ode"):
         raise ValueError(f"unknown method {method!r}: use vlb or ode")
-    likelihood: Likelihood = VLB(steps) if method == "vlb" else ODE() if steps is None else ODE(steps)
     changed, diffusions = _copied(density, "method and steps choose how a diffusion's likelihood is computed")
     for diffusion in diffusions:
-        diffusion.likelihood = likelihood
+        chain = steps in (diffusion.schedule.steps, diffusion.objective.steps)
+        if method == "vlb":
+            diffusion.likelihood = VLB(steps, spacing="time" if chain else "logsnr")
+        else:
+            diffusion.likelihood = ODE() if steps is None else ODE(steps)
     return changed
 
 

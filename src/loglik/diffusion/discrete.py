@@ -35,6 +35,7 @@ class Discrete(NoiseSchedule):
         values = torch.tensor(list(betas), dtype=torch.float64)
         if len(values) < 2:
             raise ValueError(f"a list of β needs at least 2, got {len(values)}")
+        self.steps = len(values)
         wrong = (~((values > 0) & (values < 1))).nonzero()
         if len(wrong):
             i = int(wrong[0])

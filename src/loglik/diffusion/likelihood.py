@@ -20,6 +20,7 @@ from torch import Tensor
 from loglik.density import Bound
 from loglik.diffusion.denoiser import to_score
 from loglik.diffusion.ode import adams
+from loglik.diffusion.sampler import SPACINGS, levels_of
 from loglik.diffusion.schedule import NoiseSchedule, alpha, sigma
 from loglik.diffusion.sde import flow_in_logsnr
 
@@ -131,20 +132,24 @@ class VLB(Likelihood):
     Args:
         steps: T, None for continuous time.
         whole: sum all T - 1 divergences, with a draw of z_t each, rather than T - 1 times one drawn at random.
+        spacing: of the levels: even in `time`, which with its own T is DDPM's chain, or in the `logsnr`, whose bound
+            is the tighter for few steps, since a first step in time jumps far; see `levels_of` for others.
 
-    Raises ValueError for fewer than 2 steps, and for the whole sum of continuous time.
+    Raises ValueError for fewer than 2 steps, an unknown spacing, and for the whole sum of continuous time.
 
     Sources: Kingma et al. 2021, "Variational diffusion models", eq. 11-17; Ho et al. 2020, eq. 5.
     """
 
     bound = Bound.LOWER
 
-    def __init__(self, steps: int | None = None, *, whole: bool = False) -> None:
+    def __init__(self, steps: int | None = None, *, whole: bool = False, spacing: str = "time") -> None:
         if steps is not None and steps < 2:
             raise ValueError(f"steps must be at least 2, or None for continuous time, got {steps}")
         if whole and steps is None:
             raise ValueError("continuous time has no whole sum: give steps")
-        self.steps, self.whole = steps, whole
+        if spacing not in SPACINGS:
+            raise ValueError(f"unknown spacing {spacing!r}: use {', '.join(SPACINGS)}")
+        self.steps, self.whole, self.spacing = steps, whole, spacing
 
     def terms(
         self, model: Model, x: Tensor, v: Float[Tensor, "B ..."], place: Float[Tensor, " B"]
@@ -158,7 +163,7 @@ class VLB(Likelihood):
         if self.steps is None:
             logsnr, p = model.schedule.draw(place)
             return -0.5 * noise_error(v, model.denoise, logsnr) / p
-        levels = model.schedule.chain(self.steps, v).logsnr
+        levels = levels_of(model.schedule, self.steps, self.spacing, v).flip(0)
         width = torch.expm1(levels[:-1] - levels[1:])
         if not self.whole:
             s = (place * (self.steps - 1)).long().clamp(max=self.steps - 2)

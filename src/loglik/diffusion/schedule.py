@@ -56,7 +56,12 @@ class Chain:
 
 
 class NoiseSchedule(nn.Module, ABC):
-    """The log-SNR as a falling function of time, and the views that follow from it."""
+    """The log-SNR as a falling function of time, and the views that follow from it.
+
+    `steps` is T where the schedule is a chain's list of T levels.
+    """
+
+    steps: int | None = None
 
     @abstractmethod
     def logsnr(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

@@ -50,7 +50,7 @@ class MaskedAutoregressive(Transform):
 
     def _at_once(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Float[Tensor, " B"]]:
         raw = self.network(x) if context is None else self.network(x, context)
-        z, log_slope = self.map.encode(x.T, raw.T.reshape(x.shape[1], -1, len(x)))
+        z, log_slope = self.map.encode(x.T.contiguous(), raw.T.reshape(x.shape[1], -1, len(x)))
         return z.T, log_slope.sum(0)
 
     def _in_steps(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Float[Tensor, " B"]]:

@@ -47,14 +47,19 @@ class Coupling(Transform):
 
     def _couple(self, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Float[Tensor, " B"]]:
         move = self.map.decode if inverse else self.map.encode
-        given, m = x.index_select(1, self.kept), len(self.moved)
-        raw = self.network(given) if context is None else self.network(given, context)
-        chosen = x.index_select(1, self.moved)
+        m = len(self.moved)
         if x.dim() == 2:  # events last, so that what the map does runs along contiguous memory
-            y, log_slope = move(chosen.T, raw.T.reshape(m, -1, len(x)))
-            return x.index_copy(1, self.moved, y.T), log_slope.sum(0)
+            rows = x.T.contiguous()
+            raw = self._raw(rows.index_select(0, self.kept).T, context)
+            y, log_slope = move(rows.index_select(0, self.moved), raw.T.reshape(m, -1, len(x)))
+            return rows.index_copy(0, self.moved, y).T, log_slope.sum(0)
+        raw = self._raw(x.index_select(1, self.kept), context)
+        chosen = x.index_select(1, self.moved)
         y, log_slope = move(chosen.flatten(0, 1), raw.reshape(len(x) * m, -1, *x.shape[2:]))
         return x.index_copy(1, self.moved, y.view(chosen.shape)), log_slope.reshape(len(x), -1).sum(1)
+
+    def _raw(self, given: Tensor, context: Tensor | None) -> Tensor:
+        return self.network(given) if context is None else self.network(given, context)
 
     def encode(
         self, x: Float[Tensor, "B D *N"], context: Float[Tensor, "B *E"] | None = None

@@ -6,6 +6,7 @@ torch has a way too: the operation that its compiler puts for a linear map.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,9 +30,17 @@ class Linear(nn.Linear):
 
 
 def outputs_first(
-    h: Float[Tensor, "B I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"]
+    h: Float[Tensor, "B I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"], reach: Sequence[int] | None = None
 ) -> Float[Tensor, "O B"]:
-    """W hᵀ + b: `F.linear` with its result in memory outputs first."""
+    """W hᵀ + b: `F.linear` with its result in memory outputs first.
+
+    Row o of W is zero from column `reach[o]` on, if `reach` is given; it never falls. Most of those zeros are then not
+    multiplied, and get no gradient.
+    """
+    if reach is not None and weight.numel() * len(h) >= FEWEST and _is_ours(h):
+        half = len(weight) // 2
+        columns = min(h.shape[1], -(-reach[half - 1] // 16) * 16)  # 16: whole vectors
+        return _Halves.apply(h, weight, bias, half, columns)
     return product(weight, h) + bias.unsqueeze(1)
 
 
@@ -48,6 +57,8 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
+        if not (weight.is_contiguous() or weight.t().is_contiguous()):  # for a part oneDNN has no fast kernel
+            weight = weight.contiguous()
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
     @staticmethod
@@ -59,6 +70,30 @@ class _Product(torch.autograd.Function):
             product(to_y.t(), x.t()) if needs_weight else None,
             to_y.sum(0) if needs_bias else None,
         )
+
+
+class _Halves(torch.autograd.Function):
+    """W hᵀ + b where the first rows of W read the first columns only: more parts would be slower for their size."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor, half: int, columns: int) -> Tensor:
+        ctx.half, ctx.columns = half, columns
+        ctx.save_for_backward(h, weight)
+        y, bias = h.new_empty(len(weight), len(h)), bias.unsqueeze(1)
+        torch.add(product(weight[:half, :columns], h[:, :columns]), bias[:half], out=y[:half])
+        torch.add(product(weight[half:], h), bias[half:], out=y[half:])
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, to_y: Tensor) -> tuple[Tensor | None, ...]:
+        h, weight = ctx.saved_tensors
+        half, columns = ctx.half, ctx.columns
+        to_first = product(to_y[:half].t(), weight[:half, :columns].t())
+        to_h = product(to_y[half:].t(), weight[half:].t())
+        to_h = torch.cat([to_h[:, :columns] + to_first, to_h[:, columns:]], dim=1)
+        first = product(to_y[:half], h[:, :columns].t())
+        first = F.pad(first, (0, h.shape[1] - columns))
+        return to_h, torch.cat([first, product(to_y[half:], h.t())]), to_y.sum(1), None, None
 
 
 def _is_ours(x: Tensor) -> bool:

@@ -26,6 +26,7 @@ class _Staircase(nn.Module):
 
     def __init__(self, inputs: int, reach: Sequence[int]) -> None:
         super().__init__()
+        self.reach = tuple(reach)
         layer = nn.Linear(inputs, len(reach))
         self.weight, self.bias = layer.weight, layer.bias
         mask = torch.arange(inputs) < torch.tensor(list(reach)).unsqueeze(1)
@@ -81,10 +82,10 @@ class MaskedMLP(nn.Module):
         self.dropout = FadingDropout(dropout)
 
     def forward(self, x: Float[Tensor, "B D"], context: Float[Tensor, "B E"] | None = None) -> Float[Tensor, "B O"]:
-        h = x.contiguous() if context is None else torch.cat([context, x], dim=1)
+        h = x if context is None else torch.cat([context, x], dim=1)
         for layer in self.layers:
             h = self.dropout(self.activation(layer(h)))
-        return outputs_first(h, self.output.masked_weight(), self.output.bias).T
+        return outputs_first(h, self.output.masked_weight(), self.output.bias, self.output.reach).T
 
     def walk(self, n: int, context: Float[Tensor, "n E"] | None = None) -> Walk:
         """Go through the dimensions one at a time, for n events at once."""

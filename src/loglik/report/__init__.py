@@ -1,7 +1,17 @@
-"""A comparison or a run as one self-contained HTML page, and samples as files."""
+"""A comparison or a run as one self-contained HTML page, as a table on the terminal, and samples as files."""
 
 from loglik.report.continuation import continue_text
 from loglik.report.page import write_report
-from loglik.report.samples import write_samples
+from loglik.report.samples import draw, numbered, samples_file, write_samples
+from loglik.report.terminal import print_classes, print_comparison
 
-__all__ = ["continue_text", "write_report", "write_samples"]
+__all__ = [
+    "continue_text",
+    "draw",
+    "numbered",
+    "print_classes",
+    "print_comparison",
+    "samples_file",
+    "write_report",
+    "write_samples",
+]

@@ -13,7 +13,7 @@ from torch import Tensor
 from loglik.data.spec import DataSpec
 from loglik.data.tokenizers import Tokenizer
 from loglik.density import Density
-from loglik.report.samples import evaluating
+from loglik.report.samples import class_of, evaluating
 
 __all__ = ["continue_text"]
 
@@ -57,9 +57,7 @@ def continue_text(
     end = None if stop is None else _stop(tokenizer, ESCAPES.get(stop, stop))
     context = None
     if density.conditional:
-        if label not in spec.classes:
-            raise ValueError(f"give --label, one of the classes {', '.join(spec.classes)}, got {label!r}")
-        context = torch.full((n,), spec.classes.index(label))
+        context = torch.full((n,), class_of(label, spec))
     spoken = _Spoken(tokenizer, say)
     spoken.add(prompt)
     with evaluating(density, seed) as device:

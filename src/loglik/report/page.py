@@ -21,7 +21,7 @@ from torch import Tensor
 
 from loglik.classification.calibration import confusion_matrix, reliability
 from loglik.comparison import Entry
-from loglik.data.dataset import Data, Split
+from loglik.data.dataset import Data
 from loglik.data.spec import Column
 from loglik.data.windows import Windows
 from loglik.density import Density
@@ -85,7 +85,7 @@ def _content(data: Data, entries: Sequence[Entry], title: str, seed: int, split:
     baseline = entries[0] if len(generative) > 1 and entries[0] is generative[0] else None
     drawing = [(e.result.model, e.run) for e in generative if e.run is not None and _can_draw(e.run, data)]
     tokens = isinstance(data.train.x, Windows)
-    sizes = {name: f"{_size(data.split(name)):,}" for name in ("train", "validation", "test")}
+    sizes = {name: f"{data.split(name).size:,}" for name in ("train", "validation", "test")}
     return {
         "title": title,
         "data": data,
@@ -115,10 +115,6 @@ def _content(data: Data, entries: Sequence[Entry], title: str, seed: int, split:
         "ink": figures.INK,
         "number": number,
     }
-
-
-def _size(split: Split) -> int:
-    return len(split.x.stream) if isinstance(split.x, Windows) else len(split)
 
 
 def _is_code_length(entry: Entry, baseline: Entry | None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,8 +17,19 @@ from torch.nn import functional as F
 from loglik.data.dataset import Split
 from loglik.data.spec import Column, DataSpec
 from loglik.density import Density
+from loglik.evaluation import labels_in_turn
 
-__all__ = ["draw", "evaluating", "examples", "image_grid", "text_of", "write_samples"]
+__all__ = [
+    "class_of",
+    "draw",
+    "evaluating",
+    "examples",
+    "image_grid",
+    "numbered",
+    "samples_file",
+    "text_of",
+    "write_samples",
+]
 
 SUFFIXES = {"image": ".png", "table": ".csv", "text": ".txt", "array": ".npy"}
 CELL = 48  # the least height of an image in a grid, in pixels
@@ -39,13 +50,27 @@ def evaluating(density: Density, seed: int) -> Iterator[torch.device]:
         density.train(training)
 
 
-def draw(density: Density, spec: DataSpec, n: int, *, seed: int) -> Shaped[Tensor, "n ..."]:
-    """Draw n samples on the CPU; a conditional density is given the classes in turn: 0, ..., K-1, 0, ..."""
+def draw(density: Density, spec: DataSpec, n: int, *, seed: int, label: str | None = None) -> Shaped[Tensor, "n ..."]:
+    """Draw n samples on the CPU; a conditional density is given the label, or the classes in turn.
+
+    Raises ValueError for a label that the density does not know, or takes none of.
+    """
+    if label is not None and not density.conditional:
+        raise ValueError("this density is not conditional: train one with --set conditional=true to draw from a label")
     with evaluating(density, seed) as device:
         context = None
         if density.conditional:
-            context = (torch.arange(n) % max(len(spec.classes), 1)).to(device)
-        return density.sample(n, context).cpu()
+            context = labels_in_turn(spec, n) if label is None else torch.full((n,), class_of(label, spec))
+        return density.sample(n, None if context is None else context.to(device)).cpu()
+
+
+def class_of(label: str | None, spec: DataSpec) -> int:
+    """The number of a label; one clear line where there is no such class."""
+    if label is None:
+        raise ValueError(f"give --label, one of the classes {', '.join(spec.classes)}")
+    if label not in spec.classes:
+        raise ValueError(f"no class {label!r}: the classes are {', '.join(spec.classes)}")
+    return spec.classes.index(label)
 
 
 def examples(split: Split, n: int, *, classes: int, seed: int) -> Shaped[Tensor, "n ..."]:
@@ -102,6 +127,17 @@ def text_of(tokens: Shaped[Tensor, " T"], spec: DataSpec) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
+def numbered(texts: Sequence[str]) -> str:
+    """Texts one after the other, under headings where there are several."""
+    heads = [f"--- sample {i} ---\n" if len(texts) > 1 else "" for i in range(1, len(texts) + 1)]
+    return "".join(f"{head}{text}\n" for head, text in zip(heads, texts, strict=True))
+
+
+def samples_file(folder: Path, spec: DataSpec) -> Path:
+    """Where samples go that are given no place: in the run, by the kind of its data."""
+    return folder / f"samples{SUFFIXES[spec.kind]}"
+
+
 def write_samples(x: Shaped[Tensor, "n ..."], spec: DataSpec, path: Path) -> None:
     """Write samples to a file: images as a `.png` grid, tables as `.csv`, text as `.txt`, arrays as `.npy`.
 
@@ -115,6 +151,7 @@ def write_samples(x: Shaped[Tensor, "n ..."], spec: DataSpec, path: Path) -> Non
     if suffix not in (usual, ".npy"):
         ways = " or ".join(dict.fromkeys([usual, ".npy"]))
         raise ValueError(f"samples of {spec.kind} data are written as {ways}, got {path.name!r}")
+    path.parent.mkdir(parents=True, exist_ok=True)
     if suffix == ".npy":
         np.save(path, x.numpy())
     elif suffix == ".png":
@@ -123,8 +160,7 @@ def write_samples(x: Shaped[Tensor, "n ..."], spec: DataSpec, path: Path) -> Non
     elif suffix == ".csv":
         _write_table(x, spec, path)
     else:
-        windows = [f"--- sample {i} ---\n{text_of(row, spec)}\n" for i, row in enumerate(x, 1)]
-        path.write_text("".join(windows), encoding="utf-8")
+        path.write_text(numbered([text_of(row, spec) for row in x]), encoding="utf-8")
 
 
 def _write_table(x: Tensor, spec: DataSpec, path: Path) -> None:

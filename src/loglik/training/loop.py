@@ -43,6 +43,7 @@ __all__ = ["NotFinite", "fit"]
 
 VALIDATIONS = 25  # of a run whose only limit is time
 TOKENS = 2**15  # that a validation on text looks at
+DRAWS = 512  # of a bound whose draws only average, that are enough in a validation
 
 
 class NotFinite(FloatingPointError):
@@ -310,6 +311,8 @@ class _Trainer:
 
     def _validate(self, judged: Density, sums: Tensor, rate: float) -> None:
         samples = min(4, default_samples(judged, len(self.validation)))
+        if not judged.importance_weighted:  # draws only average, as examples do
+            samples = max(1, min(samples, DRAWS // len(self.validation)))
         scores = log_probs(judged, self.validation, samples=samples, seed=self.settings.seed, fabric=self.fabric)
         nats = scores.mean().item()
         loss, norm, count = sums.tolist()

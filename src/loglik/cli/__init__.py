@@ -1,0 +1,45 @@
+"""The command line: `options` are read, `commands` run, and a user's mistake becomes one line here and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from loglik.cli.commands import app
+from loglik.cli.options import follower
+
+__all__ = ["app", "main"]
+
+# a mistake in the words themselves, of the click that typer holds: its own, or the package
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+MISTAKES = (ValueError, OSError, FloatingPointError, ImportError)
+
+
+def main() -> None:
+    """Run the command line: a user's mistake is one line and exit status 2, with `--debug` a traceback."""
+    # threads that wait asleep, not spinning: beside other work on the machine a step is then 5 to 60 times faster
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if follower():
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    debug = "--debug" in sys.argv
+    sys.argv = [word for word in sys.argv if word != "--debug"]
+    try:
+        sys.exit(app(standalone_mode=False))
+    except UsageError as error:
+        words, asked = error.format_message(), error.ctx  # type: ignore[attr-defined]
+        if words:  # it is empty where no command was given, which shows the help
+            _complain(f"{words.rstrip('.')}: see {asked.command_path if asked else 'loglik'} --help")
+    except typer.Abort:
+        sys.exit(130)
+    except MISTAKES as error:
+        if debug:
+            raise
+        system = isinstance(error, OSError) and error.filename is not None and error.strerror
+        _complain(f"{error.filename}: {error.strerror.lower()}" if system else str(error))  # type: ignore[union-attr]
+    sys.exit(2)
+
+
+def _complain(words: str) -> None:
+    print(f"error: {' '.join(words.split())}", file=sys.stderr)

@@ -1,0 +1,8 @@
+"""`python -m loglik.cli`."""
+
+from loglik.cli import main
+
+__all__: list[str] = []
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""What the commands read: the options that several share, `--set`, and where a run goes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = [
+    "DataArgument",
+    "Json",
+    "Label",
+    "Out",
+    "RunArgument",
+    "Samples",
+    "Seed",
+    "Settings",
+    "folder_for",
+    "follower",
+    "given",
+    "prompt_of",
+    "settings_of",
+]
+
+DataArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA",
+        help="A name (digits, fashion-mnist, ...), a folder of images or text, a .csv, .parquet, .npy, .npz or "
+        "text file, or hf:NAME.",
+        show_default=False,
+    ),
+]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `loglik fit` wrote.")]
+Label = Annotated[str | None, typer.Option(metavar="COLUMN", help="The label's column, of a table.")]
+Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write; a new folder under runs/ by default.")]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the numbers as JSON.")]
+Samples = Annotated[int | None, typer.Option(min=1, help="Monte Carlo samples per example, for bounds.")]
+Seed = Annotated[int, typer.Option(min=0, help="Fixes the split, the initial weights and all noise.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A training setting or recipe option; repeatable."),
+]
+
+# What fit and compare take besides settings: never through --set.
+OWN_OPTIONS = {
+    "seed": "--seed",
+    "label": "--label",
+    "out": "--out",
+    "resume": "--resume",
+    "samples": "--samples",
+    "models": "--models",
+    "budget": "--budget",
+    "max_time": "--max-time or --budget",
+}
+NOT_SETTINGS = {"data", "density", "settings", "progress", "say"}
+
+
+def settings_of(pairs: Sequence[str] | None) -> dict[str, Any]:
+    """`key=value` words as a dictionary."""
+    settings = {}
+    for pair in pairs or ():
+        key, equals, text = (part.strip() for part in pair.partition("="))
+        if not equals or not key:
+            raise ValueError(f"--set takes key=value, got {pair!r}")
+        if key in OWN_OPTIONS or key in NOT_SETTINGS:
+            raise ValueError(f"--set cannot set {key!r}" + (f": use {OWN_OPTIONS[key]}" if key in OWN_OPTIONS else ""))
+        settings[key] = _value(text)
+    return settings
+
+
+def _value(text: str) -> Any:
+    """A number (YAML takes 1e-3 for a text), or what YAML makes of it."""
+    import yaml
+
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"--set: {text!r} is not a value") from None
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were given: those that are not None."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def folder_for(out: Path | None, source: str, before: str = "", after: str = "") -> Path:
+    """The folder asked for, or the first free one under runs/, named after the data."""
+    if out is not None:
+        return out
+    stem = Path(source).stem or "data"
+    stem = "".join(c if c.isalnum() or c in "-_" else "-" for c in stem).strip("-") or "data"
+    name, number = f"{before}{stem}{after}", 2
+    path = Path("runs") / name
+    while path.exists() and (not path.is_dir() or any(path.iterdir())):
+        path, number = Path("runs") / f"{name}-{number}", number + 1
+    return path
+
+
+def prompt_of(text: str | None) -> str:
+    """A prompt, or what the file after an @ holds."""
+    text = text or ""
+    return Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") and len(text) > 1 else text
+
+
+def follower() -> bool:
+    """Whether this process is a further rank of a training on several devices: the first one writes and prints."""
+    return any(int(os.environ.get(name, 0)) > 0 for name in ("LOCAL_RANK", "NODE_RANK"))
