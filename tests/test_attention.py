@@ -133,7 +133,7 @@ def test_attention_in_bfloat16_is_the_formula_rounded(kind, causal, queries, key
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_linear_map_of_many_vectors_is_the_same_map(bias):
-    """By a convolution or not: output, gradients, and each position by itself."""
+    """By oneDNN or not: output, gradients, and each position by itself."""
     layer, plain = Linear(24, 40, bias=bias), nn.Linear(24, 40, bias=bias)
     plain.load_state_dict(layer.state_dict())
     for shape in ((64, 16, 24), (16, 80, 24), (3, 16, 24), (70, 17, 24), (640, 24)):

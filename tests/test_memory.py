@@ -6,7 +6,7 @@ import pytest
 
 MEASURE = """
     import resource, sys, torch
-    from loglik.training.memory import keep_freed_memory
+    from loglik.networks.memory import keep_freed_memory
 
     if sys.argv[1] == "keep":
         keep_freed_memory()

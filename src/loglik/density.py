@@ -173,7 +173,6 @@ def draw_weights(
     if samples == 1:
         return log_weight(x, context)
     chunk = max(1, at_once // max(len(x), 1))
-    chunk -= chunk % 16 if chunk > 16 else 0  # as many rows as `networks.Linear` likes
     draws = []
     for start in range(0, samples, chunk):
         s = min(chunk, samples - start)

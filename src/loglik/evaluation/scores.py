@@ -11,6 +11,7 @@ from torch import Tensor
 
 from loglik.data.dataset import Split
 from loglik.density import Bound, Density
+from loglik.networks.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -50,6 +51,7 @@ def log_probs(
     Each batch draws its noise from a seed of its own, and ranks take batches in turn, so R ranks return what one
     does; the one collective call comes after the last batch. The global generator is left as it was.
     """
+    keep_freed_memory()
     batch_size = batch_size or max(1, min(256, 2**18 // math.prod(split.x.shape[1:])))
     device = next((t.device for t in (*density.parameters(), *density.buffers())), torch.device("cpu"))
     rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)

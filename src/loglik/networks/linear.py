@@ -1,97 +1,109 @@
-"""Linear maps of many vectors that are fast on processors of every make.
+"""Linear maps that are fast on processors of every make.
 
-torch's convolutions are oneDNN's (on one thread from 16 images on), which use all of a processor's vector units; its
-float32 products are MKL's, which do so on Intel's only, and elsewhere are half as fast. So a large product is taken for
-a convolution of kernel 1: M vectors of E numbers are images (16, E, M/128, 8) in channels-last order, which is the same
-memory.
+torch's float32 products are MKL's, which on processors that are not Intel's are half as fast as oneDNN's. To those
+torch has a way too: the operation that its compiler puts for a linear map.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_weight
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-__all__ = ["Linear", "outputs_first"]
+__all__ = ["Linear", "outputs_first", "product"]
 
-IMAGES, SIDE = 16, 8  # that the vectors are taken for: so many images, this many vectors wide
-FEWEST = 128  # vectors from which on the choice of kernel counts
+FEWEST = 2**22  # multiplications, below which calling oneDNN takes longer than it saves
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`, by a convolution of kernel 1 where many float32 vectors are mapped on a processor."""
+    """`nn.Linear`, by `product`."""
 
     def forward(self, x: Shaped[Tensor, "*B E"]) -> Shaped[Tensor, "*B F"]:
-        vectors = x.numel() // x.shape[-1]
-        if not _convolves(x) or vectors < FEWEST or vectors % (IMAGES * SIDE) or not x.is_contiguous():
-            return F.linear(x, self.weight, self.bias)
-        y = F.conv2d(_images(x.view(vectors, -1), SIDE), self.weight[:, :, None, None], self.bias)
-        return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], self.out_features)
+        if x.dim() == 2:
+            return product(x, self.weight, self.bias)
+        return product(x.reshape(-1, x.shape[-1]), self.weight, self.bias).view(*x.shape[:-1], self.out_features)
 
 
 def outputs_first(
-    h: Float[Tensor, "B I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"]
+    h: Float[Tensor, "B I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"], reach: Sequence[int] | None = None
 ) -> Float[Tensor, "O B"]:
-    """W hᵀ + b: `F.linear` with its result in memory outputs first. Here the rows of W are a convolution's vectors."""
-    kind = h.device.type
-    if torch.is_autocast_enabled(kind):
-        h, weight, bias = (part.to(torch.get_autocast_dtype(kind)) for part in (h, weight, bias))
-    if not _convolves(h) or len(weight) * len(h) < FEWEST**2 // 4 or len(weight) < IMAGES:
-        return _plain(h, weight, bias)
-    return _OutputsFirst.apply(h, weight, bias)
+    """W hᵀ + b: `F.linear` with its result in memory outputs first.
+
+    Row o of W is zero from column `reach[o]` on, if `reach` is given; it never falls. Most of those zeros are then not
+    multiplied, and get no gradient.
+    """
+    if reach is not None and weight.numel() * len(h) >= FEWEST and _is_ours(h):
+        half = len(weight) // 2
+        columns = min(h.shape[1], -(-reach[half - 1] // 16) * 16)  # 16: whole vectors
+        return _Halves.apply(h, weight, bias, half, columns)
+    return product(weight, h) + bias.unsqueeze(1)
 
 
-def _plain(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return torch.addmm(bias.unsqueeze(1), weight, h.T)
+def product(
+    x: Float[Tensor, "M E"], weight: Float[Tensor, "F E"], bias: Float[Tensor, " F"] | None = None
+) -> Float[Tensor, "M F"]:
+    """X Wᵀ + b for matrices in any order of memory, by oneDNN where a large float32 one is on a processor."""
+    if x.numel() * len(weight) < FEWEST or not _is_ours(x):
+        return F.linear(x, weight, bias)
+    return _Product.apply(x, weight, bias)
 
 
-class _OutputsFirst(torch.autograd.Function):
-    """`_plain` by convolutions, forwards and backwards, which copy neither the result nor its gradient."""
-
+class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        rows = F.pad(weight, (0, 0, 0, -len(weight) % IMAGES))
-        return _by_rows(rows, h)[: len(weight)].add_(bias.unsqueeze(1))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        if not (weight.is_contiguous() or weight.t().is_contiguous()):  # for a part oneDNN has no fast kernel
+            weight = weight.contiguous()
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
     @staticmethod
     def backward(ctx: Any, to_y: Tensor) -> tuple[Tensor | None, ...]:
-        h, weight, bias = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a gradient of the gradient is asked for
-            return torch.func.vjp(_plain, h, weight, bias)[1](to_y)
-        to_y, rest = to_y.contiguous(), len(weight) % IMAGES
-        even = len(weight) - rest
-        to_weight = torch.cat([_by_rows(to_y[:even], h.T.contiguous()), to_y[even:] @ h])
-        images = _images(weight.contiguous()[:even]), _images(to_y[:even])  # Yᵀ W is a kernel's gradient
-        to_h = conv2d_weight(images[0], (*h.shape, 1, 1), images[1]).view(h.shape)
-        return to_h.addmm_(to_y[even:].T, weight[even:]), to_weight, to_y.sum(1)
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        return (
+            product(to_y, weight.t()) if needs_x else None,
+            product(to_y.t(), x.t()) if needs_weight else None,
+            to_y.sum(0) if needs_bias else None,
+        )
+
+
+class _Halves(torch.autograd.Function):
+    """W hᵀ + b where the first rows of W read the first columns only: more parts would be slower for their size."""
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Tensor) -> tuple[Tensor, int]:
-        return torch.vmap(_plain, in_dims)(*inputs), 0
+    def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor, half: int, columns: int) -> Tensor:
+        ctx.half, ctx.columns = half, columns
+        ctx.save_for_backward(h, weight)
+        y, bias = h.new_empty(len(weight), len(h)), bias.unsqueeze(1)
+        torch.add(product(weight[:half, :columns], h[:, :columns]), bias[:half], out=y[:half])
+        torch.add(product(weight[half:], h), bias[half:], out=y[half:])
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, to_y: Tensor) -> tuple[Tensor | None, ...]:
+        h, weight = ctx.saved_tensors
+        half, columns = ctx.half, ctx.columns
+        to_first = product(to_y[:half].t(), weight[:half, :columns].t())
+        to_h = product(to_y[half:].t(), weight[half:].t())
+        to_h = torch.cat([to_h[:, :columns] + to_first, to_h[:, columns:]], dim=1)
+        first = product(to_y[:half], h[:, :columns].t())
+        first = F.pad(first, (0, h.shape[1] - columns))
+        return to_h, torch.cat([first, product(to_y[half:], h.t())]), to_y.sum(1), None, None
 
 
-def _by_rows(rows: Float[Tensor, "P E"], kernel: Float[Tensor, "F E"]) -> Float[Tensor, "P F"]:
-    y = F.conv2d(_images(rows), kernel[:, :, None, None])
-    return y.permute(0, 2, 3, 1).reshape(len(rows), len(kernel))
-
-
-def _images(vectors: Float[Tensor, "M E"], side: int = 1) -> Float[Tensor, "16 E Q S"]:
-    return vectors.view(IMAGES, -1, side, vectors.shape[1]).permute(0, 3, 1, 2)
-
-
-def _convolves(x: Tensor) -> bool:
+def _is_ours(x: Tensor) -> bool:
+    """What a compiler, a counter of operations or a transform of functions looks at stays torch's own."""
     return (
-        not torch.compiler.is_compiling()
+        x.dtype == torch.float32
         and x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
+        and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
+        and not is_in_torch_dispatch_mode()
+        and not torch._C._are_functorch_transforms_active()
+        and torch.backends.mkldnn.is_available()
     )

@@ -10,12 +10,11 @@ from bisect import bisect_right
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from loglik.networks.dropout import FadingDropout
-from loglik.networks.linear import outputs_first
+from loglik.networks.linear import outputs_first, product
 
 __all__ = ["MaskedMLP", "Walk"]
 
@@ -27,6 +26,7 @@ class _Staircase(nn.Module):
 
     def __init__(self, inputs: int, reach: Sequence[int]) -> None:
         super().__init__()
+        self.reach = tuple(reach)
         layer = nn.Linear(inputs, len(reach))
         self.weight, self.bias = layer.weight, layer.bias
         mask = torch.arange(inputs) < torch.tensor(list(reach)).unsqueeze(1)
@@ -36,7 +36,7 @@ class _Staircase(nn.Module):
         return self.weight * self.mask.to(self.weight.dtype)
 
     def forward(self, h: Float[Tensor, "B I"]) -> Float[Tensor, "B O"]:
-        return F.linear(h, self.masked_weight(), self.bias)
+        return product(h, self.masked_weight(), self.bias)
 
 
 class MaskedMLP(nn.Module):
@@ -85,7 +85,7 @@ class MaskedMLP(nn.Module):
         h = x.contiguous() if context is None else torch.cat([context, x], dim=1)
         for layer in self.layers:
             h = self.dropout(self.activation(layer(h)))
-        return outputs_first(h, self.output.masked_weight(), self.output.bias).T
+        return outputs_first(h, self.output.masked_weight(), self.output.bias, self.output.reach).T
 
     def walk(self, n: int, context: Float[Tensor, "n E"] | None = None) -> Walk:
         """Go through the dimensions one at a time, for n events at once."""

@@ -92,10 +92,10 @@ class ResidualMLP(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.input = nn.Linear(inputs, width)
+        self.input = Linear(inputs, width)
         self.blocks = nn.ModuleList([_ResidualBlock(width, context, dropout) for _ in range(depth)])
         self.norm = nn.LayerNorm(width)
-        self.output = nn.Linear(width, outputs)
+        self.output = Linear(width, outputs)
         self.outputs = outputs
 
     def forward(self, x: Float[Tensor, "B ..."], context: Float[Tensor, "B E"] | None = None) -> Float[Tensor, "B O"]:
@@ -109,10 +109,10 @@ class _ResidualBlock(nn.Module):
     def __init__(self, width: int, context: int, dropout: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.first = nn.Linear(width, width)
-        self.modulation = nn.Linear(context, 2 * width) if context else None
+        self.first = Linear(width, width)
+        self.modulation = Linear(context, 2 * width) if context else None
         self.dropout = nn.Dropout(dropout)
-        self.second = nn.Linear(width, width)
+        self.second = Linear(width, width)
         nn.init.zeros_(self.second.weight)
         nn.init.zeros_(self.second.bias)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from loglik.density import Density, StandardNormal
 from loglik.diffusion import Denoiser, Diffusion
-from loglik.flows import Affine, Chain, Flow, LogisticMixture, Spline, autoregressions, couplings
+from loglik.flows import Flow, LogisticMixture, autoregressions, couplings
 from loglik.networks.mlp import MLP, ResidualMLP
 from loglik.vae import VAE, Gaussian, VampPrior
 
@@ -12,7 +12,6 @@ __all__ = ["PRIORS", "prior_of"]
 
 PRIORS = ("normal", "vamp", "flow", "autoregressive", "hierarchical", "diffusion")
 COMPONENTS = 100
-INTERVAL = 4.0
 FEATURES = 16
 
 
@@ -25,11 +24,9 @@ def prior_of(kind: str, latent: int, width: int, inputs: tuple[int, ...]) -> Den
     if kind == "vamp":
         return VampPrior(latent, inputs, COMPONENTS)
     if kind == "flow":
-        map = Chain(Affine(), Spline(8, INTERVAL))
-        return Flow(couplings(latent, map, layers=4, hidden=hidden), StandardNormal((latent,)))
+        return Flow(couplings(latent, LogisticMixture(4), layers=2, hidden=hidden), StandardNormal((latent,)))
     if kind == "autoregressive":
-        mixture = LogisticMixture(4)
-        return Flow(autoregressions(latent, mixture, layers=1, hidden=hidden), StandardNormal((latent,)))
+        return Flow(autoregressions(latent, LogisticMixture(4), layers=1, hidden=hidden), StandardNormal((latent,)))
     if kind == "hierarchical":
         above = max(1, latent // 2)
         return VAE(MLP(latent, 2 * above, hidden), MLP(above, 2 * latent, hidden), Gaussian((latent,)), latent=above)

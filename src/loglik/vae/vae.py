@@ -18,6 +18,8 @@ from loglik.vae.vamp import VampPrior
 
 __all__ = ["VAE", "Draw", "Objective", "gaussian_kl", "gaussian_log_prob"]
 
+CACHED = 2**19  # numbers of a decoder's that a processor's cache holds
+
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
@@ -213,7 +215,7 @@ class VAE(Density):
             context,
             samples,
             importance_weighted=self.importance_weighted,
-            at_once=max(1, 2**21 // self.observation.outputs),
+            at_once=max(1, (CACHED if x.device.type == "cpu" else 2**21) // self.observation.outputs),
         )
 
     def loss(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, ""]:
