@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from loglik.classification import Classifier
+from loglik.data.spec import DataSpec
 from loglik.networks import ResNet
+from loglik.recipes import build
 from loglik.training import TrainingSettings
 from loglik.training.optimizers import Muon, optimizers_of
 
@@ -59,6 +61,15 @@ def test_muon_leaves_the_last_layer_to_adamw():
     held = {id(p) for group in first.param_groups for p in group["params"]}
     assert id(model.head.weight) in held and id(model.features.stem[0].weight) not in held
     assert isinstance(muon, Muon)
+
+
+@pytest.mark.parametrize("prior", ["flow", "hierarchical", "diffusion"])
+def test_muon_leaves_a_decoders_output_to_adamw_under_any_prior(prior):
+    model = build("vae", DataSpec(kind="image", event_shape=(1, 8, 8), levels=3), network="mlp", prior=prior, width=8)
+    _, muon = optimizers_of(model, TrainingSettings(optimizer="muon"))
+    stepped = [kernel for kernel, _ in muon.pairs]
+    assert any(model.encoder.output.weight is kernel for kernel in stepped)
+    assert not any(model.decoder.output.weight is kernel for kernel in stepped)
 
 
 def test_an_unknown_optimizer_is_refused():

@@ -111,9 +111,10 @@ class VAE(Density):
             raise ValueError(f"the prior must be over events of shape ({latent},), got {tuple(prior.event_shape)}")
         if prior.discrete:
             raise ValueError("the prior must be a density over real numbers, got one over whole numbers")
-        self.encoder, self.decoder = encoder, decoder
-        self.observation, self.prior, self.context = observation, prior, context
+        # in this order, so that the last layer, which Muon leaves out, is that of the observation's parameters
+        self.context, self.prior, self.encoder = context, prior, encoder
         self.posterior_flow: Sequence[Transform] = nn.ModuleList(posterior)  # type: ignore[assignment]
+        self.decoder, self.observation = decoder, observation
         self.objective = objective or Objective()
         self.latent = prior.event_shape[0]
         self.event_shape = observation.event_shape
