@@ -95,6 +95,7 @@ def test_what_is_streamed_is_what_is_given(folder) -> None:
 
 
 BAD = {
+    "a label that is not asked for": (("--prompt", "7 cats", "--label", "x"), "this density is not conditional"),
     "an unknown character": (("--prompt", "7 çats"), "the prompt, byte 2: the character 'ç' is none of the"),
     "a long prompt": (
         ("--prompt", "7 cats sat on 3 mats"),

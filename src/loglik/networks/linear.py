@@ -88,9 +88,9 @@ class _Halves(torch.autograd.Function):
     def backward(ctx: Any, to_y: Tensor) -> tuple[Tensor | None, ...]:
         h, weight = ctx.saved_tensors
         half, columns = ctx.half, ctx.columns
-        to_first = product(to_y[:half].t(), weight[:half, :columns].t())
-        to_h = product(to_y[half:].t(), weight[half:].t())
-        to_h = torch.cat([to_h[:, :columns] + to_first, to_h[:, columns:]], dim=1)
+        to_first = product(weight[:half, :columns].t(), to_y[:half].t())  # transposed, as the first factor is copied
+        to_rest = product(weight[half:].t(), to_y[half:].t())
+        to_h = torch.cat([to_rest[:columns] + to_first, to_rest[columns:]]).t().contiguous()
         first = product(to_y[:half], h[:, :columns].t())
         first = F.pad(first, (0, h.shape[1] - columns))
         return to_h, torch.cat([first, product(to_y[half:], h.t())]), to_y.sum(1), None, None

@@ -13,7 +13,7 @@ from torch import Tensor
 from loglik.data.spec import DataSpec
 from loglik.data.tokenizers import Tokenizer
 from loglik.density import Density
-from loglik.report.samples import class_of, evaluating
+from loglik.report.samples import evaluating, labels_of
 
 __all__ = ["continue_text"]
 
@@ -55,9 +55,9 @@ def continue_text(
             "shorter prompt, or train with a longer --set window=N"
         )
     end = None if stop is None else _stop(tokenizer, ESCAPES.get(stop, stop))
-    context = None
-    if density.conditional:
-        context = torch.full((n,), class_of(label, spec))
+    if density.conditional and label is None:
+        raise ValueError(f"give --label, one of the classes {', '.join(spec.classes)}")
+    context = labels_of(density, spec, n, label)
     spoken = _Spoken(tokenizer, say)
     spoken.add(prompt)
     with evaluating(density, seed) as device:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Int64, Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,11 +20,11 @@ from loglik.density import Density
 from loglik.evaluation import labels_in_turn
 
 __all__ = [
-    "class_of",
     "draw",
     "evaluating",
     "examples",
     "image_grid",
+    "labels_of",
     "numbered",
     "samples_file",
     "text_of",
@@ -55,22 +55,27 @@ def draw(density: Density, spec: DataSpec, n: int, *, seed: int, label: str | No
 
     Raises ValueError for a label that the density does not know, or takes none of.
     """
-    if label is not None and not density.conditional:
-        raise ValueError("this density is not conditional: train one with --set conditional=true to draw from a label")
     with evaluating(density, seed) as device:
-        context = None
-        if density.conditional:
-            context = labels_in_turn(spec, n) if label is None else torch.full((n,), class_of(label, spec))
+        context = labels_of(density, spec, n, label)
         return density.sample(n, None if context is None else context.to(device)).cpu()
 
 
-def class_of(label: str | None, spec: DataSpec) -> int:
-    """The number of a label; one clear line where there is no such class."""
+def labels_of(density: Density, spec: DataSpec, n: int, label: str | None) -> Int64[Tensor, " n"] | None:
+    """The context of n samples: the label, or the classes in turn; None for a density that takes none.
+
+    Raises ValueError for a label that the density does not know, or takes none of.
+    """
+    if not density.conditional:
+        if label is not None:
+            raise ValueError(
+                "this density is not conditional: train one with --set conditional=true to draw from a label"
+            )
+        return None
     if label is None:
-        raise ValueError(f"give --label, one of the classes {', '.join(spec.classes)}")
+        return labels_in_turn(spec, n)
     if label not in spec.classes:
         raise ValueError(f"no class {label!r}: the classes are {', '.join(spec.classes)}")
-    return spec.classes.index(label)
+    return torch.full((n,), spec.classes.index(label))
 
 
 def examples(split: Split, n: int, *, classes: int, seed: int) -> Shaped[Tensor, "n ..."]:

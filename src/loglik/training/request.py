@@ -82,7 +82,7 @@ def describe(name: str | None, options: dict[str, Any], data: Data, settings: Tr
 def check_same(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
     """A run is resumed with what it was begun with, but for its limits."""
     free = {"max_steps", "max_epochs", "max_time", "patience"}
-    for key in ("model", "options", "data", "text", "spec"):
+    for key in ("model", "options", "data", "label", "text", "spec"):
         if old.get(key) != new[key]:
             was, now = (shorten(str(value), 300) for value in (old.get(key), new[key]))
             raise ValueError(f"{path} was begun with another {key}: {was}, now {now}")
