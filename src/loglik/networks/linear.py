@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 __all__ = ["Linear", "outputs_first", "product"]
 
+AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 FEWEST = 2**22  # multiplications, below which calling oneDNN takes longer than it saves
 
 
@@ -99,11 +100,11 @@ class _Halves(torch.autograd.Function):
 def _is_ours(x: Tensor) -> bool:
     """What a compiler, a counter of operations or a transform of functions looks at stays torch's own."""
     return (
-        x.dtype == torch.float32
+        AVAILABLE
+        and x.dtype == torch.float32
         and x.device.type == "cpu"
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and not is_in_torch_dispatch_mode()
         and not torch._C._are_functorch_transforms_active()
-        and torch.backends.mkldnn.is_available()
     )
