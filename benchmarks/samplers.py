@@ -1,7 +1,7 @@
 """Quality against network evaluations: each sampler on one trained diffusion, judged by our own classifier's features.
 
     python benchmarks/samplers.py DIFFUSION_RUN CLASSIFIER_RUN [--n 2000] [--evaluations 5,7,10,15,20,50]
-        [--methods unipc,ipndm] [--reference 1000] [--out DIR]
+        [--methods unipc,ipndm] [--reference 1000] [--until 3] [--out DIR]
 
 The Fréchet distance is that of Heusel et al. 2017 between Gaussians fitted to the features of samples and of as many
 test examples; the maximum mean discrepancy is Bińkowski et al. 2018's, unbiased, with the kernel (xᵀy/d + 1)³. Neither
@@ -83,7 +83,9 @@ def curve(
     for method, budget in asked:
         steps = (budget + 1) // 2 if method in TWICE else budget
         start = time.perf_counter()
-        x, evaluations = draw(with_sampler(density, method=method, steps=steps), chosen.n, classes, chosen.batch)
+        until = None if budget == chosen.reference else chosen.until
+        sampled = with_sampler(density, method=method, steps=steps, until=until)
+        x, evaluations = draw(sampled, chosen.n, classes, chosen.batch)
         seen = features(classifier, x)
         row = {"method": method, "evaluations": evaluations, "frechet": frechet(seen, truth), "mmd": mmd(seen, truth)}
         rows.append(row | {"seconds": time.perf_counter() - start})
@@ -122,6 +124,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--evaluations", default="5,7,10,15,20,50")
     parser.add_argument("--methods", default=",".join(m for m in METHODS if m != "adaptive"))
     parser.add_argument("--reference", type=int, default=1000)
+    parser.add_argument("--until", type=float, help="the samplers' last log-SNR, but for the reference's")
     parser.add_argument("--out", type=Path, default=Path("runs/samplers"))
     chosen = parser.parse_args(words)
     run, judge = loglik.load(chosen.diffusion), loglik.load(chosen.classifier)

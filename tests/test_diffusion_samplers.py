@@ -123,6 +123,20 @@ def test_levels_go_from_noise_to_data(float64, spacing):
     high, low = schedule.ends(like)
     torch.testing.assert_close(levels[[0, -1]], torch.stack([low, high]))
     assert (levels.diff() > 0).all()
+    earlier = levels_of(schedule, 9, spacing, like, until=3.0)
+    torch.testing.assert_close(earlier[[0, -1]], torch.stack([low, torch.tensor(3.0)]))
+    assert (earlier.diff() > 0).all()
+    torch.testing.assert_close(levels_of(schedule, 9, spacing, like, until=99.0), levels)
+
+
+def test_the_last_level_may_come_before_the_schedule_ends():
+    sampler = Sampler(method="dpm++2m", steps=30, until=2.0)
+    drawn, evaluations = Diffusion(GaussianDenoiser(MEAN, SCALE), (1,), sampler=sampler).draw(4000)
+    assert evaluations == 30
+    shrunk = SCALE**2 * math.sqrt(1 / (SCALE**2 + math.exp(-2.0)))  # of x̂ given data under that much noise
+    torch.testing.assert_close(drawn.std().item(), shrunk, rtol=0.05, atol=0)
+    with pytest.raises(ValueError, match="until is the last log-SNR of a method with steps, got 3 for adaptive"):
+        Sampler(method="adaptive", until=3)
 
 
 @pytest.mark.parametrize("h", [1e-3, 0.3, 2.0, 9.0])

@@ -185,6 +185,9 @@ def sample(
     stop: Annotated[str | None, typer.Option(metavar="TOKEN", help="Of text: end with this token.")] = None,
     method: Annotated[str | None, typer.Option(help="Of a diffusion: ddpm, ddim, unipc, ipndm, ...")] = None,
     steps: Annotated[int | None, typer.Option(metavar="N", help="Of a diffusion: noise levels.")] = None,
+    until: Annotated[
+        float | None, typer.Option(help="Of a diffusion: the last log-SNR; 3 or 4 for images in 10 to 20 steps.")
+    ] = None,
     guidance: Annotated[
         float | None, typer.Option(metavar="W", help="Of a diffusion: above 1 to agree more with the label.")
     ] = None,
@@ -208,7 +211,7 @@ def sample(
         print(f"{len(texts)} samples: {out}" if out else "" if say else numbered(texts).removesuffix("\n"))
         return
     n = n or 64
-    if how := given(method=method, steps=steps, guidance=guidance):
+    if how := given(method=method, steps=steps, until=until, guidance=guidance):
         from loglik.diffusion import with_sampler
 
         density = with_sampler(density, **how)

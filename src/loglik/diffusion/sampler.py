@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,8 @@ class Sampler:
             `adaptive` as many as its tolerance asks for.
         spacing: of the levels: even in the `logsnr`, in `time`, in the root of time (`quadratic`), or in the seventh
             root of σ/α (`karras`); the method's own if None.
+        until: the log-SNR at which x̂ is taken for the data; the schedule's end if None. A trained network's x̂ of an
+            image has settled long before that, and few steps are better spent earlier: 3 or 4 for 10 to 20 steps.
         eta: of `ddim`, from 0 (deterministic) to 1 (the ancestral chain).
         tolerance: of `adaptive`, the error of a step in units of the data's deviation.
         guidance: w of $\\hat x_\\emptyset + w\\,(\\hat x_c - \\hat x_\\emptyset)$: 1 is the conditional density itself.
@@ -44,6 +47,7 @@ class Sampler:
     method: str = "ddpm"
     steps: int = 200
     spacing: str | None = None
+    until: float | None = None
     eta: float = 0.0
     tolerance: float = 1e-3
     guidance: float = 1.0
@@ -58,6 +62,8 @@ class Sampler:
             raise ValueError(f"unknown spacing {self.spacing!r}: use {', '.join(SPACINGS)}")
         if not 0 <= self.eta <= 1 or (self.eta and self.method != "ddim"):
             raise ValueError(f"eta lies from 0 to 1 and is ddim's, got {self.eta} for {self.method}")
+        if self.until is not None and (self.method == "adaptive" or not math.isfinite(self.until)):
+            raise ValueError(f"until is the last log-SNR of a method with steps, got {self.until} for {self.method}")
         if not self.tolerance > 0:
             raise ValueError(f"tolerance must be above 0, got {self.tolerance}")
 
@@ -71,9 +77,13 @@ class Drawn:
     evaluations: int
 
 
-def levels_of(schedule: NoiseSchedule, steps: int, spacing: str, like: Float[Tensor, "..."]) -> Float[Tensor, " N"]:
-    """The log-SNRs of a grid from the most noise to the least."""
+def levels_of(
+    schedule: NoiseSchedule, steps: int, spacing: str, like: Float[Tensor, "..."], until: float | None = None
+) -> Float[Tensor, " N"]:
+    """The log-SNRs of a grid from the most noise to the least, or to `until` if that is before it."""
     high, low = schedule.ends(like)
+    if until is not None:
+        high = high.clamp(max=until)
     even = torch.linspace(0, 1, steps, device=like.device, dtype=like.dtype)
     if spacing == "logsnr":
         return low + (high - low) * even
@@ -107,7 +117,7 @@ def integrate(
     """
     if levels is None:
         spacing = sampler.spacing or BEST_SPACING.get(sampler.method, "logsnr")
-        levels = levels_of(schedule, sampler.steps, spacing, x_1)
+        levels = levels_of(schedule, sampler.steps, spacing, x_1, sampler.until)
     if sampler.method == "adaptive":
         return _adaptive(x_1, denoise, schedule, sampler)
     walk = Walk(denoise, schedule, noise, sampler.eta)
