@@ -340,7 +340,7 @@ def test_inpainting_is_the_conditional_density(float64):
     assert abs(drawn[:, 1].std() - math.sqrt(1 - rho**2)) < 0.09
     rough = diffusion.inpaint(x, known, repeats=1)
     assert abs(rough[:, 1].mean() - rho) > abs(drawn[:, 1].mean() - rho)
-    with pytest.raises(ValueError, match="repeats must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="repeats and steps must be at least 1, got 0"):
         diffusion.inpaint(x, known, repeats=0)
 
 

@@ -153,18 +153,21 @@ class Diffusion(Density):
         context: Shaped[Tensor, "B ..."] | None = None,
         *,
         repeats: int = 10,
+        steps: int | None = None,
     ) -> Shaped[Tensor, "B ..."]:
-        """Draw what is not known of x given what is, by RePaint, in the sampler's number of steps.
+        """Draw what is not known of x given what is, by RePaint.
 
         Args:
             x: events; what stands where they are not known does not matter, but has to be a value of the data.
             known: true where x is given; of x's shape.
             repeats: of each step, with noise added back; more agree better with what is known.
+            steps: noise levels; as many as the sampler's if None.
         """
-        if repeats < 1:
-            raise ValueError(f"repeats must be at least 1, got {repeats}")
+        steps = self.sampler.steps if steps is None else steps
+        if repeats < 1 or steps < 1:
+            raise ValueError(f"repeats and steps must be at least 1, got {repeats} and {steps}")
         denoise, _ = self._guided(context)
-        z, logsnr = inpaint(self._centre(x), known, denoise, self.schedule, steps=self.sampler.steps, repeats=repeats)
+        z, logsnr = inpaint(self._centre(x), known, denoise, self.schedule, steps=steps, repeats=repeats)
         return torch.where(known, x, self._data(z, logsnr, denoise, context))
 
     def numerical_error(
@@ -276,6 +279,8 @@ def with_sampler(density: Density, **settings: Any) -> Density:
     Raises ValueError for settings that are not so, and where there is no diffusion.
     """
     changed, diffusions = _copied(density, "method, steps and guidance say how a diffusion samples")
+    if "method" in settings:
+        settings.setdefault("until", None)  # another method's last level was another's choice
     for diffusion in diffusions:
         diffusion.sampler = replace(diffusion.sampler, **settings)
     return changed

@@ -38,12 +38,13 @@ def build(
     kind: str = "auto",
     dropout: float | None = None,
     weighting: str = "likelihood",
-    steps: int = 200,
-    method: str = "ddpm",
+    steps: int | None = None,
+    method: str = "auto",
     conditional: bool = False,
 ) -> Density:
     """`kind` is auto, unet, dit or mlp: the denoiser; `weighting` what training minimises (likelihood, simple, ...);
-    `method` and `steps` are how it samples (`ddpm`, `unipc`, ...)."""
+    `method` and `steps` are how it samples (`ddpm`, `unipc`, ...): auto is `dpm++2m-sde` in 20 steps to log-SNR 4 for
+    images, `ddpm` in 200 for the rest."""
     refuse_text(spec, "diffusion")
     kind = _kind(spec, kind)
     image = kind != "mlp"
@@ -71,11 +72,17 @@ def build(
         levels=spec.levels,
         schedule=_schedule(spec, image, by_level),
         objective=Objective(weighting, times="importance" if image and weighting == "likelihood" else "uniform"),
-        sampler=Sampler(method=method, steps=steps),
+        sampler=_sampler(method, steps, image),
     )
     if spec.levels is not None:
         return diffusion
     return Flow([Standardise(shape)] if image else to_vector(spec), diffusion)
+
+
+def _sampler(method: str, steps: int | None, image: bool) -> Sampler:
+    if method == "auto" and image:
+        return Sampler(method="dpm++2m-sde", steps=20 if steps is None else steps, until=4.0)
+    return Sampler(method="ddpm" if method == "auto" else method, steps=200 if steps is None else steps)
 
 
 def _kind(spec: DataSpec, kind: str) -> str:
