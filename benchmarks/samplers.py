@@ -105,14 +105,20 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     for axis, name, words in zip(axes, ("frechet", "mmd"), ("Fréchet distance", "MMD²"), strict=True):
-        for method in dict.fromkeys(row["method"] for row in rows[1:]):
+        for number, method in enumerate(dict.fromkeys(row["method"] for row in rows[1:])):
             points = sorted((row["evaluations"], row[name]) for row in rows[1:] if row["method"] == method)
-            axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=method)
+            axis.plot(
+                *zip(*points, strict=True),
+                marker="os"[number // 10],
+                markersize=3,
+                linestyle=("-", ":")[number // 10],
+                label=method,
+            )
         axis.axhline(rows[0][name], color="black", linestyle="--", label=f"ddpm, {rows[0]['evaluations']} evaluations")
         axis.set(xscale="log", yscale="log", xlabel="network evaluations", ylabel=words)
-        ticks = sorted({row["evaluations"] for row in rows[1:]})
+        ticks = sorted({row["evaluations"] for row in rows[1:] if row["method"] not in TWICE})
         axis.set_xticks(ticks, labels=map(str, ticks))
-        axis.minorticks_off()
+        axis.set_xticks([], minor=True)
     axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
