@@ -162,44 +162,35 @@ def test_outputs_first_is_a_linear_map(outputs):
     torch.testing.assert_close(results[1][0], nn.functional.linear(h.double(), weight.double(), bias.double()).T)
 
 
-def test_a_staircase_by_halves_is_a_linear_map():
-    """Values, gradients where the staircase is, gradients of gradients and tangents are those of float64."""
-    reach = [row * 128 // 301 for row in range(301)]
-    stairs = torch.arange(128) < torch.tensor(reach).unsqueeze(1)
-    h, raw, bias = torch.randn(256, 128), torch.randn(301, 128), torch.randn(301)
-    tangents, results = [torch.randn_like(part) for part in (h, raw, bias)], []
+def agrees_with_float64(apply, parts, kernel):
+    """Values, gradients, gradients of gradients, tangents and rows under vmap, and that the kernel named is used."""
+    tangents, results = [torch.randn_like(part) for part in parts], []
     for kind in (torch.float32, torch.float64):
-
-        def apply(h, raw, bias):
-            return outputs_first(h, raw * stairs.to(raw.dtype), bias, reach)
-
-        inputs = [part.to(kind).requires_grad_() for part in (h, raw, bias)]
+        inputs = [part.to(kind).requires_grad_() for part in parts]
         y = apply(*inputs)
         first = torch.autograd.grad(y.sin().sum(), inputs, create_graph=True)
         second = torch.autograd.grad(sum(part.square().mean() for part in first), inputs)
         along = torch.func.jvp(apply, tuple(inputs), tuple(part.to(kind) for part in tangents))[1]
         rows = torch.vmap(lambda h: apply(h, *inputs[1:]))(inputs[0].expand(2, -1, -1))  # noqa: B023
         results.append([y, *first, *second, along, rows])
-    assert type(results[0][0].grad_fn).__name__ == "_HalvesBackward"
+    assert type(results[0][0].grad_fn).__name__ == kernel
     for quick, truth in zip(*results, strict=True):
         torch.testing.assert_close(quick.double(), truth, atol=1e-4 * truth.abs().max().item(), rtol=0)
 
 
+def test_a_staircase_by_halves_is_a_linear_map():
+    """Its gradient is where the staircase is."""
+    reach = [row * 128 // 301 for row in range(301)]
+    stairs = torch.arange(128) < torch.tensor(reach).unsqueeze(1)
+
+    def apply(h, raw, bias):
+        return outputs_first(h, raw * stairs.to(raw.dtype), bias, reach)
+
+    agrees_with_float64(apply, [torch.randn(256, 128), torch.randn(301, 128), torch.randn(301)], "_HalvesBackward")
+
+
 @pytest.mark.parametrize("order", ["rows", "columns", "part"])
 def test_a_large_product_is_that_of_float64(order):
-    """Values, gradients, gradients of gradients and tangents, in any order of memory."""
+    """In any order of memory."""
     kinds = {"rows": torch.randn(96, 192), "columns": torch.randn(192, 96).t(), "part": torch.randn(96, 256)[:, :192]}
-    x, weight, bias = torch.randn(300, 192), kinds[order], torch.randn(96)
-    tangents, results = [torch.randn_like(part) for part in (x, weight, bias)], []
-    for kind in (torch.float32, torch.float64):
-        inputs = [part.to(kind).requires_grad_() for part in (x, weight, bias)]
-        y = product(*inputs)
-        first = torch.autograd.grad(y.sin().sum(), inputs, create_graph=True)
-        second = torch.autograd.grad(sum(part.square().mean() for part in first), inputs)
-        along = torch.func.jvp(product, tuple(inputs), tuple(part.to(kind) for part in tangents))[1]
-        rows = torch.vmap(lambda h: product(h, *inputs[1:]))(inputs[0].expand(2, -1, -1))  # noqa: B023
-        results.append([y, *first, *second, along, rows])
-    assert type(results[0][0].grad_fn).__name__ == "_ProductBackward"
-    for quick, truth in zip(*results, strict=True):
-        scale = truth.abs().max().item()
-        torch.testing.assert_close(quick.double(), truth, atol=1e-4 * scale, rtol=0)
+    agrees_with_float64(product, [torch.randn(300, 192), kinds[order], torch.randn(96)], "_ProductBackward")

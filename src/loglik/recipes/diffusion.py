@@ -43,8 +43,8 @@ def build(
     conditional: bool = False,
 ) -> Density:
     """`kind` is auto, unet, dit or mlp: the denoiser; `weighting` what training minimises (likelihood, simple, ...);
-    `method` and `steps` are how it samples (`ddpm`, `unipc`, ...): auto is `dpm++2m-sde` in 20 steps to log-SNR 4 for
-    images, `ddpm` in 200 for the rest."""
+    `method` and `steps` are how it samples (`ddpm`, `unipc`, ...): auto is `dpm++2m-sde` in 20 steps to log-SNR 4 of a
+    unet or dit, `ddpm` in 200 of an mlp."""
     refuse_text(spec, "diffusion")
     kind = _kind(spec, kind)
     image = kind != "mlp"
