@@ -5,8 +5,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 
-# threads that wait asleep: see docs/decisions.md
+# threads that wait asleep, after a few microseconds of spinning: see docs/decisions.md
 export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 500
 
 .PHONY: setup compare test test-all bench format clean
 

@@ -1,6 +1,10 @@
 """The networks: shapes, starts, and attention against its formula."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +20,38 @@ def test_mlp_by_hand(float64):
     hidden = network.body[0]
     h = torch.nn.functional.silu(torch.cat([x, context], 1) @ hidden.weight.T + hidden.bias)
     torch.testing.assert_close(network(x, context), h @ network.output.weight.T + network.output.bias)
+
+
+COMPILED = """
+import torch
+from torch._dynamo.backends.common import aot_autograd
+from loglik.networks.linear import Linear
+
+called = []
+
+def keep(graph, inputs):
+    called.extend(node.target for node in graph.graph.nodes)
+    return graph
+
+layer, x = Linear(192, 160), torch.randn(256, 192, requires_grad=True)
+compiled = torch.compile(layer, backend=aot_autograd(fw_compiler=keep), fullgraph=True)
+with torch.autocast("cpu", torch.bfloat16):
+    assert compiled(x).dtype == torch.bfloat16
+found, truth = compiled(x), torch.nn.functional.linear(x, layer.weight, layer.bias)
+torch.testing.assert_close(found, truth, rtol=1e-4, atol=1e-5)
+weights, inputs = torch.randn_like(truth), (x, layer.weight, layer.bias)
+gradients = [torch.autograd.grad((y * weights).sum(), inputs) for y in (found, truth)]
+torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+assert called.count(torch.ops.loglik.linear.default) == 3  # forward, and both gradients
+"""
+
+
+def test_large_linear_maps_compile_to_one_graph():
+    """In a process of its own: the compiler cannot trace through the checks on signatures."""
+    source = Path(__file__).parent.parent / "src"
+    words = [sys.executable, "-c", COMPILED]
+    done = subprocess.run(words, env={**os.environ, "PYTHONPATH": str(source)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_an_mlps_norms_are_their_formulas(float64):

@@ -19,8 +19,10 @@ MISTAKES = (ValueError, OSError, FloatingPointError, ImportError)
 
 def main() -> None:
     """Run the command line: a user's mistake is one line and exit status 2, with `--debug` a traceback."""
-    # threads that wait asleep, not spinning: beside other work on the machine a step is then 5 to 60 times faster
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # threads that wait asleep, after a few microseconds of spinning: docs/decisions.md
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", "500")
     if follower():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     debug = "--debug" in sys.argv

@@ -54,13 +54,24 @@ def product(
     return _Product.apply(x, weight, bias)
 
 
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if not (weight.is_contiguous() or weight.t().is_contiguous()):  # for a part oneDNN has no fast kernel
+        weight = weight.contiguous()
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+# what the compiler sees of it: oneDNN's operation itself it takes with weights that never change only
+_SCHEMA = "(Tensor x, Tensor weight, Tensor? bias) -> Tensor"
+_multiply_compiled = torch.library.custom_op("loglik::linear", _multiply, mutates_args=(), schema=_SCHEMA)
+_multiply_compiled.register_fake(lambda x, weight, bias: x.new_empty(len(x), len(weight)))
+
+
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        if not (weight.is_contiguous() or weight.t().is_contiguous()):  # for a part oneDNN has no fast kernel
-            weight = weight.contiguous()
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        multiply = _multiply_compiled if torch.compiler.is_compiling() else _multiply
+        return multiply(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, to_y: Tensor) -> tuple[Tensor | None, ...]:
@@ -98,13 +109,9 @@ class _Halves(torch.autograd.Function):
 
 
 def _is_ours(x: Tensor) -> bool:
-    """What a compiler, a counter of operations or a transform of functions looks at stays torch's own."""
-    return (
-        AVAILABLE
-        and x.dtype == torch.float32
-        and x.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled("cpu")
-        and not is_in_torch_dispatch_mode()
-        and not torch._C._are_functorch_transforms_active()
+    """What a counter of operations or a transform of functions looks at stays torch's own."""
+    if not AVAILABLE or x.dtype != torch.float32 or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return False
+    return torch.compiler.is_compiling() or not (
+        is_in_torch_dispatch_mode() or torch._C._are_functorch_transforms_active()
     )
