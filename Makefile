@@ -6,8 +6,10 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 
 # threads that wait asleep, after a few microseconds of spinning: see docs/decisions.md
-export OMP_WAIT_POLICY ?= PASSIVE
+ifndef OMP_WAIT_POLICY
+export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT ?= 500
+endif
 
 .PHONY: setup compare test test-all bench format clean
 

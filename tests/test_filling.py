@@ -16,6 +16,7 @@ from loglik.diffusion import Diffusion, Sampler
 from loglik.filling import fill, fill_table
 from loglik.flows import Flow
 from loglik.transforms import Permute, Standardise
+from mixed import mixed_rows, write_rows
 
 COVARIANCE = torch.tensor([[1.0, 0.8, 0.3], [0.8, 1.0, 0.0], [0.3, 0.0, 1.0]], dtype=torch.float64)
 MEAN, UNIT = torch.tensor([10.0, 0.0, -5.0]), torch.tensor([1.0, 100.0, 0.01])
@@ -97,21 +98,8 @@ def test_what_cannot_fill_is_named():
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    """size and kind go together, and the label is left alone."""
-    folder = tmp_path_factory.mktemp("filling")
-    rng = np.random.default_rng(0)
-    size = rng.normal(10, 2, 200)
-    rows = [
-        [f"{a:.3f}", str(round(a)), "big, or so" if a > 10 else "small", "yes" if b else "no"]
-        for a, b in zip(size, rng.random(200) > 0.5, strict=True)
-    ]
-    return write(folder / "whole.csv", rows), rows
-
-
-def write(path, rows):
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([("size", "count", "kind", "label"), *rows])
-    return path
+    rows = mixed_rows("big, or so")
+    return write_rows(tmp_path_factory.mktemp("filling") / "whole.csv", rows), rows
 
 
 @pytest.mark.parametrize("model", ["independent", "vae", "diffusion", "flow", "autoregressive"])
@@ -125,7 +113,7 @@ def test_tables_are_filled_and_the_rest_is_left(table, tmp_path, model):
     for i, row in enumerate(gaps[:20]):
         row[i % 3] = ""
     gaps[3][1] = gaps[3][2] = ""
-    assert fill_table(run, write(tmp_path / "gaps.csv", gaps), tmp_path / "new" / "filled.csv") == 22
+    assert fill_table(run, write_rows(tmp_path / "gaps.csv", gaps), tmp_path / "new" / "filled.csv") == 22
     filled = list(csv.reader((tmp_path / "new" / "filled.csv").read_text().splitlines()))[1:]
     for old, new in zip(gaps, filled, strict=True):
         assert all(a == b or float(a) == float(b) for a, b in zip(old, new, strict=True) if a)

@@ -4,7 +4,6 @@ import csv
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 
@@ -15,6 +14,7 @@ from loglik.flows import Flow
 from loglik.latents import Latents, write_latents
 from loglik.transforms import Standardise
 from loglik.vae import VAE, Gaussian
+from mixed import mixed_rows, write_rows
 
 
 @pytest.fixture
@@ -83,16 +83,8 @@ def test_what_has_no_latents_is_named():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("latents")
-    rng = np.random.default_rng(0)
-    size = rng.normal(10, 2, 200)
-    rows = [
-        (f"{a:.3f}", round(a), "big" if a > 10 else "small", "yes" if b else "no")
-        for a, b in zip(size, rng.random(200) > 0.5, strict=True)
-    ]
-    table = folder / "t.csv"
-    with table.open("w", newline="") as file:
-        csv.writer(file).writerows([("size", "count", "kind", "label"), *rows])
+    folder, rows = tmp_path_factory.mktemp("latents"), mixed_rows("big")
+    table = write_rows(folder / "t.csv", rows)
     made = loglik.fit("vae", table, label="label", max_steps=60, width=16, latent=2, out=folder / "run")
     return made, folder, rows
 
@@ -112,9 +104,7 @@ def test_fill_writes_the_gaps_and_leaves_the_rest(run):
     gaps = [list(row) for row in rows[:20]]
     for i, row in enumerate(gaps):
         row[i % 3] = ""
-    table = folder / "gaps.csv"
-    with table.open("w", newline="") as file:
-        csv.writer(file).writerows([("size", "count", "kind", "label"), *gaps])
+    table = write_rows(folder / "gaps.csv", gaps)
     assert fill_table(made, table, folder / "filled.csv") == 20
     filled = list(csv.reader((folder / "filled.csv").read_text().splitlines()))[1:]
     for i, (old, new) in enumerate(zip(gaps, filled, strict=True)):
