@@ -417,6 +417,22 @@ def test_what_is_kept_is_the_moving_average(decay, monkeypatch) -> None:
     assert (average == seen[-1]) == (decay == 0)
 
 
+class Counts(Drift):
+    """Drift with a buffer that every training step changes, as a batch norm's moments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def loss(self, x, context=None):
+        self.seen += 1
+        return super().loss(x)
+
+
+def test_the_averages_buffers_are_the_last() -> None:
+    assert fit(Counts(), REAL, settings=settings(max_steps=6, validate_every=6, ema_decay=0.3)).density.seen == 6
+
+
 @pytest.mark.parametrize(
     ("what", "words"),
     [

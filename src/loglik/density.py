@@ -10,13 +10,22 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from enum import Enum
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-__all__ = ["Bound", "Density", "StandardNormal", "check_levels", "draw_weights", "embed", "expand_context"]
+__all__ = [
+    "Bound",
+    "Density",
+    "StandardNormal",
+    "check_levels",
+    "conditioned",
+    "draw_weights",
+    "embed",
+    "expand_context",
+]
 
 
 class Bound(str, Enum):
@@ -146,6 +155,11 @@ def embed(network: nn.Module | None, context: Tensor | None) -> Tensor | None:
     if context is None:
         raise ValueError("this density is p(x | context): pass a context, one row for each example")
     return network(context)
+
+
+def conditioned(network: nn.Module, x: Tensor, context: Tensor | None) -> Any:
+    """What a network makes of x, and of the context where there is one."""
+    return network(x) if context is None else network(x, context)
 
 
 def expand_context(context: Tensor | None, samples: int) -> Tensor | None:

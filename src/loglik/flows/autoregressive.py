@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from loglik.density import conditioned
 from loglik.flows.maps import Map
 from loglik.networks.dropout import expect_rows
 from loglik.networks.masked import MaskedMLP
@@ -49,7 +50,7 @@ class MaskedAutoregressive(Transform):
         return (self._at_once if self.inverse else self._in_steps)(z, context)[0]
 
     def _at_once(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Float[Tensor, " B"]]:
-        raw = self.network(x) if context is None else self.network(x, context)
+        raw = conditioned(self.network, x, context)
         z, log_slope = self.map.encode(x.T.contiguous(), raw.T.reshape(x.shape[1], -1, len(x)))
         return z.T, log_slope.sum(0)
 
@@ -87,7 +88,7 @@ class _Passes:
     def outputs(self) -> Float[Tensor, "P B"]:
         at, dims = len(self.columns), self.zeros.shape[1]
         x = torch.cat([torch.stack(self.columns, 1), self.zeros[:, at:]], dim=1) if self.columns else self.zeros
-        raw = self.network(x) if self.context is None else self.network(x, self.context)
+        raw = conditioned(self.network, x, self.context)
         return raw.unflatten(1, (dims, -1))[:, at].T
 
     def append(self, x: Float[Tensor, " B"]) -> None:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from loglik.density import conditioned
 from loglik.flows.maps import Map
 from loglik.networks.dropout import expect_rows
 from loglik.transforms.base import Transform
@@ -50,16 +51,13 @@ class Coupling(Transform):
         m = len(self.moved)
         if x.dim() == 2:  # events last, so that what the map does runs along contiguous memory
             rows = x.T.contiguous()
-            raw = self._raw(rows.index_select(0, self.kept).T, context)
+            raw = conditioned(self.network, rows.index_select(0, self.kept).T, context)
             y, log_slope = move(rows.index_select(0, self.moved), raw.T.reshape(m, -1, len(x)))
             return rows.index_copy(0, self.moved, y).T, log_slope.sum(0)
-        raw = self._raw(x.index_select(1, self.kept), context)
+        raw = conditioned(self.network, x.index_select(1, self.kept), context)
         chosen = x.index_select(1, self.moved)
         y, log_slope = move(chosen.flatten(0, 1), raw.reshape(len(x) * m, -1, *x.shape[2:]))
         return x.index_copy(1, self.moved, y.view(chosen.shape)), log_slope.reshape(len(x), -1).sum(1)
-
-    def _raw(self, given: Tensor, context: Tensor | None) -> Tensor:
-        return self.network(given) if context is None else self.network(given, context)
 
     def encode(
         self, x: Float[Tensor, "B D *N"], context: Float[Tensor, "B *E"] | None = None

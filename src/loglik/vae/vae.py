@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from loglik.density import Bound, Density, StandardNormal, draw_weights, embed
+from loglik.density import Bound, Density, StandardNormal, conditioned, draw_weights, embed
 from loglik.transforms import Transform
 from loglik.vae.observation import Observation, widened
 from loglik.vae.vamp import VampPrior
@@ -195,8 +195,7 @@ class VAE(Density):
         return outputs.flatten(1) if self.offset is None else widened(outputs).flatten(1) + self.offset
 
     def _call(self, network: nn.Module, x: Tensor, context: Tensor | None) -> Any:
-        vector = embed(self.context, context)
-        return network(x) if vector is None else network(x, vector)
+        return conditioned(network, x, embed(self.context, context))
 
     # ---- the density
 
