@@ -222,7 +222,9 @@ def test_a_staircase_by_halves_is_a_linear_map():
     def apply(h, raw, bias):
         return outputs_first(h, raw * stairs.to(raw.dtype), bias, reach)
 
-    agrees_with_float64(apply, [torch.randn(256, 128), torch.randn(301, 128), torch.randn(301)], "_HalvesBackward")
+    agrees_with_float64(
+        apply, [torch.randn(256, 128), torch.randn(301, 128), torch.randn(301)], "_OutputsFirstBackward"
+    )
 
 
 @pytest.mark.parametrize("order", ["rows", "columns", "part"])

@@ -39,4 +39,6 @@ class Conditioner(MLP):
 
     def forward(self, x: Float[Tensor, "B ..."], context: Float[Tensor, "B E"] | None = None) -> Float[Tensor, "B O"]:
         h = x.flatten(1) if context is None else torch.cat([x.flatten(1), context], dim=1)
-        return outputs_first(self.body(h), self.output.weight, self.output.bias).T
+        for layer in self.body:
+            h = outputs_first(h, layer.weight, layer.bias).T if isinstance(layer, nn.Linear) else layer(h)
+        return outputs_first(h, self.output.weight, self.output.bias).T

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 __all__ = ["Linear", "outputs_first", "product"]
 
 AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-FEWEST = 2**22  # multiplications, below which calling oneDNN takes longer than it saves
+FEWEST = 2**20  # multiplications, below which calling oneDNN takes longer than it saves
 
 
 class Linear(nn.Linear):
@@ -33,16 +33,16 @@ class Linear(nn.Linear):
 def outputs_first(
     h: Float[Tensor, "B I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"], reach: Sequence[int] | None = None
 ) -> Float[Tensor, "O B"]:
-    """W hᵀ + b: `F.linear` with its result in memory outputs first.
+    """W hᵀ + b: `F.linear` with its result in memory outputs first. It is fastest where h, too, is features first.
 
     Row o of W is zero from column `reach[o]` on, if `reach` is given; it never falls. Most of those zeros are then not
     multiplied, and get no gradient.
     """
-    if reach is not None and weight.numel() * len(h) >= FEWEST and _is_ours(h):
-        half = len(weight) // 2
-        columns = min(h.shape[1], -(-reach[half - 1] // 16) * 16)  # 16: whole vectors
-        return _Halves.apply(h, weight, bias, half, columns)
-    return product(weight, h) + bias.unsqueeze(1)
+    if weight.numel() * len(h) < FEWEST or not _is_ours(h):
+        return torch.addmm(bias.unsqueeze(1), weight, h.t())
+    half = 0 if reach is None else len(weight) // 2
+    columns = min(h.shape[1], -(-reach[half - 1] // 16) * 16) if reach is not None else 0  # 16: whole vectors
+    return _OutputsFirst.apply(h, weight, bias, half, columns)
 
 
 def product(
@@ -84,14 +84,21 @@ class _Product(torch.autograd.Function):
         )
 
 
-class _Halves(torch.autograd.Function):
-    """W hᵀ + b where the first rows of W read the first columns only: more parts would be slower for their size."""
+class _OutputsFirst(torch.autograd.Function):
+    """W hᵀ + b where the first rows of W, if `half` is not 0, read the first columns only.
+
+    Two parts for a staircase: more would be slower for their size. Products are so turned that the factor which comes
+    first, and is copied if its memory is not in order, is the smaller one.
+    """
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor, half: int, columns: int) -> Tensor:
         ctx.half, ctx.columns = half, columns
         ctx.save_for_backward(h, weight)
-        y, bias = h.new_empty(len(weight), len(h)), bias.unsqueeze(1)
+        bias = bias.unsqueeze(1)
+        if not half:
+            return product(weight, h).add_(bias)
+        y = h.new_empty(len(weight), len(h))
         torch.add(product(weight[:half, :columns], h[:, :columns]), bias[:half], out=y[:half])
         torch.add(product(weight[half:], h), bias[half:], out=y[half:])
         return y
@@ -100,12 +107,17 @@ class _Halves(torch.autograd.Function):
     def backward(ctx: Any, to_y: Tensor) -> tuple[Tensor | None, ...]:
         h, weight = ctx.saved_tensors
         half, columns = ctx.half, ctx.columns
-        to_first = product(weight[:half, :columns].t(), to_y[:half].t())  # transposed, as the first factor is copied
-        to_rest = product(weight[half:].t(), to_y[half:].t())
-        to_h = torch.cat([to_rest[:columns] + to_first, to_rest[columns:]]).t().contiguous()
-        first = product(to_y[:half], h[:, :columns].t())
-        first = F.pad(first, (0, h.shape[1] - columns))
-        return to_h, torch.cat([first, product(to_y[half:], h.t())]), to_y.sum(1), None, None
+        to_h = product(weight[half:].t(), to_y[half:].t()) if ctx.needs_input_grad[0] else None
+        to_weight = product(to_y[half:], h.t())
+        if half:
+            first = product(to_y[:half], h[:, :columns].t())
+            to_weight = torch.cat([F.pad(first, (0, h.shape[1] - columns)), to_weight])
+            if to_h is not None:
+                to_first = product(weight[:half, :columns].t(), to_y[:half].t())
+                to_h = torch.cat([to_h[:columns] + to_first, to_h[columns:]])
+        if to_h is not None:
+            to_h = to_h.t().contiguous() if h.is_contiguous() else to_h.t()
+        return to_h, to_weight, to_y.sum(1), None, None
 
 
 def _is_ours(x: Tensor) -> bool:

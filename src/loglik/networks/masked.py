@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from loglik.networks.dropout import FadingDropout
-from loglik.networks.linear import outputs_first, product
+from loglik.networks.linear import outputs_first
 
 __all__ = ["MaskedMLP", "Walk"]
 
@@ -36,7 +36,7 @@ class _Staircase(nn.Module):
         return self.weight * self.mask.to(self.weight.dtype)
 
     def forward(self, h: Float[Tensor, "B I"]) -> Float[Tensor, "B O"]:
-        return product(h, self.masked_weight(), self.bias)
+        return outputs_first(h, self.masked_weight(), self.bias).T
 
 
 class MaskedMLP(nn.Module):
