@@ -40,7 +40,7 @@ def rational_quadratic_spline(
     derivatives; zeros give the identity. Every operation on them then runs along contiguous memory.
     """
     with torch.autocast(x.device.type, enabled=False):  # parameters stay in x's precision
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        if torch._C._are_functorch_transforms_active():
             return _spline(x, raw.to(x.dtype), bound, inverse)[:2]
         return _Spline.apply(x, raw.to(x.dtype), bound, inverse)
 
@@ -192,13 +192,13 @@ def _gradients(
     reached = ((f.k + 1).unsqueeze(1) - row).clamp_(0, 1)  # whether a bin is the number's or below it, 1 or 0
     below, here = reached[:, 1:], reached[:, :-1] - reached[:, 1:]
     by_raw = f.k.new_empty(len(f.k), parameters_per_dim(bins), f.k.shape[1])
-    terms = by_raw[:, : 2 * bins].unflatten(1, (2, bins))
-    torch.addcmul(_by_row(mean * -f.per), below.unsqueeze(1), _by_row(by_low * (free * f.per)), out=terms)
+    terms, knots = by_raw[:, : 2 * bins].unflatten(1, (2, bins)), by_raw[:, 2 * bins :]
+    terms.copy_(_by_row(mean * -f.per)).addcmul_(below.unsqueeze(1), _by_row(by_low * (free * f.per)))
     terms.mul_(f.weights).addcmul_(here.unsqueeze(1), _by_row(by_own))
-    softplus_slope = 1 - torch.exp2(LOG2_E * (MIN_DERIVATIVE - f.derivatives))
-    by_knots = torch.stack([by_d_low, by_d_high]) * softplus_slope
-    torch.mul(here[:, 1:], by_knots[0].unsqueeze(1), out=by_raw[:, 2 * bins :])
-    by_raw[:, 2 * bins :].addcmul_(here[:, :-1], by_knots[1].unsqueeze(1))
+    # stacked anew: the compiler overwrites a part that was saved while it still needs the whole (torch 2.13)
+    softplus_slope = 1 - torch.exp2(LOG2_E * (MIN_DERIVATIVE - torch.stack([d_low, d_high])))
+    by_lower, by_upper = (torch.stack([by_d_low, by_d_high]) * softplus_slope).unsqueeze(2).unbind()
+    knots.zero_().addcmul_(here[:, 1:], by_lower).addcmul_(here[:, :-1], by_upper)
     return (to_x if inverse else by_x) + outside, by_raw
 
 
