@@ -15,9 +15,12 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from loglik.networks.threads import threads_for
+
 __all__ = ["Linear", "outputs_first", "product"]
 
 AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+SMALL = 2**23  # up to which one thread is as fast as two that must be woken
 FEWEST = 2**20  # multiplications, below which calling oneDNN takes longer than it saves
 
 
@@ -57,7 +60,8 @@ def product(
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if not (weight.is_contiguous() or weight.t().is_contiguous()):  # for a part oneDNN has no fast kernel
         weight = weight.contiguous()
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    with threads_for(x.numel() * len(weight), SMALL):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 # what the compiler sees of it: oneDNN's operation itself it takes with weights that never change only
@@ -96,28 +100,30 @@ class _OutputsFirst(torch.autograd.Function):
         ctx.half, ctx.columns = half, columns
         ctx.save_for_backward(h, weight)
         bias = bias.unsqueeze(1)
-        if not half:
-            return product(weight, h).add_(bias)
-        y = h.new_empty(len(weight), len(h))
-        torch.add(product(weight[:half, :columns], h[:, :columns]), bias[:half], out=y[:half])
-        torch.add(product(weight[half:], h), bias[half:], out=y[half:])
-        return y
+        with threads_for(h.numel() * len(weight), SMALL):
+            if not half:
+                return product(weight, h).add_(bias)
+            y = h.new_empty(len(weight), len(h))
+            torch.add(product(weight[:half, :columns], h[:, :columns]), bias[:half], out=y[:half])
+            torch.add(product(weight[half:], h), bias[half:], out=y[half:])
+            return y
 
     @staticmethod
     def backward(ctx: Any, to_y: Tensor) -> tuple[Tensor | None, ...]:
         h, weight = ctx.saved_tensors
         half, columns = ctx.half, ctx.columns
-        to_h = product(weight[half:].t(), to_y[half:].t()) if ctx.needs_input_grad[0] else None
-        to_weight = product(to_y[half:], h.t())
-        if half:
-            first = product(to_y[:half], h[:, :columns].t())
-            to_weight = torch.cat([F.pad(first, (0, h.shape[1] - columns)), to_weight])
+        with threads_for(h.numel() * len(weight), SMALL):
+            to_h = product(weight[half:].t(), to_y[half:].t()) if ctx.needs_input_grad[0] else None
+            to_weight = product(to_y[half:], h.t())
+            if half:
+                first = product(to_y[:half], h[:, :columns].t())
+                to_weight = torch.cat([F.pad(first, (0, h.shape[1] - columns)), to_weight])
+                if to_h is not None:
+                    to_first = product(weight[:half, :columns].t(), to_y[:half].t())
+                    to_h = torch.cat([to_h[:columns] + to_first, to_h[columns:]])
             if to_h is not None:
-                to_first = product(weight[:half, :columns].t(), to_y[:half].t())
-                to_h = torch.cat([to_h[:columns] + to_first, to_h[columns:]])
-        if to_h is not None:
-            to_h = to_h.t().contiguous() if h.is_contiguous() else to_h.t()
-        return to_h, to_weight, to_y.sum(1), None, None
+                to_h = to_h.t().contiguous() if h.is_contiguous() else to_h.t()
+            return to_h, to_weight, to_y.sum(1), None, None
 
 
 def _is_ours(x: Tensor) -> bool:

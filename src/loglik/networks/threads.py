@@ -13,12 +13,12 @@ SMALL = 2**24  # multiplications, below which waking other threads takes longer 
 
 
 @contextmanager
-def threads_for(multiplications: int) -> Iterator[None]:
-    """For a loop whose every step makes this many multiplications: one thread if that is few, and all again after it.
+def threads_for(multiplications: int, small: int = SMALL) -> Iterator[None]:
+    """For operations that each make this many multiplications: one thread if that is few, and all again after them.
 
-    A step of generation is a handful of small products; each would wake the threads and wait for them.
+    Each would wake the threads and wait for them; a step of generation is a handful of small products.
     """
-    if torch.compiler.is_compiling() or multiplications > SMALL:
+    if torch.compiler.is_compiling() or multiplications > small:
         yield
         return
     threads = torch.get_num_threads()
