@@ -80,12 +80,9 @@ class Continuous(Transform):
     def _with_trace(
         self, x: Tensor, t: float, context: Tensor | None, directions: Tensor
     ) -> tuple[Tensor, Float[Tensor, " B"]]:
-        def along(direction: Tensor) -> tuple[Tensor, Tensor]:
-            value, derivative, *_ = torch.func.jvp(lambda y: self._velocity(y, t, context), (x,), (direction,))
-            return value, derivative
-
-        values, derivatives = torch.vmap(along, randomness="same")(directions)
-        return values[0], (derivatives * directions).sum((0, 2))
+        value, pull = torch.func.vjp(lambda y: self._velocity(y, t, context), x)
+        (rows,) = torch.vmap(pull)(directions)
+        return value, (rows * directions).sum((0, 2))
 
     def decode(self, z: Float[Tensor, "B D"], context: Float[Tensor, "B E"] | None = None) -> Float[Tensor, "B D"]:
         for number in reversed(range(self.steps)):
