@@ -1,6 +1,7 @@
 """fit: it learns, it repeats itself, it survives being killed, and it stops when it should."""
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -577,3 +578,60 @@ def test_two_ranks_are_as_good_as_one(tmp_path) -> None:
     torch.testing.assert_close(first["scores"], one["scores"], rtol=0, atol=1e-6)
     assert first["timed"] == second["timed"] > 5
     assert (tmp_path / "two" / "run" / "model.safetensors").is_file()
+
+
+COMPILED = """
+import torch
+from torch import nn
+import loglik
+from loglik.density import Density
+
+
+class Pair(torch.autograd.Function):  # saves a tensor and a part of it, and needs both
+    @staticmethod
+    def forward(ctx, x):
+        pair = torch.stack([x.sin(), x.cos()]) * 2
+        first, part = pair.unbind()
+        ctx.save_for_backward(pair, part)
+        return first * part
+
+    @staticmethod
+    def backward(ctx, to_y):
+        pair, part = ctx.saved_tensors
+        scaled = part * to_y
+        row = torch.arange(7.0).unsqueeze(1)
+        return scaled.cumsum(1) + (row * (pair.exp() * scaled)[1].unsqueeze(1)).sum(1)
+
+
+class Odd(Density):
+    event_shape = (32,)
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.linspace(1, 2, 32))
+
+    def log_prob(self, x, context=None, *, samples=1):
+        return -Pair.apply(x * self.scale).square().sum(1)
+
+    def sample(self, n, context=None):
+        return torch.zeros(n, 32)
+
+
+weights = []
+for compile in (False, True):
+    density = Odd()
+    loglik.fit(density, torch.randn(64, 32, generator=torch.Generator().manual_seed(0)), max_steps=3, compile=compile,
+               learning_rate=0.1, gradient_clip=1e9, optimizer="sgd", warmup=0, progress=False)
+    weights.append(density.scale.detach())
+torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-4)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled_training_is_training():
+    """With a gradient that torch's compiler gets wrong if it may write over saved tensors."""
+    source = Path(__file__).parent.parent / "src"
+    environment = {**os.environ, "PYTHONPATH": str(source)}
+    done = subprocess.run([sys.executable, "-c", COMPILED], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -80,7 +80,7 @@ class Continuous(Transform):
     def _with_trace(
         self, x: Tensor, t: float, context: Tensor | None, directions: Tensor
     ) -> tuple[Tensor, Float[Tensor, " B"]]:
-        value, pull = torch.func.vjp(lambda y: self._velocity(y, t, context), x)
+        value, pull = torch.func.vjp(lambda y: self._velocity(y, t, context), x)[:2]
         (rows,) = torch.vmap(pull)(directions)
         return value, (rows * directions).sum((0, 2))
 

@@ -13,12 +13,14 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch._functorch.config
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from safetensors.torch import load_file
@@ -111,7 +113,7 @@ def fit(
         trainer = _Trainer(fabric, built, data, settings, path)
         start = time.perf_counter()
         if trainer.trainable:
-            with progress_bar(name or type(built).__name__, progress and fabric.is_global_zero) as bar:
+            with progress_bar(name or type(built).__name__, progress and fabric.is_global_zero) as bar, _careful():
                 trainer.run(bar, resume)
         else:
             trainer.count()
@@ -147,6 +149,11 @@ def _end_processes() -> None:
     """End the group while Python still runs: a thread of it that lets go of a tensor later aborts the process."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def _careful() -> AbstractContextManager[None]:
+    """Keep the compiler from writing over saved tensors: of some it needs the whole after writing over a part."""
+    return torch._functorch.config.patch(donated_buffer=False)  # type: ignore[attr-defined,no-any-return]
 
 
 def _multiplies_bf16(accelerator: str) -> bool:
