@@ -12,8 +12,9 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -151,9 +152,15 @@ def _end_processes() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _careful() -> AbstractContextManager[None]:
-    """Keep the compiler from writing over saved tensors: of some it needs the whole after writing over a part."""
-    return torch._functorch.config.patch(donated_buffer=False)  # type: ignore[attr-defined,no-any-return]
+@contextmanager
+def _careful() -> Iterator[None]:
+    """Keep the compiler from writing over saved tensors: of some it needs the whole after writing over a part.
+
+    And from warnings about its own code.
+    """
+    with warnings.catch_warnings(), torch._functorch.config.patch(donated_buffer=False):  # type: ignore[attr-defined]
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\._inductor")
+        yield
 
 
 def _multiplies_bf16(accelerator: str) -> bool:
