@@ -24,7 +24,7 @@ from loglik.flows.spline import parameters_per_dim
 from loglik.networks import MLP, CausalTransformer, ResidualMLP
 from loglik.training import NotFinite, TrainingSettings, checkpoint, fit, loop
 from loglik.transforms import Standardise
-from loglik.vae import Categorical
+from loglik.vae import Categorical, Gaussian, Objective
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 2, size=200)
@@ -389,6 +389,29 @@ def test_early_stopping_keeps_the_best_weights() -> None:
     assert -(run.density.weight.item() ** 2) == pytest.approx(nats[0], rel=1e-6)
     patient = fit(Drift(), REAL, settings=settings(max_steps=30, validate_every=2, patience=0))
     assert patient.steps == 30
+
+
+def test_early_stopping_waits_for_a_warm_up() -> None:
+    """While the KL's weight rises, a worse likelihood says nothing yet; through a flow over the VAE, too."""
+
+    class Warming(Drift):
+        @property
+        def warming_up(self):
+            return self.weight.item() < 0.1
+
+    rate = 0.01  # ten steps of warm-up, then validations at steps 10, 12 and 14
+    run = fit(
+        Warming(),
+        REAL,
+        settings=settings(max_steps=100, validate_every=2, patience=3, ema_decay=0.0, learning_rate=rate, warmup=0),
+    )
+    assert 14 <= run.steps <= 18, run.steps
+    observation = Gaussian((2,))
+    parts = MLP(2, 2, (8,)), MLP(1, observation.outputs, (8,)), observation
+    whole = loglik.Flow([Standardise((2,))], loglik.VAE(*parts, latent=1, objective=Objective(warmup=3)))
+    for steps, warming in ((2, True), (1, False)):
+        fit(whole, REAL, settings=settings(max_steps=steps))
+        assert whole.warming_up is warming
 
 
 def test_a_run_killed_when_its_patience_ends_stays_ended(tmp_path, monkeypatch) -> None:

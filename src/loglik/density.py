@@ -75,6 +75,11 @@ class Density(nn.Module, ABC):
         r"""Whether $\exp(\text{log\_prob}(x))$ averages to $p(x)$, so that several may be averaged as weights."""
         return self.bound is Bound.EXACT
 
+    @property
+    def warming_up(self) -> bool:
+        """Whether `loss` is not yet what it will be, as in a KL's warm-up: early stopping waits for its end."""
+        return False
+
     @abstractmethod
     def log_prob(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1

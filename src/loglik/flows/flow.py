@@ -48,6 +48,10 @@ class Flow(Density):
         return Bound.weakest(self.base.bound, *(transform.bound for transform in self.transforms))
 
     @property
+    def warming_up(self) -> bool:
+        return self.base.warming_up
+
+    @property
     def importance_weighted(self) -> bool:
         estimated = any(transform.bound is Bound.ESTIMATE for transform in self.transforms)
         return self.base.importance_weighted and not estimated

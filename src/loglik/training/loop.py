@@ -335,7 +335,7 @@ class _Trainer:
             self.best_nats, self.best_step, self.worse = nats, self.step, 0
             self.best = {k: v.detach().clone() for k, v in judged.state_dict().items()}
             self.best_scores = scores
-        else:
+        elif not self.density.warming_up:
             behind = self.best_scores - scores
             error = behind.std().item() / math.sqrt(len(behind)) if len(behind) > 1 else math.inf
             self.worse += int(behind.mean().item() > error)

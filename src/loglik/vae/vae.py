@@ -134,6 +134,10 @@ class VAE(Density):
         return Bound.weakest(Bound.LOWER, self.prior.bound)
 
     @property
+    def warming_up(self) -> bool:
+        return int(self.trained) < self.objective.warmup
+
+    @property
     def importance_weighted(self) -> bool:
         return self.prior.importance_weighted
 
