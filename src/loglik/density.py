@@ -101,6 +101,10 @@ class Density(nn.Module, ABC):
         """Set what depends on data (a mean, a histogram, a bias) from training data, before the first step."""
         return None
 
+    def progress(self, part: float) -> None:
+        """Take note of how much of the training is done, from 0 to 1: `fit` tells before each step."""
+        return None
+
     def calibrate(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
         """Set what is fitted to held-out data (a temperature) from the validation split, after the last step."""
         return None

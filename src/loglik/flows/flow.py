@@ -51,6 +51,9 @@ class Flow(Density):
     def warming_up(self) -> bool:
         return self.base.warming_up
 
+    def progress(self, part: float) -> None:
+        self.base.progress(part)
+
     @property
     def importance_weighted(self) -> bool:
         estimated = any(transform.bound is Bound.ESTIMATE for transform in self.transforms)

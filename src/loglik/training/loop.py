@@ -238,6 +238,7 @@ class _Trainer:
                 group["lr"] = rate
             _seed(_mix(settings.seed, self.step, fabric.global_rank), fabric.device)
             self.density.train()
+            self.density.progress(part)
             x, y = self._batch(rows)
             event, context = arguments(self.density, x, y)
             value = module(event, context)

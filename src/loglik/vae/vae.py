@@ -26,13 +26,14 @@ class Objective:
     r"""What training minimises instead of the ELBO alone; `log_prob` never knows of it.
 
     $-\mathbb E_q[\log p(x \mid z)] + w \sum_d \max(\lambda, \mathrm{KL}_d)$, with
-    $w = \beta \min(1, n / \text{warmup})$ at training step n.
+    $w = \beta \min(1, \max(n / \text{warmup}, 4 t))$ at step n, after the part t of a `fit`.
 
     Attributes:
         beta: β (Higgins et al. 2017).
         free_bits: λ in nats a latent dimension, over the batch's mean (Kingma et al. 2016, section 4); where the KL is
             sampled its dimensions cannot be told apart, and λL bounds their sum.
-        warmup: training steps in which the KL's weight rises from 0 (Sønderby et al. 2016).
+        warmup: training steps in which the KL's weight rises from 0 (Sønderby et al. 2016), at most a quarter of a
+            `fit`.
 
     Raises ValueError for a negative number.
     """
@@ -87,6 +88,7 @@ class VAE(Density):
 
     offset: Tensor | None
     trained: Tensor
+    part: Tensor
 
     def __init__(
         self,
@@ -128,6 +130,7 @@ class VAE(Density):
             prior.bind(self._component)
         self.register_buffer("offset", torch.zeros(observation.outputs) if observation.adds_marginal else None)
         self.register_buffer("trained", torch.zeros((), dtype=torch.int64))  # steps, for the warm-up
+        self.register_buffer("part", torch.zeros(()), persistent=False)  # of a `fit`
 
     @property
     def bound(self) -> Bound:
@@ -135,7 +138,10 @@ class VAE(Density):
 
     @property
     def warming_up(self) -> bool:
-        return int(self.trained) < self.objective.warmup
+        return int(self.trained) < self.objective.warmup and self.part.item() < 0.25
+
+    def progress(self, part: float) -> None:
+        self.part.fill_(part)
 
     @property
     def importance_weighted(self) -> bool:
@@ -238,7 +244,7 @@ class VAE(Density):
         if not self.training or not self.objective.warmup:
             return self.objective.beta
         self.trained += 1
-        return self.objective.beta * (self.trained / self.objective.warmup).clamp_max(1.0)
+        return self.objective.beta * torch.maximum(self.trained / self.objective.warmup, 4 * self.part).clamp_max(1.0)
 
     def terms(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
