@@ -1,15 +1,12 @@
 """The networks: shapes, starts, and attention against its formula."""
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from alone import run_alone
 from loglik.networks import MLP, CausalTransformer, ResidualMLP
 from loglik.networks.linear import outputs_first, product
 
@@ -47,11 +44,7 @@ assert called.count(torch.ops.loglik.linear.default) == 3  # forward, and both g
 
 
 def test_large_linear_maps_compile_to_one_graph():
-    """In a process of its own: the compiler cannot trace through the checks on signatures."""
-    source = Path(__file__).parent.parent / "src"
-    words = [sys.executable, "-c", COMPILED]
-    done = subprocess.run(words, env={**os.environ, "PYTHONPATH": str(source)}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_alone("-c", COMPILED)
 
 
 def test_an_mlps_norms_are_their_formulas(float64):

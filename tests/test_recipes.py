@@ -1,15 +1,13 @@
 """Every recipe through the shared density suite, and what recipes themselves promise."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import densities
+from alone import run_alone
 from densities import (
     CASES,
     CHECKS,
@@ -123,14 +121,7 @@ def test_recipes_tell_their_options():
 
 
 def compiled(backend: str, family: str, spec: str, *more: str) -> None:
-    path = os.pathsep.join([str(HERE.parent / "src"), str(HERE)])
-    done = subprocess.run(
-        [sys.executable, HERE / "densities.py", backend, family, spec, *more],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_alone(HERE / "densities.py", backend, family, spec, *more)
 
 
 @pytest.mark.parametrize("family", ["autoregressive", "diffusion"])

@@ -92,15 +92,15 @@ def _spline(x: Tensor, raw: Tensor, bound: float, inverse: bool) -> tuple[Tensor
     k, per = found.to(x.dtype), per.transpose(0, 1)
     at = torch.add(torch.arange(n, device=x.device), found.long(), alpha=n)
     first = torch.arange(m, device=x.device).unsqueeze(1)
-    bin = torch.add(at, first, alpha=2 * bins * n)
-    bin = torch.stack([bin, bin + bins * n])
-    own = _take(weights, bin) * (free * per)
+    in_bins = torch.add(at, first, alpha=2 * bins * n)
+    in_bins = torch.stack([in_bins, in_bins + bins * n])
+    own = _take(weights, in_bins) * (free * per)
     size = own + least
-    low = _take(ends, bin) * per - size
-    knot = torch.add(at, first, alpha=raw.shape[1] * n) + (2 * bins - 1) * n
-    knot = torch.stack([knot, (knot + n).clamp_max(raw.numel() - 1)])
-    inner = torch.stack([k, bins - 1 - k]).clamp_max(1)  # 0 at the interval's own ends, where the derivative is 1
-    derivatives = MIN_DERIVATIVE + F.softplus(_take(raw, knot) * inner + UNIT_DERIVATIVE)
+    low = _take(ends, in_bins) * per - size
+    in_knots = torch.add(at, first, alpha=raw.shape[1] * n) + (2 * bins - 1) * n
+    in_knots = torch.stack([in_knots, (in_knots + n).clamp_max(raw.numel() - 1)])
+    inner = torch.stack([k, bins - 1 - k]).clamp_max(1)  # 0 at the interval's ends: what was read there is another's
+    derivatives = MIN_DERIVATIVE + F.softplus(_take(raw, in_knots) * inner + UNIT_DERIVATIVE)
     (x_low, y_low), (width, height), (d_low, d_high) = low.unbind(), size.unbind(), derivatives.unbind()
     slope = height / width
     curve = torch.sub(d_low + d_high, slope, alpha=2)

@@ -20,7 +20,7 @@ from loglik.networks.threads import threads_for
 __all__ = ["Linear", "outputs_first", "product"]
 
 AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-SMALL = 2**23  # up to which one thread is as fast as two that must be woken
+SMALL = 2**23  # multiplications, up to which one thread is as fast as two that must be woken
 FEWEST = 2**20  # multiplications, below which calling oneDNN takes longer than it saves
 
 

@@ -14,7 +14,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -114,7 +114,8 @@ def fit(
         trainer = _Trainer(fabric, built, data, settings, path)
         start = time.perf_counter()
         if trainer.trainable:
-            with progress_bar(name or type(built).__name__, progress and fabric.is_global_zero) as bar, _careful():
+            careful = _careful_compiler() if settings.compile else nullcontext()
+            with careful, progress_bar(name or type(built).__name__, progress and fabric.is_global_zero) as bar:
                 trainer.run(bar, resume)
         else:
             trainer.count()
@@ -153,7 +154,7 @@ def _end_processes() -> None:
 
 
 @contextmanager
-def _careful() -> Iterator[None]:
+def _careful_compiler() -> Iterator[None]:
     """Keep the compiler from writing over saved tensors: of some it needs the whole after writing over a part.
 
     And from warnings about its own code.

@@ -138,7 +138,7 @@ class VAE(Density):
 
     @property
     def warming_up(self) -> bool:
-        return int(self.trained) < self.objective.warmup and self.part.item() < 0.25
+        return self.objective.warmup > 0 and self._warmth().item() < 1
 
     def progress(self, part: float) -> None:
         self.part.fill_(part)
@@ -244,7 +244,11 @@ class VAE(Density):
         if not self.training or not self.objective.warmup:
             return self.objective.beta
         self.trained += 1
-        return self.objective.beta * torch.maximum(self.trained / self.objective.warmup, 4 * self.part).clamp_max(1.0)
+        return self.objective.beta * self._warmth().clamp_max(1.0)
+
+    def _warmth(self) -> Tensor:
+        """How much of the warm-up is done: all of it from 1 on."""
+        return torch.maximum(self.trained / self.objective.warmup, 4 * self.part)
 
     def terms(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
