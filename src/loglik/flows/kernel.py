@@ -1,0 +1,111 @@
+"""The spline and its gradient as one pass each, by `native/spline.c`: tensor operations take sixty.
+
+The library is made when the package is installed, if there is a C compiler then (`hatch_build.py`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+__all__ = ["Constants", "fits", "gradient", "spline"]
+
+WIDTH, MOST_BINS = 16, 64  # as in spline.c
+SMALL = 2**22  # parameters, up to which starting threads takes longer than what they save
+
+
+class Constants(ctypes.Structure):
+    """What is the same for all numbers."""
+
+    _fields_ = [
+        *[(name, ctypes.c_float) for name in ("bound", "least", "free", "min_derivative", "unit_derivative")],
+        ("bins", ctypes.c_int),
+        ("inverse", ctypes.c_int),
+    ]
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    path = Path(__file__).with_name("native") / "spline.so"
+    if not path.is_file():
+        return None
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError:  # made for another machine
+        return None
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    given = (ctypes.POINTER(Constants), pointer, pointer, number, number, number, number)
+    library.loglik_spline.argtypes = (*given, pointer, pointer)
+    library.loglik_spline_gradient.argtypes = (*given, pointer, pointer, pointer, pointer)
+    library.loglik_spline.restype = library.loglik_spline_gradient.restype = None
+    return library
+
+
+def fits(x: Tensor, raw: Tensor) -> bool:
+    """Whether the kernel can do it: float32 on a processor, and nobody who wants to see tensor operations."""
+    return (
+        not torch.compiler.is_compiling()
+        and x.dtype == raw.dtype == torch.float32
+        and x.device.type == "cpu"
+        and raw.shape[1] < 3 * MOST_BINS
+        and _library() is not None
+        and not is_in_torch_dispatch_mode()
+    )
+
+
+def spline(
+    s: Constants, x: Float[Tensor, "M N"], raw: Float[Tensor, "M P N"]
+) -> tuple[Float[Tensor, "M N"], Float[Tensor, "M N"]]:
+    """The map and its log-slope."""
+    n, x, raw = x.shape[1], _wide(x).contiguous(), _in_order(_wide(raw))
+    y, log_slope = torch.empty_like(x), torch.empty_like(x)
+    _in_threads("loglik_spline", s, x, raw, y, log_slope)
+    return y[:, :n], log_slope[:, :n]
+
+
+def gradient(
+    s: Constants,
+    x: Float[Tensor, "M N"],
+    raw: Float[Tensor, "M P N"],
+    to_y: Float[Tensor, "M N"],
+    to_log_slope: Float[Tensor, "M N"],
+) -> tuple[Float[Tensor, "M N"], Float[Tensor, "M P N"]]:
+    """The gradients by x and by raw."""
+    n, raw = x.shape[1], _in_order(_wide(raw))
+    x, to_y, to_log_slope = (_wide(part).contiguous() for part in (x, to_y, to_log_slope))
+    to_x, to_raw = torch.empty_like(x), x.new_empty(raw.shape)
+    _in_threads("loglik_spline_gradient", s, x, raw, to_y, to_log_slope, to_x, to_raw)
+    return to_x[:, :n], to_raw[:, :, :n]
+
+
+def _wide(t: Tensor) -> Tensor:
+    missing = WIDTH - t.shape[-1]
+    return F.pad(t, (0, missing)) if missing > 0 else t
+
+
+def _in_order(raw: Tensor) -> Tensor:
+    return raw if raw.stride()[1:] == (raw.shape[2], 1) else raw.contiguous()
+
+
+def _in_threads(name: str, s: Constants, x: Tensor, raw: Tensor, *others: Tensor) -> None:
+    """Call it with the rows of M shared out; it holds no lock of Python's."""
+    call, (m, n), stride = getattr(_library(), name), x.shape, raw.stride(0)
+    pointers = [t.data_ptr() for t in others]
+    threads = min(m, torch.get_num_threads()) if raw.numel() > SMALL else 1
+
+    def part(number: int) -> None:
+        rows = m * number // threads, m * (number + 1) // threads
+        call(s, x.data_ptr(), raw.data_ptr(), stride, *rows, n, *pointers)
+
+    if threads == 1:
+        return part(0)
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(part, range(threads)))
