@@ -29,6 +29,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 RESULTS = HERE / "RESULTS.md"
 PEERS = ROOT / ".venv-peers"
+PROCESSORS = len(os.sched_getaffinity(0))
 WORKLOADS = (
     "classifier", "resnet", "autoregressive", "generation", "flow", "flow_table", "vae", "diffusion", "unet",
 )  # fmt: skip
@@ -40,7 +41,7 @@ the rounds, the smallest, the largest. `against the fastest peer` is the fastest
 above 1 the row is faster. GFLOP/s counts matrix products, convolutions and attention, and its share is of the rate that
 one large matrix product reaches on the machine in the same run and precision, with the same threads. On a machine that
 others use too, `make bench ARGS="--threads 1"`: threads that wait for one another lose far more to a neighbour than a
-thread alone.
+thread alone. Sections with fewer threads than processors stand beside the others.
 """
 
 
@@ -185,7 +186,7 @@ def section(workload: str, rounds: int, threads: int, peers: str) -> str:
     )
     width = "1 thread" if threads == 1 else f"{threads} threads"
     lines = [
-        f"## {module.TITLE}",
+        f"## {module.TITLE}" + (f", {width}" if threads < PROCESSORS else ""),
         "",
         f"{shapes[0].upper()}{shapes[1:]}.",
         "",
@@ -214,14 +215,19 @@ def machine() -> str:
 
 
 def write(sections: dict[str, str], path: Path = RESULTS) -> None:
-    """Replace the sections measured now and keep the others, in the order of WORKLOADS."""
-    marks = {name: f"<!-- {name} -->\n" for name in WORKLOADS}
+    """Replace the sections measured now and keep the others, in the order of WORKLOADS.
+
+    A section's name is its workload's, followed by the number of threads if these were fewer than the processors.
+    """
     kept = {}
     if path.is_file():
-        parts = re.split(r"^<!-- (\w+) -->\n", path.read_text(), flags=re.MULTILINE)
+        parts = re.split(r"^<!-- (\w+(?: \d+)?) -->\n", path.read_text(), flags=re.MULTILINE)
         kept = dict(zip(parts[1::2], parts[2::2], strict=True))
     kept |= {name: text + "\n" for name, text in sections.items()}
-    body = "".join(marks[name] + kept[name] for name in WORKLOADS if name in kept)
+    names = sorted(
+        kept, key=lambda name: (WORKLOADS.index(name.split()[0]), name)
+    )  # the sections of fewer threads last
+    body = "".join(f"<!-- {name} -->\n{kept[name]}" for name in names)
     path.write_text(f"{INTRODUCTION}\n{body.rstrip()}\n")
 
 
@@ -229,7 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=WORKLOADS, help="measure one workload and keep the others' results")
     parser.add_argument("--rounds", type=int, default=15, help="timed runs of each operation and side")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each side")
+    parser.add_argument("--threads", type=int, default=PROCESSORS, help="of each side")
     parser.add_argument("--nanogpt", metavar="PATH", help="the folder with nanoGPT's model.py; or set NANOGPT")
     arguments = parser.parse_args()
     if arguments.nanogpt:
@@ -237,7 +243,8 @@ def main() -> None:
     peers = peers_python()
     for name in [arguments.only] if arguments.only else WORKLOADS:
         text = section(name, arguments.rounds, arguments.threads, peers)
-        write({name: text})
+        fewer = arguments.threads < PROCESSORS
+        write({f"{name} {arguments.threads}" if fewer else name: text})
         print(text, flush=True)
 
 

@@ -60,7 +60,8 @@ def test_one_section_is_replaced_and_the_others_stay(run, tmp_path):
     path = tmp_path / "RESULTS.md"
     run.write({"flow": "## Flow\n\nold\n"}, path)
     run.write({"vae": "## VAE\n\nnumbers\n"}, path)
+    run.write({"flow 1": "## Flow, 1 thread\n\nsingle\n"}, path)
     run.write({"flow": "## Flow\n\nnew\n"}, path)
     text = path.read_text()
     assert text.count("# Speed\n") == 1 and "old" not in text
-    assert text.index("new") < text.index("numbers")
+    assert text.index("new") < text.index("single") < text.index("numbers")
