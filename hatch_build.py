@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sysconfig
@@ -12,21 +13,27 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-shared", "-fPIC"]
+X86 = {
+    "avx512": ["-DWIDTH=16", "-mavx512f", "-mavx512dq", "-mavx512vl", "-mfma"],
+    "avx2": ["-DWIDTH=8", "-mavx2", "-mfma"],
+}
 
 
 class Kernel(BuildHookInterface):
-    """`spline.c` to `spline.so` beside it: plain C, so one for all versions of Python and of torch."""
+    """`spline.c` to a library for each kind of processor: plain C, so the same for all versions of Python and torch."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        source = Path(self.root, "src", "loglik", "flows", "native", "spline.c")
-        target = source.with_suffix(".so")
-        target.unlink(missing_ok=True)
+        folder = Path(self.root, "src", "loglik", "flows", "native")
+        for old in folder.glob("*.so"):
+            old.unlink()
         compiler = next(filter(None, map(shutil.which, [os.environ.get("CC", ""), "cc", "gcc", "clang"])), None)
         if compiler is None:
             return self.app.display_warning("no C compiler: splines run as tensor operations")
-        made = subprocess.run([compiler, *FLAGS, "-o", target, source], capture_output=True, text=True)
-        if made.returncode:
-            return self.app.display_warning(f"splines run as tensor operations: {compiler} says {made.stderr.strip()}")
-        platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        kinds = X86 if platform.machine() in ("x86_64", "AMD64") else {"other": []}
+        for kind, flags in kinds.items():
+            command = [compiler, *FLAGS, *flags, "-o", folder / f"spline.{kind}.so", folder / "spline.c"]
+            made = subprocess.run(command, capture_output=True, text=True)
+            if made.returncode:
+                return self.app.display_warning(f"splines run as tensor operations: {compiler} says {made.stderr}")
         build_data["pure_python"] = False
-        build_data["tag"] = f"py3-none-{platform}"
+        build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"

@@ -8,10 +8,12 @@ import torch
 from loglik.flows import kernel, rational_quadratic_spline
 from loglik.flows.spline import _spline, parameters_per_dim
 
+CAPABILITY = torch.backends.cpu.get_cpu_capability()
 made = pytest.mark.skipif(kernel._library() is None, reason="there was no C compiler when loglik was installed")
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+@pytest.mark.skipif(CAPABILITY not in ("AVX2", "AVX512"), reason="of x86 processors, none is made for older ones")
 def test_the_kernel_is_there_where_a_compiler_is():
     """Else every other test here would be skipped unseen: reinstall (`make setup`), and read what pip says."""
     assert kernel._library() is not None
@@ -40,7 +42,17 @@ def by_kernel(x, raw, inverse):
     return rational_quadratic_spline(x, raw, bound=3.0, inverse=inverse)
 
 
+@pytest.fixture(params=["AVX2", "AVX512"] if CAPABILITY == "AVX512" else [CAPABILITY])
+def each_library(request, monkeypatch):
+    """The kernel for this processor, and those for lesser ones."""
+    kernel._library.cache_clear()
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: request.param)
+    yield
+    kernel._library.cache_clear()
+
+
 @made
+@pytest.mark.usefixtures("each_library")
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize(("m", "bins", "n"), [(3, 8, 64), (2, 2, 16), (5, 5, 37), (1, 8, 1), (7, 3, 15), (1, 64, 33)])
 def test_the_kernel_is_the_formula(m, bins, n, inverse):

@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 __all__ = ["Constants", "fits", "gradient", "spline"]
 
-WIDTH, MOST_BINS = 16, 64  # as in spline.c
+MOST_BINS = 64  # as in spline.c
+WIDTH = 16  # events, the fewest for every processor's
 SMALL = 2**22  # parameters, up to which starting threads takes longer than what they save
 
 
@@ -34,12 +35,10 @@ class Constants(ctypes.Structure):
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    path = Path(__file__).with_name("native") / "spline.so"
-    if not path.is_file():
-        return None
+    kind = {"AVX512": "avx512", "AVX2": "avx2"}.get(torch.backends.cpu.get_cpu_capability(), "other")
     try:
-        library = ctypes.CDLL(str(path))
-    except OSError:  # made for another machine
+        library = ctypes.CDLL(str(Path(__file__).with_name("native") / f"spline.{kind}.so"))
+    except OSError:  # there is none, or it is for another system
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     given = (ctypes.POINTER(Constants), pointer, pointer, number, number, number, number)

@@ -1,18 +1,15 @@
-/* The monotonic rational-quadratic spline and its gradient in float32: the formulas of spline.py for 16 events at a
-   time, whose intermediate numbers never leave the processor.
+/* The monotonic rational-quadratic spline and its gradient in float32: the formulas of spline.py for WIDTH events at a
+   time, whose intermediate numbers never leave the processor. In the vector arithmetic that gcc and clang have for all.
 
    x (M, N); raw (M, P, N), `stride` numbers from one of M to the next; K bins, P = 3 K - 1. */
 
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__)
-#define FOR_EACH_PROCESSOR __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define FOR_EACH_PROCESSOR
+#ifndef WIDTH
+#define WIDTH 4 /* numbers that one instruction takes */
 #endif
 #define INLINE static inline __attribute__((always_inline))
-#define WIDTH 16
 #define MOST 64 /* bins */
 #define LOG2_E 1.44269504088896341f
 
@@ -134,7 +131,6 @@ INLINE void find(const Spline *s, V x, const float *raw, int64_t n, Found *f) {
     f->steep = f->numerator * part * part;
 }
 
-FOR_EACH_PROCESSOR
 static void encode(const Spline *s, const float *x, const float *raw, int64_t n, float *y, float *log_slope) {
     Found f;
     V before = load(x);
@@ -145,7 +141,6 @@ static void encode(const Spline *s, const float *x, const float *raw, int64_t n,
     store(log_slope, s->inverse ? -log : log);
 }
 
-FOR_EACH_PROCESSOR
 static void gradient(const Spline *s, const float *x, const float *raw, int64_t n, const float *to_y,
                      const float *to_log_slope, float *to_x, float *to_raw) {
     Found f;
@@ -183,7 +178,7 @@ static void gradient(const Spline *s, const float *x, const float *raw, int64_t 
     }
 }
 
-/* Rows `first` to `last` of M, where N is at least 16. The last events of a row that do not fill a vector are computed
+/* Rows `first` to `last` of M, where N is at least WIDTH. The last events of a row that do not fill a vector are computed
    together with some before them, which then are computed twice. */
 void loglik_spline(const Spline *s, const float *x, const float *raw, int64_t stride, int64_t first, int64_t last,
                    int64_t n, float *y, float *log_slope) {
