@@ -356,6 +356,7 @@ def test_data_that_the_run_cannot_take(runs, data) -> None:
         (("--model", "flow", "--set", "width=abc"), "width must be a whole number above 0, got 'abc'"),
         (("--model", "flow", "--set", "depth=2.5"), "depth must be a whole number above 0, got 2.5"),
         (("--model", "flow", "--set", "bins=0"), "bins must be a whole number above 0, got 0"),
+        (("--model", "vae", "--set", "kl_warmup=-1"), "kl_warmup must be a whole number, not below 0, got -1"),
         (("--model", "flow", "--set", "dropout=much"), "dropout must be a number, got 'much'"),
         (("--model", "flow", "--set", "conditional=maybe"), "conditional must be true or false, got 'maybe'"),
         (("--model", "flow", "--set", "size=3"), "size must be a text, got 3"),

@@ -111,6 +111,12 @@ def test_sizes(family):
             build(family, spec, size="huge")
 
 
+def test_a_warm_up_can_be_turned_off():
+    spec = DataSpec(kind="array", event_shape=(3,))
+    assert not build("vae", spec, kl_warmup=0).warming_up
+    assert build("vae", spec, kl_warmup=5).warming_up
+
+
 def test_recipes_tell_their_options():
     assert recipe("flow").options["conditional"] is False
     for name, entry in RECIPES.items():

@@ -55,6 +55,8 @@ def check_options(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> No
         if name == "dropout":
             right = type(value) in (int, float) and 0 <= value < 1
             words = "from 0 to below 1" if type(value) in (int, float) else "a number"
+        elif name == "kl_warmup":
+            right, words = type(value) is int and value >= 0, "a whole number, not below 0"
         elif default is None or type(default) is int:
             right, words = type(value) is int and value > 0, "a whole number above 0"
         elif type(default) is float:
