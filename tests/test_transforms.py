@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loglik.density import Bound
-from loglik.transforms import Dequantize, Jitter, Logit, Reshape, Scale, SoftTails, Standardise
+from loglik.transforms import Dequantize, Jitter, Logit, PartialOut, Reshape, Scale, SoftTails, Standardise
 
 
 def jacobian_log_det(transform, x, context=None):
@@ -29,10 +29,24 @@ def standardise() -> Standardise:
     return transform
 
 
+def shares(n: int = 400) -> torch.Tensor:
+    """Two columns apart, a third that is the rest to 1 up to 1e-3, a fourth that is twice the first up to 1e-4."""
+    x = torch.randn(n, 4)
+    x[:, 2] = 1 - x[:, 0] - x[:, 1] + 1e-3 * torch.randn(n)
+    x[:, 3] = 2 * x[:, 0] + 1e-4 * torch.randn(n)
+    return x
+
+
+def partial_out() -> PartialOut:
+    transform = PartialOut(4)
+    transform.initialise(shares())
+    return transform
+
+
 @pytest.mark.parametrize(
     "build",
-    [lambda: Scale(-0.25, 3.0), lambda: Logit(), lambda: Logit(0.2), standardise],
-    ids=["scale", "logit", "logit wide", "standardise"],
+    [lambda: Scale(-0.25, 3.0), lambda: Logit(), lambda: Logit(0.2), standardise, partial_out],
+    ids=["scale", "logit", "logit wide", "standardise", "partial out"],
 )
 def test_log_det_is_the_jacobians_and_decode_inverts(float64, build):
     transform, x = build(), torch.rand(6, 4)
@@ -95,6 +109,39 @@ def test_a_column_of_outliers_is_scaled_by_its_quartiles():
     z, _ = transform.encode(x)
     assert 0.8 < z[:7, 1].std() < 1.3 and z[:, 0].std() == pytest.approx(1, abs=1e-2)
     assert SoftTails().encode(z)[0].abs().max() < 60
+
+
+def test_columns_that_others_determine_become_their_residuals():
+    x, transform = shares(2000), partial_out()
+    z, log_det = transform.encode(x)
+    assert torch.equal(z[:, :2], x[:, :2])
+    torch.testing.assert_close(z[:, 2:].std(0), torch.ones(2), atol=0.1, rtol=0)
+    assert (torch.corrcoef(z.T) - torch.eye(4)).abs().max() < 0.1
+    assert log_det[0].item() == pytest.approx(-math.log(1e-3) - math.log(1e-4), abs=0.2)
+    torch.testing.assert_close(transform.decode(z), x, atol=1e-5, rtol=0)
+
+
+def test_columns_that_others_do_not_determine_stay():
+    spread = torch.randn(400, 1)
+    loose = torch.cat([spread, spread + 0.1 * torch.randn(400, 1)], 1)
+    outlier = torch.randn(400, 2)
+    outlier[3] = 1e6  # explains the one column by the other, but no other row
+    constant = torch.cat([torch.full((400, 1), 7.0), torch.randn(400, 1), torch.zeros(400, 1)], 1)
+    few = shares(30)
+    for x in (loose, outlier, constant, few):
+        transform = PartialOut(x.shape[1])
+        transform.initialise(x)
+        z, log_det = transform.encode(x)
+        assert torch.equal(z, x) and not log_det.any()
+
+
+def test_a_column_that_is_there_thrice_stays_finite():
+    x = torch.randn(300, 1).expand(-1, 3).contiguous()
+    transform = PartialOut(3)
+    transform.initialise(x)
+    z, log_det = transform.encode(x)
+    assert z.abs().max() < 10 and log_det[0].item() == pytest.approx(-2 * math.log(1e-5), rel=1e-2)
+    torch.testing.assert_close(transform.decode(z), x, atol=1e-5, rtol=0)
 
 
 def test_soft_tails_keep_the_middle_and_decode_what_is_far():

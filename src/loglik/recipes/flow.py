@@ -26,7 +26,7 @@ from loglik.flows import (
 )
 from loglik.recipes.recipe import Recipe, from_zero, label_embedding, pick
 from loglik.recipes.vectors import refuse_text, to_vector
-from loglik.transforms import Dequantize, Jitter, Logit, Scale, SoftTails, Transform
+from loglik.transforms import Dequantize, Jitter, Logit, PartialOut, Scale, SoftTails, Transform
 
 __all__ = ["FLOW"]
 
@@ -65,7 +65,7 @@ def build(
     if spec.levels is not None:
         transforms += [Scale(1 / spec.levels), Logit()]
     else:
-        transforms.append(SoftTails())
+        transforms += [PartialOut(spec.dims), SoftTails()]
     marginals = Spline(bins if spec.levels else 16, INTERVAL)
     reads_label = from_zero(nn.Linear(context, spec.dims * marginals.parameters)) if conditional else None
     transforms.append(Elementwise(spec.dims, marginals, network=reads_label))

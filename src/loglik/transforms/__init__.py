@@ -3,6 +3,7 @@
 from loglik.transforms.affine import Scale, Standardise
 from loglik.transforms.base import Transform
 from loglik.transforms.bins import Bins
+from loglik.transforms.collinear import PartialOut
 from loglik.transforms.dequantize import Dequantize
 from loglik.transforms.jitter import Jitter
 from loglik.transforms.logit import Logit
@@ -17,6 +18,7 @@ __all__ = [
     "Standardise",
     "Jitter",
     "Logit",
+    "PartialOut",
     "Permute",
     "Reshape",
     "SoftTails",
