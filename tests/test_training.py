@@ -392,6 +392,21 @@ def test_early_stopping_keeps_the_best_weights() -> None:
     assert patient.steps == 30
 
 
+def test_early_stopping_is_for_overfitting_only() -> None:
+    """Where training is worse too, as in a rough stretch of steps that are too long, it may come back."""
+
+    class Lost(Drift):
+        steps = 0
+
+        def loss(self, x, context=None):
+            self.steps += 1
+            return super().loss(x, context) + self.steps
+
+    chosen = settings(max_steps=30, validate_every=2, patience=3, ema_decay=0.0)
+    run = fit(Lost(), REAL, settings=chosen)
+    assert run.steps == 30 and run.history[-1]["validation_nats"] < run.history[0]["validation_nats"]
+
+
 def test_early_stopping_waits_for_a_warm_up() -> None:
     """While the KL's weight rises, a worse likelihood says nothing yet; a VAE tells, under a flow too."""
 

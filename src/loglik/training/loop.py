@@ -205,7 +205,7 @@ class _Trainer:
         self.every = settings.validate_every or max(25, min(500, self.steps_per_epoch))
         self.by_time = settings.max_time is not None and settings.validate_every is None
         self.step, self.elapsed, self.next_mark = 0, 0.0, 0.0
-        self.best_nats, self.best_step, self.worse = -math.inf, -1, 0
+        self.best_nats, self.best_train, self.best_step, self.worse = -math.inf, -math.inf, -1, 0
         self.best: dict[str, Tensor] = {}
         self.best_scores = torch.empty(0)
         self.history: list[dict[str, float]] = []
@@ -334,10 +334,10 @@ class _Trainer:
         row = (self.step, self.elapsed, -loss / count, nats, rate, norm / count)
         self.history.append(dict(zip(runs.METRICS, row, strict=True)))
         if nats > self.best_nats:
-            self.best_nats, self.best_step, self.worse = nats, self.step, 0
+            self.best_nats, self.best_train, self.best_step, self.worse = nats, -loss / count, self.step, 0
             self.best = {k: v.detach().clone() for k, v in judged.state_dict().items()}
             self.best_scores = scores
-        elif not self.density.warming_up:
+        elif not self.density.warming_up and -loss / count > self.best_train:  # else it is no overfitting
             behind = self.best_scores - scores
             error = behind.std().item() / math.sqrt(len(behind)) if len(behind) > 1 else math.inf
             self.worse += int(behind.mean().item() > error)
@@ -354,6 +354,7 @@ class _Trainer:
             "step": self.step,
             "elapsed": self.elapsed,
             "best_nats": self.best_nats,
+            "best_train": self.best_train,
             "best_step": self.best_step,
             "worse": self.worse,
             "history": self.history,

@@ -38,8 +38,8 @@ class TrainingSettings:
         weight_decay: on matrices; biases, norms and other vectors are spared.
         gradient_clip: the largest gradient norm, in nats per dimension of the event.
         ema_decay: of the moving average of the weights, which is what validation sees and what is kept; 0 for none.
-        patience: validations that are worse than the best, by more than the standard error of the difference, before
-            training stops; 0 never stops early.
+        patience: validations that are worse than the best, by more than the standard error of the difference, while
+            training is better than it was then, before training stops; 0 never stops early.
         validate_every: steps between validations; an epoch, but 25 to 500 steps, if None. With `max_time` alone,
             validations come at 25 even times instead.
         seed: fixes the initial weights of a named model, the order of the data and the noise.
