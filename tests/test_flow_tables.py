@@ -1,5 +1,7 @@
 """Flows on hostile tables: whatever the columns hold, training ends in finite numbers, or says at once why not."""
 
+import math
+
 import numpy as np
 import polars as pl
 import pytest
@@ -117,3 +119,16 @@ def test_rows_are_scored_in_the_inputs_order(tmp_path):
     truth = run.density.log_prob(torch.from_numpy(fresh)).detach().double()
     torch.testing.assert_close(torch.tensor(scores["nats"].to_list(), dtype=torch.float64), truth, rtol=1e-4, atol=1e-4)
     assert scores["nats"].arg_min() == 17 and abs(result.nats - scores["nats"].mean()) < 1e-6
+
+
+def test_shares_that_add_up_are_learned_as_such():
+    """Two columns apart and the rest to 1, up to 1e-3: near the entropy at once, and samples add up too."""
+
+    def shares(n):
+        x = torch.randn(n, 2)
+        return torch.cat([x, 1 - x.sum(1, keepdim=True) + 1e-3 * torch.randn(n, 1)], 1)
+
+    run = loglik.fit("flow", shares(600), width=16, depth=2, max_steps=60, progress=False)
+    truth = -3 * 0.5 * math.log(2 * math.pi * math.e) - math.log(1e-3)
+    assert truth - 0.4 < run.density.log_prob(shares(1000)).mean().item() < truth + 0.2
+    assert (run.density.sample(200).sum(1) - 1).abs().median() < 5e-3
