@@ -42,7 +42,7 @@ INLINE V all(float x) { return x - (V){0}; }
 INLINE V larger(V x, V y) { return CHOOSE(x < y, y, x); }
 INLINE V smaller(V x, V y) { return CHOOSE(x > y, y, x); }
 
-/* 2^x for x <= 0 */
+/* 2^x for x <= 0 (Cephes) */
 INLINE V power_of_2(V x) {
     x = larger(x, all(-126));
     W whole = WHOLE(x - 0.5f); /* the nearest one, towards zero */
