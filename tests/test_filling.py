@@ -134,3 +134,16 @@ def test_runs_that_cannot_fill_are_one_line(table, tmp_path):
     array = loglik.fit("independent", np.random.default_rng(0).normal(size=(30, 2)), progress=False)
     with pytest.raises(ValueError, match="fill takes tables, and this run's data are"):
         fill_table(array, whole, tmp_path / "no.csv")
+
+
+def test_what_the_rest_of_a_row_determines_is_filled_with_it():
+    """Two totals, both missing or one: drawing one after the other from their marginals would find neither."""
+    x = torch.randn(500, 4)
+    x[:, 2] = x[:, 0] + x[:, 1] + 1e-3 * torch.randn(500)
+    x[:, 3] = 0.5 * x[:, 2] + 1e-3 * torch.randn(500)
+    density = loglik.fit("flow", x, width=16, depth=2, max_steps=20, progress=False).density
+    missing = torch.zeros(60, 4, dtype=torch.bool)
+    missing[:40, 2], missing[20:, 3] = True, True
+    filled = fill(density, x[:60], missing)
+    assert torch.equal(filled[~missing], x[:60][~missing])
+    assert (filled - x[:60])[missing].abs().max() < 0.02

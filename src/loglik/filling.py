@@ -20,6 +20,7 @@ from loglik.diffusion import Diffusion
 from loglik.flows import Flow
 from loglik.latents import EACH_ALONE, Latents
 from loglik.runs import Run
+from loglik.transforms import PartialOut, Transform
 
 __all__ = ["fill", "fill_table"]
 
@@ -85,7 +86,7 @@ def _weighted(density: Density, x: Tensor, missing: Tensor, sweeps: int = 20, dr
     high = torch.where(whole, known.amax(0).double(), torch.inf)
     marginals = Independent((x.shape[1],), whole.tolist()).to(x.device)
     marginals.initialise(known)
-    filled = torch.where(missing, known[torch.randint(len(known), (len(x),))], x)
+    filled = torch.where(missing, _start(density, x, missing, known[torch.randint(len(known), (len(x),))]), x)
     for _ in range(sweeps):
         for d in missing.any(0).nonzero().flatten().tolist():
             for rows in missing[:, d].nonzero().flatten().split(AT_ONCE // (draws + 1)):
@@ -97,6 +98,24 @@ def _weighted(density: Density, x: Tensor, missing: Tensor, sweeps: int = 20, dr
                 chosen = log_weight.view(draws + 1, -1).T.softmax(1).multinomial(1).squeeze(1)
                 filled[rows, d] = each[:, d].view(draws + 1, -1)[chosen, torch.arange(len(rows))]
     return filled
+
+
+def _start(density: Density, x: Tensor, missing: Tensor, sample: Tensor) -> Tensor:
+    """A sample, with what the rest of a row determines put right: of two such columns, both missing, Gibbs sampling
+    would move neither.
+    """
+    before: list[Transform] = []
+    for transform in density.transforms if isinstance(density, Flow) else ():
+        if isinstance(transform, PartialOut):
+            inside, like = x, sample
+            for each in before:
+                inside, like = each.encode(inside)[0], each.encode(like)[0]
+            start = transform.complete(inside, missing, like)
+            for each in reversed(before):
+                start = each.decode(start)
+            return start.to(x.dtype)
+        before.append(transform)
+    return sample
 
 
 def fill_table(run: Run, table: Path, out: Path, *, seed: int = 0) -> int:

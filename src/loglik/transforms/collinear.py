@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from loglik.transforms.base import Transform, zeros
@@ -72,6 +72,17 @@ class PartialOut(Transform):
             residual = z * self.scale + self.shift
             matrix = torch.eye(len(self.scale), dtype=z.dtype, device=z.device) - self.weights.to(z.dtype)
             return torch.linalg.solve_triangular(matrix, residual.T, upper=False, unitriangular=True).T
+
+    def complete(
+        self, x: Float[Tensor, "B D"], missing: Bool[Tensor, "B D"], like: Float[Tensor, "B D"]
+    ) -> Float[Tensor, "B D"]:
+        """Rows whose missing values are those of `like`, but where a column is determined by the values before it."""
+        residual = self.encode(like)[0] * self.scale + self.shift
+        columns: list[Tensor] = []
+        for d in range(x.shape[1]):
+            known = torch.stack(columns, 1) @ self.weights[d, :d].to(x.dtype) if d else 0.0
+            columns.append(torch.where(missing[:, d], residual[:, d] + known, x[:, d]))
+        return torch.stack(columns, 1)
 
 
 def _spread(x: Float[Tensor, "N D"]) -> Float[Tensor, " D"]:
