@@ -9,14 +9,14 @@ from loglik.flows import kernel, rational_quadratic_spline
 from loglik.flows.spline import _spline, parameters_per_dim
 
 CAPABILITY = torch.backends.cpu.get_cpu_capability()
-made = pytest.mark.skipif(kernel._library() is None, reason="there was no C compiler when loglik was installed")
+made = pytest.mark.skipif(kernel.LIBRARY is None, reason="there was no C compiler when loglik was installed")
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 @pytest.mark.skipif(CAPABILITY not in ("AVX2", "AVX512"), reason="of x86 processors, none is made for older ones")
 def test_the_kernel_is_there_where_a_compiler_is():
     """Else every other test here would be skipped unseen: reinstall (`make setup`), and read what pip says."""
-    assert kernel._library() is not None
+    assert kernel.LIBRARY is not None
 
 
 def numbers(m: int, bins: int, n: int, scale: float = 1.0):
@@ -45,10 +45,8 @@ def by_kernel(x, raw, inverse):
 @pytest.fixture(params=["AVX2", "AVX512"] if CAPABILITY == "AVX512" else [CAPABILITY])
 def each_library(request, monkeypatch):
     """The kernel for this processor, and those for lesser ones."""
-    kernel._library.cache_clear()
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: request.param)
-    yield
-    kernel._library.cache_clear()
+    monkeypatch.setattr(kernel, "LIBRARY", kernel._load())
 
 
 @made
@@ -143,7 +141,7 @@ def test_without_the_kernel_operations_give_the_same(monkeypatch):
     for inverse in (False, True):
         here = outputs_and_gradients(ours, x, raw, weights, inverse)
         with monkeypatch.context() as patch:
-            patch.setattr(kernel, "_library", lambda: None)
+            patch.setattr(kernel, "LIBRARY", None)
             without = outputs_and_gradients(ours, x, raw, weights, inverse)
         for one, other in zip(here, without, strict=True):
             torch.testing.assert_close(one, other, atol=2e-4, rtol=2e-4)
@@ -158,3 +156,16 @@ def test_float64_half_and_other_transforms_take_operations():
     each = torch.func.vmap(lambda x, raw: rational_quadratic_spline(x, raw, bound=3.0))
     y, _ = each(x.expand(2, 1, 5), raw.expand(2, 1, 11, 5))
     torch.testing.assert_close(y[0], by_kernel(x, raw, False)[0], atol=1e-5, rtol=1e-5)
+
+
+@made
+def test_the_compiler_sees_what_the_kernel_gives():
+    """Shapes and strides that it is told are those that come; few events too, whose rows are made longer inside."""
+    for n in (5, 40):
+        x, raw, weights = numbers(2, 4, n)
+        constants = [3.0, 6e-3, 6 - 4 * 6e-3, 1e-3, 0.54]
+        for op, given in (
+            (kernel._spline_compiled, (x, raw)),
+            (kernel._gradient_compiled, (x, raw, *weights)),
+        ):
+            torch.library.opcheck(op, (*given, constants, False), test_utils=("test_schema", "test_faketensor"))

@@ -6,8 +6,8 @@ The library is made when the package is installed, if there is a C compiler then
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -16,14 +16,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-__all__ = ["Constants", "fits", "gradient", "spline"]
+__all__ = ["fits", "gradient", "spline"]
 
 MOST_BINS = 64  # as in spline.c
 WIDTH = 16  # events, the fewest for every processor's
 SMALL = 2**22  # parameters, up to which starting threads takes longer than what they save
 
 
-class Constants(ctypes.Structure):
+class _Constants(ctypes.Structure):
     """What is the same for all numbers."""
 
     _fields_ = [
@@ -33,56 +33,88 @@ class Constants(ctypes.Structure):
     ]
 
 
-@cache
-def _library() -> ctypes.CDLL | None:
+def _load() -> ctypes.CDLL | None:
     kind = {"AVX512": "avx512", "AVX2": "avx2"}.get(torch.backends.cpu.get_cpu_capability(), "other")
     try:
         library = ctypes.CDLL(str(Path(__file__).with_name("native") / f"spline.{kind}.so"))
     except OSError:  # there is none, or it is for another system
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    given = (ctypes.POINTER(Constants), pointer, pointer, number, number, number, number)
+    given = (ctypes.POINTER(_Constants), pointer, pointer, number, number, number, number)
     library.loglik_spline.argtypes = (*given, pointer, pointer)
     library.loglik_spline_gradient.argtypes = (*given, pointer, pointer, pointer, pointer)
     library.loglik_spline.restype = library.loglik_spline_gradient.restype = None
     return library
 
 
+LIBRARY = _load()
+
+
 def fits(x: Tensor, raw: Tensor) -> bool:
     """Whether the kernel can do it: float32 on a processor, and nobody who wants to see tensor operations."""
     return (
-        not torch.compiler.is_compiling()
+        LIBRARY is not None
         and x.dtype == raw.dtype == torch.float32
         and x.device.type == "cpu"
         and raw.shape[1] < 3 * MOST_BINS
-        and _library() is not None
-        and not is_in_torch_dispatch_mode()
+        and (torch.compiler.is_compiling() or not is_in_torch_dispatch_mode())
     )
 
 
 def spline(
-    s: Constants, x: Float[Tensor, "M N"], raw: Float[Tensor, "M P N"]
+    x: Float[Tensor, "M N"], raw: Float[Tensor, "M P N"], constants: Sequence[float], inverse: bool
 ) -> tuple[Float[Tensor, "M N"], Float[Tensor, "M N"]]:
-    """The map and its log-slope."""
-    n, x, raw = x.shape[1], _wide(x).contiguous(), _in_order(_wide(raw))
-    y, log_slope = torch.empty_like(x), torch.empty_like(x)
-    _in_threads("loglik_spline", s, x, raw, y, log_slope)
-    return y[:, :n], log_slope[:, :n]
+    """The map and its log-slope. The constants are those of spline.c, in its order."""
+    call = _spline_compiled if torch.compiler.is_compiling() else _spline
+    return call(x, raw, constants, inverse)
 
 
 def gradient(
-    s: Constants,
     x: Float[Tensor, "M N"],
     raw: Float[Tensor, "M P N"],
     to_y: Float[Tensor, "M N"],
     to_log_slope: Float[Tensor, "M N"],
+    constants: Sequence[float],
+    inverse: bool,
 ) -> tuple[Float[Tensor, "M N"], Float[Tensor, "M P N"]]:
     """The gradients by x and by raw."""
+    call = _gradient_compiled if torch.compiler.is_compiling() else _gradient
+    return call(x, raw, to_y, to_log_slope, constants, inverse)
+
+
+def _spline(x: Tensor, raw: Tensor, constants: Sequence[float], inverse: bool) -> tuple[Tensor, Tensor]:
+    n, x, raw = x.shape[1], _wide(x).contiguous(), _in_order(_wide(raw))
+    y, log_slope = torch.empty_like(x), torch.empty_like(x)
+    _in_threads("loglik_spline", constants, inverse, x, raw, y, log_slope)
+    return y[:, :n], log_slope[:, :n]
+
+
+def _gradient(
+    x: Tensor, raw: Tensor, to_y: Tensor, to_log_slope: Tensor, constants: Sequence[float], inverse: bool
+) -> tuple[Tensor, Tensor]:
     n, raw = x.shape[1], _in_order(_wide(raw))
     x, to_y, to_log_slope = (_wide(part).contiguous() for part in (x, to_y, to_log_slope))
     to_x, to_raw = torch.empty_like(x), x.new_empty(raw.shape)
-    _in_threads("loglik_spline_gradient", s, x, raw, to_y, to_log_slope, to_x, to_raw)
+    _in_threads("loglik_spline_gradient", constants, inverse, x, raw, to_y, to_log_slope, to_x, to_raw)
     return to_x[:, :n], to_raw[:, :, :n]
+
+
+# what the compiler sees of them
+_spline_compiled = torch.library.custom_op(
+    "loglik::spline",
+    lambda *given: tuple(map(torch.Tensor.contiguous, _spline(*given))),
+    mutates_args=(),
+    schema="(Tensor x, Tensor raw, float[] constants, bool inverse) -> (Tensor, Tensor)",
+)
+_spline_compiled.register_fake(lambda x, raw, constants, inverse: (x.new_empty(x.shape), x.new_empty(x.shape)))
+_gradient_compiled = torch.library.custom_op(
+    "loglik::spline_gradient",
+    lambda *given: tuple(map(torch.Tensor.contiguous, _gradient(*given))),
+    mutates_args=(),
+    schema="(Tensor x, Tensor raw, Tensor to_y, Tensor to_log_slope, float[] constants, bool inverse) "
+    "-> (Tensor, Tensor)",
+)
+_gradient_compiled.register_fake(lambda x, raw, *rest: (x.new_empty(x.shape), x.new_empty(raw.shape)))
 
 
 def _wide(t: Tensor) -> Tensor:
@@ -94,9 +126,10 @@ def _in_order(raw: Tensor) -> Tensor:
     return raw if raw.stride()[1:] == (raw.shape[2], 1) else raw.contiguous()
 
 
-def _in_threads(name: str, s: Constants, x: Tensor, raw: Tensor, *others: Tensor) -> None:
+def _in_threads(name: str, constants: Sequence[float], inverse: bool, x: Tensor, raw: Tensor, *others: Tensor) -> None:
     """Call it with the rows of M shared out; it holds no lock of Python's."""
-    call, (m, n), stride = getattr(_library(), name), x.shape, raw.stride(0)
+    s = _Constants(*constants, (raw.shape[1] + 1) // 3, inverse)
+    call, (m, n), stride = getattr(LIBRARY, name), x.shape, raw.stride(0)
     pointers = [t.data_ptr() for t in others]
     threads = min(m, torch.get_num_threads()) if raw.numel() > SMALL else 1
 

@@ -137,7 +137,7 @@ class _Spline(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         if kernel.fits(x, raw):
             ctx.save_for_backward(x, raw)
-            return kernel.spline(_constants(raw, bound, inverse), x, raw)
+            return kernel.spline(x, raw, _constants(raw, bound), inverse)
         with threads_for(PER_PARAMETER * raw.numel()):
             y, log_slope, found = _spline(x, raw, bound, inverse)
         ctx.save_for_backward(x, raw, *found)
@@ -154,7 +154,8 @@ class _Spline(torch.autograd.Function):
             pull = torch.func.vjp(lambda x, raw: _spline(x, raw, ctx.bound, ctx.inverse)[:2], x, raw)[1]
             return *pull((to_y, to_log_slope)), None, None
         if not found:
-            return *kernel.gradient(_constants(raw, ctx.bound, ctx.inverse), x, raw, to_y, to_log_slope), None, None
+            constants = _constants(raw, ctx.bound)
+            return *kernel.gradient(x, raw, to_y, to_log_slope, constants, ctx.inverse), None, None
         with threads_for(PER_PARAMETER * raw.numel()):
             return *_gradients(_Found(*found), to_y, to_log_slope, ctx.bound, ctx.inverse), None, None
 
@@ -217,9 +218,8 @@ def _split(bound: float, bins: int) -> tuple[float, float]:
     return 2 * bound * MIN_BIN, 2 * bound * (1 - MIN_BIN * bins)
 
 
-def _constants(raw: Tensor, bound: float, inverse: bool) -> kernel.Constants:
-    bins = _bins(raw)
-    return kernel.Constants(bound, *_split(bound, bins), MIN_DERIVATIVE, UNIT_DERIVATIVE, bins, inverse)
+def _constants(raw: Tensor, bound: float) -> list[float]:
+    return [bound, *_split(bound, _bins(raw)), MIN_DERIVATIVE, UNIT_DERIVATIVE]
 
 
 def _sums(bound: float, bins: int, like: Tensor) -> Float[Tensor, "K K"]:
