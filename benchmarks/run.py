@@ -224,9 +224,7 @@ def write(sections: dict[str, str], path: Path = RESULTS) -> None:
         parts = re.split(r"^<!-- (\w+(?: \d+)?) -->\n", path.read_text(), flags=re.MULTILINE)
         kept = dict(zip(parts[1::2], parts[2::2], strict=True))
     kept |= {name: text + "\n" for name, text in sections.items()}
-    names = sorted(
-        kept, key=lambda name: (WORKLOADS.index(name.split()[0]), name)
-    )  # the sections of fewer threads last
+    names = sorted(kept, key=lambda name: (WORKLOADS.index(name.split()[0]), name))
     body = "".join(f"<!-- {name} -->\n{kept[name]}" for name in names)
     path.write_text(f"{INTRODUCTION}\n{body.rstrip()}\n")
 

@@ -5,7 +5,8 @@ import shutil
 import pytest
 import torch
 
-from loglik.flows import kernel, rational_quadratic_spline
+from loglik.flows import rational_quadratic_spline
+from loglik.flows import spline_kernel as kernel
 from loglik.flows.spline import _spline, parameters_per_dim
 
 CAPABILITY = torch.backends.cpu.get_cpu_capability()

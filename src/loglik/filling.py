@@ -20,7 +20,7 @@ from loglik.diffusion import Diffusion
 from loglik.flows import Flow
 from loglik.latents import EACH_ALONE, Latents
 from loglik.runs import Run
-from loglik.transforms import PartialOut, Transform
+from loglik.transforms import PartialOut
 
 __all__ = ["fill", "fill_table"]
 
@@ -104,17 +104,12 @@ def _start(density: Density, x: Tensor, missing: Tensor, sample: Tensor) -> Tens
     """A sample, with what the rest of a row determines put right: of two such columns, both missing, Gibbs sampling
     would move neither.
     """
-    before: list[Transform] = []
-    for transform in density.transforms if isinstance(density, Flow) else ():
+    transforms = list(density.transforms) if isinstance(density, Flow) else []
+    for at, transform in enumerate(transforms):
         if isinstance(transform, PartialOut):
-            inside, like = x, sample
-            for each in before:
-                inside, like = each.encode(inside)[0], each.encode(like)[0]
-            start = transform.complete(inside, missing, like)
-            for each in reversed(before):
-                start = each.decode(start)
-            return start.to(x.dtype)
-        before.append(transform)
+            before = Flow(transforms[:at], density)  # for its transforms alone
+            completed = transform.complete(before.encode(x)[0], missing, before.encode(sample)[0])
+            return before.decode(completed).to(x.dtype)
     return sample
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from loglik.flows import kernel
+from loglik.flows import spline_kernel as kernel
 from loglik.networks.threads import threads_for
 
 __all__ = ["parameters_per_dim", "rational_quadratic_spline"]

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from loglik.networks.dispatch import is_plain
 from loglik.networks.threads import threads_for
 
 __all__ = ["Linear", "outputs_first", "product"]
@@ -127,9 +127,4 @@ class _OutputsFirst(torch.autograd.Function):
 
 
 def _is_ours(x: Tensor) -> bool:
-    """What a counter of operations or a transform of functions looks at stays torch's own."""
-    if not AVAILABLE or x.dtype != torch.float32 or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-        return False
-    return torch.compiler.is_compiling() or not (
-        is_in_torch_dispatch_mode() or torch._C._are_functorch_transforms_active()
-    )
+    return AVAILABLE and is_plain(x) and not torch.is_autocast_enabled("cpu")

@@ -331,13 +331,14 @@ class _Trainer:
         scores = log_probs(judged, self.validation, samples=samples, seed=self.settings.seed, fabric=self.fabric)
         nats = scores.mean().item()
         loss, norm, count = sums.tolist()
-        row = (self.step, self.elapsed, -loss / count, nats, rate, norm / count)
+        train = -loss / count
+        row = (self.step, self.elapsed, train, nats, rate, norm / count)
         self.history.append(dict(zip(runs.METRICS, row, strict=True)))
         if nats > self.best_nats:
-            self.best_nats, self.best_train, self.best_step, self.worse = nats, -loss / count, self.step, 0
+            self.best_nats, self.best_train, self.best_step, self.worse = nats, train, self.step, 0
             self.best = {k: v.detach().clone() for k, v in judged.state_dict().items()}
             self.best_scores = scores
-        elif not self.density.warming_up and -loss / count > self.best_train:  # else it is no overfitting
+        elif not self.density.warming_up and train > self.best_train:  # else it is no overfitting
             behind = self.best_scores - scores
             error = behind.std().item() / math.sqrt(len(behind)) if len(behind) > 1 else math.inf
             self.worse += int(behind.mean().item() > error)

@@ -77,12 +77,11 @@ class PartialOut(Transform):
         self, x: Float[Tensor, "B D"], missing: Bool[Tensor, "B D"], like: Float[Tensor, "B D"]
     ) -> Float[Tensor, "B D"]:
         """Rows whose missing values are those of `like`, but where a column is determined by the values before it."""
-        residual = self.encode(like)[0] * self.scale + self.shift
-        columns: list[Tensor] = []
+        weights, rows = self.weights.to(x.dtype), x.clone()
+        residual = like - like @ weights.T
         for d in range(x.shape[1]):
-            known = torch.stack(columns, 1) @ self.weights[d, :d].to(x.dtype) if d else 0.0
-            columns.append(torch.where(missing[:, d], residual[:, d] + known, x[:, d]))
-        return torch.stack(columns, 1)
+            rows[:, d] = torch.where(missing[:, d], residual[:, d] + rows @ weights[d], x[:, d])
+        return rows
 
 
 def _spread(x: Float[Tensor, "N D"]) -> Float[Tensor, " D"]:

@@ -98,18 +98,19 @@ INLINE void find(const Spline *s, V x, const float *raw, int64_t n, Found *f) {
     }
     const float *knots = raw + 2 * bins * n;
     V before = all(0);
-    f->bin = (W){0};
+    for (int of = 0; of < 2; of++) f->low[of] = f->size[of] = knot[of] = all(0);
+    f->bin = (W){0} - 1;
     for (int k = 0; k < bins; k++) {
-        W here = k ? f->x >= end[s->inverse] : f->x == f->x;
+        W here = f->x >= end[s->inverse]; /* in this bin or a higher one */
         V after = k < bins - 1 ? load(knots + k * n) : all(0);
         for (int of = 0; of < 2; of++) {
             V size = s->least + s->free * f->share[of][k];
-            f->low[of] = k ? CHOOSE(here, end[of], f->low[of]) : end[of];
-            f->size[of] = k ? CHOOSE(here, size, f->size[of]) : size;
-            knot[of] = k ? CHOOSE(here, of ? after : before, knot[of]) : of ? after : before;
+            f->low[of] = CHOOSE(here, end[of], f->low[of]);
+            f->size[of] = CHOOSE(here, size, f->size[of]);
+            knot[of] = CHOOSE(here, of ? after : before, knot[of]);
             end[of] += size;
         }
-        f->bin -= k ? here : (W){0}; /* a truth is -1 */
+        f->bin -= here; /* a truth is -1 */
         before = after;
     }
     for (int of = 0; of < 2; of++) f->derivative[of] = s->min_derivative + softplus(knot[of] + s->unit_derivative);

@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from loglik.networks.dispatch import is_plain
 
 __all__ = ["fits", "gradient", "spline"]
 
 MOST_BINS = 64  # as in spline.c
 WIDTH = 16  # events, the fewest for every processor's
-SMALL = 2**22  # parameters, up to which starting threads takes longer than what they save
+SMALL = 2**23  # parameters, up to which starting threads takes longer than what they save
 
 
 class _Constants(ctypes.Structure):
@@ -51,14 +52,8 @@ LIBRARY = _load()
 
 
 def fits(x: Tensor, raw: Tensor) -> bool:
-    """Whether the kernel can do it: float32 on a processor, and nobody who wants to see tensor operations."""
-    return (
-        LIBRARY is not None
-        and x.dtype == raw.dtype == torch.float32
-        and x.device.type == "cpu"
-        and raw.shape[1] < 3 * MOST_BINS
-        and (torch.compiler.is_compiling() or not is_in_torch_dispatch_mode())
-    )
+    """Whether the kernel is there and can do it."""
+    return LIBRARY is not None and raw.shape[1] < 3 * MOST_BINS and is_plain(x) and is_plain(raw)
 
 
 def spline(
