@@ -30,7 +30,8 @@ from torch import Tensor
 import loglik
 from loglik.diffusion import ODE, Denoiser, Diffusion
 from loglik.diffusion.denoiser import to_score
-from loglik.diffusion.likelihood import Model, Reconstruction
+from loglik.diffusion.likelihood import Model
+from loglik.diffusion.reconstruction import Reals
 from loglik.networks import ResidualMLP
 
 
@@ -81,7 +82,7 @@ def ours(diffusion: Diffusion, x: Tensor, likelihood: ODE, count: list[int]) -> 
         count[0] += len(x_t)
         return diffusion.denoiser(x_t, logsnr, context)
 
-    model = Model(diffusion.schedule, Reconstruction(None, 0), counted, None)
+    model = Model(diffusion.schedule, Reals(diffusion.event_shape), counted, None)
     return sum(likelihood.terms(model, x, x, x.new_zeros(len(x))).values())
 
 

@@ -110,3 +110,101 @@ def test_samples_follow_the_tails():
         p = density.log_prob(torch.tensor([[float(value)]])).exp().item()
         share = (drawn == value).double().mean().item()
         assert abs(share - p) < 5 * math.sqrt(p * (1 - p) / 50_000)
+
+
+# ---- by hand
+
+
+def test_codes_are_smoothed_counts_and_nothing_else():
+    """P(k) = (n_k + 1/2) / (N + C/2), in a product over columns; a code that does not exist is refused."""
+    density = Independent((3,), (True, True, True), categories=(2, 3, 1))
+    rows = torch.tensor([[0, 2, 0], [1, 2, 0], [1, 0, 0], [1, 2, 0], [1, 2, 0]]).float()
+    density.initialise(rows)
+    first, second = torch.tensor([1.5, 4.5]).double() / 6, torch.tensor([1.5, 0.5, 4.5]).double() / 6.5
+    p = torch.outer(first, second).flatten()
+    events = torch.cartesian_prod(torch.arange(2.0), torch.arange(3.0), torch.zeros(1))
+    torch.testing.assert_close(density.log_prob(events).exp(), p, rtol=0, atol=1e-9)
+    assert density.discrete
+    drawn = density.sample(20_000)
+    share = (drawn[:, None] == events).all(-1).double().mean(0)
+    assert share.sum() == 1 and ((share - p).abs() < 4.5 * (p * (1 - p) / 20_000).sqrt()).all()
+    with pytest.raises(ValueError, match=r"column 1 must hold codes 0 \.\.\. 2, got 3"):
+        density.log_prob(torch.tensor([[0.0, 3.0, 0.0]]))
+
+
+def leave_one_out_fit(values: list[float], edges: list[float], bandwidth: float, pseudo: float) -> tuple:
+    """Masses of bins and tails, and the score that chooses among fits, with each row left out in turn."""
+    m = len(edges) - 1
+    bins = [sum(v >= edge for edge in edges) - 1 for v in values]
+    counts = [bins.count(k) for k in range(m)]
+    below, above = [v for v in values if v < edges[0]], [v for v in values if v >= edges[-1]]
+
+    def weight(j: int, k: int) -> float:
+        share = lambda i: math.exp(-0.5 * ((j - i) / (bandwidth or 1e-3)) ** 2)  # noqa: E731
+        return share(k) / sum(share(i) for i in range(m))
+
+    kernel = [[weight(j, k) for k in range(m)] for j in range(m)]
+    total = sum(counts) + pseudo * m + len(below) + len(above) + 1.0
+    masses = [(sum(counts[j] * kernel[j][k] for j in range(m)) + pseudo) / total for k in range(m)]
+    score = 0.0
+    for k in bins:
+        if 0 <= k < m:
+            left = sum((counts[j] - (j == k)) * kernel[j][k] for j in range(m)) + pseudo
+            score += math.log(left / total / (edges[k + 1] - edges[k]))
+    tails = []
+    for beyond in ([edges[0] - v for v in below], [v - edges[-1] for v in above]):
+        count = len(beyond) + 0.5
+        scale = (sum(beyond) + 0.5 * (edges[-1] - edges[0]) / m) / count
+        score += len(beyond) * (math.log(count / total) - math.log(scale)) - sum(beyond) / scale
+        tails.append((count / total, scale))
+    return masses, tails, score
+
+
+@pytest.mark.parametrize("skewed", [False, True])
+def test_a_real_column_is_the_best_of_the_smoothed_histograms(skewed):
+    """The chosen masses and tails, worked out again with plain loops, to 1e-9."""
+    m, n = 8, 120
+    x = torch.randn(n, 1, dtype=torch.float64)
+    values = (x.exp() if skewed else x).float().double()
+    density = Independent((1,), (False,), bins=m)
+    density.initialise(values)
+    ordered = sorted(values.flatten().tolist())
+    low, high = ordered[0], ordered[-1]  # of 120 rows half a percent is none
+    even = [low + (high - low) * j / m for j in range(m + 1)]
+    quantiles = [0.9 * ordered[round(j / m * (n - 1))] + 0.1 * even[j] for j in range(m + 1)]
+    fits = [
+        (*leave_one_out_fit(ordered, edges, bandwidth, pseudo), edges)
+        for edges in (even, quantiles)
+        for bandwidth in (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+        for pseudo in (0.5, 1 / m)
+    ]
+    masses, tails, _, edges = max(fits, key=lambda fit: fit[2])
+    assert (edges is quantiles) == skewed
+    middles = torch.tensor([[(a + b) / 2] for a, b in zip(edges[:-1], edges[1:], strict=True)], dtype=torch.float64)
+    truth = [mass / (b - a) for mass, a, b in zip(masses, edges[:-1], edges[1:], strict=True)]
+    assert density.log_prob(middles).exp().tolist() == pytest.approx(truth, abs=1e-9)
+    far = torch.tensor([[low - 0.3], [high + 0.7]], dtype=torch.float64)
+    truth = [mass / scale * math.exp(-d / scale) for (mass, scale), d in zip(tails, (0.3, 0.7), strict=True)]
+    assert density.log_prob(far).exp().tolist() == pytest.approx(truth, abs=1e-9)
+
+
+def test_an_integer_column_with_gaps_has_a_mass_at_each_integer():
+    """With far more rows than integers nothing is smoothed: counts, a pseudo-count each, and two tails."""
+    values = torch.tensor([0.0] * 500 + [5.0] * 300 + [9.0] * 200).unsqueeze(1)
+    density = Independent((1,), (True,))
+    density.initialise(values)
+    x = torch.arange(0.0, 10.0).unsqueeze(1)
+    counts = torch.bincount(values.flatten().long(), minlength=10).double()
+    truths = [(counts + a) / (1000 + 10 * a + 1.0) for a in (0.5, 0.1)]  # two tails of half a count
+    p = density.log_prob(x).exp()
+    assert min((p - truth).abs().max() for truth in truths) < 1e-9
+    assert density.log_prob(torch.arange(-500.0, 500.0).unsqueeze(1)).exp().sum().item() == pytest.approx(1, abs=1e-9)
+
+
+def test_a_smooth_column_is_nearly_as_well_modelled_as_by_its_own_family():
+    """A Gaussian column from 500 rows: at most 0.03 nats from the truth, where 64 raw bins lose 0.06."""
+    density = Independent((1,), (False,))
+    density.initialise(torch.randn(500, 1))
+    x = torch.randn(20_000, 1)
+    lost = (torch.distributions.Normal(0.0, 1.0).log_prob(x).squeeze(1) - density.log_prob(x)).mean()
+    assert 0 < lost < 0.03

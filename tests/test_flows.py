@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from densities import check_sums_to_one, events_of, perturb, tiny, train
+from densities import check_draws_what_it_scores, check_sums_to_one, events_of, perturb, tiny, train
 from loglik.baselines import Independent
 from loglik.data.spec import Column, DataSpec
 from loglik.density import Bound, StandardNormal
@@ -17,6 +17,7 @@ from loglik.flows import Affine, Coupling, Elementwise, Flow, Spline, rational_q
 from loglik.flows.spline import MIN_BIN, MIN_DERIVATIVE, UNIT_DERIVATIVE, parameters_per_dim
 from loglik.networks import MLP
 from loglik.transforms import Dequantize, Logit, Reshape, Scale, Standardise
+from loglik.vae import VAE, Gaussian
 from test_transforms import jacobian_log_det
 
 BINS, INTERVAL = 5, 3.0
@@ -239,12 +240,25 @@ def test_any_density_is_a_base():
     check_sums_to_one(flow, events_of(spec).view(-1, 1, 1, 2))
 
 
+@pytest.mark.parametrize("wide", [1.0, 2.3])
 @pytest.mark.parametrize("levels", [2, 3])
-def test_dequantized_flow_sums_to_one(levels):
-    """Over images of two pixels; each weight's average is a probability."""
+def test_dequantized_flow_sums_to_one(levels, wide):
+    """Over images of two pixels; a wide base has mass beyond the logit's margin, and the end levels have it."""
     spec = DataSpec(kind="image", event_shape=(1, 1, 2), levels=levels)
-    flow = Flow([Dequantize(levels), Reshape((1, 1, 2), (2,)), Scale(1 / levels), Logit()], StandardNormal((2,)))
-    check_sums_to_one(flow, events_of(spec))
+    logit = [Dequantize(levels), Reshape((1, 1, 2), (2,)), Scale(1 / levels), Logit()]
+    flow = Flow([*logit, Scale(1 / wide)], StandardNormal((2,)))
+    events = events_of(spec)
+    check_draws_what_it_scores(flow, events, check_sums_to_one(flow, events))
+
+
+def test_a_dequantized_vae_sums_to_one():
+    """Its Gaussians reach beyond the levels, and the end levels have that mass; samples agree."""
+    torch.manual_seed(2)
+    vae = VAE(MLP(2, 4, (8,)), MLP(2, 4, (8,)), Gaussian((2,)), latent=2)
+    flow = Flow([Dequantize(3), Standardise((2,))], vae)
+    train(flow, torch.randint(0, 3, (200, 2)), steps=40)
+    events = events_of(DataSpec(kind="array", event_shape=(2,), levels=3))
+    check_draws_what_it_scores(flow, events, check_sums_to_one(flow, events))
 
 
 def test_open_range_sums_to_one():

@@ -75,13 +75,17 @@ def test_logit_margin_is_checked(alpha):
         Logit(alpha)
 
 
-def test_logit_is_finite_at_the_ends_and_decodes_within_the_interval():
+def test_logit_is_a_map_of_the_real_line_onto_itself(float64):
+    """Finite at the ends, linear beyond them, with one slope on both sides of an end; nothing is clamped."""
     transform = Logit()
-    z, log_det = transform.encode(torch.tensor([[0.0], [1.0]]))
-    assert z.isfinite().all() and log_det.isfinite().all()
-    torch.testing.assert_close(transform.decode(z), torch.tensor([[0.0], [1.0]]), atol=1e-6, rtol=0)
-    far = transform.decode(torch.tensor([[-1e6], [1e6]]))
-    assert far.tolist() == [[0.0], [1.0]]
+    x = torch.tensor([[-3.0], [-1e-9], [0.0], [1e-9], [1.0], [1.5]])
+    z, log_det = transform.encode(x)
+    assert (z.diff(dim=0) > 0).all() and log_det.isfinite().all()
+    torch.testing.assert_close(log_det[1], log_det[3])
+    torch.testing.assert_close(log_det, jacobian_log_det(transform, x))
+    torch.testing.assert_close(transform.decode(z), x)
+    far = torch.tensor([[-1e6], [1e6]])
+    torch.testing.assert_close(transform.encode(transform.decode(far))[0], far)
 
 
 def test_standardise_fits_the_training_data():
@@ -91,6 +95,16 @@ def test_standardise_fits_the_training_data():
     z, _ = transform.encode(x)
     torch.testing.assert_close(z.mean(0), torch.zeros(3), atol=1e-3, rtol=0)
     torch.testing.assert_close(z.std(0, unbiased=False), torch.ones(3), atol=1e-3, rtol=0)
+
+
+def test_only_chosen_dimensions_are_standardised():
+    x = torch.tensor([5.0, 2.0]) + torch.tensor([2.0, 3.0]) * torch.randn(500, 2)
+    transform = Standardise((2,), [True, False])
+    transform.initialise(x)
+    z, log_det = transform.encode(x)
+    assert torch.equal(z[:, 1], x[:, 1]) and abs(z[:, 0].std() - 1) < 1e-2
+    torch.testing.assert_close(log_det, -transform.std[0].log().expand(500))
+    torch.testing.assert_close(transform.decode(z), x)
 
 
 @pytest.mark.parametrize("value", [0.0, 7.0, -3e8])
@@ -182,8 +196,41 @@ def test_whole_numbers_survive_dequantization(levels, data):
     x = torch.tensor([values]).to(torch.uint8 if levels <= 256 else torch.int64)
     transform = Dequantize(levels)
     v, log_det = transform.encode(x.double() if levels > 256 else x)  # float32 has no room between large numbers
-    assert log_det.tolist() == [0]
+    assert ((x == 0) | (x == levels - 1)).any() or log_det.tolist() == [0]
     assert torch.equal(transform.decode(v), x)
+
+
+@pytest.mark.parametrize(("levels", "level"), [(3, 0), (3, 2), (2, 1)])
+def test_an_end_level_has_all_of_its_half_line(float64, levels, level):
+    """The noise is a density on the half-line: weights of a wide Gaussian average to its mass there."""
+    x = torch.full((200_000, 1), level, dtype=torch.uint8)
+    v, log_det = Dequantize(levels).encode(x)
+    inner = 1.0 if level == 0 else levels - 1.0  # the end of the cell
+    assert ((v < inner) if level == 0 else (v >= inner)).all() and torch.equal(Dequantize(levels).decode(v), x)
+    assert 0.01 < ((v - inner).abs() > 1).double().mean() < 0.05
+    wide = torch.distributions.Normal(inner, 0.7)
+    weights = (wide.log_prob(v).squeeze(1) + log_det).exp()
+    assert abs(weights.mean() - 0.5) < 5 * weights.std() / len(v) ** 0.5
+
+
+def test_a_single_code_has_the_whole_line(float64):
+    x = torch.zeros(100_000, 1)
+    v, log_det = Dequantize(categories=[1]).encode(x)
+    assert (v < 0).any() and (v > 1).any() and torch.equal(Dequantize(categories=[1]).decode(v), x.long())
+    weights = (torch.distributions.Normal(0.5, 0.6).log_prob(v).squeeze(1) + log_det).exp()
+    assert abs(weights.mean() - 1) < 5 * weights.std() / len(v) ** 0.5
+
+
+def test_codes_are_dequantized_and_checked():
+    transform = Dequantize(discrete=[True, False, True], categories=[3, 0, 0])
+    x = torch.tensor([[2.0, 0.5, -7.0], [0.0, 1.5, 300.0]])
+    assert torch.equal(transform.decode(transform.encode(x)[0]), x)
+    far = transform.decode(torch.tensor([[-40.0, 0.5, -40.5], [99.0, 0.5, 99.5]]))
+    assert far.tolist() == [[0, 0.5, -41], [2, 0.5, 99]]  # an open range stays open
+    with pytest.raises(ValueError, match=r"column 0 must hold codes 0 \.\.\. 2, got 3"):
+        transform.encode(torch.tensor([[3.0, 0.0, 0.0]]))
+    with pytest.raises(ValueError, match="not both"):
+        Dequantize(3, categories=[3])
 
 
 def test_dequantization_is_uniform_over_the_unit_interval():

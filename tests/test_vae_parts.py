@@ -21,8 +21,10 @@ from loglik.vae import (
     Bernoulli,
     BetaBinomial,
     Categorical,
+    Codes,
     DiscretisedLogistic,
     Gaussian,
+    Integers,
     LadderVAE,
     LocalPixels,
     Mixed,
@@ -335,3 +337,46 @@ def test_mistakes_are_one_line(make, message):
     with pytest.raises(ValueError, match=message) as error:
         make()
     assert "\n" not in str(error.value)
+
+
+def test_codes_are_one_hot_for_an_encoder_and_their_mean_is_a_code():
+    codes = Codes((2,), 3)
+    x = torch.tensor([[0.0, 2.0], [1.0, 1.0]])
+    assert codes.inputs == 6 and codes.centre(x).tolist() == [[1, 0, 0, 0, 0, 1], [0, 1, 0, 0, 1, 0]]
+    theta = torch.tensor([[2.0, 0.0, 1.0, 3.0, 0.0, 1.0]])  # (K, D): column 0 has logits 2, 1, 0
+    assert codes.mean(theta).tolist() == [[0, 1]]
+    assert Codes((1,), 1).log_prob(torch.zeros(4, 1), torch.randn(4, 1)).tolist() == [0, 0, 0, 0]
+    with pytest.raises(ValueError, match=r"must hold whole numbers 0 \.\.\. 2, got 0 \.\.\. 3"):
+        codes.centre(torch.tensor([[0.0, 3.0]]))
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.6, 30.0])
+def test_integers_sum_to_one_over_an_open_range(float64, spread):
+    """Anywhere on the line, constant columns too; samples are integers that come as often as they are probable."""
+    integers = Integers((1,))
+    x = (spread * torch.randn(500, 1)).round() - 1000
+    integers.initialise(x)
+    theta = integers.marginal(x).unsqueeze(0) + 0.3 * torch.randn(1, integers.outputs)
+    every = torch.arange(-2000.0, 0.0).unsqueeze(1)
+    p = integers.log_prob(every, theta.expand(len(every), -1)).exp()
+    assert abs(p.sum() - 1) < 1e-9
+    drawn = integers.sample(theta.expand(20_000, -1))
+    assert torch.equal(drawn, drawn.round())
+    share = torch.bincount((drawn.squeeze(1) + 2000).long(), minlength=2000)[:2000].double() / 20_000
+    assert ((share - p).abs() < 5 * (p * (1 - p) / 20_000).sqrt() + 1e-4).all()
+
+
+def test_mixed_keeps_the_columns_order():
+    """Columns of one kind need not be neighbours."""
+    mixed = Mixed([Gaussian((2,), scale=1.0), Codes((1,), 3)], [[0, 2], [1]])
+    x = torch.tensor([[0.3, 2.0, -0.7]])
+    theta = torch.tensor([[0.1, 0.2, 0.0, 1.0, 2.0]])
+    truth = Gaussian((2,), scale=1.0).log_prob(x[:, [0, 2]], theta[:, :2])
+    truth = truth + theta[0, 2:].log_softmax(0)[2]
+    torch.testing.assert_close(mixed.log_prob(x, theta), truth)
+    assert mixed.mean(theta).tolist() == [[pytest.approx(0.1), 2, pytest.approx(0.2)]]
+    assert mixed.centre(x).tolist() == [[pytest.approx(0.3), pytest.approx(-0.7), 0, 0, 1]]
+    drawn = mixed.sample(theta.expand(100, -1))
+    assert set(drawn[:, 1].tolist()) <= {0.0, 1.0, 2.0}
+    with pytest.raises(ValueError, match=r"columns must be 0 \.\.\. 2 in groups of \[2, 1\]"):
+        Mixed([Gaussian((2,)), Codes((1,), 3)], [[0, 1], [1]])

@@ -1,4 +1,4 @@
-"""Independent: each dimension by itself. Every other density is read against it."""
+"""Independent: each dimension by itself. Every other density is compared with it."""
 
 from __future__ import annotations
 
@@ -12,25 +12,38 @@ from loglik.density import Density, check_levels
 
 __all__ = ["Independent"]
 
-SMOOTHING = 0.5  # added to each bin's count (Krichevsky and Trofimov 1981)
+SMOOTHING = 0.5  # added to the count of a code and of a tail (Krichevsky and Trofimov 1981)
+OUTER = 0.005  # of a column's numbers lie in each tail
+EVEN = 0.1  # of the widths of bins at quantiles is shared evenly, so that repeated values leave none empty
+BANDWIDTHS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # in bins
 
 
 class Independent(Density):
-    r"""$p(x) = \prod_d p_d(x_d)$, each $p_d$ a smoothed histogram with exponential tails, counted on the data.
+    r"""$p(x) = \prod_d p_d(x_d)$, each $p_d$ by the kind of its dimension, counted on the training data.
 
-    A dimension of whole numbers has bins with whole-number edges, and $P_d(x) = F_d(x + 1) - F_d(x)$ with F the
-    histogram's distribution function; with one bin a level this is a categorical. A real dimension has equal
-    bins between two outer quantiles of the training data, and exponential tails beyond. Nothing is trained.
+    A code into C categories has $P(k) = (n_k + \tfrac12) / (N + \tfrac C2)$ and nothing else. A number has M bins (an
+    integer at most one for each integer) between two outer quantiles and exponential tails beyond: a density
+    $m_k / w_k$ in a bin of mass m and width w for a real number, a mass $m_k / w_k$ of each of the w integers of a bin
+    for an integer. The masses are counts smoothed with a Gaussian kernel of bandwidth h bins and a pseudo-count a per
+    bin, $m_k \propto \sum_j n_j W_h(j, k) + a$ with $\sum_k W_h(j, k) = 1$. Even or quantile-spaced edges, h (0 to 16)
+    and a ($\tfrac12$ or $1/M$) are those with the highest leave-one-out likelihood for the dimension. Nothing is
+    trained by gradients.
 
     Args:
         event_shape: of the data, D numbers in all.
-        discrete_dims: for each dimension, whether it holds whole numbers.
-        levels: K, where whole numbers are known to be 0 ... K-1 in every dimension; no tails then.
-        bins: of a dimension without known levels.
-        shared: one histogram for all dimensions, for sequences whose positions have no meaning of their own.
+        discrete_dims: for each dimension, whether it holds integers.
+        levels: K, where every dimension holds integers 0 ... K-1.
+        categories: for each dimension, how many codes 0, 1, ... it has; 0 for a number. None for numbers alone.
+        bins: M, of a number.
+        shared: one distribution for all dimensions, for sequences whose positions have no meaning of their own.
+
+    Raises:
+        ValueError: a value outside the levels or codes.
     """
 
-    whole: Tensor
+    discrete_rows: Tensor
+    count: Tensor
+    size: Tensor
     edges: Tensor
     log_mass: Tensor
     log_tail: Tensor
@@ -42,18 +55,28 @@ class Independent(Density):
         discrete_dims: Sequence[bool],
         *,
         levels: int | None = None,
+        categories: Sequence[int] | None = None,
         bins: int = 64,
         shared: bool = False,
     ) -> None:
         super().__init__()
         self.event_shape = tuple(event_shape)
-        self.levels, self.shared = levels, shared
+        self.levels, self.shared, self.bins = levels, shared, bins
         self.discrete = all(discrete_dims)
         rows = 1 if shared else len(discrete_dims)
-        self.bins = levels or bins
-        self.register_buffer("whole", torch.tensor(discrete_dims[:rows]), persistent=False)
-        self.register_buffer("edges", torch.arange(self.bins + 1.0, dtype=torch.float64).repeat(rows, 1))
-        self.register_buffer("log_mass", torch.full((rows, self.bins), 1.0 / self.bins).log().double())
+        count = torch.full((rows,), levels) if levels else torch.tensor(list(categories or [0] * rows)[:rows])
+        numbers = count == 0
+        size = torch.where(numbers, bins, count)
+        widest = int(size.max())
+        edges = torch.arange(widest + 1.0, dtype=torch.float64).repeat(rows, 1)
+        unused = torch.arange(widest) >= size[:, None]
+        edges[:, 1:][unused] = torch.inf
+        log_mass = -size.double().log()[:, None].repeat(1, widest)
+        self.register_buffer("discrete_rows", torch.tensor(discrete_dims[:rows]), persistent=False)
+        self.register_buffer("count", count, persistent=False)
+        self.register_buffer("size", size)
+        self.register_buffer("edges", edges)
+        self.register_buffer("log_mass", log_mass.masked_fill(unused, -torch.inf))
         self.register_buffer("log_tail", torch.full((rows, 2), -torch.inf, dtype=torch.float64))
         self.register_buffer("tail_scale", torch.ones(rows, 2, dtype=torch.float64))
 
@@ -71,20 +94,16 @@ class Independent(Density):
         return log_p.view(x.shape) if self.shared else log_p.T
 
     def _log_probs(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "rows N"]:
-        check_levels(x, self.levels)
         columns = self._columns(x)
-        low, high = self.edges[:, :1], self.edges[:, -1:]
-        k = torch.searchsorted(self.edges, columns.contiguous(), right=True) - 1
-        k = k.clamp(0, self.bins - 1)
-        widths = self.edges.diff(dim=1)
-        inside = (self.log_mass - widths.log()).gather(1, k)
-        # of a tail with scale s: density e^{-d/s}/s, and mass e^{-d/s}(1 - e^{-1/s}) of a whole number
-        unit = torch.where(self.whole[:, None], torch.log(-torch.expm1(-1 / self.tail_scale)), -self.tail_scale.log())
-        below = (
-            self.log_tail[:, :1]
-            + unit[:, :1]
-            - (low - columns - self.whole[:, None].double()).clamp_min(0) / self.tail_scale[:, :1]
-        )
+        self._check(x, columns)
+        k = self._bin_of(columns)
+        low, high = self.edges[:, :1], self._upper_edge()
+        inside = (self.log_mass - self.edges.diff(dim=1).log()).gather(1, k)
+        integers = self.discrete_rows[:, None]
+        # of a tail with scale s: density e^{-d/s}/s, and mass e^{-d/s}(1 - e^{-1/s}) of an integer
+        unit = torch.where(integers, torch.log(-torch.expm1(-1 / self.tail_scale)), -self.tail_scale.log())
+        below = self.log_tail[:, :1] + unit[:, :1]
+        below = below - (low - columns - integers.double()).clamp_min(0) / self.tail_scale[:, :1]
         above = self.log_tail[:, 1:] + unit[:, 1:] - (columns - high).clamp_min(0) / self.tail_scale[:, 1:]
         return torch.where(columns < low, below, torch.where(columns >= high, above, inside))
 
@@ -93,13 +112,14 @@ class Independent(Density):
         weights = torch.cat([self.log_mass, self.log_tail], dim=1).exp()
         k = torch.multinomial(weights, count, replacement=True)
         u = torch.rand_like(k, dtype=torch.float64)
-        bin_ = k.clamp_max(self.bins - 1)
+        widest = self.log_mass.shape[1]
+        bin_ = k.clamp_max(widest - 1)
         low = self.edges.gather(1, bin_)
         x = low + u * (self.edges.gather(1, bin_ + 1) - low)
-        jump = -(-u).log1p()
-        x = torch.where(k == self.bins, self.edges[:, :1] - jump * self.tail_scale[:, :1], x)
-        x = torch.where(k == self.bins + 1, self.edges[:, -1:] + jump * self.tail_scale[:, 1:], x)
-        x = torch.where(self.whole[:, None], x.floor(), x)
+        excess = -(-u).log1p()
+        x = torch.where(k == widest, self.edges[:, :1] - excess * self.tail_scale[:, :1], x)
+        x = torch.where(k == widest + 1, self._upper_edge() + excess * self.tail_scale[:, 1:], x)
+        x = torch.where(self.discrete_rows[:, None], x.floor(), x)
         x = x.view(n, -1) if self.shared else x.T
         x = x.reshape(n, *self.event_shape)
         if self.levels is None:
@@ -109,38 +129,104 @@ class Independent(Density):
     @torch.no_grad()
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
         columns = self._columns(x)
-        if self.levels is None:
-            self._place_edges(columns)
-        low, high = self.edges[:, :1], self.edges[:, -1:]
-        k = torch.searchsorted(self.edges, columns.contiguous(), right=True) - 1
-        inside = (columns >= low) & (columns < high)
-        counts = torch.zeros_like(self.log_mass)
-        counts.scatter_add_(1, k.clamp(0, self.bins - 1), inside.double())
-        counts += SMOOTHING
-        if self.levels is None:
-            tails = torch.stack([(columns < low).sum(1), (columns >= high).sum(1)], dim=1) + SMOOTHING
-            excess = torch.stack([(low - columns).clamp_min(0).sum(1), (columns - high).clamp_min(0).sum(1)], dim=1)
-            width = (high - low) / self.bins  # the scale that an empty tail falls back to
-            self.tail_scale.copy_((excess + SMOOTHING * width) / tails)
-        else:
-            tails = torch.zeros_like(self.log_tail)
-        total = counts.sum(1, keepdim=True) + tails.sum(1, keepdim=True)
-        self.log_mass.copy_(counts.log() - total.log())
-        self.log_tail.copy_(tails.log() - total.log())
+        self._check(x, columns)
+        codes = self.count > 0
+        if codes.any():
+            self._count_codes(columns[codes], codes)
+        if not codes.all():
+            self._fit_numbers(columns[~codes], ~codes)
 
-    def _place_edges(self, columns: Float[Tensor, "rows N"]) -> None:
-        """Equal bins between the 0.5 % and 99.5 % quantiles; whole-number edges where numbers are whole."""
-        sorted_ = columns.sort(dim=1).values
-        cut = int(0.005 * columns.shape[1])
-        low, high = sorted_[:, cut], sorted_[:, -1 - cut]
-        flat = high <= low  # the quantiles agree: take all the data
-        low, high = torch.where(flat, sorted_[:, 0], low), torch.where(flat, sorted_[:, -1], high)
-        step = (high - low) / self.bins
-        step = torch.where(step > 1e-12 * high.abs() + 1e-30, step, torch.full_like(step, 1.0 / self.bins))
-        whole_step = ((high - low + 1) / self.bins).ceil().clamp_min(1)
-        step = torch.where(self.whole, whole_step, step)
-        self.edges.copy_(low[:, None] + step[:, None] * torch.arange(self.bins + 1, device=columns.device))
+    def _count_codes(self, columns: Float[Tensor, "R N"], rows: Shaped[Tensor, " rows"]) -> None:
+        """P(k) = (n_k + ½) / (N + C/2)."""
+        counts = torch.zeros_like(self.log_mass[rows])
+        counts.scatter_add_(1, columns.long(), torch.ones_like(columns))
+        size = self.count[rows, None]
+        log_mass = ((counts + SMOOTHING) / (columns.shape[1] + SMOOTHING * size)).log()
+        unused = torch.arange(counts.shape[1], device=counts.device) >= size
+        self.log_mass[rows] = log_mass.masked_fill(unused, -torch.inf)
+
+    def _fit_numbers(self, columns: Float[Tensor, "R N"], rows: Shaped[Tensor, " rows"]) -> None:
+        """Edges, smoothing and pseudo-count with the highest leave-one-out likelihood, for each row its own."""
+        m, integers = self.bins, self.discrete_rows[rows, None]
+        place = torch.arange(m, dtype=torch.float64, device=columns.device)
+        best = torch.full_like(columns[:, 0], -torch.inf)
+        for edges, size in _candidate_edges(columns, integers, m):
+            used = place < size
+            low, high = edges[:, :1], edges.gather(1, size)
+            widths = torch.where(used, edges.diff(dim=1), 1.0)
+            k = torch.minimum((torch.searchsorted(edges, columns, right=True) - 1).clamp_min(0), size - 1)
+            below, above = columns < low, columns >= high
+            counts = torch.zeros_like(widths).scatter_add_(1, k, (~(below | above)).double())
+            tails = torch.stack([below.sum(1), above.sum(1)], 1) + SMOOTHING
+            excess = torch.stack([(low - columns).clamp_min(0).sum(1), (columns - high).clamp_min(0).sum(1)], 1)
+            scale = (excess + SMOOTHING * (high - low) / size) / tails
+            log_tails = (tails - SMOOTHING) * (tails.log() - scale.log()) - excess / scale  # both tails' log-likelihood
+            for bandwidth in BANDWIDTHS:
+                distance = (place[:, None] - place) / (bandwidth or 1e-3)
+                kernel = torch.exp(-0.5 * distance.square())
+                # over the bins that are used; a bin far beyond them has none
+                spread = kernel.cumsum(1)[:, size.squeeze(1) - 1].T.clamp_min(1e-300)
+                smoothed = (counts / spread) @ kernel
+                for pseudo in (torch.full_like(size, SMOOTHING, dtype=torch.float64), 1 / size):
+                    total = counts.sum(1, keepdim=True) + pseudo * size + tails.sum(1, keepdim=True)
+                    left_out = torch.maximum(smoothed - 1 / spread + pseudo, pseudo) / widths
+                    score = torch.xlogy(counts, left_out).sum(1) - columns.shape[1] * total.squeeze(1).log()
+                    score = score + log_tails.sum(1)
+                    better = score > best
+                    best = torch.where(better, score, best)
+                    chosen = rows.nonzero().squeeze(1)[better]
+                    self.size[chosen] = size.squeeze(1)[better]
+                    self.edges[chosen, : m + 1] = edges[better]
+                    log_mass = ((smoothed + pseudo) / total).log().masked_fill(~used, -torch.inf)
+                    self.log_mass[chosen, :m] = log_mass[better]
+                    self.log_tail[chosen] = (tails / total).log()[better]
+                    self.tail_scale[chosen] = scale[better]
+
+    def _bin_of(self, columns: Float[Tensor, "rows N"]) -> Shaped[Tensor, "rows N"]:
+        k = torch.searchsorted(self.edges, columns.contiguous(), right=True) - 1
+        return torch.minimum(k.clamp_min(0), self.size[:, None] - 1)
+
+    def _upper_edge(self) -> Float[Tensor, "rows 1"]:
+        return self.edges.gather(1, self.size[:, None])
 
     def _columns(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "rows N"]:
         rows = x.flatten(1).double()
         return rows.reshape(1, -1) if self.shared else rows.T
+
+    def _check(self, x: Tensor, columns: Tensor) -> None:
+        check_levels(x, self.levels)
+        if self.levels is not None or torch.compiler.is_compiling():
+            return
+        wrong = (self.count > 0)[:, None] & ((columns < 0) | (columns >= self.count[:, None]))
+        if wrong.any():
+            d, row = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"column {d} must hold codes 0 ... {int(self.count[d]) - 1}, got {columns[d, row].item():g}"
+            )
+
+
+def _candidate_edges(
+    columns: Float[Tensor, "R N"], integers: Shaped[Tensor, "R 1"], bins: int
+) -> list[tuple[Float[Tensor, "R edges"], Shaped[Tensor, "R 1"]]]:
+    """Even and quantile-spaced edges between the 0.5 % and 99.5 % quantiles, infinite beyond the bins that are used,
+    and how many bins are. Integers have integer edges, the last beyond the highest integer."""
+    n = columns.shape[1]
+    ordered = columns.sort(dim=1).values
+    cut = int(OUTER * n)
+    low, high = ordered[:, cut, None], ordered[:, -1 - cut, None]
+    flat = high <= low  # the quantiles agree: take all the data
+    low, high = torch.where(flat, ordered[:, :1], low), torch.where(flat, ordered[:, -1:], high)
+    place = torch.arange(bins + 1, dtype=torch.float64, device=columns.device)
+    step = (high - low) / bins
+    step = torch.where(step > 1e-12 * high.abs() + 1e-30, step, torch.full_like(step, 1.0 / bins))
+    span = high - low + 1  # how many integers
+    per_bin = (span / bins).ceil()
+    even = low + torch.where(integers, per_bin, step) * place
+    at = cut + (place / bins * (n - 1 - 2 * cut)).round().long()
+    mixed = (1 - EVEN) * torch.maximum(torch.minimum(ordered[:, at], high), low) + EVEN * (low + step * place)
+    rising = (mixed.floor() - place).cummax(1).values + place  # a bin holds one integer at least
+    size = span.clamp_max(bins)
+    rising = torch.maximum(torch.minimum(rising, high + 1 - (size - place)), low + place)
+    sizes = [torch.where(integers, number, bins).long() for number in ((span / per_bin).ceil(), size)]
+    candidates = zip([even, torch.where(integers, rising, mixed)], sizes, strict=True)
+    return [(edges.masked_fill(place > number, torch.inf), number) for edges, number in candidates]

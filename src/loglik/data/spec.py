@@ -18,8 +18,8 @@ Kind = Literal["image", "table", "array", "text"]
 class Column:
     """A column of a table.
 
-    `numeric` holds real numbers and has a density; `integer` holds whole numbers, `categorical` and
-    `boolean` hold codes into `categories`; these three have probabilities.
+    `numeric` holds real numbers and has a density; `integer` holds integers, `categorical` and `boolean` hold codes
+    into `categories`; these three have probabilities.
     """
 
     name: str
@@ -69,10 +69,17 @@ class DataSpec:
 
     @property
     def discrete_dims(self) -> tuple[bool, ...]:
-        """For each dimension, whether it holds whole numbers and so has a probability."""
+        """For each dimension, whether it holds integers and so has a probability."""
         if self.columns:
             return tuple(column.discrete for column in self.columns)
         return (self.levels is not None,) * self.dims
+
+    @property
+    def categories(self) -> tuple[int, ...]:
+        """For each dimension, how many codes 0, 1, ... it has; 0 where it is a number."""
+        if self.columns:
+            return tuple(len(column.categories) for column in self.columns)
+        return (0,) * self.dims
 
     def describe(self) -> str:
         """One phrase for a table's caption.

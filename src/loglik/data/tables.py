@@ -96,9 +96,9 @@ def decode_column(series: pl.Series, column: Column, values: torch.Tensor, chose
     for row in chosen.nonzero().flatten().tolist():
         value = float(values[row])
         if column.categories:
-            cells[row] = column.categories[min(max(round(value), 0), len(column.categories) - 1)]
+            cells[row] = column.categories[int(value)]
         else:
-            cells[row] = str(round(value)) if column.type == "integer" else f"{value:.7g}"
+            cells[row] = str(int(value)) if column.type == "integer" else f"{value:.7g}"
     return pl.Series(series.name, cells, dtype=pl.String)
 
 

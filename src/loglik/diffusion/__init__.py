@@ -1,5 +1,6 @@
 """Diffusion models as densities: noise schedules, denoisers, objectives, likelihoods and samplers."""
 
+from loglik.diffusion.columns import ColumnDenoiser
 from loglik.diffusion.denoiser import Denoiser, LevelDenoiser
 from loglik.diffusion.diffusion import Diffusion, with_likelihood, with_sampler
 from loglik.diffusion.discrete import Discrete, ddpm_betas
@@ -14,6 +15,7 @@ from loglik.diffusion.schedule import Cosine, LinearBeta, LinearLogSNR, NoiseSch
 __all__ = [
     "ODE",
     "VLB",
+    "ColumnDenoiser",
     "Cosine",
     "Denoiser",
     "Diffusion",

@@ -114,14 +114,18 @@ class Denoiser(nn.Module):
         raw = self._predict(x_t, logsnr, context, keep).view(x_t.shape)
         if self.prediction != "v":
             return to_data(raw, self.prediction, x_t, logsnr)
+        return self._from_v(raw, x_t, logsnr, self.mean, self.scale)
+
+    def _from_v(self, raw: Tensor, x_t: Tensor, logsnr: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+        """The posterior mean of a Gaussian with these moments, and the network's v in units of the error left."""
         a, s = (f(logsnr).view(-1, *[1] * (x_t.dim() - 1)) for f in (alpha, sigma))
-        variance = (a * self.scale).square() + s.square()  # of x_t
-        seen = a * self.scale.square() / variance * (x_t - a * self.mean)
-        return self.mean + seen - self.scale * s * variance.rsqrt() * raw
+        variance = (a * scale).square() + s.square()  # of x_t
+        seen = a * scale.square() / variance * (x_t - a * mean)
+        return mean + seen - scale * s * variance.rsqrt() * raw
 
     @torch.no_grad()
     def initialise(self, x: Float[Tensor, "N ..."]) -> None:
-        """Take the moments from data; a deviation is at least a hundredth of the largest."""
+        """Take the moments from data; a standard deviation is at least a hundredth of the largest."""
         if self.prediction != "v":
             return
         scale, mean = torch.std_mean(x, dim=0 if self.mean.dim() else None, correction=0)

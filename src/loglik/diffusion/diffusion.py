@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
-from loglik.density import Bound, Density, check_levels
+from loglik.density import Bound, Density
 from loglik.diffusion.denoiser import Denoiser, LevelDenoiser
 from loglik.diffusion.guidance import by_classifier, classifier_free
 from loglik.diffusion.inpaint import inpaint
@@ -23,12 +23,12 @@ from loglik.diffusion.likelihood import (
     Denoise,
     Likelihood,
     Model,
-    Reconstruction,
     noise_error,
     prior_term,
     wide,
 )
 from loglik.diffusion.objective import Objective
+from loglik.diffusion.reconstruction import Codes, Levels, Reals, Reconstruction
 from loglik.diffusion.sampler import Sampler, integrate
 from loglik.diffusion.schedule import LinearBeta, NoiseSchedule, alpha, check_falling, sigma
 
@@ -50,7 +50,9 @@ class Diffusion(Density):
         denoiser: from (x_t, log-SNR, context) to the expected data: a `Denoiser`, a `LevelDenoiser` where data take few
             levels, or any module of that form.
         event_shape: of the data.
-        levels: K of whole numbers 0 ... K-1, which are scaled to [-1, 1]; None for real data.
+        levels: K of integers 0 ... K-1, which are scaled to [-1, 1]; None for real data.
+        categories: of rows, for each dimension how many codes 0, 1, ... it has, 0 for a real number; the denoiser is
+            then given rows as `reconstruction.Codes` lays them out. None where there are no codes.
         schedule: the noise; the VP-SDE with linear β(t) by default.
         objective: the likelihood's bound by default.
         likelihood: the continuous bound by default.
@@ -68,6 +70,7 @@ class Diffusion(Density):
         event_shape: tuple[int, ...],
         *,
         levels: int | None = None,
+        categories: Sequence[int] | None = None,
         schedule: NoiseSchedule | None = None,
         objective: Objective | None = None,
         likelihood: Likelihood | None = None,
@@ -82,10 +85,14 @@ class Diffusion(Density):
         self.objective = objective or Objective()
         self.likelihood = likelihood or VLB()
         self.sampler = sampler or Sampler()
-        self.discrete = levels is not None
         self.conditional = getattr(denoiser, "context", None) is not None
         check_falling(self.schedule)
-        self.reconstruction = Reconstruction(levels, self._near())
+        self.reconstruction: Reconstruction = Reals(self.event_shape)
+        if levels is not None:
+            self.reconstruction = Levels(self.event_shape, levels, self._near(levels))
+        elif categories is not None and any(categories):
+            self.reconstruction = Codes(categories)
+        self.discrete = self.reconstruction.discrete
 
     @property
     def bound(self) -> Bound:
@@ -97,7 +104,7 @@ class Diffusion(Density):
         """Log p(x | context) in nats by the likelihood; the mean over samples, whose times are stratified over all."""
         if samples < 1:
             raise ValueError(f"samples must be at least 1, got {samples}")
-        v = self._centre(x)
+        v = self.reconstruction.embed(x)
         model, place = self._model(context), self._stratified(len(x), v)
         total = v.new_zeros(len(x))
         for k in range(samples):
@@ -105,7 +112,7 @@ class Diffusion(Density):
         return total / samples
 
     def loss(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, ""]:
-        v = self._centre(x)
+        v = self.reconstruction.embed(x)
         logsnr, factor, place = self.objective.draw(self.schedule, self._stratified(len(v), v))
         error = 0.5 * noise_error(v, self._model(context).denoise, logsnr)
         loss = (factor * error).mean()
@@ -123,7 +130,7 @@ class Diffusion(Density):
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> dict[str, Float[Tensor, " B"]]:
         """The likelihood's terms, one draw each; of the bound `reconstruction`, `prior` and `diffusion`."""
-        v = self._centre(x)
+        v = self.reconstruction.embed(x)
         return self.likelihood.terms(self._model(context), x, v, self._stratified(len(x), v))
 
     def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Shaped[Tensor, "n ..."]:
@@ -142,7 +149,7 @@ class Diffusion(Density):
         """
         like = self._like()
         denoise, cost = self._guided(context)
-        z = torch.randn(n, *self.event_shape, device=like.device, dtype=like.dtype)
+        z = torch.randn(n, *self.reconstruction.shape, device=like.device, dtype=like.dtype)
         drawn = integrate(z, denoise, self.schedule, self.sampler, watch=watch)
         return self._data(drawn.x, drawn.logsnr, denoise, context), cost * (drawn.evaluations + 1)
 
@@ -167,17 +174,18 @@ class Diffusion(Density):
         if repeats < 1 or steps < 1:
             raise ValueError(f"repeats and steps must be at least 1, got {repeats} and {steps}")
         denoise, _ = self._guided(context)
-        z, logsnr = inpaint(self._centre(x), known, denoise, self.schedule, steps=steps, repeats=repeats)
+        v, spread = self.reconstruction.embed(x), self.reconstruction.spread(known)
+        z, logsnr = inpaint(v, spread, denoise, self.schedule, steps=steps, repeats=repeats)
         return torch.where(known, x, self._data(z, logsnr, denoise, context))
 
     def numerical_error(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> Float[Tensor, " B"] | None:
-        return self.likelihood.error(self._model(context), x, self._centre(x))
+        return self.likelihood.error(self._model(context), x, self.reconstruction.embed(x))
 
     def noised(self, x: Shaped[Tensor, "B ..."]) -> tuple[Float[Tensor, "B ..."], Float[Tensor, " B"]]:
         """(x_t, log-SNR) at levels drawn as the bound draws them: what a classifier that guides is trained on."""
-        logsnr, _ = self.schedule.draw(self._stratified(len(x), self._centre(x)))
+        logsnr, _ = self.schedule.draw(self._stratified(len(x), self.reconstruction.embed(x)))
         return self.noised_at(x, logsnr), logsnr
 
     def integrand(
@@ -187,32 +195,28 @@ class Diffusion(Density):
 
         The continuous bound's diffusion term is minus its integral from the lowest log-SNR to the highest.
         """
-        return 0.5 * noise_error(self._centre(x), self._model(context).denoise, logsnr)
+        return 0.5 * noise_error(self.reconstruction.embed(x), self._model(context).denoise, logsnr)
 
     def noised_at(self, x: Shaped[Tensor, "B ..."], logsnr: Float[Tensor, " B"]) -> Float[Tensor, "B ..."]:
         r"""A draw of $x_t = \alpha x + \sigma \epsilon$, of data scaled to [-1, 1] where they have levels."""
-        v = self._centre(x)
+        v = self.reconstruction.embed(x)
         return wide(alpha(logsnr), v) * v + wide(sigma(logsnr), v) * torch.randn_like(v)
 
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
         if isinstance(self.denoiser, Denoiser):
-            self.denoiser.initialise(self._centre(x))
+            self.denoiser.initialise(self.reconstruction.embed(x))
 
-    def _near(self) -> int:
-        """How many levels away 12 deviations of the least noise reach; all where the least noise is learned."""
-        if self.levels is None or next(self.schedule.parameters(), None) is not None:
-            return self.levels or 0
+    def _near(self, levels: int) -> int:
+        """How many levels away 12 standard deviations of the least noise reach; all where it is learned."""
+        if next(self.schedule.parameters(), None) is not None:
+            return levels
         least = math.exp(-0.5 * self.schedule.logsnr(torch.zeros(())).item())
-        return max(2, math.ceil(6 * least * (self.levels - 1)))
+        return max(2, math.ceil(6 * least * (levels - 1)))
 
     def _like(self) -> Tensor:
         """An empty tensor of the density's device and dtype."""
         found = next((t for t in (*self.parameters(), *self.denoiser.buffers()) if t.is_floating_point()), None)
         return torch.empty(0) if found is None else found.new_empty(0)
-
-    def _centre(self, x: Tensor) -> Tensor:
-        check_levels(x, self.levels)
-        return x if self.levels is None else x.to(torch.get_default_dtype()) * (2 / (self.levels - 1)) - 1
 
     def _stratified(self, count: int, v: Tensor) -> Tensor:
         places = torch.rand(count, device=v.device).argsort()  # indexing by randperm is what inductor cannot compile
@@ -243,13 +247,10 @@ class Diffusion(Density):
     def _data(self, z: Tensor, logsnr: Tensor, denoise: Denoise, context: Tensor | None) -> Tensor:
         """From the last noise level to data."""
         last = logsnr.expand(len(z))
-        if self.levels is None:
-            return denoise(z, last)
         if isinstance(self.denoiser, LevelDenoiser):
             x = self.denoiser.logits(z, last, context if self.conditional else None).argmax(-1).view(z.shape)
-        else:
-            x = ((denoise(z, last) + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1)
-        return x.to(torch.uint8 if self.levels <= 256 else torch.int64)
+            return x.to(torch.uint8 if self.denoiser.levels.numel() <= 256 else torch.int64)
+        return self.reconstruction.data(denoise(z, last))
 
 
 def with_likelihood(density: Density, method: str, steps: int | None = None) -> Density:

@@ -20,11 +20,12 @@ from torch import Tensor
 from loglik.density import Bound
 from loglik.diffusion.denoiser import to_score
 from loglik.diffusion.ode import adams
+from loglik.diffusion.reconstruction import Reconstruction
 from loglik.diffusion.sampler import SPACINGS, levels_of
 from loglik.diffusion.schedule import NoiseSchedule, alpha, sigma
 from loglik.diffusion.sde import flow_in_logsnr
 
-__all__ = ["ODE", "VLB", "Likelihood", "Model", "Reconstruction", "noise_error", "prior_term", "wide"]
+__all__ = ["ODE", "VLB", "Likelihood", "Model", "noise_error", "prior_term", "wide"]
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (x_t, log-SNRs of shape (B,)) -> the expected data
 
@@ -45,46 +46,6 @@ def prior_term(v: Float[Tensor, "B ..."], low: Float[Tensor, ""]) -> Float[Tenso
     flat, variance = v.flatten(1), sigma(low).square()
     mean_square = alpha(low).square() * flat.square().sum(1)
     return -0.5 * (mean_square + flat.shape[1] * (variance - 1 - variance.log()))
-
-
-class Reconstruction:
-    r"""p(x | z₀) of the least noised variable.
-
-    For whole numbers 0 ... K-1, scaled to levels in [-1, 1],
-    $p(x \mid z_0) \propto \exp(-(z_0/\alpha_0 - x)^2 e^{\lambda_0}/2)$, normalised over the levels; for real data it is
-    $\mathcal N(z_0/\alpha_0, e^{-\lambda_0} I)$.
-
-    Args:
-        levels: K, None for real data.
-        near: how many levels away the noise reaches: further ones weigh nothing.
-    """
-
-    def __init__(self, levels: int | None, near: int) -> None:
-        self.levels, self.near = levels, near
-
-    def expected(self, x: Tensor, v: Float[Tensor, "B ..."], high: Float[Tensor, ""]) -> Float[Tensor, " B"]:
-        """E log p(x | z₀): in closed form for real data, with one draw of z₀ for whole numbers."""
-        if self.levels is None:
-            dims = math.prod(v.shape[1:])
-            return (-0.5 * dims * (1 + math.log(2 * math.pi) - high)).expand(len(v))
-        return self.log_prob(x, v, v + torch.exp(-0.5 * high) * torch.randn_like(v), high)
-
-    def log_prob(
-        self, x: Tensor, v: Float[Tensor, "B ..."], seen: Float[Tensor, "B ..."], high: Float[Tensor, ""]
-    ) -> Float[Tensor, " B"]:
-        """log P(x | z₀) of whole numbers x, scaled v, from seen = z₀/α₀."""
-        assert self.levels is not None
-        if 2 * self.near + 1 >= self.levels:
-            levels = torch.linspace(-1, 1, self.levels, device=v.device, dtype=v.dtype)
-            distance = seen.unsqueeze(-1) - levels
-        else:
-            window = x.long().unsqueeze(-1) + torch.arange(-self.near, self.near + 1, device=v.device)
-            outside = (window < 0) | (window >= self.levels)
-            distance = seen.unsqueeze(-1) - (window * (2 / (self.levels - 1)) - 1)
-            distance = distance.masked_fill(outside, torch.inf)
-        logits = -0.5 * high.exp() * distance.square()
-        own = -0.5 * high.exp() * (seen - v).square()
-        return (own - logits.logsumexp(-1)).flatten(1).sum(1)
 
 
 @dataclass(frozen=True)
@@ -179,10 +140,10 @@ class ODE(Likelihood):
 
     $\log p(z_0) = \log \mathcal N(z_1; 0, I) + \int_{\lambda_0}^{\lambda_1} \operatorname{tr} \frac{\partial
     f}{\partial z}\,d\lambda$ along $dz/d\lambda = f = \tfrac12\alpha(\hat x - \alpha z)$. Real data are $z_0/\alpha_0$,
-    taken as they are. Whole numbers are dequantized with the chain's own least noise, $\log P(x) \ge \mathbb E_{q(z_0
-    \mid x)}[\log p(z_0) + \log P(x \mid z_0) - \log q(z_0 \mid x)]$, and the last two terms are what that costs. The
-    number is an estimate, since the solver has an error, random probes have one too, and the score of a network is no
-    density's. It carries no gradient.
+    taken as they are. Integers and codes are dequantized with the chain's own least noise,
+    $\log P(x) \ge \mathbb E_{q(z_0 \mid x)}[\log p(z_0) + \log P(x \mid z_0) - \log q(z_0 \mid x)]$, and the last two
+    terms are what that costs. The number is an estimate, since the solver has an error, random probes have one too, and
+    the score of a network is no density's. It carries no gradient.
 
     The solver is `adams` on a fixed grid; the examples whose error it puts above the tolerance are solved again with
     twice as many steps, and so on.
@@ -241,13 +202,9 @@ class ODE(Likelihood):
     def _start(self, model: Model, x: Tensor, v: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """z₀, and what it costs that it is not the data."""
         high, _ = model.schedule.ends(v)
-        if model.reconstruction.levels is None:
-            return alpha(high) * v, {}
-        epsilon = torch.randn_like(v)
-        seen = v + torch.exp(-0.5 * high) * epsilon
-        flat = epsilon.flatten(1)
-        log_q = -0.5 * flat.square().sum(1) - flat.shape[1] * (0.5 * math.log(2 * math.pi) + sigma(high).log())
-        return alpha(high) * seen, {"dequantization": model.reconstruction.log_prob(x, v, seen, high) - log_q}
+        seen, cost = model.reconstruction.dequantize(x, v, high)
+        exact = model.reconstruction.real_dims == math.prod(v.shape[1:])
+        return alpha(high) * seen, {} if exact else {"dequantization": cost}
 
     def _directions(self, v: Tensor) -> Float[Tensor, "S B D"]:
         """The unit vectors, or random signs that stay the same for the whole of a solution."""
@@ -276,9 +233,7 @@ class ODE(Likelihood):
         high, low = model.schedule.ends(z)
         z, log_det, error = adams(rate, z, _grid(high, low, steps))
         prior = -0.5 * (z.flatten(1).square().sum(1) + dims * math.log(2 * math.pi))
-        if model.reconstruction.levels is None:
-            log_det = log_det + dims * alpha(high).log()
-        return prior, log_det, error
+        return prior, log_det + model.reconstruction.real_dims * alpha(high).log(), error
 
 
 def _grid(high: Float[Tensor, ""], low: Float[Tensor, ""], steps: int) -> Float[Tensor, " N"]:

@@ -1,8 +1,7 @@
-"""Variational dequantization: the noise that makes whole numbers real ones is learned (Ho et al. 2019, "Flow++")."""
+"""Variational dequantization: the noise that makes integers real numbers is learned (Ho et al. 2019, "Flow++")."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -18,22 +17,20 @@ __all__ = ["VariationalDequantize"]
 class VariationalDequantize(Dequantize):
     r"""$v = x + u$ with $u \sim q(u \mid x)$ on $[0, 1)^D$, learned together with the flow.
 
-    $\log P(x) \ge \mathbb E_q[\log p_v(x + u) - \log q(u \mid x)]$, and each draw is an importance weight for P(x). The
+    $\log P(x) \ge \mathbb E_q[\log p_v(v) - \log q(v \mid x)]$, and each draw is an importance weight for P(x). The
     noise is uniform noise on $[-1, 1]^m$ put through transforms of that cube onto itself: those that start as the
-    identity start at uniform dequantization.
+    identity start at uniform dequantization. Known end levels take the tails, as in `Dequantize`.
 
     Args:
-        noise: transforms of $[-1, 1]^m$ onto itself (splines with `interval=1`) for the m whole dimensions, which take
-            as their context what `network` makes of x.
+        noise: transforms of $[-1, 1]^m$ onto itself (splines with `interval=1`) for the m integer dimensions, which
+            take as their context what `network` makes of x.
         network: from x as real numbers (B, ...) to a context (B, E).
-        levels, discrete: as in `Dequantize`.
-        counts: for each dimension how many categories 0, 1, ... it has, which samples then keep to; 0 leaves it open.
+        levels, discrete, categories: as in `Dequantize`.
 
-    Source: Ho et al. 2019, section 3.1.
+    Reference: Ho et al. 2019, section 3.1.
     """
 
-    whole_dims: Tensor
-    tops: Tensor | None
+    integers: Tensor
 
     def __init__(
         self,
@@ -42,41 +39,33 @@ class VariationalDequantize(Dequantize):
         *,
         levels: int | None = None,
         discrete: Sequence[bool] | None = None,
-        counts: Sequence[int] | None = None,
+        categories: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(levels, discrete)
-        tops = None if counts is None else torch.tensor([count - 1 if count else math.inf for count in counts])
-        self.register_buffer("tops", tops, persistent=False)
+        super().__init__(levels, discrete, categories)
         self.noise: Sequence[Transform] = nn.ModuleList(noise)  # type: ignore[assignment]
         self.network = network
         where = torch.empty(0, dtype=torch.long) if self.mask is None else self.mask.nonzero().squeeze(1)
-        self.register_buffer("whole_dims", where, persistent=False)
+        self.register_buffer("integers", where, persistent=False)
 
     def initialise(self, x: Shaped[Tensor, "N ..."]) -> None:
         initialise = getattr(self.network, "initialise", None)
         if callable(initialise):
             initialise(x)
 
-    def decode(
-        self, z: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
-    ) -> Shaped[Tensor, "B ..."]:
-        x = super().decode(z, context)
-        if self.tops is None:
-            return x
-        return torch.where(self.tops.isfinite(), torch.minimum(x.clamp_min(0), self.tops.to(x.dtype)), x)
-
     def encode(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> tuple[Float[Tensor, "B ..."], Float[Tensor, " B"]]:
         v = x if x.is_floating_point() else x.to(torch.get_default_dtype())
-        given = self.network(v)
+        read = self.network(v)
         flat = v.flatten(1)
-        numbers = len(self.whole_dims) or flat.shape[1]
+        numbers = len(self.integers) or flat.shape[1]
         u = 2 * torch.rand(len(x), numbers, dtype=v.dtype, device=v.device) - 1
         log_det = torch.zeros(len(x), dtype=v.dtype, device=v.device)
         for transform in self.noise:
-            u, more = transform.encode(u, given)
+            u, more = transform.encode(u, read)
             log_det = log_det + more
         u = ((u + 1) / 2).clamp(0, 1 - 2**-24)
-        flat = flat + u if self.mask is None else flat.index_add(1, self.whole_dims, u)
-        return flat.view(v.shape), log_det
+        if self.mask is not None:
+            u = torch.zeros_like(flat).index_add(1, self.integers, u)
+        v, more = self._place(v, u.view(v.shape))
+        return v, log_det + more

@@ -52,8 +52,7 @@ def build(
     context = label_embedding(spec, width, conditional)
     if spec.levels is not None:
         return Autoregressive(network, spec.event_shape, spec.levels, context=context, dropout=dropout)
-    categories = [len(column.categories) for column in spec.columns]
-    tokens = Bins(spec.event_shape, spec.discrete_dims, categories=categories, bins=bins)
+    tokens = Bins(spec.event_shape, spec.discrete_dims, categories=spec.categories, bins=bins)
     columns = Autoregressive(
         network, (spec.dims,), tokens.levels, context=context, dropout=dropout, allowed=tokens.allowed
     )

@@ -84,7 +84,7 @@ def _numbers(spec: DataSpec) -> tuple[nn.Module, int]:
     """What makes numbers of order one from any data, and how many."""
     if spec.levels is not None:
         return Levels(spec.levels), spec.dims
-    columns = Columns([len(column.categories) for column in spec.columns] or [0] * spec.dims)
+    columns = Columns(spec.categories)
     return columns, columns.outputs
 
 

@@ -11,7 +11,16 @@ from torch import nn
 
 from loglik.data.spec import DataSpec
 from loglik.density import Density
-from loglik.diffusion import Denoiser, Diffusion, LevelDenoiser, LinearBeta, Objective, PixelDenoiser, Sampler
+from loglik.diffusion import (
+    ColumnDenoiser,
+    Denoiser,
+    Diffusion,
+    LevelDenoiser,
+    LinearBeta,
+    Objective,
+    PixelDenoiser,
+    Sampler,
+)
 from loglik.flows import Flow
 from loglik.networks import DiT, ResidualMLP, UNet
 from loglik.recipes.recipe import Recipe, from_zero, label_embedding, pick
@@ -50,6 +59,7 @@ def build(
     image = kind != "mlp"
     context = label_embedding(spec, EMBEDDING, conditional)
     shape = spec.event_shape if spec.levels is not None or image else (spec.dims,)
+    codes = any(spec.categories)
     by_level = spec.levels is not None and spec.dims * spec.levels <= (MOST_LOGITS if image else 2**14)
     network = (
         _image_network(kind, shape, by_level, size, width, depth, dropout or 0.0, context is not None)
@@ -64,19 +74,23 @@ def build(
         denoiser = PixelDenoiser(network, spec.levels or 0, shape, reads=READS, writes=WRITES, **options)
     elif by_level:
         denoiser = LevelDenoiser(network, spec.levels or 0, shape, **options)
+    elif codes:
+        denoiser = ColumnDenoiser(network, spec.categories, **options)
     else:
         denoiser = Denoiser(network, event_shape=shape, **options)
     diffusion = Diffusion(
         denoiser,
         shape,
         levels=spec.levels,
+        categories=spec.categories if codes else None,
         schedule=_schedule(spec, image, by_level),
         objective=Objective(weighting, times="importance" if image and weighting == "likelihood" else "uniform"),
         sampler=_sampler(method, steps, image),
     )
     if spec.levels is not None:
         return diffusion
-    return Flow([Standardise(shape)] if image else to_vector(spec), diffusion)
+    transforms = [Standardise(shape)] if image else to_vector(spec)
+    return Flow(transforms, diffusion) if transforms else diffusion
 
 
 def _sampler(method: str, steps: int | None, image: bool) -> Sampler:
@@ -110,9 +124,10 @@ def _schedule(spec: DataSpec, image: bool, by_level: bool) -> LinearBeta:
 def _vector_network(
     spec: DataSpec, by_level: bool, size: str, width: int | None, depth: int | None, dropout: float, conditional: bool
 ) -> nn.Module:
+    inputs = sum(count or 1 for count in spec.categories)  # a code is a one-hot vector
     network = ResidualMLP(
-        spec.dims,
-        spec.dims * (spec.levels if by_level and spec.levels else 1),
+        inputs,
+        inputs * (spec.levels if by_level and spec.levels else 1),
         width=width or pick(size, small=256, medium=512, large=1024),
         depth=depth or 3,
         context=FEATURES + (EMBEDDING if conditional else 0),

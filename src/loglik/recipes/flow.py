@@ -59,7 +59,7 @@ def build(
         kind = _default(spec)
     if kind == "glow":
         return Flow(_glow(spec, size, width, depth, context), StandardNormal((spec.dims,)), context=embedding)
-    transforms = to_vector(spec)
+    transforms = to_vector(spec, codes=True)
     if spec.levels is None and any(spec.discrete_dims):
         transforms[0] = _learned_noise(spec)
     if spec.levels is not None:
@@ -127,12 +127,14 @@ class _Reader(nn.Module):
 
 
 def _learned_noise(spec: DataSpec) -> Transform:
-    """Dequantization of a mixed table's whole columns, learned; it starts as uniform noise."""
-    counts = [len(column.categories) for column in spec.columns]
+    """Learned dequantization of a mixed table's integers and categories; it starts as uniform noise."""
     noise, dims = Spline(4, 1.0), sum(spec.discrete_dims)
     read = from_zero(nn.Linear(NOISE_WIDTH, dims * noise.parameters))
     return VariationalDequantize(
-        [Elementwise(dims, noise, network=read)], _Reader(counts), discrete=spec.discrete_dims, counts=counts
+        [Elementwise(dims, noise, network=read)],
+        _Reader(list(spec.categories)),
+        discrete=spec.discrete_dims,
+        categories=spec.categories,
     )
 
 

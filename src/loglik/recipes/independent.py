@@ -11,15 +11,15 @@ __all__ = ["INDEPENDENT"]
 
 
 def build(spec: DataSpec, *, size: str = "small", bins: int = 64) -> Density:
-    """One histogram for each dimension; text shares one for all positions."""
-    widest = max((len(column.categories) for column in spec.columns), default=0)
+    """Each dimension by its kind: categories by counts, integers by mass, reals by density; text shares one."""
     return Independent(
         spec.event_shape,
         spec.discrete_dims,
         levels=spec.levels,
-        bins=max(bins, widest),
+        categories=spec.categories,
+        bins=bins,
         shared=spec.kind == "text",
     )
 
 
-INDEPENDENT = Recipe(name="independent", summary="each dimension its own histogram; the baseline", build=build)
+INDEPENDENT = Recipe(name="independent", summary="each dimension by itself, by its kind; the baseline", build=build)

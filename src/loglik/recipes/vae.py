@@ -12,8 +12,21 @@ from loglik.networks.ladder import Pyramid, TopDown
 from loglik.networks.mlp import MLP
 from loglik.recipes.priors import PRIORS, prior_of
 from loglik.recipes.recipe import Recipe, from_zero, label_embedding, pick
-from loglik.recipes.vectors import refuse_text, to_vector
-from loglik.vae import VAE, Categorical, DiscretisedLogistic, Gaussian, LadderVAE, LocalPixels, Objective, Observation
+from loglik.recipes.vectors import refuse_text
+from loglik.transforms import Reshape, Standardise, Transform
+from loglik.vae import (
+    VAE,
+    Categorical,
+    Codes,
+    DiscretisedLogistic,
+    Gaussian,
+    Integers,
+    LadderVAE,
+    LocalPixels,
+    Mixed,
+    Objective,
+    Observation,
+)
 
 __all__ = ["VAE_RECIPE"]
 
@@ -37,7 +50,7 @@ def build(
     kl_warmup: int | None = None,
     conditional: bool = False,
 ) -> Density:
-    """A ladder for images, else MLPs; whole numbers have a discrete observation model, real ones a Gaussian.
+    """A ladder for images, else MLPs; codes and integers have discrete observation models, reals a Gaussian.
 
     `network` is auto, ladder or mlp; `prior` over the (top) latents is normal, vamp, flow, autoregressive, hierarchical
     or diffusion; `beta`, `free_bits` and `kl_warmup` (steps) change what training minimises, not the likelihood.
@@ -64,20 +77,39 @@ def build(
         return _ladder(spec, size, width, latent, prior, objective, conditional)
     width = width or pick(size, small=256, medium=512, large=1024)
     latent = latent or min(pick(size, small=16, medium=32, large=64), max(2, spec.dims // 2))
-    shape = spec.event_shape if spec.levels is not None else (spec.dims,)
-    observation = Gaussian(shape) if spec.levels is None else _levels(spec.levels, spec.dims, shape)
+    observation = _columns(spec) if spec.levels is None else _levels(spec.levels, spec.dims, spec.event_shape)
+    inputs = (observation.inputs,) if spec.levels is None else spec.event_shape
     extra = EMBEDDING if conditional else 0
     decoder = MLP(latent, observation.outputs, (width, width), context=extra, dropout=dropout)
     from_zero(decoder.output)
     vae = VAE(
-        MLP(spec.dims, 2 * latent, (width, width), context=extra, dropout=dropout),
+        MLP(observation.inputs, 2 * latent, (width, width), context=extra, dropout=dropout),
         decoder,
         observation,
-        prior_of(prior, latent, width // 2, shape),
+        prior_of(prior, latent, width // 2, inputs),
         context=label_embedding(spec, EMBEDDING, conditional),
         objective=objective,
     )
-    return vae if spec.levels is not None else Flow(to_vector(spec), vae)
+    if spec.levels is not None:
+        return vae
+    real = [not discrete for discrete in spec.discrete_dims]
+    transforms: list[Transform] = [] if len(spec.event_shape) == 1 else [Reshape(spec.event_shape, (spec.dims,))]
+    if any(real):
+        transforms.append(Standardise((spec.dims,), real))
+    return Flow(transforms, vae) if transforms else vae
+
+
+def _columns(spec: DataSpec) -> Observation:
+    """Each column by its kind: a Gaussian, a mixture of logistics over the integers, or a probability for each code."""
+    kinds = list(zip(spec.discrete_dims, spec.categories, strict=True))
+    parts: list[Observation] = []
+    groups: list[list[int]] = []
+    for discrete, count in sorted(set(kinds)):
+        group = [d for d, kind in enumerate(kinds) if kind == (discrete, count)]
+        shape = (len(group),)
+        parts.append(Codes(shape, count) if count else Integers(shape) if discrete else Gaussian(shape))
+        groups.append(group)
+    return parts[0] if len(parts) == 1 else Mixed(parts, groups)
 
 
 def _levels(levels: int, dims: int, shape: tuple[int, ...]) -> Observation:

@@ -15,15 +15,20 @@ def refuse_text(spec: DataSpec, family: str) -> None:
         raise Unsuitable(f"{family} takes images, tables and arrays; for text use autoregressive")
 
 
-def to_vector(spec: DataSpec) -> list[Transform]:
-    """Dequantize what is whole, flatten, and standardise real columns; the log-determinants are counted."""
+def to_vector(spec: DataSpec, *, codes: bool = False) -> list[Transform]:
+    """Dequantize integers, flatten, and standardise; the log-determinants are counted.
+
+    `codes` says whether categories are dequantized and standardised too, or pass as their codes.
+    """
     transforms: list[Transform] = []
+    number = [codes or not count for count in spec.categories]
+    dequantized = [discrete and own for discrete, own in zip(spec.discrete_dims, number, strict=True)]
     if spec.levels is not None:
         transforms.append(Dequantize(spec.levels))
-    elif any(spec.discrete_dims):
-        transforms.append(Dequantize(discrete=spec.discrete_dims))
+    elif any(dequantized):
+        transforms.append(Dequantize(discrete=dequantized, categories=spec.categories))
     if len(spec.event_shape) != 1:
         transforms.append(Reshape(spec.event_shape, (spec.dims,)))
-    if spec.levels is None:
-        transforms.append(Standardise((spec.dims,)))
+    if spec.levels is None and any(number):
+        transforms.append(Standardise((spec.dims,), number))
     return transforms

@@ -181,7 +181,6 @@ def _cell(value: float, column: Column) -> str | int | float:
     """One value as a reader of the table would write it."""
     if column.type == "numeric" or value != value:
         return float(f"{value:.7g}")  # as many digits as float32 holds
-    code = round(value)
-    if not column.categories:
-        return code
-    return column.categories[min(max(code, 0), len(column.categories) - 1)]
+    code = int(value)
+    assert code == value, f"column {column.name!r} holds integers, got {value}"
+    return column.categories[code] if column.categories else code

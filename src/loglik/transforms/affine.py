@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Shaped
@@ -40,27 +41,39 @@ class Standardise(Transform):
     r"""$z_d = (x_d - m_d) / s_d$ with the mean and standard deviation of each dimension of the training data.
 
     $\log\det = -\sum_d \log s_d$, counted, so a log-density stays in the data's own units. A column that is
-    constant keeps $s_d = 1$. Where the deviation is more than 5 times what the quartiles say, a few outliers made it,
-    and the median and the quartiles stand in for mean and deviation.
+    constant keeps $s_d = 1$. Where the standard deviation is more than 5 times what the quartiles say, a few outliers
+    made it, and the median and the quartiles replace mean and standard deviation.
+
+    Args:
+        event_shape: of the data.
+        dims: for each dimension of the flattened event, whether it is standardised; the others pass unchanged. All by
+            default.
     """
 
     mean: Tensor
     std: Tensor
+    dims: Tensor | None
 
-    def __init__(self, event_shape: tuple[int, ...]) -> None:
+    def __init__(self, event_shape: tuple[int, ...], dims: Sequence[bool] | None = None) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(event_shape))
         self.register_buffer("std", torch.ones(event_shape))
+        chosen = None if dims is None or all(dims) else torch.tensor(list(dims)).view(event_shape)
+        self.register_buffer("dims", chosen, persistent=False)
 
     def initialise(self, x: Float[Tensor, "N ..."]) -> None:
-        wide = x.double()
-        std = wide.std(0, unbiased=False)
-        floor = 1e-6 * wide.abs().amax(0)
-        low, middle, high = (_quantile(wide, q) for q in (0.25, 0.5, 0.75))
+        rows = x.double()
+        std = rows.std(0, unbiased=False)
+        floor = 1e-6 * rows.abs().amax(0)
+        low, middle, high = (_quantile(rows, q) for q in (0.25, 0.5, 0.75))
         robust = (high - low) / NORMAL_QUARTILES
         outliers = (robust > 1e-6 * middle.abs()) & (std > 5 * robust)
-        self.mean.copy_(torch.where(outliers, middle, wide.mean(0)))
-        self.std.copy_(torch.where(outliers, robust, torch.where(std > floor, std, torch.ones_like(std))))
+        mean = torch.where(outliers, middle, rows.mean(0))
+        std = torch.where(outliers, robust, torch.where(std > floor, std, torch.ones_like(std)))
+        if self.dims is not None:
+            mean, std = mean * self.dims, torch.where(self.dims, std, torch.ones_like(std))
+        self.mean.copy_(mean)
+        self.std.copy_(std)
 
     def encode(
         self, x: Float[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None

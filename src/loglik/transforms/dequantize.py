@@ -1,7 +1,8 @@
-"""Dequantize: from whole numbers to real ones, and back."""
+"""Dequantize: from integers to real numbers, and back."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,30 +14,56 @@ from loglik.transforms.base import Transform, zeros
 
 __all__ = ["Dequantize"]
 
+BEYOND = 0.03  # of an end level's noise lies beyond its unit interval, about as much as a smooth density has there
+DECAY = 8.0  # of the density beyond: d^-9 at the distance d from the far end of the unit interval
+SMALLEST = 2**-24  # of the distance of u from 1
+
 
 class Dequantize(Transform):
-    r"""Uniform dequantization: $v = x + u$, $u \sim \mathcal U[0, 1)^D$.
+    r"""Uniform dequantization: $v = x + u$, $u \sim \mathcal U[0, 1)^D$; known end levels take the tails.
 
-    For a density $p_v$ over reals, $P(x) = \int_{[0,1)^D} p_v(x + u)\,du$ is a probability over whole numbers,
-    and $\log p_v(x + u)$ is the logarithm of an importance weight for it, hence a sample of a lower bound.
+    The cell of an integer k is $[k, k + 1)$. Of levels 0 ... K-1 the lowest has the cell $(-\infty, 1)$ and the highest
+    $[K - 1, \infty)$: v lies at a distance d from the inner end of the cell, uniform on [0, 1) but for 3 %, which have
+    the density $\propto d^{-9}$ beyond. The cells cover the real line, so $P(x) = \int_{\text{cell}(x)} p_v(v)\,dv$
+    sums to 1 over the integers that exist, whatever the density $p_v$, and a sample of $p_v$ always lies in the cell of
+    one. $\log p_v(v) - \log q(v \mid x)$ is the logarithm of an importance weight for P(x), hence a sample of a lower
+    bound of $\log P(x)$.
 
     Args:
-        levels: whole numbers 0 ... levels-1 in every dimension; None leaves the range open.
-        discrete: for each dimension whether it is a whole number; the others pass unchanged. All by default.
+        levels: integers 0 ... levels-1 in every dimension; None leaves the range open.
+        discrete: for each dimension whether it is dequantized; the others pass unchanged. All by default.
+        categories: for each dimension how many codes 0, 1, ... it has; 0 leaves its range open.
 
-    Source: Theis et al. 2016, "A note on the evaluation of generative models", section 3.1.
+    Raises:
+        ValueError: levels below 2; both levels and categories; a value outside the levels or codes.
+
+    Reference: Theis et al. 2016, "A note on the evaluation of generative models", section 3.1.
     """
 
     mask: Tensor | None
+    top: Tensor | None
 
-    def __init__(self, levels: int | None = None, discrete: Sequence[bool] | None = None) -> None:
+    def __init__(
+        self,
+        levels: int | None = None,
+        discrete: Sequence[bool] | None = None,
+        categories: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         if levels is not None and levels < 2:
             raise ValueError(f"levels must be at least 2, got {levels}")
+        if levels is not None and categories is not None:
+            raise ValueError("give levels, or categories for each dimension, not both")
         self.levels = levels
-        self.whole = discrete is None or all(discrete)
         mask = None if discrete is None else torch.tensor(list(discrete), dtype=torch.bool)
+        codes = torch.tensor(categories or [0]) > 0  # integers whether they are dequantized or pass
+        self.whole = mask is None or bool((mask | codes).all())
+        top = None if levels is None else torch.tensor(levels - 1.0)
+        if categories is not None and (codes if mask is None else codes & mask).any():
+            top = torch.tensor([count - 1.0 if count else math.inf for count in categories])
+            top = top if mask is None else top.masked_fill(~mask, math.inf)
         self.register_buffer("mask", mask, persistent=False)
+        self.register_buffer("top", top, persistent=False)
 
     @property
     def bound(self) -> Bound:
@@ -47,19 +74,52 @@ class Dequantize(Transform):
     ) -> tuple[Float[Tensor, "B ..."], Float[Tensor, " B"]]:
         v = x if x.is_floating_point() else x.to(torch.get_default_dtype())
         u = torch.rand_like(v)
-        if self.mask is not None:
-            u = u * self.mask
-        return v + u, zeros(v)
+        return self._place(v, u if self.mask is None else u * self.mask)
+
+    def _place(
+        self, x: Float[Tensor, "B ..."], u: Float[Tensor, "B ..."]
+    ) -> tuple[Float[Tensor, "B ..."], Float[Tensor, " B"]]:
+        """Place u of [0, 1), 0 in real dimensions, in the cell of x: (v, the sum of log dv/du)."""
+        v = x + u
+        if self.top is None:
+            return v, zeros(v)
+        top = self.top.to(v.dtype)
+        self._check(x, top)
+        known = top.isfinite()
+        lowest, highest = known & (x == 0), known & (x == top)
+        # the distance from the inner end of the cell, uniform on [0, 1) or a power law beyond, and its log-slope
+        rest = torch.where(lowest, u, 1 - u).clamp_min(SMALLEST)  # v rises with u in either cell
+        far = rest < BEYOND
+        distance = torch.where(far, (rest / BEYOND).clamp_max(1) ** (-1 / DECAY), (1 - rest) / (1 - BEYOND))
+        log_slope = torch.where(far, distance.log() - math.log(DECAY) - rest.log(), -math.log1p(-BEYOND))
+        ends = torch.where(lowest, 1 - distance, x + distance)
+        if (top == 0).any():  # the cell of a single code is the real line
+            alone = lowest & highest
+            inside = u.clamp(SMALLEST, 1 - SMALLEST)
+            ends = torch.where(alone, 0.5 + 0.25 * (inside.log() - (-inside).log1p()), ends)
+            log_slope = torch.where(alone, math.log(0.25) - inside.log() - (-inside).log1p(), log_slope)
+        at_end = lowest | highest
+        return torch.where(at_end, ends, v), torch.where(at_end, log_slope, 0.0).flatten(1).sum(1)
 
     def decode(
         self, z: Float[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> Shaped[Tensor, "B ..."]:
-        if self.mask is not None:
-            return torch.where(self.mask, z.floor(), z)
         x = z.floor()
+        if self.top is not None:
+            x = torch.where(self.top.isfinite(), torch.minimum(x.clamp_min(0), self.top.to(x.dtype)), x)
+        if self.mask is not None:
+            return torch.where(self.mask, x, z)
         if self.levels is None:
             return x.long()
-        return x.clamp(0, self.levels - 1).to(torch.uint8 if self.levels <= 256 else torch.int64)
+        return x.to(torch.uint8 if self.levels <= 256 else torch.int64)
 
     def decoded_discrete(self, discrete: bool) -> bool:
         return self.whole
+
+    def _check(self, x: Tensor, top: Tensor) -> None:
+        if torch.compiler.is_compiling() or self.levels is not None:  # a Flow checks levels itself
+            return
+        wrong = top.isfinite() & ((x < 0) | (x > top))
+        if wrong.any():
+            row, d = wrong.nonzero()[0].tolist()
+            raise ValueError(f"column {d} must hold codes 0 ... {int(top[d])}, got {x[row, d].item():g}")

@@ -1,7 +1,7 @@
 """Variational autoencoders, their observation models and priors."""
 
 from loglik.vae.ladder import LadderVAE
-from loglik.vae.levels import Bernoulli, BetaBinomial, Categorical, DiscretisedLogistic
+from loglik.vae.levels import Bernoulli, BetaBinomial, Categorical, Codes, DiscretisedLogistic, Integers
 from loglik.vae.observation import Gaussian, Mixed, Observation
 from loglik.vae.pixels import LocalPixels
 from loglik.vae.vae import VAE, Objective
@@ -12,8 +12,10 @@ __all__ = [
     "Bernoulli",
     "BetaBinomial",
     "Categorical",
+    "Codes",
     "DiscretisedLogistic",
     "Gaussian",
+    "Integers",
     "LadderVAE",
     "LocalPixels",
     "Mixed",

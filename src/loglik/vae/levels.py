@@ -1,4 +1,4 @@
-r"""Observation models of whole numbers: Bernoulli, categorical, beta-binomial, and mixtures of discretised logistics.
+r"""Observation models of integers: Bernoulli, categorical, beta-binomial, and mixtures of discretised logistics.
 
 D dimensions of an event, K levels 0 ... K-1, M mixture components, Q parameters of one dimension.
 """
@@ -16,17 +16,18 @@ from torch import Tensor
 from loglik.density import check_levels
 from loglik.vae.observation import Observation
 
-__all__ = ["Bernoulli", "BetaBinomial", "Categorical", "DiscretisedLogistic"]
+__all__ = ["Bernoulli", "BetaBinomial", "Categorical", "Codes", "DiscretisedLogistic", "Integers"]
 
 
 class _Levels(Observation):
-    """What observation models of whole numbers 0 ... K-1 share."""
+    """What observation models of integers 0 ... K-1 share."""
 
     discrete = True
+    min_levels = 2
 
     def __init__(self, event_shape: tuple[int, ...], levels: int, per_dim: int) -> None:
-        if levels < 2:
-            raise ValueError(f"levels must be at least 2, got {levels}")
+        if levels < self.min_levels:
+            raise ValueError(f"levels must be at least {self.min_levels}, got {levels}")
         super().__init__(event_shape, per_dim)
         self.levels = levels
         self.dtype = torch.uint8 if levels <= 256 else torch.int64
@@ -93,6 +94,26 @@ class Categorical(_Levels):
         return (counts + 0.5).log().flatten() - math.log(len(x) + 0.5 * self.levels)
 
 
+class Codes(Categorical):
+    """A probability for each of K categories without an order, whose codes are 0 ... K-1.
+
+    An encoder reads a code as a one-hot vector of K numbers, and `mean` is the most probable code.
+    """
+
+    min_levels = 1
+
+    @property
+    def inputs(self) -> int:
+        return self.dims * self.levels
+
+    def centre(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B KD"]:
+        check_levels(x, self.levels)
+        return F.one_hot(x.flatten(1).long(), self.levels).flatten(1).to(torch.get_default_dtype())
+
+    def mean(self, theta: Float[Tensor, "B P"]) -> Float[Tensor, "B ..."]:
+        return self._event(self._per_dim(theta).argmax(1)).to(theta.dtype)
+
+
 class BetaBinomial(_Levels):
     r"""A binomial of K-1 trials whose probability has a beta distribution; peaked, flat or at both ends.
 
@@ -157,20 +178,12 @@ class DiscretisedLogistic(_Levels):
         inverse = (-log_scale).exp()
         width = 2 * half * inverse
         upper = (self.centre(levels) - mean + half) * inverse
-        lower = upper - width
-        # log[σ(u) - σ(l)] = log σ(u) + log σ(-l) + log(1 - e^{l-u}), without cancellation; beyond an end all of it
-        inner = F.logsigmoid(upper) + F.logsigmoid(-lower) + (-torch.expm1(-width)).log()
-        log_mass = torch.where(levels == 0, F.logsigmoid(upper), inner)
-        log_mass = torch.where(levels == self.levels - 1, F.logsigmoid(-lower), log_mass)
+        log_mass = torch.where(levels == 0, F.logsigmoid(upper), _log_mass(upper, width))  # an end has all beyond it
+        log_mass = torch.where(levels == self.levels - 1, F.logsigmoid(width - upper), log_mass)
         return (log_weight + log_mass).logsumexp(1)
 
     def sample(self, theta: Float[Tensor, "B P"]) -> Shaped[Tensor, "B ..."]:
-        log_weight, mean, log_scale = self._split(theta)
-        # Gumbel's race draws the component: the arg max of log π - log E with E exponential
-        chosen = (log_weight - torch.empty_like(log_weight).exponential_().log()).argmax(1, keepdim=True)
-        u = torch.rand_like(mean[:, :1]).clamp(1e-6, 1 - 1e-6)
-        v = mean.gather(1, chosen) + log_scale.gather(1, chosen).exp() * (u.log() - (-u).log1p())
-        return self._event(self._to_levels(v.squeeze(1)).round()).to(self.dtype)
+        return self._event(self._to_levels(_draw(*self._split(theta))).round()).to(self.dtype)
 
     def mean(self, theta: Float[Tensor, "B P"]) -> Float[Tensor, "B ..."]:
         log_weight, mean, _ = self._split(theta)
@@ -186,3 +199,72 @@ class DiscretisedLogistic(_Levels):
         mean = few.quantile(places, dim=0)
         spread = (v.std(0, unbiased=False) / self.components).clamp_min(1 / self.levels).log()
         return torch.stack([torch.zeros_like(mean), mean, spread.expand_as(mean)]).flatten()
+
+
+class Integers(Observation):
+    r"""A mixture of M logistics, integrated over each integer, of an open range.
+
+    $P(x \mid \theta) = \sum_m \pi_m \left[\varsigma((x + \tfrac12 - \mu_m)/s_m) - \varsigma((x - \tfrac12 - \mu_m)/s_m)
+    \right]$, which sums to 1 over all integers. Means and scales are in units of the training data's standard deviation
+    about their mean.
+    """
+
+    discrete = True
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, event_shape: tuple[int, ...], components: int = 4) -> None:
+        super().__init__(event_shape, per_dim=3 * components)
+        self.components = components
+        self.register_buffer("shift", torch.zeros(self.dims))
+        self.register_buffer("scale", torch.ones(self.dims))
+
+    @torch.no_grad()
+    def initialise(self, x: Shaped[Tensor, "N ..."]) -> None:
+        rows = x.flatten(1).double()
+        std = rows.std(0, unbiased=False)
+        self.shift.copy_(rows.mean(0).round())  # an integer, so that differences are exact
+        self.scale.copy_(torch.where(std > 0, std, torch.ones_like(std)))
+
+    def _split(self, theta: Float[Tensor, "B P"]) -> tuple[Tensor, Tensor, Tensor]:
+        log_weight, mean, log_scale = self._per_dim(theta).split(self.components, dim=1)
+        return log_weight.log_softmax(1), mean, 7 * (log_scale / 7).tanh()
+
+    def log_prob(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
+        log_weight, mean, log_scale = self._split(theta)
+        inverse = (-log_scale).exp()
+        upper = (self.centre(x).flatten(1).unsqueeze(1) - mean + 0.5 / self.scale) * inverse
+        return (log_weight + _log_mass(upper, inverse / self.scale)).logsumexp(1).sum(1)
+
+    def sample(self, theta: Float[Tensor, "B P"]) -> Shaped[Tensor, "B ..."]:
+        return self._event((_draw(*self._split(theta)) * self.scale).round() + self.shift)
+
+    def mean(self, theta: Float[Tensor, "B P"]) -> Float[Tensor, "B ..."]:
+        log_weight, mean, _ = self._split(theta)
+        return self._event((log_weight.exp() * mean).sum(1) * self.scale + self.shift)
+
+    def centre(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+        return self._event((x.flatten(1).to(self.shift.dtype) - self.shift) / self.scale)
+
+    def marginal(self, x: Shaped[Tensor, "N ..."]) -> Float[Tensor, " P"]:
+        v = self.centre(x).flatten(1)
+        quantiles = (torch.arange(self.components, device=v.device, dtype=v.dtype) + 0.5) / self.components
+        mean = v[: max(2, min(2**14, 2**23 // self.dims))].quantile(quantiles, dim=0)
+        # a component is as wide as the gaps between the means, and no narrower than a fraction of an integer
+        spread = torch.maximum(torch.full_like(self.scale, 1 / self.components), 0.25 / self.scale).log()
+        return torch.stack([torch.zeros_like(mean), mean, spread.expand_as(mean)]).flatten()
+
+
+def _log_mass(upper: Tensor, width: Tensor) -> Tensor:
+    r"""$\log[\varsigma(u) - \varsigma(u - w)] = \log \varsigma(u) + \log \varsigma(w - u) + \log(1 - e^{-w})$."""
+    return F.logsigmoid(upper) + F.logsigmoid(width - upper) + (-torch.expm1(-width)).log()
+
+
+def _draw(
+    log_weight: Float[Tensor, "B M D"], mean: Float[Tensor, "B M D"], log_scale: Float[Tensor, "B M D"]
+) -> Float[Tensor, "B D"]:
+    """A draw of each mixture of logistics."""
+    # Gumbel's race draws the component: the arg max of log π - log E with E exponential
+    chosen = (log_weight - torch.empty_like(log_weight).exponential_().log()).argmax(1, keepdim=True)
+    u = torch.rand_like(mean[:, :1]).clamp(1e-6, 1 - 1e-6)
+    return (mean.gather(1, chosen) + log_scale.gather(1, chosen).exp() * (u.log() - (-u).log1p())).squeeze(1)

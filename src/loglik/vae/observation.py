@@ -36,6 +36,11 @@ class Observation(nn.Module, ABC):
         self.per_dim = per_dim
         self.outputs = self.dims * per_dim
 
+    @property
+    def inputs(self) -> int:
+        """How many numbers `centre` gives an encoder for one event."""
+        return self.dims
+
     @abstractmethod
     def log_prob(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
         """Log p(x | θ) in nats."""
@@ -50,7 +55,7 @@ class Observation(nn.Module, ABC):
 
     @abstractmethod
     def centre(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
-        """The data as an encoder likes them: numbers of order one."""
+        """Numbers of order one that an encoder reads."""
 
     @abstractmethod
     def marginal(self, x: Shaped[Tensor, "N ..."]) -> Float[Tensor, " P"]:
@@ -134,28 +139,48 @@ class Gaussian(Observation):
 
 
 class Mixed(Observation):
-    r"""For tables: consecutive columns have observation models of their own, independent given the parameters.
+    r"""For tables: groups of columns have observation models of their own, independent given the parameters.
 
     Args:
-        parts: each over events of shape (D_i,); the columns are theirs in turn, D in all, and the decoder's outputs
-            too: (P_1, P_2, ...).
+        parts: each over events of shape (D_i,), D in all; the decoder's outputs are theirs in turn, (P_1, P_2, ...).
+        columns: of each part, which columns it models; consecutive ones by default.
 
-    Raises ValueError for a part over another shape.
+    Raises:
+        ValueError: no parts, a part over another shape, or columns that are not 0 ... D-1.
     """
 
-    def __init__(self, parts: Sequence[Observation]) -> None:
+    order: Tensor
+    place: Tensor
+
+    def __init__(self, parts: Sequence[Observation], columns: Sequence[Sequence[int]] | None = None) -> None:
         for part in parts:
             if len(part.event_shape) != 1:
                 raise ValueError(f"parts must be over events of shape (D,), got {part.event_shape}")
         if not parts:
             raise ValueError("Mixed needs at least one part")
-        super().__init__((sum(part.dims for part in parts),), per_dim=1)
+        dims = [part.dims for part in parts]
+        super().__init__((sum(dims),), per_dim=1)
+        order = torch.arange(sum(dims)) if columns is None else torch.tensor([d for group in columns for d in group])
+        if columns is not None and (
+            [len(group) for group in columns] != dims or order.sort().values.tolist() != list(range(sum(dims)))
+        ):
+            raise ValueError(f"columns must be 0 ... {sum(dims) - 1} in groups of {dims}, got {list(columns)}")
         self.parts: Sequence[Observation] = nn.ModuleList(parts)  # type: ignore[assignment]
         self.outputs = sum(part.outputs for part in parts)
         self.discrete = all(part.discrete for part in parts)
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("place", order.argsort(), persistent=False)
+
+    @property
+    def inputs(self) -> int:
+        return sum(part.inputs for part in self.parts)
 
     def _columns(self, x: Shaped[Tensor, "B D"]) -> list[Shaped[Tensor, "B D2"]]:
-        return list(x.split([part.dims for part in self.parts], dim=1))
+        return list(x[:, self.order].split([part.dims for part in self.parts], dim=1))
+
+    def _together(self, columns: Sequence[Tensor], like: Tensor) -> Shaped[Tensor, "B D"]:
+        """The parts' columns in the table's order."""
+        return torch.cat([part.to(like.dtype) for part in columns], 1)[:, self.place]
 
     def _theta(self, theta: Float[Tensor, "B P"]) -> list[Float[Tensor, "B P2"]]:
         return list(theta.split([part.outputs for part in self.parts], dim=1))
@@ -165,13 +190,14 @@ class Mixed(Observation):
         return torch.stack([part.log_prob(columns, own) for part, columns, own in each]).sum(0)
 
     def sample(self, theta: Float[Tensor, "B P"]) -> Shaped[Tensor, "B ..."]:
-        drawn = [part.sample(own) for part, own in zip(self.parts, self._theta(theta), strict=True)]
-        return torch.cat([columns.to(theta.dtype) for columns in drawn], 1)
+        each = zip(self.parts, self._theta(theta), strict=True)
+        return self._together([part.sample(own) for part, own in each], theta)
 
     def mean(self, theta: Float[Tensor, "B P"]) -> Float[Tensor, "B ..."]:
-        return torch.cat([part.mean(own) for part, own in zip(self.parts, self._theta(theta), strict=True)], 1)
+        each = zip(self.parts, self._theta(theta), strict=True)
+        return self._together([part.mean(own) for part, own in each], theta)
 
-    def centre(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+    def centre(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B F"]:
         each = zip(self.parts, self._columns(x), strict=True)
         return torch.cat([part.centre(columns) for part, columns in each], 1)
 
