@@ -9,7 +9,6 @@ from torch import Tensor
 
 from loglik.data.spec import Column, DataSpec
 
-REAL_GRID = 401  # points of a real column's quadrature
 REACH = 8.0  # standard deviations that it covers to either side
 INTEGERS = range(-60, 141)  # all that could matter
 
@@ -84,8 +83,8 @@ def rows_of(name: str, n: int) -> Tensor:
     return torch.stack(make(_hidden(n)), 1)
 
 
-def every_row(name: str, x: Tensor) -> tuple[Tensor, float]:
-    """Every row that can exist, with a grid in place of a real column, and what its step weighs: (rows, weight)."""
+def every_row(name: str, x: Tensor, points: int) -> tuple[Tensor, float]:
+    """Every row that can exist, with so many points in place of a real column, and what a point weighs."""
     values, weight = [], 1.0
     for d, column in enumerate(TABLES[name][0]):
         if column.categories:
@@ -94,7 +93,7 @@ def every_row(name: str, x: Tensor) -> tuple[Tensor, float]:
             values.append(torch.arange(float(INTEGERS.start), INTEGERS.stop))
         else:
             reach = REACH * x[:, d].std()
-            grid = x[:, d].mean() + torch.linspace(-reach, reach, REAL_GRID)
+            grid = x[:, d].mean() + torch.linspace(-reach, reach, points)
             values.append(grid)
             weight *= float(grid[1] - grid[0])
     return torch.cartesian_prod(*values), weight
