@@ -9,7 +9,7 @@ from torch import Tensor
 
 from loglik.data.spec import Column, DataSpec
 
-REACH = 8.0  # standard deviations that it covers to either side
+REACH = 6.0  # standard deviations that it covers to either side
 INTEGERS = range(-60, 141)  # all that could matter
 
 

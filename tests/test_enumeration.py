@@ -90,7 +90,7 @@ def check_frequencies(drawn: Tensor, rows: Tensor, p: Tensor, variance: Tensor) 
 def test_mass_and_samples(family, table):
     density, x = trained(family, table)
     # histograms have steps, which a quadrature needs more points for
-    rows, weight = every_row(table, x, 4001 if density.bound is Bound.EXACT else 201)
+    rows, weight = every_row(table, x, 8001 if density.bound is Bound.EXACT else 201)
     p, variance = masses(density, rows)
     total, error = p.sum().item() * weight, math.sqrt(variance.sum().item()) * weight
     continuous = weight != 1.0
