@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["decimals", "share"]
+__all__ = ["decimals", "share", "with_error"]
 
 
 def decimals(stderr: float | None, least: int) -> int:
@@ -16,6 +16,16 @@ def decimals(stderr: float | None, least: int) -> int:
     if stderr is None or not 0 < stderr < math.inf:
         return least
     return max(least, 1 - math.floor(math.log10(stderr)))
+
+
+def with_error(value: float, stderr: float | None, least: int) -> str:
+    """Write a value with its standard error, alone where there is none that is finite.
+
+    >>> with_error(-80.0, 0.5, 3), with_error(-80.0, float("nan"), 3)
+    ('-80.000 ± 0.500', '-80.000')
+    """
+    digits = decimals(stderr, least)
+    return f"{value:.{digits}f}" + (f" ± {stderr:.{digits}f}" if stderr and math.isfinite(stderr) else "")
 
 
 def share(value: float, interval: tuple[float, float] | None) -> str:
