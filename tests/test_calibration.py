@@ -1,10 +1,18 @@
 """Calibration against values by hand and scikit-learn."""
 
+import math
+
 import pytest
 import torch
 from sklearn import metrics
 
-from loglik.classification.calibration import calibration_error, confusion_matrix, per_class, reliability
+from loglik.classification.calibration import (
+    calibration_error,
+    confusion_matrix,
+    per_class,
+    reliability,
+    wilson_interval,
+)
 
 
 def predictions(n: int = 500, classes: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,6 +40,38 @@ def test_reliability_by_hand():
     torch.testing.assert_close(table.confidence, torch.tensor([0.5, 0.8], dtype=torch.float64))
     torch.testing.assert_close(table.accuracy, torch.tensor([1.0, 2 / 3], dtype=torch.float64))
     assert table.error == pytest.approx((0.5 + 3 * (0.8 - 2 / 3)) / 4)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 16), (3, 16), (16, 16), (177, 180), (1, 1)])
+def test_the_ends_of_wilsons_interval_are_z_of_their_own_errors_away(successes, n):
+    low, high = wilson_interval(successes, n)
+    assert 0 <= low < high <= 1
+    for end in (low, high):
+        if 0 < end < 1:
+            assert abs(end - successes / n) == pytest.approx(1.96 * math.sqrt(end * (1 - end) / n))
+
+
+def test_wilsons_interval_covers_a_share_near_1():
+    """Of 2000 samples of 16, about 95 % cover 0.97, where p ± 1.96 standard errors covers less than half."""
+    right = torch.distributions.Binomial(16, torch.tensor(0.97)).sample((2000,)).int().tolist()
+    covered = sum(low <= 0.97 <= high for low, high in (wilson_interval(k, 16) for k in right)) / 2000
+    plain = sum(abs(k / 16 - 0.97) <= 1.96 * math.sqrt(k / 16 * (1 - k / 16) / 16) for k in right) / 2000
+    assert covered > 0.9 and plain < 0.5
+
+
+def test_nothing_has_an_interval_from_0_to_1():
+    assert wilson_interval(0, 0) == (0, 1)
+    with pytest.raises(ValueError, match="successes must be between 0 and n = 3, got 4"):
+        wilson_interval(4, 3)
+
+
+def test_calibration_error_has_an_interval_that_does_not_vanish():
+    """16 rows, all right and certain: the accuracy, so the gap, is known to a fifth only."""
+    certain = torch.eye(2)[torch.zeros(16, dtype=torch.long)]
+    table = reliability(certain, torch.zeros(16, dtype=torch.long))
+    assert table.error == 0 and table.error_interval == pytest.approx((0, 1 - wilson_interval(16, 16)[0]))
+    wrong = reliability(certain, torch.ones(16, dtype=torch.long))
+    assert wrong.error_interval == pytest.approx((1 - wilson_interval(0, 16)[1], 1))
 
 
 def test_calibration_error_of_extremes():
@@ -78,3 +118,6 @@ def test_scores_of_a_class_are_scikit_learns():
     expected = precision_recall_fscore_support(labels, probabilities.argmax(1), labels=range(4), zero_division=0)
     for column, name in zip(expected, ("precision", "recall", "f1", "count"), strict=True):
         assert [getattr(score, name) for score in scores] == pytest.approx(column.tolist())
+    for score in scores:
+        assert score.precision_interval[0] <= score.precision <= score.precision_interval[1]
+        assert score.recall_interval == wilson_interval(round(score.recall * score.count), score.count)

@@ -166,7 +166,10 @@ def test_evaluate_writes_each_rows_score(runs, data) -> None:
 def test_evaluate_prints_the_terms_of_a_bound(conditional) -> None:
     lines = well("evaluate", conditional, "--samples", 3).splitlines()
     assert lines[0].startswith("2 examples, 3 samples each: vae: ")
-    assert [line.split(":")[0].strip() for line in lines[1:]] == ["reconstruction", "-KL"]
+    terms = dict(line.strip().removesuffix(" nats").rsplit(": ", 1) for line in lines[1:])
+    assert list(terms) == ["reconstruction", "-KL", "tightening (K = 3)"]
+    nats = float(lines[0].split("vae: ")[1].split(" ")[0])
+    assert sum(map(float, terms.values())) == pytest.approx(nats, abs=2e-3)
 
 
 def test_compare_writes_table_json_and_page(data) -> None:

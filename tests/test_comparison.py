@@ -1,5 +1,6 @@
 """compare: the baseline first, a row for each model that fits, the same fields in all, gains on the same examples."""
 
+import copy
 import json
 import math
 
@@ -8,10 +9,13 @@ import pytest
 import torch
 
 import loglik
-from loglik.comparison import Entry, summary, write_json
+from loglik.comparison import Entry, best_density, judge, ranked, summary, write_json
 from loglik.data import from_arrays
+from loglik.data.spec import DataSpec
 from loglik.data.tables import from_frame
+from loglik.density import StandardNormal
 from loglik.evaluation import Result, log_probs, mean_and_stderr
+from loglik.runs import Run
 from loglik.training import NotFinite, loop
 
 RNG = np.random.default_rng(0)
@@ -80,6 +84,42 @@ def test_every_row_has_the_fields_of_the_design(images, tmp_path) -> None:
         if row["model"] not in ("independent", "xz", "png"):
             assert row["params"] > 0 and row["steps"] == 4
         assert (row["stderr"] is None) == (row["model"] == "xz")
+
+
+def test_rows_have_ranks_and_notes(images) -> None:
+    entries, _, _ = images
+    ranked = sorted((e.result for e in entries if e.result.rank is not None), key=lambda r: r.rank)
+    assert [r.rank for r in ranked] == [*range(1, 8)]
+    assert [r.nats for r in ranked] == sorted((r.nats for r in ranked), reverse=True)
+    results = {e.result.model: e.result for e in entries}
+    assert results["classifier"].rank is None
+    for name in ("classifier", "autoregressive", "flow", "vae", "diffusion"):
+        assert results[name].notes[0].startswith("undertrained: it ended after 4 steps"), name
+    assert results["independent"].notes == results["png"].notes == ()
+
+
+def test_a_collapsed_posterior_is_noted(images) -> None:
+    entries, _, _ = images
+    run = copy.deepcopy(next(e.run for e in entries if e.result.model == "vae"))
+    for parameter in run.density.encoder.parameters():
+        parameter.detach().zero_()
+    result = judge(run, from_arrays(IMAGES, LABELS), samples=2).result
+    assert result.notes[1].startswith("posterior collapse: none of the")
+
+
+def test_numbers_given_the_label_are_ranked_among_themselves_only() -> None:
+    def row(model: str, nats: float, conditional: bool) -> Entry:
+        density = StandardNormal((2,))
+        density.conditional = conditional
+        return Entry(
+            Result(model=model, bound="exact", nats=nats, n=9), Run(density, DataSpec(kind="array", event_shape=(2,)))
+        )
+
+    xz = Entry(Result(model="xz", bound="exact", nats=-1.0, n=9))
+    mixed = [row("a", -3.0, False), xz, row("b", -2.0, True), row("c", math.nan, False)]
+    assert [e.result.rank for e in ranked(mixed)] == [2, 1, None, None]
+    assert best_density(ranked(mixed)).result.model == "a"
+    assert [e.result.rank for e in ranked([row("a", -3.0, True), row("b", -2.0, True)])] == [2, 1]
 
 
 def test_exact_numbers_take_one_sample(images) -> None:
@@ -186,7 +226,7 @@ def test_a_line_and_json_of_a_number_that_is_not_finite(tmp_path) -> None:
     write_json([result], tmp_path / "a.json")
     (row,) = json.loads((tmp_path / "a.json").read_text())
     assert row["nats"] is None and row["stderr"] is None and row["terms"] == {}
-    assert summary(result).startswith("flow: -inf")
+    assert summary(result).startswith("flow: -inf nats (lower)")
 
 
 def test_an_option_that_a_model_lacks_names_the_model():

@@ -7,7 +7,7 @@ import torch
 from torch.distributions import Normal
 
 from loglik.data.spec import DataSpec
-from loglik.density import Bound, Density, StandardNormal, draw_weights, expand_context
+from loglik.density import Bound, Density, StandardNormal, draw_terms, draw_weights, expand_context
 from loglik.recipes import build
 
 
@@ -83,6 +83,18 @@ def test_draws_combine(float64, importance_weighted, at_once):
     all_draws = torch.stack(table)
     truth = all_draws.exp().mean(0).log() if importance_weighted else all_draws.mean(0)
     torch.testing.assert_close(combined, truth)
+    seen.clear()
+    terms = draw_terms(
+        lambda rows, context: {"a": 3 * (weights := log_weight(rows, context)), "b": -2 * weights},
+        x,
+        x[:, 0],
+        5,
+        importance_weighted=importance_weighted,
+        at_once=at_once,
+    )
+    torch.testing.assert_close(terms["b"], -2 * all_draws.mean(0))
+    torch.testing.assert_close(sum(terms.values()), truth)
+    assert len(terms) == 2 + importance_weighted
 
 
 def test_no_samples_is_refused():

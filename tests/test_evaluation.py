@@ -16,8 +16,9 @@ from loglik.classification import Classifier
 from loglik.data.dataset import Split
 from loglik.data.spec import DataSpec
 from loglik.density import StandardNormal
+from loglik.diffusion import ODE, Diffusion
 from loglik.evaluation import Result, bits_per_dim, compress, evaluate_split, labels_in_turn, log_probs, mean_and_stderr
-from loglik.evaluation.scores import default_samples
+from loglik.evaluation.scores import default_samples, unseen_error
 
 IMAGE = SPECS["image"]
 
@@ -36,6 +37,7 @@ def scored(family: str, spec: DataSpec = IMAGE, n: int = 100, **options):
 
 def test_bits_per_dim():
     assert bits_per_dim(-6 * math.log(2), 3) == pytest.approx(2)
+    assert f"{bits_per_dim(0.0, 3):.1f}" == "0.0"
     assert bits_per_dim(-64 * math.log(17), 64) == pytest.approx(math.log2(17))  # a uniform density over 17 levels
 
 
@@ -43,6 +45,15 @@ def test_mean_and_standard_error_by_hand():
     mean, stderr = mean_and_stderr(torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64))
     assert mean == 3 and stderr == pytest.approx(math.sqrt((4 + 1 + 9) / (3 * 2)))
     assert mean_and_stderr(torch.tensor([5.0], dtype=torch.float64)) == (5, None)
+    assert mean_and_stderr(torch.full((9,), 0.1, dtype=torch.float64))[1] is None  # equal scores show no spread
+
+
+def test_an_outcome_that_was_not_seen_leaves_an_error():
+    """A miss of probability 1/(n+1) costs log p - log(1 - p); float32 knows no p above 1 - 2^-24."""
+    assert unseen_error(math.log(0.9), 16) == pytest.approx(math.log(9) / 17)
+    assert unseen_error(0.0, 16) == pytest.approx(24 * math.log(2) / 17) == unseen_error(1e-9, 16)
+    assert unseen_error(math.log(0.5), 16) == 0 == unseen_error(-math.inf, 16)
+    assert unseen_error(-0.01, 16) > 10 * unseen_error(-0.01, 1600)
 
 
 def test_the_interval_covers_the_truth_at_its_rate():
@@ -193,13 +204,41 @@ def test_gain_is_paired():
     assert row.gain_stderr == pytest.approx(differences.std().item() / 10)
 
 
-@pytest.mark.parametrize("family", ["vae", "diffusion"])
-def test_terms_add_up_to_the_bound(family):
-    row, _ = evaluated(family, samples=400)
-    assert row.bound == "lower" and row.samples == 400 and len(row.terms) in (2, 3)
-    one, _ = evaluated(family, samples=1)
-    expected = one.nats if family == "diffusion" else row.nats  # more weights raise a VAE's bound above its terms
-    assert sum(row.terms.values()) == pytest.approx(expected, abs=5 * max(one.stderr, 0.05))
+@pytest.mark.parametrize("samples", [1, 5])
+@pytest.mark.parametrize(
+    ("family", "spec", "names"),
+    [
+        ("vae", "image", {"reconstruction", "-KL"}),
+        ("vae", "mixed table", {"reconstruction", "-KL", "log-determinant"}),
+        ("vae:hierarchical", "image", {"reconstruction", "-KL"}),
+        ("vae:diffusion", "image", {"reconstruction", "-KL"}),
+        ("flow", "image", {"base", "log-determinant"}),
+        ("diffusion", "image", {"reconstruction", "prior", "diffusion"}),
+        ("diffusion:ode", "image", {"dequantization", "prior", "log-determinant"}),
+        ("diffusion:ode", "table", {"prior", "log-determinant"}),
+    ],
+)
+def test_terms_sum_to_the_number(family, spec, names, samples):
+    """Of all rows and the same draws; K importance weights add a term of their own, which is positive."""
+    density, split = scored(family.removesuffix(":ode"), SPECS[spec], n=8 if family.endswith(":ode") else 30)
+    for diffusion in density.modules() if family.endswith(":ode") else []:
+        if isinstance(diffusion, Diffusion):
+            diffusion.likelihood = ODE(5, tolerance=100.0)
+    row = evaluate_split(density, split, SPECS[spec], model=family, samples=samples, seed=4)
+    assert row.nats == pytest.approx(log_probs(density, split, samples=samples, seed=4).mean().item(), rel=1e-5)
+    assert sum(row.terms.values()) == pytest.approx(row.nats, rel=1e-6)
+    added = set(row.terms) - names
+    assert names <= set(row.terms) and added == (
+        {f"tightening (K = {samples})"} if samples > 1 and density.importance_weighted else set()
+    )
+    assert all(row.terms[name] > 0 for name in added)
+
+
+def test_scores_that_are_given_have_terms_that_sum_to_them():
+    density, split = scored("vae", n=2000)  # eight batches
+    scores = log_probs(density, split, samples=2, seed=1)
+    row = evaluate_split(density, split, IMAGE, model="vae", samples=2, seed=1, scores=scores)
+    assert row.nats == scores.mean().item() and sum(row.terms.values()) == pytest.approx(row.nats, rel=1e-6)
 
 
 def test_a_seed_fixes_a_row():
@@ -223,6 +262,15 @@ def test_a_classifier_is_scored_on_labels():
     assert row.calibration_error == pytest.approx(0.15, abs=1e-6)
     assert row.nats == pytest.approx(0.75 * math.log(0.9) + 0.25 * math.log(0.1))
     assert row.gain is None and row.bits_per_dim is None  # a label's nats are not the data's
+    assert row.accuracy_interval == pytest.approx((0.409, 0.929), abs=1e-3)
+    assert row.stderr == pytest.approx((math.log(0.9) - math.log(0.1)) * math.sqrt(0.75 * 0.25 / 7))
+
+    easy = Split(split.x, torch.zeros(8, dtype=torch.long))  # all right, and the same score: no spread
+    row = evaluate_split(density, easy, spec, model="c")
+    assert row.accuracy == 1 and row.accuracy_interval == pytest.approx((0.676, 1), abs=1e-3)
+    assert row.stderr == pytest.approx(math.log(9) / 9)
+    assert row.calibration_interval[0] < row.calibration_error < row.calibration_interval[1]
+    assert json.loads(json.dumps(row.to_dict()))["accuracy_interval"] == list(row.accuracy_interval)
 
 
 def test_an_empty_split_is_refused():
@@ -262,6 +310,7 @@ def test_large_numbers_take_two_bytes():
 def test_png_by_hand(channels):
     spec = DataSpec(kind="image", event_shape=(channels, 9, 7), levels=256)
     split = Split(torch.randint(0, 256, (5, channels, 9, 7), dtype=torch.uint8))
+    split.x[0] = 0  # noise all takes as many bytes
     row = compress(split, spec)[1]
     lengths = []
     for image in split.x:

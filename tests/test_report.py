@@ -17,7 +17,8 @@ from loglik.data.spec import Column, DataSpec
 from loglik.density import Bound, Density
 from loglik.evaluation.result import Result
 from loglik.recipes import build
-from loglik.report import write_report, write_samples
+from loglik.report import figures, print_comparison, write_report, write_samples
+from loglik.report.figures import Bar, bars
 from loglik.report.numbers import number, plus_minus, unit_of
 from loglik.report.samples import draw, image_grid, text_of
 from loglik.runs import Run
@@ -144,7 +145,8 @@ def comparison() -> list[Entry]:
             "lower",
             -92.5,
             samples=64,
-            terms={"kl": -20.25},
+            terms={"reconstruction": -72.25, "-KL": -25.75, "tightening (K = 64)": 5.5},
+            notes=("undertrained: it made 100 steps, 0.5 of an epoch",),
             gain=36.75,
             gain_stderr=0.25,
         ),
@@ -156,6 +158,7 @@ def comparison() -> list[Entry]:
             -0.125,
             event="y",
             accuracy=0.9,
+            accuracy_interval=(0.799, 0.953),
             calibration_error=0.02,
         ),
         Entry(Result(model="xz", bound="exact", nats=-160.0, bits_per_dim=3.61, gain=-30.75, n=60)),
@@ -166,12 +169,16 @@ def test_comparison_of_images(tmp_path):
     entries = comparison()
     text = words(written(tmp_path, data_of(IMAGES), entries))
     assert "images 1×8×8, 17 levels, 10 classes" in text
-    assert "vae lower bound 64 samples 2.085 ± 0.011 −92.50 ± 0.50 +36.75 ± 0.25 12.3 k 5.0 s 100 –" in text
+    assert (
+        "1 vae lower bound 64 samples, undertrained 2.085 ± 0.011 −92.50 ± 0.50 +36.75 ± 0.25 12.3 k 5.0 s 100 –"
+        in text
+    )
     assert "diffusion estimate given the label, 8 samples 1.984" in text
-    assert "independent exact 2.914 ± 0.011 −129.25 ± 0.50 – 12.3 k 5.0 s – 251,000" in text
-    assert "xz code length 3.61 −160.00 −30.75 – – – –" in text
-    assert "kl −20.25" in text
-    assert "classifier 90.0 ± 3.9 % −0.12 ± 0.50 2.0 %" in text
+    assert "2 independent exact 2.914 ± 0.011 −129.25 ± 0.50 – 12.3 k 5.0 s – 251,000" in text
+    assert "3 xz code length 3.61 −160.00 −30.75 – – – –" in text
+    assert "reconstruction −72.25 -KL −25.75 tightening (K = 64) 5.50 sum −92.50" in text
+    assert "classifier 90.0 % (79.9 to 95.3 %) −0.12 ± 0.50 2.0 %" in text
+    assert "vae , undertrained: it made 100 steps, 0.5 of an epoch." in text
     for section in (
         "Training",
         "Samples",
@@ -186,8 +193,60 @@ def test_comparison_of_images(tmp_path):
 
 def test_the_best_row_is_of_the_unconditional_densities_of_the_data(tmp_path):
     page = written(tmp_path, data_of(IMAGES), comparison())
-    best = re.findall(r'<tr class="best">\s*<td>(.*?)</td>', page)
+    best = re.findall(r'<tr class="best">\s*<td><span class="rank">1</span> (.*?)</td>', page)
     assert best == ["vae"]
+    assert "The best density by nats is vae (lower bound, 64 samples, undertrained) with 2.085" in words(page)
+    assert "better:" not in words(page)
+
+
+def test_rows_stand_best_first_and_a_better_compressor_is_named(tmp_path):
+    """The page ranks what is given in the order of training: here the baseline, xz, and two densities."""
+    spec = IMAGES
+    entries = [
+        entry(Fake(spec), "independent", "exact", -120.0),
+        Entry(Result(model="xz", bound="exact", nats=-80.0, bits_per_dim=1.8, n=60)),
+        entry(Fake(spec), "flow", "lower", -130.0),
+        entry(Fake(spec), "vae", "lower", -100.0),
+    ]
+    page = written(tmp_path, data_of(spec), entries)
+    rows = re.findall(r'<span class="rank">(\d)</span> (\w+)</td>', page)
+    assert rows == [("1", "xz"), ("2", "vae"), ("3", "independent"), ("4", "flow")]
+    text = words(page)
+    assert "The best density by nats is vae (lower bound, 1 sample) with 2.25" in text
+    assert "A compressor is better: xz with 1.80 bits/dim." in text
+    names = re.findall(r"(\d  ?\w+)", " ".join(re.findall(r">([^<>]*)</text>", svgs(page)[0])))
+    assert [name.split()[-1] for name in names if name[0] in "1234" and not name.split()[-1].isdigit()] == [
+        "xz",
+        "vae",
+        "independent",
+        "flow",
+    ]
+
+
+def drawn_bars(rows: list[Bar], monkeypatch, **options):
+    """The axes of `bars`."""
+    from matplotlib.figure import Figure
+
+    axes = Figure().add_subplot()
+    monkeypatch.setattr(figures, "panel", lambda width, height, draw: draw(axes) or "")
+    bars(rows, **options)
+    return axes
+
+
+def test_the_winner_s_bar_is_whole_and_only_a_compressor_s_breaks(monkeypatch):
+    """A density far ahead of the rest was cut, with its whisker, by a rule for PNG."""
+    rows = [Bar("flow", -5.0, 1.0), Bar("vae", -24.8, 1.0), Bar("independent", -25.0, 1.0)]
+    axes = drawn_bars(rows, monkeypatch, unit="nats", baseline=-25.0, from_zero=False)
+    assert [bar.get_width() for bar in axes.patches[:3]] == pytest.approx([20.0, 0.2, 0.0])
+    assert axes.get_xlim()[1] > -4 and len(axes.patches) == 3  # no gap
+    assert [text.get_text() for text in axes.texts] == ["−5.00", "−24.80", "−25.00"]
+
+    rows = [Bar("vae", 1.8, 0.1), Bar("xz", 2.9, 0.0, may_break=True), Bar("png", 14.0, 0.3, may_break=True)]
+    axes = drawn_bars([*rows, Bar("independent", 2.4, 0.1)], monkeypatch, unit="bits", baseline=2.4, from_zero=True)
+    vae, xz, png, independent, *gaps = (bar for bar in axes.patches)
+    assert [bar.get_width() for bar in (vae, xz, independent)] == pytest.approx([1.8, 2.9, 2.4])
+    assert 2.9 < png.get_width() < 5 and len(gaps) == 2  # in its bar and in the axis
+    assert axes.texts[2].get_text() == "14.00" and max(axes.get_xticks()) < png.get_width()
 
 
 def test_drawing_is_in_evaluation_mode_once_a_model_and_leaves_no_trace(tmp_path):
@@ -250,6 +309,20 @@ def test_table(tmp_path):
     assert len(svgs(page)) == 1 + 2 + 2 * (4 + 1)
     assert any("virginica" in svg for svg in svgs(page))
     assert any("income &lt;$&gt;" in svg for svg in svgs(page))
+    assert "4 of 4 columns are drawn." in words(page)
+
+
+def test_a_wide_table_says_how_many_columns_are_drawn(tmp_path):
+    spec = spec_of("array", 30)
+    page = written(tmp_path, data_of(spec), [entry(Fake(spec), "flow", "exact", -40.0)])
+    assert "24 of 30 columns are drawn, the first." in words(page)
+    assert len(svgs(page)) == 1 + 24 + 1
+
+
+def test_a_column_of_many_categories_says_how_many_are_drawn():
+    column = Column(name="letter", type="categorical", categories=tuple("abcdefghij"))
+    codes = np.arange(10.0).repeat(3)
+    assert "the 8 commonest of 10" in figures.marginal(column, codes, codes)
 
 
 def test_text(tmp_path):
@@ -285,6 +358,7 @@ def test_numbers():
     assert plus_minus(-3.14159, 0.0123) == "−3.142 ± 0.012"
     assert plus_minus(1234.5, 25.0, signed=True) == "+1,234 ± 25"
     assert plus_minus(-2.0, None) == "−2.00"
+    assert plus_minus(1.0, 0.0) == "1.00" and plus_minus(0.0, 2e-7) == "0.00000 ± 2e-07"  # never ± 0
     assert (number(None), number(math.nan), number(math.inf)) == ("–", "–", "∞")
     results = [Result(model=m, bound="exact", nats=v, stderr=s, n=9) for m, v, s in [("a", 1.0, 3.0), ("b", 5.0, 4.0)]]
     assert unit_of(VECTORS, results).name == "nats per example"
@@ -346,3 +420,30 @@ def test_draw_is_seeded():
     a, b, c = (draw(Fake(VECTORS), VECTORS, 5, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
+
+
+def test_the_terminal_s_table_stands_best_first_with_notes(capsys):
+    entries = comparison()
+    entries.insert(2, Entry(Result(model="png", bound="exact", nats=-60.0, bits_per_dim=1.35, n=60)))
+    print_comparison(entries, data_of(IMAGES))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].strip() == "made up: log-likelihood of 60 test examples, best first"
+    assert [line.split()[:2] for line in lines[2:7]] == [
+        ["1", "png"],
+        ["diffusion", "-88.00"],  # given the label: not ranked
+        ["2", "vae"],
+        ["3", "independent"],
+        ["4", "xz"],
+    ]
+    assert "lower, K=64 *" in lines[4] and "*" not in lines[5]
+    assert lines[7] == "png, a compressor, is better than vae, the best density"
+    assert lines[8].startswith("classifier, p(label | data): accuracy 90.0% (95% interval 79.9% to 95.3%), -0.125")
+    assert lines[9:] == ["* vae, undertrained: it made 100 steps, 0.5 of an epoch"]
+
+
+def test_an_error_that_is_small_or_unknown_is_not_shown_as_0(capsys):
+    row = Result(model="flow", bound="exact", nats=-2.0, stderr=0.00021, n=10**6)
+    certain = Result(model="c", bound="exact", nats=0.0, n=9, event="y", accuracy=1.0, calibration_error=0.0)
+    print_comparison([Entry(row), Entry(certain)], data_of(VECTORS))
+    out = capsys.readouterr().out
+    assert "-2.00000 0.00021" in out and "± 0.0" not in out

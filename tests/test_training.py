@@ -24,6 +24,7 @@ from loglik.flows import Coupling, Elementwise, Spline
 from loglik.flows.spline import parameters_per_dim
 from loglik.networks import MLP, CausalTransformer, ResidualMLP
 from loglik.training import NotFinite, TrainingSettings, checkpoint, fit, loop
+from loglik.training.progress import progress_bar
 from loglik.transforms import Standardise
 from loglik.vae import Categorical, Gaussian, Objective
 
@@ -100,7 +101,7 @@ class Breaks(Drift):
             return (0 * self.weight).sqrt().sum()
         return self.weight.sum() * torch.nan
 
-    def terms(self, x, context=None):
+    def terms(self, x, context=None, *, samples=1):
         fine = torch.zeros(len(x))
         return {} if self.what == "loss" else {"prior": fine, "reconstruction": fine + torch.nan, "rest": fine}
 
@@ -671,3 +672,12 @@ torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-4)
 def test_compiled_training_is_training():
     """With a gradient that torch's compiler gets wrong if it may write over saved tensors."""
     run_alone("-c", COMPILED)
+
+
+def test_the_bar_shows_no_validation_before_there_is_one():
+    with progress_bar("flow", show=True) as bar:
+        bar.update(0.1, 1, 1.0, 5.0)
+        assert bar.bar.tasks[0].fields["text"] == "step 1  1/s  loss 5.00"
+        bar.validated(-4.5)
+        bar.update(0.2, 2, 2.0, 4.0)
+        assert bar.bar.tasks[0].fields["text"] == "step 2  1/s  loss 4.00  validation -4.50 nats"

@@ -185,17 +185,21 @@ def test_with_another_posterior_the_bound_is_lower_by_the_kl(float64):
     assert abs(tightened - truth.log_prob(x)) < 0.05 < gap
 
 
-def test_terms_are_the_reconstruction_and_the_closed_form_kl(float64):
+def test_terms_are_the_reconstruction_the_kl_and_what_weights_add(float64):
     vae, _ = linear_gaussian(tilt=0.4)
     x = torch.randn(6, 4)
     mean, log_scale = vae.posterior(x)
-    kl = kl_divergence(Normal(mean, log_scale.exp()), Normal(0.0, 1.0)).sum(1)
+    q, p = Normal(mean, log_scale.exp()), Normal(0.0, 1.0)
     torch.manual_seed(3)
     terms = vae.terms(x)
-    torch.testing.assert_close(terms["-KL"], -kl)
     torch.manual_seed(3)
     z = mean + log_scale.exp() * torch.randn_like(mean)
     torch.testing.assert_close(terms["reconstruction"], vae.observation.log_prob(x, vae.parameters_of(z)))
+    torch.testing.assert_close(terms["-KL"], (p.log_prob(z) - q.log_prob(z)).sum(1))
+    terms = vae.terms(x, samples=20_000)
+    torch.testing.assert_close(terms["-KL"], -kl_divergence(q, p).sum(1), rtol=0, atol=0.05)
+    assert set(terms) == {"reconstruction", "-KL", "tightening (K = 20000)"}
+    assert terms["tightening (K = 20000)"].min() > 0
 
 
 def test_reconstruct_is_the_decoder_at_the_posterior_mean(float64):

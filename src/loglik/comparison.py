@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,26 @@ from loglik.data.windows import Windows
 from loglik.density import Bound, Density
 from loglik.diffusion import with_likelihood
 from loglik.evaluation import Result, StreamScores, compress, evaluate_split, log_probs, stream_scores
+from loglik.evaluation.format import share, with_error
 from loglik.evaluation.scores import default_samples
+from loglik.latents import diagnose_latents
 from loglik.recipes import RECIPES, Unsuitable, build, recipe
 from loglik.runs import Run
-from loglik.training import NotFinite, TrainingSettings, fit
+from loglik.training import NotFinite, TrainingSettings, fit, undertrained
 
-__all__ = ["Entry", "compare", "evaluate", "judge", "scored", "summary", "write_json", "write_rows"]
+__all__ = [
+    "Entry",
+    "best_density",
+    "better_compressors",
+    "compare",
+    "evaluate",
+    "judge",
+    "ranked",
+    "scored",
+    "summary",
+    "write_json",
+    "write_rows",
+]
 
 BASELINE = "independent"
 TOKENS = 2**18
@@ -162,7 +176,37 @@ def compare(
             else:
                 baseline = log_probs(run.density, part)
             rows += [Entry(result) for result in compress(part, held.spec, baseline)]
-    return rows
+    return ranked(rows)
+
+
+def ranked(entries: Sequence[Entry]) -> list[Entry]:
+    """Give the rows of log p(x) their rank by nats, best first, and keep the order of the entries.
+
+    Numbers given the label know more, so they are ranked only if all densities have it.
+    """
+    rows = [e for e in entries if e.result.event == "x" and not math.isnan(e.result.nats)]
+    alike = [e for e in rows if not e.conditional]
+    if not any(e.run is not None for e in alike):
+        alike = rows
+    places = {id(e): place for place, e in enumerate(by_score(alike), 1)}
+    return [Entry(replace(e.result, rank=places.get(id(e))), e.run) for e in entries]
+
+
+def by_score(entries: Sequence[Entry]) -> list[Entry]:
+    """Sort rows by their nats, best first; NaN last."""
+    return sorted(entries, key=lambda e: math.inf if math.isnan(e.result.nats) else -e.result.nats)
+
+
+def best_density(entries: Sequence[Entry]) -> Entry | None:
+    """Return the ranked density with the most nats; None if there is none or nothing to compare it with."""
+    ranks = [e for e in entries if e.result.rank is not None and math.isfinite(e.result.nats)]
+    densities = [e for e in ranks if e.run is not None]
+    return by_score(densities)[0] if densities and len(entries) > 1 else None
+
+
+def better_compressors(entries: Sequence[Entry], best: Entry) -> list[Entry]:
+    """Return the compressors with more nats than the best density, best first."""
+    return [e for e in by_score(entries) if e.run is None and e.result.nats > best.result.nats]
 
 
 def judge(
@@ -173,7 +217,7 @@ def judge(
     seed: int = 0,
     baseline: Tensor | StreamScores | None = None,
 ) -> Entry:
-    """A run as a row: its density's score on the held-out split; the arguments are `evaluate_split`'s."""
+    """Score a run's density on the held-out split, with notes on its training; the arguments are `evaluate_split`'s."""
     result = evaluate_split(
         run.density,
         scored(data),
@@ -185,7 +229,9 @@ def judge(
         steps=run.steps,
         baseline=baseline,
     )
-    return Entry(result, run)
+    latents = diagnose_latents(run.density, data, data.held_out, seed)
+    notes = (undertrained(run, data, result.stderr), latents.collapse if latents else None)
+    return Entry(replace(result, notes=tuple(filter(None, notes))), run)
 
 
 def scored(data: Data) -> Split:
@@ -203,16 +249,15 @@ def summary(result: Result) -> str:
     >>> summary(Result(model="flow", bound="lower", nats=-80.0, bits_per_dim=1.8, stderr=0.5, n=100, steps=10))
     'flow: -80.000 ± 0.500 nats (lower), 1.800 bits/dim, 10 steps in 0.0 s'
     """
-    digits, per = (4, " a token") if result.unit == "token" else (3, "")
+    least, per = (4, " a token") if result.unit == "token" else (3, "")
     bits = "" if result.bits_per_dim is None else f", {result.bits_per_dim:.3f} bits/dim"
     if result.bits_per_byte is not None:
         bits = f", {result.bits_per_byte:.3f} bits/byte"
     if result.perplexity is not None:
         bits = f", perplexity {result.perplexity:.3f}{bits}"
-    error = "" if result.stderr is None else f" ± {result.stderr:.{digits}f}"
-    accuracy = "" if result.accuracy is None else f", accuracy {result.accuracy:.1%}"
+    accuracy = "" if result.accuracy is None else f", accuracy {share(result.accuracy, result.accuracy_interval)}"
     return (
-        f"{result.model}: {result.nats:.{digits}f}{error} nats{per} ({result.bound}){bits}{accuracy}, "
+        f"{result.model}: {with_error(result.nats, result.stderr, least)} nats{per} ({result.bound}){bits}{accuracy}, "
         f"{result.steps} steps in {result.train_seconds:.1f} s"
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Any, Literal
 
@@ -22,9 +22,11 @@ __all__ = [
     "StandardNormal",
     "check_levels",
     "conditioned",
+    "draw_terms",
     "draw_weights",
     "embed",
     "expand_context",
+    "sum_terms",
 ]
 
 
@@ -116,9 +118,13 @@ class Density(nn.Module, ABC):
         return None
 
     def terms(
-        self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
+        self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
     ) -> dict[str, Float[Tensor, " B"]]:
-        """The named terms, in nats, that a bound is the sum of; empty where there is one term only."""
+        """Return the named terms of a bound, in nats; empty where there is one term only.
+
+        They sum to `log_prob(x, context, samples=samples)` of the same state of the random generator, so a table of
+        terms adds up to the number beside it.
+        """
         return {}
 
 
@@ -176,6 +182,12 @@ def expand_context(context: Tensor | None, samples: int) -> Tensor | None:
     return None if context is None else context.repeat(samples, *[1] * (context.dim() - 1))
 
 
+def sum_terms(terms: dict[str, Float[Tensor, " B"]]) -> Float[Tensor, " B"]:
+    """Sum named terms, of which there is at least one."""
+    first, *rest = terms.values()
+    return sum(rest, first)
+
+
 def draw_weights(
     log_weight: Callable[[Tensor, Tensor | None], Float[Tensor, " SB"]],
     x: Shaped[Tensor, "B ..."],
@@ -191,15 +203,68 @@ def draw_weights(
     towards $\log p(x)$; other bounds combine as $\tfrac1S \sum_s \log w_s$, which only loses variance.
     At most `at_once` rows are evaluated in one call.
     """
-    if samples < 1:
-        raise ValueError(f"samples must be at least 1, got {samples}")
+    _check_samples(samples)
     if samples == 1:
         return log_weight(x, context)
+    stacked = torch.cat(
+        [
+            log_weight(rows, given).reshape(s, len(x))
+            for s, rows, given in _repeated(x, context, samples, at_once=at_once)
+        ]
+    )
+    return _combined(stacked, importance_weighted)
+
+
+def draw_terms(
+    terms: Callable[[Tensor, Tensor | None], dict[str, Float[Tensor, " SB"]]],
+    x: Shaped[Tensor, "B ..."],
+    context: Tensor | None,
+    samples: int,
+    *,
+    importance_weighted: bool,
+    at_once: int,
+) -> dict[str, Float[Tensor, " B"]]:
+    r"""Average the terms of S draws of a bound, and add a term for what combining the draws gains.
+
+    With $\log w_s = \sum_j t_{sj}$, the terms $\tfrac1S \sum_s t_{sj}$ sum to the ELBO's estimate
+    $\tfrac1S \sum_s \log w_s$. Importance weights give $\log \tfrac1S \sum_s w_s$, which is larger by Jensen's
+    inequality; the difference is the term `tightening (K = S)`. So the terms sum to what `draw_weights` returns
+    for the same draws.
+
+    Reference: Burda et al. 2016, "Importance weighted autoencoders", theorem 1.
+    """
+    _check_samples(samples)
+    if samples == 1:
+        return terms(x, context)
+    parts = [
+        {name: term.reshape(s, len(x)) for name, term in terms(rows, given).items()}
+        for s, rows, given in _repeated(x, context, samples, at_once=at_once)
+    ]
+    # float64: a draw of little weight is large in every term, and would leave its rounding in their sum
+    draws = {name: torch.cat([part[name] for part in parts]).double() for name in parts[0]}
+    means = {name: draw.mean(0) for name, draw in draws.items()}
+    if importance_weighted:
+        log_weights = torch.stack(list(draws.values())).sum(0)
+        means[f"tightening (K = {samples})"] = _combined(log_weights, True) - log_weights.mean(0)
+    return means
+
+
+def _check_samples(samples: int) -> None:
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
+
+
+def _repeated(
+    x: Tensor, context: Tensor | None, samples: int, *, at_once: int
+) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+    """Yield (s, x and the context repeated s times) until there are S draws, at most `at_once` rows in one."""
     chunk = max(1, at_once // max(len(x), 1))
-    draws = []
     for start in range(0, samples, chunk):
         s = min(chunk, samples - start)
-        rows = x.repeat(s, *[1] * (x.dim() - 1))
-        draws.append(log_weight(rows, expand_context(context, s)).reshape(s, len(x)))
-    stacked = torch.cat(draws)
-    return stacked.logsumexp(0) - math.log(samples) if importance_weighted else stacked.mean(0)
+        yield s, x.repeat(s, *[1] * (x.dim() - 1)), expand_context(context, s)
+
+
+def _combined(log_weights: Float[Tensor, "S B"], importance_weighted: bool) -> Float[Tensor, " B"]:
+    if importance_weighted:
+        return log_weights.logsumexp(0) - math.log(len(log_weights))
+    return log_weights.mean(0)

@@ -25,7 +25,7 @@ from loglik.vae import VAE, LadderVAE, LocalPixels
 from loglik.vae.diagnostics import Diagnosis, diagnose
 from loglik.vae.vae import gaussian_log_prob
 
-__all__ = ["EACH_ALONE", "Latents", "look_at_latents", "write_latents"]
+__all__ = ["EACH_ALONE", "Latents", "diagnose_latents", "write_latents"]
 
 EACH_ALONE = (Dequantize, Reshape, Standardise)  # transforms of each dimension by itself, in its place
 AT_ONCE = 1024
@@ -212,12 +212,12 @@ def write_latents(run: Run, path: Path, data: Any = None, *, split: str = "all")
     return len(z)
 
 
-def look_at_latents(density: Density, data: Data, split: str, seed: int, most: int = 1000) -> list[str]:
-    """What to tell of a density's latents, a line each; nothing where it has none."""
+def diagnose_latents(density: Density, data: Data, split: str, seed: int, most: int = 1000) -> Diagnosis | None:
+    """Diagnose a density's latents on the first `most` examples of a split; None if it has none."""
     if not Latents.has(density):
-        return []
+        return None
     part = data.split(split)
     x, given = arguments(density, part.x[:most], None if part.y is None else part.y[:most])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Latents(density).diagnose(x, given).lines()
+        return Latents(density).diagnose(x, given)

@@ -6,13 +6,22 @@ $\hat y = \arg\max_k p_k$ and its confidence $\hat p = \max_k p_k$. Everything i
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
-__all__ = ["ClassScore", "Reliability", "calibration_error", "confusion_matrix", "per_class", "reliability"]
+__all__ = [
+    "ClassScore",
+    "Reliability",
+    "calibration_error",
+    "confusion_matrix",
+    "per_class",
+    "reliability",
+    "wilson_interval",
+]
 
 
 @dataclass(frozen=True)
@@ -29,17 +38,75 @@ class Reliability:
         gap = (self.accuracy - self.confidence).abs()
         return float((gap * self.count).sum() / self.count.sum())
 
+    @property
+    def intervals(self) -> list[tuple[float, float]]:
+        """The 95 % Wilson interval of each bin's accuracy; 0 to 1 where the bin is empty."""
+        right = (self.accuracy * self.count).round().long().tolist()
+        return [wilson_interval(k, n) for k, n in zip(right, self.count.tolist(), strict=True)]
+
+    @property
+    def error_interval(self) -> tuple[float, float]:
+        r"""The calibration errors that are possible with each bin's accuracy within its 95 % Wilson interval.
+
+        With $[a_m, b_m]$ that of bin m and $c_m$ its confidence, from $\sum_m \tfrac{|B_m|}{N} \max(0, a_m - c_m, c_m -
+        b_m)$ to $\sum_m \tfrac{|B_m|}{N} \max(|a_m - c_m|, |b_m - c_m|)$. A conservative interval: it lets all bins err
+        together.
+        """
+        low, high = torch.tensor(self.intervals, dtype=torch.float64, device=self.count.device).unbind(1)
+        share, c = self.count / self.count.sum(), self.confidence
+        nearest = torch.maximum(low - c, c - high).clamp_min(0)
+        furthest = torch.maximum((low - c).abs(), (high - c).abs())
+        return float((share * nearest).sum()), float((share * furthest).sum())
+
 
 @dataclass(frozen=True)
 class ClassScore:
-    """Of one class, as fractions: of the predictions of it how many are right (precision), of its examples how many are
-    found (recall), the harmonic mean of the two (F1; 0 where nothing is right), and its number of examples.
+    """Scores of one class, as fractions.
+
+    Attributes:
+        precision: of the predictions of the class, the share that is right.
+        recall: of the examples of the class, the share that is found.
+        f1: the harmonic mean of the two; 0 where nothing is right.
+        count: examples of the class.
+        precision_interval, recall_interval: 95 % Wilson intervals.
     """
 
     precision: float
     recall: float
     f1: float
     count: int
+    precision_interval: tuple[float, float]
+    recall_interval: tuple[float, float]
+
+
+def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    r"""Return Wilson's score interval for a share, by default at 95 %.
+
+    $\frac{1}{1 + z^2/n} \left( \hat p + \frac{z^2}{2n} \pm z \sqrt{\frac{\hat p (1 - \hat p)}{n} + \frac{z^2}{4n^2}}
+    \right)$ with $\hat p$ = successes / n: the shares p that lie within z of their own standard errors
+    $\sqrt{p(1-p)/n}$ of $\hat p$. It has a width where all or none of n succeed, and stays within 0 and 1.
+
+    Args:
+        successes: between 0 and n.
+        n: how many; without any, the interval is 0 to 1.
+        z: standard errors to each side.
+
+    Raises:
+        ValueError: if successes is not between 0 and n.
+
+    Reference: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+
+    >>> [round(end, 3) for end in wilson_interval(16, 16)]
+    [0.806, 1.0]
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"successes must be between 0 and n = {n}, got {successes}")
+    if n == 0:
+        return 0.0, 1.0
+    share, extra = successes / n, z * z / n
+    half = z * math.sqrt(share * (1 - share) / n + extra / (4 * n))
+    low, high = ((share + extra / 2 + sign * half) / (1 + extra) for sign in (-1, 1))
+    return (0.0 if successes == 0 else low), (1.0 if successes == n else high)
 
 
 def confusion_matrix(probabilities: Float[Tensor, "N K"], labels: Int[Tensor, " N"]) -> Int64[Tensor, "K K"]:
@@ -67,11 +134,18 @@ def per_class(confusion: Int64[Tensor, "K K"]) -> list[ClassScore]:
     >>> [round(score.f1, 3) for score in per_class(torch.tensor([[1, 0], [1, 1]]))]
     [0.667, 0.667]
     """
-    right, true, predicted = confusion.diag().double(), confusion.sum(1), confusion.sum(0)
-    precision, recall = right / predicted.clamp_min(1), right / true.clamp_min(1)
-    f1 = 2 * right / (true + predicted).clamp_min(1)
-    columns = (precision.tolist(), recall.tolist(), f1.tolist(), true.tolist())
-    return [ClassScore(*scores) for scores in zip(*columns, strict=True)]
+    counts = zip(confusion.diag().tolist(), confusion.sum(1).tolist(), confusion.sum(0).tolist(), strict=True)
+    return [
+        ClassScore(
+            precision=right / max(predicted, 1),
+            recall=right / max(true, 1),
+            f1=2 * right / max(true + predicted, 1),
+            count=true,
+            precision_interval=wilson_interval(right, predicted),
+            recall_interval=wilson_interval(right, true),
+        )
+        for right, true, predicted in counts
+    ]
 
 
 def reliability(probabilities: Float[Tensor, "N K"], labels: Int[Tensor, " N"], *, bins: int = 15) -> Reliability:

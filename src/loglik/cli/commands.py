@@ -98,7 +98,7 @@ def fit(
     """Train one density and write it as a run."""
     from loglik.comparison import judge, summary
     from loglik.data import TextSettings, as_data
-    from loglik.latents import look_at_latents
+    from loglik.latents import diagnose_latents
     from loglik.report import draw, samples_file, write_report, write_samples
     from loglik.training import fit as train
 
@@ -114,7 +114,8 @@ def fit(
         return
     entry, split = judge(run, held, seed=seed), held.held_out
     print(f"{split} split: {summary(entry.result)}")
-    for line in look_at_latents(run.density, held, split, seed):
+    latents = diagnose_latents(run.density, held, split, seed)
+    for line in dict.fromkeys([*(latents.lines() if latents else []), *entry.result.notes]):
         print(line)
     if entry.result.event == "x":
         write_samples(draw(run.density, held.spec, 64, seed=seed), held.spec, samples_file(folder, held.spec))
@@ -146,6 +147,7 @@ def evaluate(
     """Score a run's density on data, in nats and bits/dim."""
     from loglik.comparison import evaluate as score
     from loglik.comparison import summary, write_json
+    from loglik.evaluation.evaluate import SOLVED
     from loglik.report import print_classes
     from loglik.runs import load
 
@@ -157,7 +159,8 @@ def evaluate(
     for name, value in result.terms.items():
         print(f"  {name}: {value:.3f} nats")
     if result.numerical_error is not None:
-        print(f"  the solver's error: about {result.numerical_error:.2g} nats an example")
+        rows = min(SOLVED, result.n)
+        print(f"  the solver's error: about {result.numerical_error:.2g} nats per example, on the first {rows}")
     if result.confusion is not None:
         print_classes(result.confusion, trained.spec.classes)
     if json is not None:

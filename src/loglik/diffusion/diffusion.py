@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
-from loglik.density import Bound, Density
+from loglik.density import Bound, Density, sum_terms
 from loglik.diffusion.denoiser import Denoiser, LevelDenoiser
 from loglik.diffusion.guidance import by_classifier, classifier_free
 from loglik.diffusion.inpaint import inpaint
@@ -102,14 +102,7 @@ class Diffusion(Density):
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
     ) -> Float[Tensor, " B"]:
         """Log p(x | context) in nats by the likelihood; the mean over samples, whose times are stratified over all."""
-        if samples < 1:
-            raise ValueError(f"samples must be at least 1, got {samples}")
-        v = self.reconstruction.embed(x)
-        model, place = self._model(context), self._stratified(len(x), v)
-        total = v.new_zeros(len(x))
-        for k in range(samples):
-            total = total + _sum(self.likelihood.terms(model, x, v, (place + k) / samples))
-        return total / samples
+        return sum_terms(self.terms(x, context, samples=samples))
 
     def loss(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, ""]:
         v = self.reconstruction.embed(x)
@@ -127,11 +120,15 @@ class Diffusion(Density):
         return loss
 
     def terms(
-        self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
+        self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
     ) -> dict[str, Float[Tensor, " B"]]:
-        """The likelihood's terms, one draw each; of the bound `reconstruction`, `prior` and `diffusion`."""
+        """Return the likelihood's terms; of the bound `reconstruction`, `prior` and `diffusion`."""
+        if samples < 1:
+            raise ValueError(f"samples must be at least 1, got {samples}")
         v = self.reconstruction.embed(x)
-        return self.likelihood.terms(self._model(context), x, v, self._stratified(len(x), v))
+        model, place = self._model(context), self._stratified(len(x), v)
+        draws = [self.likelihood.terms(model, x, v, (place + k) / samples) for k in range(samples)]
+        return {name: torch.stack([draw[name] for draw in draws]).mean(0) for name in draws[0]}
 
     def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Shaped[Tensor, "n ..."]:
         return self.draw(n, context)[0]
@@ -293,8 +290,3 @@ def _copied(density: Density, why: str) -> tuple[Density, list[Diffusion]]:
     if not diffusions:
         raise ValueError(f"{why}: this density has none")
     return changed, diffusions
-
-
-def _sum(terms: dict[str, Tensor]) -> Float[Tensor, " B"]:
-    first, *rest = terms.values()
-    return sum(rest, first)

@@ -23,7 +23,7 @@ __all__ = ["compress"]
 
 
 def compress(split: Split, spec: DataSpec, baseline: Tensor | StreamScores | None = None) -> list[Result]:
-    """A row for xz, and for images one for PNG: whole-number data of a split, coded without its training set.
+    """A row for xz, and for images one for PNG: integer data of a split, coded without its training set.
 
     By Kraft's inequality $\\sum_x 2^{-L(x)} \\le 1$, so $-L \\ln 2$ is a log-probability. xz codes the split as one
     stream, so its mean has no standard error; PNG codes image by image. Levels above 255 take two bytes. The

@@ -9,18 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loglik.classification.calibration import calibration_error, confusion_matrix
+from loglik.classification.calibration import confusion_matrix, reliability, wilson_interval
 from loglik.data.dataset import Split
 from loglik.data.spec import DataSpec
 from loglik.data.windows import Windows
-from loglik.density import Density
+from loglik.density import Bound, Density, sum_terms
 from loglik.evaluation.result import Result
-from loglik.evaluation.scores import arguments, default_samples, log_probs, mean_and_stderr
+from loglik.evaluation.scores import (
+    arguments,
+    default_samples,
+    device_of,
+    log_prob_terms,
+    log_probs,
+    mean_and_stderr,
+    unseen_error,
+)
 from loglik.evaluation.text import StreamScores, perplexity, stream_scores
 
 __all__ = ["bits_per_dim", "evaluate_split", "labels_in_turn"]
 
 RATE_DRAWS = 16  # samples drawn to measure the rate of sampling
+SOLVED = 64  # rows on which the error of a solver is measured
 
 
 def bits_per_dim(nats: float, dims: int) -> float:
@@ -29,7 +38,7 @@ def bits_per_dim(nats: float, dims: int) -> float:
     >>> round(bits_per_dim(-math.log(2) * 10, dims=5), 6)
     2.0
     """
-    return -nats / (dims * math.log(2))
+    return -nats / (dims * math.log(2)) + 0.0  # no negative zero
 
 
 def labels_in_turn(spec: DataSpec, n: int, device: torch.device | str = "cpu") -> Tensor:
@@ -66,6 +75,7 @@ def evaluate_split(
     samples = default_samples(density, len(split), samples)
     labels = density.event == "y"
     of_text: dict[str, Any] = {}
+    terms: dict[str, Tensor] = {}
     gain: float | None = None
     gain_stderr: float | None = None
     if isinstance(split.x, Windows):
@@ -77,6 +87,11 @@ def evaluate_split(
         of_text = {"unit": "token", "perplexity": perplexity(nats), "bits_per_byte": stretches.bits_per_byte()}
         n = int(stretches.tokens.sum())
     else:
+        if density.bound is not Bound.EXACT:
+            terms = log_prob_terms(density, split, samples=samples, seed=seed)
+        if scores is None and terms:  # they are log_prob's: no second pass, unless a draw's weight of 0 made one NaN
+            total = sum_terms(terms)
+            scores = total if total.isfinite().all() else None
         if scores is None:
             scores = log_probs(density, split, samples=samples, seed=seed)
         nats, stderr = mean_and_stderr(scores)
@@ -86,6 +101,8 @@ def evaluate_split(
         bits = bits_per_dim(nats, spec.dims) if discrete else None
         of_text = {"bits_per_byte": bits if spec.kind == "text" and not spec.padded else None}
         n = len(split)
+    if density.discrete and n > 1:
+        stderr = max(stderr or 0.0, unseen_error(nats, n)) or None
     density.eval()
     judged = _classification(density, split) if labels else {}
     return Result(
@@ -103,19 +120,15 @@ def evaluate_split(
         train_seconds=train_seconds,
         steps=steps,
         samples_per_second=_sampling_rate(density, split, spec, seed),
-        terms=_terms(density, split, samples, seed),
+        terms={name: values.mean().item() for name, values in terms.items()},
         numerical_error=None if isinstance(split.x, Windows) else _numerical_error(density, split, seed),
         **judged,
         **of_text,
     )
 
 
-def _device(density: Density) -> torch.device:
-    return next((t.device for t in (*density.parameters(), *density.buffers())), torch.device("cpu"))
-
-
 def _classification(density: Density, split: Split) -> dict[str, Any]:
-    device = _device(density)
+    device = device_of(density)
     assert split.y is not None
     rows = torch.cat(
         [
@@ -123,40 +136,29 @@ def _classification(density: Density, split: Split) -> dict[str, Any]:
             for x in split.tensor().split(1024)
         ]
     )
-    matrix = confusion_matrix(rows, split.y)
+    matrix, table = confusion_matrix(rows, split.y), reliability(rows, split.y)
+    right = int(matrix.diag().sum())
     return {
-        "accuracy": matrix.diag().sum().item() / len(rows),
-        "calibration_error": calibration_error(rows, split.y),
+        "accuracy": right / len(rows),
+        "accuracy_interval": wilson_interval(right, len(rows)),
+        "calibration_error": table.error,
+        "calibration_interval": table.error_interval,
         "confusion": matrix.tolist(),
     }
 
 
-def _terms(density: Density, split: Split, samples: int, seed: int, most: int = 1024) -> dict[str, float]:
-    """Each named term of a bound, averaged over (at most `most` examples of) the split."""
-    device = _device(density)
-    x = split.x[:most].to(device)
-    y = None if split.y is None else split.y[:most].to(device)
-    totals: dict[str, float] = {}
+def _numerical_error(density: Density, split: Split, seed: int) -> float | None:
+    """Average the solver's error over the first `SOLVED` rows of the split."""
+    device = device_of(density)
+    y = None if split.y is None else split.y[:SOLVED].to(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        for _ in range(samples):
-            for name, value in density.terms(*arguments(density, x, y)).items():
-                totals[name] = totals.get(name, 0.0) + value.double().mean().item() / samples
-    return totals
-
-
-def _numerical_error(density: Density, split: Split, seed: int, most: int = 64) -> float | None:
-    """Averaged over (at most `most` examples of) the split."""
-    device = _device(density)
-    y = None if split.y is None else split.y[:most].to(device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        error = density.numerical_error(*arguments(density, split.x[:most].to(device), y))
+        error = density.numerical_error(*arguments(density, split.x[:SOLVED].to(device), y))
     return None if error is None else error.double().mean().item()
 
 
 def _sampling_rate(density: Density, split: Split, spec: DataSpec, seed: int) -> float:
-    device = _device(density)
+    device = device_of(density)
     n = min(RATE_DRAWS, len(split)) if density.event == "y" else RATE_DRAWS
     context = None
     if density.event == "y":

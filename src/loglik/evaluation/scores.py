@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +17,17 @@ from loglik.networks.memory import keep_freed_memory
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["arguments", "default_samples", "log_probs", "mean_and_stderr"]
+__all__ = [
+    "arguments",
+    "default_samples",
+    "device_of",
+    "log_prob_terms",
+    "log_probs",
+    "mean_and_stderr",
+    "unseen_error",
+]
+
+ROUNDING = 2.0**-23  # of float32, in which densities compute
 
 
 def arguments(density: Density, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -51,27 +62,88 @@ def log_probs(
     Each batch draws its noise from a seed of its own, and ranks take batches in turn, so R ranks return what one
     does; the one collective call comes after the last batch. The global generator is left as it was.
     """
-    keep_freed_memory()
-    batch_size = batch_size or max(1, min(256, 2**18 // math.prod(split.x.shape[1:])))
-    device = next((t.device for t in (*density.parameters(), *density.buffers())), torch.device("cpu"))
+    device = device_of(density)
     rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
     scores = torch.zeros(len(split), dtype=torch.float64, device=device)
-    was_training = density.training
+    for rows, event, context in _batches(density, split, seed, batch_size, rank=rank, world=world):
+        scores[rows] = density.log_prob(event, context, samples=samples).double()
+    if fabric and world > 1:
+        scores = fabric.all_reduce(scores, reduce_op="sum")  # type: ignore[assignment]
+    return scores.cpu()
+
+
+@torch.no_grad()
+def log_prob_terms(
+    density: Density, split: Split, *, samples: int = 1, seed: int = 0
+) -> dict[str, Float64[Tensor, " N"]]:
+    """Return the terms of a bound for every example of a split, in nats; empty where it has one term only.
+
+    The noise is that of `log_probs` with the same samples and seed, so the terms sum to what it returns.
+    """
+    terms: dict[str, Tensor] = {}
+    for rows, event, context in _batches(density, split, seed):
+        for name, values in density.terms(event, context, samples=samples).items():
+            every = terms.setdefault(name, torch.zeros(len(split), dtype=torch.float64))
+            every[rows] = values.double().cpu()
+    return terms
+
+
+def device_of(density: Density) -> torch.device:
+    """Return where a density computes: the device of its parameters and buffers."""
+    return next((t.device for t in (*density.parameters(), *density.buffers())), torch.device("cpu"))
+
+
+def _batches(
+    density: Density, split: Split, seed: int, batch_size: int | None = None, *, rank: int = 0, world: int = 1
+) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+    """Yield the rows, the event and the context of each batch of a rank, seeded by its number, in evaluation mode."""
+    keep_freed_memory()
+    batch_size = batch_size or max(1, min(256, 2**18 // math.prod(split.x.shape[1:])))
+    device, was_training = device_of(density), density.training
     density.eval()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for number in range(rank, math.ceil(len(split) / batch_size), world):
             rows = slice(number * batch_size, (number + 1) * batch_size)
             torch.manual_seed((seed * 1_000_003 + number) % 2**63)
             y = None if split.y is None else split.y[rows].to(device)
-            event, context = arguments(density, split.x[rows].to(device), y)
-            scores[rows] = density.log_prob(event, context, samples=samples).double()
+            yield rows, *arguments(density, split.x[rows].to(device), y)
     density.train(was_training)
-    if fabric and world > 1:
-        scores = fabric.all_reduce(scores, reduce_op="sum")  # type: ignore[assignment]
-    return scores.cpu()
 
 
 def mean_and_stderr(scores: Float64[Tensor, " N"]) -> tuple[float, float | None]:
-    r"""The mean and its standard error $\sqrt{\tfrac{1}{N(N-1)} \sum_i (l_i - \bar l)^2}$; None for one example."""
-    mean = scores.mean().item()
-    return mean, scores.std().item() / math.sqrt(len(scores)) if len(scores) > 1 else None
+    r"""Return the mean and its standard error $\sqrt{\tfrac{1}{N(N-1)} \sum_i (l_i - \bar l)^2}$.
+
+    The error is None for one example, and where all scores are equal to rounding: they say nothing of the spread of
+    others, and 0 would claim that there is none.
+    """
+    mean, largest = scores.mean().item(), scores.abs().max().item()
+    spread = scores.std().item() if len(scores) > 1 else 0.0
+    return mean, None if spread <= ROUNDING * largest else spread / math.sqrt(len(scores))
+
+
+def unseen_error(nats: float, n: int) -> float:
+    r"""Return the error, in nats, that an outcome which n examples did not show leaves in a mean log-probability.
+
+    The usual standard error vanishes where n outcomes are all predicted with probability near 1, yet n of n do not
+    show that no other outcome occurs. One standard error (z = 1) of Wilson's interval for 0 of n lets it have the
+    probability $\tfrac{z^2}{n + z^2} = \tfrac1{n+1}$ (at 95 %, z = 1.96, about 3 / n: the rule of three). The model
+    gives all other outcomes together $1 - p$, where $\log p$ is the mean $\bar l$, so each of them would score at
+    least $\bar l - \log(1 - p)$ less:
+
+    $\tfrac1{n+1} \max(0, \bar l - \log(1 - e^{\bar l}))$, with $1 - p \ge 2^{-24}$, below which float32 rounds p to 1.
+
+    It is a lower bound of the error, to be taken where the usual one is less; for $p \le \tfrac12$ it is 0.
+
+    Args:
+        nats: the mean log-probability, of a mass function.
+        n: how many examples it is a mean of.
+
+    Reference: Wilson 1927, "Probable inference, the law of succession, and statistical inference"; Hanley and
+    Lippman-Hand 1983, "If nothing goes wrong, is everything all right?".
+
+    >>> round(unseen_error(-0.01, 16), 2), unseen_error(-80.0, 16)
+    (0.27, 0.0)
+    """
+    nats = min(nats, 0.0)  # a mass may round to a little more than 1
+    rest = max(-math.expm1(nats), 2.0**-24)
+    return max(0.0, nats - math.log(rest)) / (n + 1)

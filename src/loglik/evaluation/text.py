@@ -20,7 +20,7 @@ from torch import Tensor
 from loglik.data.spec import DataSpec
 from loglik.data.windows import Stream, Windows
 from loglik.density import Density
-from loglik.evaluation.scores import mean_and_stderr
+from loglik.evaluation.scores import ROUNDING, mean_and_stderr
 
 __all__ = ["StreamScores", "perplexity", "stream_scores"]
 
@@ -100,4 +100,5 @@ def _ratio(sums: Tensor, counts: Tensor) -> tuple[float, float | None]:
     r"""$\sum_m s_m / \sum_m n_m$ and its standard error, from the spread of $s_m - \text{ratio} \cdot n_m$."""
     ratio = sums.sum().item() / counts.sum().item()
     _, error = mean_and_stderr(sums - ratio * counts)
-    return ratio, None if error is None else error / counts.mean().item()
+    error = None if error is None else error / counts.mean().item()
+    return ratio, None if error is None or error <= ROUNDING * abs(ratio) else error

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from loglik.density import Bound, Density, check_levels, draw_weights, embed
+from loglik.density import Bound, Density, check_levels, draw_terms, draw_weights, embed
 from loglik.transforms import Dequantize, Transform
 
 __all__ = ["Flow"]
@@ -88,7 +88,7 @@ class Flow(Density):
             z, log_det = self.encode(rows, given)
             return self.base.log_prob(z, given) + log_det
 
-        if Bound.weakest(*(transform.bound for transform in self.transforms)) is Bound.EXACT:
+        if self._draws_only_in_base:
             z, log_det = self.encode(x, context)  # only the base draws, and it knows best how
             return self.base.log_prob(z, context, samples=samples) + log_det
         return draw_weights(
@@ -97,8 +97,16 @@ class Flow(Density):
             context,
             samples,
             importance_weighted=self.importance_weighted,
-            at_once=max(1, 2**16 // math.prod(self.event_shape)),
+            at_once=self._at_once,
         )
+
+    @property
+    def _draws_only_in_base(self) -> bool:
+        return Bound.weakest(*(transform.bound for transform in self.transforms)) is Bound.EXACT
+
+    @property
+    def _at_once(self) -> int:
+        return max(1, 2**16 // math.prod(self.event_shape))
 
     def loss(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, ""]:
         check_levels(x, self.levels)
@@ -126,8 +134,29 @@ class Flow(Density):
         return self.base.numerical_error(self.encode(x, context)[0], context)
 
     def terms(
-        self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
+        self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
     ) -> dict[str, Float[Tensor, " B"]]:
-        z, log_det = self.encode(x, context)
-        inner = self.base.terms(z, context)
-        return {**inner, "log-determinant": log_det} if inner else {}
+        """Return the base's terms (`base` alone if it has one only), the log-determinant and what K weights add.
+
+        Empty for an exact flow.
+        """
+        if self.bound is Bound.EXACT:
+            return {}
+        if self._draws_only_in_base:
+            z, log_det = self.encode(x, context)
+            return _with_log_det(self.base.terms(z, context, samples=samples), log_det)
+
+        def terms(rows: Tensor, given: Tensor | None) -> dict[str, Tensor]:
+            z, log_det = self.encode(rows, given)
+            return _with_log_det(self.base.terms(z, given) or {"base": self.base.log_prob(z, given)}, log_det)
+
+        return draw_terms(
+            terms, x, context, samples, importance_weighted=self.importance_weighted, at_once=self._at_once
+        )
+
+
+def _with_log_det(terms: dict[str, Tensor], log_det: Tensor) -> dict[str, Tensor]:
+    """Add the log-determinant to that of the terms, which an ODE or a flow further inside may have."""
+    if not terms:
+        return {}
+    return {**terms, "log-determinant": terms.get("log-determinant", torch.zeros_like(log_det)) + log_det}

@@ -11,6 +11,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,18 @@ from jaxtyping import Bool, Float, Int
 from loglik.classification.calibration import Reliability
 from loglik.data.spec import Column
 
-__all__ = ["INK", "bars", "confusion", "curves", "latent_bars", "marginal", "panel", "reliability_diagram", "scatter"]
+__all__ = [
+    "INK",
+    "Bar",
+    "bars",
+    "confusion",
+    "curves",
+    "latent_bars",
+    "marginal",
+    "panel",
+    "reliability_diagram",
+    "scatter",
+]
 
 INK = {"text": "#2b2f38", "quiet": "#8a909c", "data": "#b9bec8", "model": "#2f6db0", "baseline": "#c2553a"}
 STYLE: Any = {
@@ -48,33 +60,42 @@ STYLE: Any = {
 }
 
 
-def bars(
-    names: Sequence[str],
-    values: Sequence[float],
-    errors: Sequence[float],
-    *,
-    unit: str,
-    baseline: float | None,
-    from_zero: bool,
-) -> str:
-    """Horizontal bars with standard errors; a line at the baseline, where they start unless `from_zero`."""
+@dataclass(frozen=True)
+class Bar:
+    """One bar: its name, its value and standard error, and whether it may be drawn broken where it is far out."""
+
+    name: str
+    value: float
+    error: float
+    may_break: bool = False
+
+
+def bars(rows: Sequence[Bar], *, unit: str, baseline: float | None, from_zero: bool) -> str:
+    """Draw horizontal bars with standard errors; a line at the baseline, where they start unless `from_zero`.
+
+    The axis holds every bar that may not break. One that may, and is more than half longer than the longest of them,
+    ends beyond the axis's labels, with a gap.
+    """
     start = 0.0 if from_zero or baseline is None else baseline
+    lengths = np.array([row.value - start for row in rows])
+    whole = np.array([not row.may_break for row in rows])
+    reach = float(np.abs(lengths[whole if whole.any() else slice(None)]).max())
+    broken = ~whole & (np.abs(lengths) > 1.5 * reach) & (reach > 0)
+    edge = float(np.abs(lengths[~broken]).max())
+    shown = np.where(broken, start + np.sign(lengths) * 1.3 * edge, start + lengths)
+    whiskers = np.where(broken, 0.0, [row.error for row in rows])
+    places = np.arange(len(rows))
 
     def draw(axes: Any) -> None:
-        rows = np.arange(len(names))
-        # a value far from the rest (PNG on tiny images) runs out of the picture: its number still stands there
-        reach = max(2.5 * float(np.median(np.abs(np.array(values) - start))), 6 * float(np.median(errors)))
-        cut = np.abs(np.array(values) - start) > reach if len(values) > 2 and reach > 0 else np.zeros(len(rows), bool)
-        shown = np.where(cut, start + np.sign(np.array(values) - start) * 0.9 * reach, values)
-        whiskers = np.where(cut, 0, errors)
-        widths = shown - start
-        axes.barh(rows, widths, left=start, height=0.62, color=INK["model"], alpha=0.85)
-        axes.errorbar(shown, rows, xerr=whiskers, fmt="none", ecolor=INK["text"], elinewidth=1.1, capsize=2.5)
+        axes.barh(places, shown - start, left=start, height=0.62, color=INK["model"], alpha=0.85)
+        seen = whiskers > 0
+        look = {"fmt": "none", "ecolor": INK["text"], "elinewidth": 1.1, "capsize": 2.5}
+        axes.errorbar(shown[seen], places[seen], xerr=whiskers[seen], **look)
         ends = np.maximum(shown + whiskers, start)  # right of the bar, where no name stands
-        for row, value, end, off in zip(rows, values, ends, cut, strict=True):
+        for row, place, end in zip(rows, places, ends, strict=True):
             axes.annotate(
-                f"{value:.2f}".replace("-", "−") + (" (cut)" if off else ""),
-                (end, row),
+                f"{row.value:.2f}".replace("-", "−"),
+                (end, place),
                 xytext=(5, 0),
                 textcoords="offset points",
                 va="center",
@@ -83,7 +104,7 @@ def bars(
             )
         if baseline is not None:
             axes.axvline(baseline, color=INK["baseline"], linewidth=1.2, linestyle=(0, (4, 3)))
-        axes.set_yticks(rows, [short(name, 22) for name in names])
+        axes.set_yticks(places, [short(row.name, 24) for row in rows])
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()
         axes.margins(x=0.16)
@@ -91,8 +112,26 @@ def bars(
         if from_zero:
             axes.set_xlim(left=0)
         axes.set_xlabel(unit)
+        if broken.any():
+            far = start + np.sign(lengths[broken][0]) * 1.18 * edge  # a compressor's bars all go one way
+            low, high = axes.get_xlim()
+            for place in places[broken]:
+                _gap(axes, axes.transData, far, float(place), width=(high - low) / 80, height=0.42)
+            _gap(axes, axes.get_xaxis_transform(), far, 0.0, width=(high - low) / 80, height=0.02)
+            axes.set_xticks([t for t in axes.get_xticks() if low <= t <= high and abs(t - start) <= 1.1 * edge])
+            axes.set_xlim(low, high)
 
-    return panel(4.6, 0.75 + 0.34 * len(names), draw)
+    return panel(4.6, 0.75 + 0.34 * len(rows), draw)
+
+
+def _gap(axes: Any, transform: Any, x: float, y: float, *, width: float, height: float) -> None:
+    """Draw a slanted white gap between two dark edges: what lies between is left out."""
+    look = {"transform": transform, "clip_on": False, "zorder": 3}
+    left, right = ([x + side - width / 2, x + side + width / 2] for side in (-width / 2, width / 2))
+    ends = [y + height, y - height]
+    axes.fill([*left, *right[::-1]], [*ends, *ends[::-1]], color="white", **look)
+    for edge in (left, right):
+        axes.plot(edge, ends, color=INK["text"], linewidth=0.9, **look)
 
 
 def curves(
@@ -220,7 +259,7 @@ def confusion(matrix: Int[np.ndarray, "K K"], classes: Sequence[str]) -> str:
 
 
 def reliability_diagram(table: Reliability) -> str:
-    """Accuracy against confidence, a bar a bin, whose shade is its share of the examples."""
+    """Accuracy against confidence, one bar for each bin, shaded by its share of the examples, with 95 % intervals."""
 
     def draw(axes: Any) -> None:
         count = table.count.numpy()
@@ -230,6 +269,7 @@ def reliability_diagram(table: Reliability) -> str:
             height = float(table.accuracy[m])
             axes.bar((m + 0.5) / bins, height, width=0.92 / bins, color=INK["model"], alpha=float(shade[m]))
             axes.plot(float(table.confidence[m]), height, "o", markersize=3.2, color=INK["text"])
+            axes.vlines((m + 0.5) / bins, *table.intervals[m], color=INK["text"], linewidth=0.9)
         axes.plot([0, 1], [0, 1], color=INK["baseline"], linewidth=1.1, linestyle=(0, (4, 3)))
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1.03)
@@ -245,7 +285,7 @@ def short(text: str, limit: int) -> str:
 
 
 def _edges(data: Float[np.ndarray, " N"], *, whole: bool) -> np.ndarray:
-    """Equal bins over all but the outermost of the data; for whole numbers, bins of whole numbers."""
+    """Equal bins over all but the outermost of the data; for integers, bins of integers."""
     low, high = np.quantile(data, [0.005, 0.995])
     if not whole:
         pad = 0.06 * (high - low) or 0.5
@@ -265,6 +305,8 @@ def _category_bars(axes: Any, categories: Sequence[str], data: np.ndarray, sampl
     places = np.arange(len(shown))
     axes.bar(places - 0.2, shares[0][shown], width=0.4, color=INK["data"])
     axes.bar(places + 0.2, shares[1][shown], width=0.4, color=INK["model"])
+    if k > limit:
+        axes.set_xlabel(f"the {limit} commonest of {k}")
     names = [short(categories[i], 9) for i in shown]
     crowded = sum(map(len, names)) + len(names) > 26
     axes.set_xticks(places, names, rotation=60 if crowded else 0, ha="right" if crowded else "center")

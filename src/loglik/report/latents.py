@@ -94,5 +94,5 @@ def _grids(
         centre, spread = z[:, dim].mean().item(), z[:, dim].std().item()
         values = torch.linspace(-2.5, 2.5, ACROSS).mul(spread).add(centre).tolist()
         moved.append(latents.traverse(x[:1], dim, values, context=for_one)[0])
-    caption = f"One example as each of the {len(moved)} dimensions of the largest KL goes from -2.5 to 2.5 deviations"
+    caption = f"One example as each of the {len(moved)} dimensions of the largest KL moves by ±2.5 standard deviations"
     return [*grids, (rows(torch.cat(moved)), caption)]

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loglik.data.spec import DataSpec
+from loglik.evaluation.format import decimals
 from loglik.evaluation.result import Result
 
-__all__ = ["Row", "Unit", "count", "duration", "number", "plus_minus", "unit_of"]
+__all__ = ["Row", "Unit", "count", "duration", "number", "percent", "plus_minus", "unit_of"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Unit:
 class Row:
     """One model in the table of likelihoods, every cell as text."""
 
+    rank: str
     model: str
     kind: str
     note: str
@@ -67,15 +69,29 @@ def number(value: float | None, digits: int = 2, *, signed: bool = False) -> str
 
 
 def plus_minus(value: float | None, stderr: float | None, *, signed: bool = False) -> str:
-    """A value with its standard error, to two digits of the error.
+    """Write a value with its standard error, to two digits of the error; alone where it has no error above 0.
 
     >>> plus_minus(-103.4567, 0.84)
     '−103.46 ± 0.84'
+    >>> plus_minus(-103.4567, 0.00000123)
+    '−103.45670 ± 1e-06'
     """
-    if value is None or stderr is None or not math.isfinite(value + stderr):
+    if value is None or not stderr or not math.isfinite(value + stderr):
         return number(value, signed=signed)
-    digits = min(4, max(0, 1 - math.floor(math.log10(stderr)))) if stderr > 0 else 4
-    return f"{number(value, digits, signed=signed)} ± {stderr:,.{digits}f}"
+    digits = decimals(stderr, 0)
+    error = f"{stderr:,.{digits}f}" if digits <= 5 else f"{stderr:.0e}"
+    return f"{number(value, min(digits, 5), signed=signed)} ± {error}"
+
+
+def percent(value: float | None, interval: tuple[float, float] | None) -> str:
+    """Write a share in percent with its interval.
+
+    >>> percent(1.0, (0.806, 1.0))
+    '100.0 % (80.6 to 100.0 %)'
+    """
+    if value is None:
+        return "–"
+    return f"{100 * value:.1f} %" + (f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f} %)" if interval else "")
 
 
 def count(value: int) -> str:

@@ -20,19 +20,21 @@ from PIL import Image
 from torch import Tensor
 
 from loglik.classification.calibration import confusion_matrix, reliability
-from loglik.comparison import Entry
+from loglik.comparison import Entry, best_density, better_compressors, by_score, ranked
 from loglik.data.dataset import Data
 from loglik.data.spec import Column
 from loglik.data.windows import Windows
 from loglik.density import Density
+from loglik.evaluation.format import decimals
 from loglik.report import diffusion, figures
 from loglik.report.latents import view_latents
-from loglik.report.numbers import Row, Unit, count, duration, number, plus_minus, unit_of
+from loglik.report.numbers import Row, Unit, count, duration, number, percent, plus_minus, unit_of
 from loglik.report.samples import draw, evaluating, examples, image_grid, text_of
 from loglik.runs import Run
 
 __all__ = ["Picture", "address", "render", "write_report"]
 
+COLUMNS = 24  # of a table, that are drawn
 KINDS = {"exact": "exact", "lower": "lower bound", "estimate": "estimate"}
 
 
@@ -80,7 +82,9 @@ def render(room: str, content: dict[str, Any]) -> str:
 
 def _content(data: Data, entries: Sequence[Entry], title: str, seed: int, split: str) -> dict[str, Any]:
     """All that the template shows."""
+    entries = ranked(entries)
     generative = [e for e in entries if e.result.event == "x"]
+    best = best_density(generative)
     unit = unit_of(data.spec, [e.result for e in generative])
     baseline = entries[0] if len(generative) > 1 and entries[0] is generative[0] else None
     drawing = [(e.result.model, e.run) for e in generative if e.run is not None and _can_draw(e.run, data)]
@@ -96,14 +100,18 @@ def _content(data: Data, entries: Sequence[Entry], title: str, seed: int, split:
         "each": "token" if tokens else "example",
         "n": f"{entries[0].result.n:,}",
         "unit": unit,
-        "rows": _rows(generative, unit, baseline),
+        "rows": _rows(by_score(generative), unit, baseline),
         "baseline": baseline.result.model if baseline else None,
-        "best": _best(generative),
+        "better": [
+            row for e in (better_compressors(generative, best) if best else []) for row in _rows([e], unit, None)
+        ],
+        "notes": [(e.result.model, note) for e in by_score(generative) for note in e.result.notes],
         "bars": _bars(generative, unit, baseline),
-        "terms": {e.result.model: e.result.terms for e in generative if e.result.terms},
+        "terms": _terms(generative),
         "curves": _curves(generative, unit, baseline, data.spec.dims if tokens else 1),
         "pictures": _image_samples(data, drawing, seed, split) if data.spec.kind == "image" else [],
         "marginals": _marginals(data, drawing, seed, split) if data.spec.kind in ("table", "array") else {},
+        "columns": (min(COLUMNS, data.spec.dims), data.spec.dims),
         "windows": _windows(data, drawing, seed, split) if data.spec.kind == "text" else {},
         "latents": _latents(data, drawing, seed, split),
         "diffusions": _diffusions(data, drawing, seed, split),
@@ -125,28 +133,32 @@ def _can_draw(run: Run, data: Data) -> bool:
     return not run.density.conditional or bool(data.spec.classes)
 
 
-def _best(entries: Sequence[Entry]) -> str | None:
-    """The density of the highest log p(x), where there is a choice; given the label only among its like."""
-    densities = [e for e in entries if e.run is not None]
-    if len(entries) < 2:
-        return None
-    alike = [e for e in densities if not e.conditional] or densities
-    finite = [e.result for e in alike if math.isfinite(e.result.nats)]
-    return max(finite, key=lambda result: result.nats).model if finite else None
+def _terms(entries: Sequence[Entry]) -> dict[str, dict[str, str]]:
+    """Per bound its terms and their sum, which is the nats of its row."""
+    found = {}
+    for entry in by_score(entries):
+        r = entry.result
+        if r.terms:
+            digits = decimals(r.stderr, 2)
+            every = {name: number(nats, digits) for name, nats in r.terms.items()}
+            found[r.model] = every | {"sum": number(sum(r.terms.values()), digits)}
+    return found
 
 
 def _rows(entries: Sequence[Entry], unit: Unit, baseline: Entry | None) -> list[Row]:
-    best = _best(entries)
+    best = best_density(entries)
     rows = []
     for entry in entries:
         r = entry.result
         notes = ["given the label"] if entry.conditional else []
         if r.bound != "exact" and entry.run is not None:
             notes.append(f"{r.samples:,} sample" + "s" * (r.samples != 1))
+        notes += [note.split(":")[0] for note in r.notes]
         trained = r.steps > 0
         error = None if r.stderr is None else r.stderr * abs(unit.per_nat)
         rows.append(
             Row(
+                rank="" if r.rank is None else str(r.rank),
                 model=r.model,
                 kind="code length" if _is_code_length(entry, baseline) else KINDS.get(r.bound, r.bound),
                 note=", ".join(notes),
@@ -158,20 +170,26 @@ def _rows(entries: Sequence[Entry], unit: Unit, baseline: Entry | None) -> list[
                 time=duration(r.train_seconds) if r.train_seconds else "–",
                 steps=f"{r.steps:,}" if trained else "–",
                 speed="–" if r.samples_per_second is None else f"{float(f'{r.samples_per_second:.3g}'):,.10g}",
-                best=r.model == best,
+                best=entry is best,
             )
         )
     return rows
 
 
 def _bars(entries: Sequence[Entry], unit: Unit, baseline: Entry | None) -> Picture | None:
-    finite = [e.result for e in entries if math.isfinite(e.result.nats)]
+    finite = [e for e in by_score(entries) if math.isfinite(e.result.nats)]
     if len(finite) < 2:
         return None
     plot = figures.bars(
-        [r.model for r in finite],
-        [r.nats * unit.per_nat for r in finite],
-        [(r.stderr or 0.0) * abs(unit.per_nat) for r in finite],
+        [
+            figures.Bar(
+                f"{r.rank}  {r.model}" if r.rank else r.model,
+                r.nats * unit.per_nat,
+                (r.stderr or 0.0) * abs(unit.per_nat),
+                may_break=_is_code_length(e, baseline),
+            )
+            for e, r in ((e, e.result) for e in finite)
+        ],
         unit=unit.name,
         baseline=baseline.result.nats * unit.per_nat if baseline else None,
         from_zero=not unit.in_nats,
@@ -241,10 +259,8 @@ def _image_samples(data: Data, drawing: Sequence[tuple[str, Run]], seed: int, sp
     ]
 
 
-def _marginals(
-    data: Data, drawing: Sequence[tuple[str, Run]], seed: int, split: str, most: int = 8
-) -> dict[str, list[Picture]]:
-    """Per model the first columns of data and samples, and the first two against each other."""
+def _marginals(data: Data, drawing: Sequence[tuple[str, Run]], seed: int, split: str) -> dict[str, list[Picture]]:
+    """Per model the first `COLUMNS` columns of data and samples, and the first two against each other."""
     spec = data.spec
     columns = spec.columns or tuple(
         Column(name=f"dim {i}", type="integer" if spec.levels else "numeric") for i in range(spec.dims)
@@ -255,7 +271,7 @@ def _marginals(
         drawn = _flat(draw(run.density, spec, 512 if spec.dims <= 1024 else 64, seed=seed))
         panels[name] = [
             _plot(figures.marginal(c, real[:, i], drawn[:, i]), f"{c.name}: data and samples of {name}")
-            for i, c in enumerate(columns[:most])
+            for i, c in enumerate(columns[:COLUMNS])
         ]
         if len(columns) > 1 and not (columns[0].categories or columns[1].categories):
             plot = figures.scatter(real[:400, :2], drawn[:400, :2], (columns[0].name, columns[1].name))
@@ -300,18 +316,15 @@ def _diffusions(data: Data, drawing: Sequence[tuple[str, Run]], seed: int, split
 def _classifier(entry: Entry, data: Data, split: str) -> dict[str, Any]:
     """The row and the pictures of a classifier, whose number is log p(y | x)."""
     r = entry.result
-    accuracy = "–"
-    if r.accuracy is not None:
-        error = math.sqrt(r.accuracy * (1 - r.accuracy) / max(r.n, 1))
-        accuracy = f"{100 * r.accuracy:.1f} ± {100 * error:.1f} %"
     content: dict[str, Any] = {
         "model": r.model,
-        "accuracy": accuracy,
+        "accuracy": percent(r.accuracy, r.accuracy_interval),
         "nats": plus_minus(r.nats, r.stderr),
-        "error": "–" if r.calibration_error is None else f"{100 * r.calibration_error:.1f} %",
+        "error": percent(r.calibration_error, r.calibration_interval),
         "params": count(r.params) if r.params else "–",
         "time": duration(r.train_seconds) if r.train_seconds else "–",
         "steps": f"{r.steps:,}" if r.steps else "–",
+        "notes": r.notes,
         "pictures": [],
     }
     if entry.run is None:
@@ -324,7 +337,8 @@ def _classifier(entry: Entry, data: Data, split: str) -> dict[str, Any]:
         names = data.spec.classes or tuple(map(str, range(len(matrix))))
         note = "Confusion: examples of the row's class predicted as the column's; at the right, their accuracy."
         pictures.append(Picture(address(figures.confusion(matrix, names)), f"confusion matrix of {r.model}", note))
-        note = f"Reliability: accuracy at each confidence; expected calibration error {100 * table.error:.1f} %."
+        note = "Reliability: accuracy at each confidence, with 95 % intervals; expected calibration error "
+        note += f"{percent(table.error, table.error_interval)}."
         pictures.append(Picture(address(figures.reliability_diagram(table)), f"reliability of {r.model}", note))
     if len(entry.run.history) > 1:
         panel = _history(entry.run, 1.0)

@@ -9,36 +9,44 @@ from rich.console import Console
 from rich.table import Table
 
 from loglik.classification.calibration import per_class
-from loglik.comparison import Entry
+from loglik.comparison import Entry, best_density, better_compressors, by_score, ranked
 from loglik.data.dataset import Data
+from loglik.evaluation.format import share, with_error
 from loglik.report.numbers import count
 
 __all__ = ["print_classes", "print_comparison"]
 
+MARK = "*"  # beside a number that a note under the table limits
+
 
 def print_comparison(entries: Sequence[Entry], data: Data) -> None:
-    """The densities of the data in one table, the classifier on a line of its own: its event is the label."""
-    rows = [entry for entry in entries if entry.result.event == "x"]
+    """Print the densities of the data in one table, best first, and the classifiers below it.
+
+    A classifier's event is the label, so its number is not compared with the others.
+    """
+    entries = ranked(entries)
+    rows = by_score([entry for entry in entries if entry.result.event == "x"])
     discrete = any(entry.result.bits_per_dim is not None for entry in rows)
     text = any(r.result.unit == "token" for r in rows)
     unit = "bits/byte" if any(r.result.bits_per_byte is not None for r in rows) else "bits/dim"
     split, per = data.held_out, "per token of" if text else "of"
     table = Table(
-        title=f"{data.name}: log-likelihood {per} {entries[0].result.n:,} {split} {'tokens' if text else 'examples'}",
+        title=f"{data.name}: log-likelihood {per} {entries[0].result.n:,} {split} {'tokens' if text else 'examples'}, "
+        "best first",
         title_justify="left",
         box=None,
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    digits = 3 if text else 2
-    names = ["model", "nats", "±", unit if discrete else "", "perplexity" if text else ""]
+    names = ["#", "model", "nats", "±", unit if discrete else "", "perplexity" if text else ""]
     names += ["number", "params", "steps", "time"]
     for name in filter(None, names):
         table.add_column(name, justify="left" if name in ("model", "number") else "right", no_wrap=True)
-    best = max((entry.result.nats for entry in rows if entry.run and not entry.conditional), default=None)
+    best = best_density(rows)
     for entry in rows:
         r = entry.result
-        cells = [r.model, f"{r.nats:.{digits}f}", "" if r.stderr is None else f"{r.stderr:.{digits}f}"]
+        nats, _, error = with_error(r.nats, r.stderr, 3 if text else 2).partition(" ± ")
+        cells = ["" if r.rank is None else str(r.rank), r.model, nats, error]
         if discrete:
             bits = r.bits_per_dim if r.bits_per_byte is None else r.bits_per_byte
             cells.append("" if bits is None else f"{bits:.3f}")
@@ -46,34 +54,51 @@ def print_comparison(entries: Sequence[Entry], data: Data) -> None:
             cells.append("" if r.perplexity is None else f"{r.perplexity:.2f}")
         time = f"{r.train_seconds:.0f} s" if r.steps else ""
         cells += [_kind(entry), count(r.params) if r.params else "", f"{r.steps:,}" if r.steps else "", time]
-        table.add_row(*cells, style="bold" if r.nats == best else None)
-    Console().print(table)
+        table.add_row(*cells, style="bold" if entry is best else None)
+    _print(table)
+    if best is not None:
+        for compressor in better_compressors(rows, best):
+            print(f"{compressor.result.model}, a compressor, is better than {best.result.model}, the best density")
     for entry in entries:
         r = entry.result
-        if r.event == "y":
-            print(
-                f"{r.model}, p(label | data): accuracy {r.accuracy:.1%}, {r.nats:.3f} ± {r.stderr or 0:.3f} nats a "
-                f"label, calibration error {r.calibration_error:.1%}"
-            )
+        if r.event == "y" and r.accuracy is not None and r.calibration_error is not None:
+            accuracy, error = share(r.accuracy, r.accuracy_interval), share(r.calibration_error, r.calibration_interval)
+            nats = with_error(r.nats, r.stderr, 3)
+            print(f"{r.model}, p(label | data): accuracy {accuracy}, {nats} nats per label, calibration error {error}")
+    for entry in entries:
+        for note in entry.result.notes:
+            print(f"{MARK} {entry.result.model}, {note}")
 
 
 def print_classes(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
-    """Precision, recall and F1 of each class, and what it is mistaken for most."""
+    """Print precision, recall and F1 of each class, and the class it is mistaken for most."""
     matrix = torch.tensor(confusion)
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("class", "precision", "recall", "F1", "examples", "mistaken most for"):
-        table.add_column(name, justify="left" if name.startswith(("class", "mistaken")) else "right")
+        table.add_column(name, justify="left" if name.startswith(("class", "mistaken")) else "right", no_wrap=True)
     for k, score in enumerate(per_class(matrix)):
         mistakes = matrix[k].clone()
         mistakes[k] = 0
         worst = f"{classes[int(mistakes.argmax())]} ({int(mistakes.max())})" if mistakes.any() else ""
-        rates = [f"{100 * rate:.1f}%" for rate in (score.precision, score.recall, score.f1)]
-        table.add_row(classes[k], *rates, f"{score.count:,}", worst)
-    Console().print(table)
+        rates = [_rate(score.precision, score.precision_interval), _rate(score.recall, score.recall_interval)]
+        table.add_row(classes[k], *rates, f"{score.f1:.1%}", f"{score.count:,}", worst)
+    _print(table)
+    print("in brackets: 95% intervals")
+
+
+def _rate(value: float, interval: tuple[float, float]) -> str:
+    return f"{value:.1%} [{interval[0]:.0%}, {interval[1]:.0%}]"
+
+
+def _print(table: Table) -> None:
+    """Print a table whole: where a terminal is narrower, its lines wrap, and no cell is cut."""
+    console = Console()
+    console.width = max(console.width, console.measure(table, options=console.options.update(max_width=1000)).maximum)
+    console.print(table)
 
 
 def _kind(entry: Entry) -> str:
     if entry.run is None:
         return "code length"
-    given = " given label" if entry.conditional else ""
-    return entry.result.bound + (f", K={entry.result.samples}" if entry.result.samples > 1 else "") + given
+    samples = f", K={entry.result.samples}" if entry.result.samples > 1 else ""
+    return entry.result.bound + samples + " given label" * entry.conditional + f" {MARK}" * bool(entry.result.notes)

@@ -2,5 +2,6 @@
 
 from loglik.training.loop import NotFinite, fit
 from loglik.training.settings import TrainingSettings, seconds
+from loglik.training.undertrained import undertrained
 
-__all__ = ["NotFinite", "TrainingSettings", "fit", "seconds"]
+__all__ = ["NotFinite", "TrainingSettings", "fit", "seconds", "undertrained"]

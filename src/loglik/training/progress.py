@@ -17,24 +17,26 @@ class Progress:
 
     def __init__(self, bar: bars.Progress | None = None, task: bars.TaskID | None = None) -> None:
         self.bar, self.task = bar, task
-        self.nats = float("nan")
+        self.nats: float | None = None
 
     def validated(self, nats: float) -> None:
-        """The newest validation, in nats per example."""
+        """Take the newest validation, in nats per example."""
         self.nats = nats
 
     def update(self, part: float, step: int, elapsed: float, loss: float) -> None:
-        """The part done (0 to 1), the step, the seconds so far, the loss in nats per example."""
+        """Show the part done (0 to 1), the step, the seconds so far, the loss in nats per example."""
         if self.bar is None or self.task is None:
             return
-        text = f"step {step}  {step / max(elapsed, 1e-9):.0f}/s  loss {loss:.2f}  validation {self.nats:.2f} nats"
+        text = f"step {step}  {step / max(elapsed, 1e-9):.0f}/s  loss {loss:.2f}"
+        if self.nats is not None:
+            text += f"  validation {self.nats:.2f} nats"
         left = elapsed * (1 - part) / part if part > 0 else 0.0
         self.bar.update(self.task, completed=min(part, 1.0), text=text, left=f"{left:.0f} s left")
 
 
 @contextmanager
 def progress_bar(name: str, show: bool | None = None) -> Iterator[Progress]:
-    """A bar on the terminal; by default only where standard error is one."""
+    """Show a bar on the terminal; by default only where standard error is one."""
     if not (sys.stderr.isatty() if show is None else show):
         yield Progress()
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from loglik.density import Bound, Density, StandardNormal, conditioned, draw_weights, embed
+from loglik.density import Bound, Density, StandardNormal, conditioned, draw_terms, draw_weights, embed, sum_terms
 from loglik.transforms import Transform
 from loglik.vae.observation import Observation, widened
 from loglik.vae.vamp import VampPrior
@@ -212,21 +212,31 @@ class VAE(Density):
     def log_prob(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
     ) -> Float[Tensor, " B"]:
-        inferred = self._infer(x, context)
-
-        def log_weight(rows: Tensor, given: Tensor | None) -> Tensor:
-            repeats = len(rows) // len(x)
-            draw = self._draw(tuple(torch.cat([t] * repeats) if repeats > 1 else t for t in inferred), given)
-            return self.observation.log_prob(rows, draw.theta) + draw.log_ratio
-
+        terms = self._terms_of_draws(x, context)
         return draw_weights(
-            log_weight,
+            lambda rows, given: sum_terms(terms(rows, given)),
             x,
             context,
             samples,
             importance_weighted=self.importance_weighted,
-            at_once=max(1, (CACHED if x.device.type == "cpu" else 2**21) // self.observation.outputs),
+            at_once=self._at_once(x),
         )
+
+    def _terms_of_draws(
+        self, x: Tensor, context: Tensor | None
+    ) -> Callable[[Tensor, Tensor | None], dict[str, Tensor]]:
+        """Return what gives the ELBO's terms for repetitions of x; the encoder runs once."""
+        inferred = self._infer(x, context)
+
+        def terms(rows: Tensor, given: Tensor | None) -> dict[str, Tensor]:
+            repeats = len(rows) // len(x)
+            draw = self._draw(tuple(torch.cat([t] * repeats) if repeats > 1 else t for t in inferred), given)
+            return {"reconstruction": self.observation.log_prob(rows, draw.theta), "-KL": draw.log_ratio}
+
+        return terms
+
+    def _at_once(self, x: Tensor) -> int:
+        return max(1, (CACHED if x.device.type == "cpu" else 2**21) // self.observation.outputs)
 
     def loss(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, ""]:
         draw = self._draw(self._infer(x, context), context)
@@ -251,12 +261,21 @@ class VAE(Density):
         return torch.maximum(self.trained / self.objective.warmup, 4 * self.part)
 
     def terms(
-        self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
+        self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
     ) -> dict[str, Float[Tensor, " B"]]:
-        """The ELBO's two terms: E log p(x | z), with one draw of z, and -KL(q(z | x) ‖ p(z))."""
-        draw = self._draw(self._infer(x, context), context)
-        kl = -draw.log_ratio if draw.kl is None else draw.kl.sum(1)
-        return {"reconstruction": self.observation.log_prob(x, draw.theta), "-KL": -kl}
+        r"""Return the ELBO's two terms over the draws of `log_prob`, and what K importance weights add.
+
+        `reconstruction` is the mean of $\log p(x \mid z)$ and `-KL` that of $\log p(z) - \log q(z \mid x)$, whose
+        expectation is $-\mathrm{KL}(q(z \mid x) \,\|\, p(z))$; `tightening (K = samples)` is the rest.
+        """
+        return draw_terms(
+            self._terms_of_draws(x, context),
+            x,
+            context,
+            samples,
+            importance_weighted=self.importance_weighted,
+            at_once=self._at_once(x),
+        )
 
     def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Shaped[Tensor, "n ..."]:
         return self.observation.sample(self.parameters_of(self.sample_latents(n, context), context))

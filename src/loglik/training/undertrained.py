@@ -1,0 +1,48 @@
+"""Whether a run was ended before it had learned what it can."""
+
+from __future__ import annotations
+
+import math
+
+from loglik.data.dataset import Data
+from loglik.data.windows import Windows
+from loglik.runs import Run
+
+__all__ = ["undertrained"]
+
+END = 0.2  # of the steps: the part of a run whose progress is looked at
+
+
+def undertrained(run: Run, data: Data, stderr: float | None) -> str | None:
+    """Say why a longer training would raise a run's number; None where its history does not show that it would.
+
+    A run is undertrained if it made less than one epoch, if it ended in its learning rate's warm-up, if it was
+    validated only once, or if its best validation in the last fifth of its steps is higher than the best before by
+    more than `stderr`. A run that early stopping ended has its best validation earlier.
+
+    Args:
+        run: a run, with its history.
+        data: what it was trained on.
+        stderr: the standard error of its number, in nats per example (per token of a text); 0 if None.
+    """
+    if not run.steps or not run.history:
+        return None
+    text = isinstance(data.train.x, Windows)
+    per = data.spec.dims if text else 1  # nats of a history are per window
+    settings = run.config["training"]
+    batch = min(settings["batch_size"], len(data.train))
+    epoch = max(1, data.train.size // (batch * per))
+    steps = f"{run.steps:,} step{'s' * (run.steps > 1)}"
+    if run.steps < epoch:
+        return f"undertrained: it made {steps}, {run.steps / epoch:.2g} of an epoch"
+    if run.steps <= settings["warmup"]:
+        return f"undertrained: it ended after {steps}, in the {settings['warmup']} of its learning rate's warm-up"
+    nats = [(row["step"] > (1 - END) * run.steps, row["validation_nats"] / per) for row in run.history]
+    before, last = ([value for late, value in nats if late is end] for end in (False, True))
+    if not before:
+        return f"undertrained: it was validated once, after {steps}"
+    rise = max(last, default=-math.inf) - max(before)
+    if rise > (stderr or 0.0):
+        unit = "token" if text else "example"
+        return f"undertrained: its validation still rose by {rise:.2g} nats per {unit} in the last fifth of its {steps}"
+    return None
