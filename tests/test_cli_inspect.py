@@ -42,7 +42,7 @@ def test_text_and_attention():
     assert (status, err) == (0, "")
     assert "all weights of head are 0" in " ".join(out.split())
     html = page_of(out)
-    assert "Cost in length</h2>" in html and "its mask is an order already" in html
+    assert "Cost in length</h2>" in html and "a mask or a convolution in it is an order already" in html
     assert "Attention</h2>" in html and "attention maps, heads by layers" in html
 
 

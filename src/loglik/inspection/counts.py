@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from loglik.inspection.layers import WHOLE, evaluating, first_tensor, hooked, kind_of
+from loglik.inspection.layers import WHOLE, evaluating, first_tensor, hooked, kind_of, owners
 
 __all__ = ["LayerCount", "layer_counts"]
 
@@ -80,10 +80,10 @@ def layer_counts(network: nn.Module, call: Callable[[], Any], *, batch: int = 1,
     with torch.no_grad(), evaluating(network, seed), hooked(network, before=before, after=after), products, counter:
         call()
     rest = counter.get_total_flops() / batch - sum(row.flops for row in rows.values())
-    owners = _owners(network, set(rows))
-    counted = [_count(name, row, owners.get(name, 0)) for name, row in rows.items() if name != WHOLE]
+    owned = {name: sum(p.numel() for p in held) for name, held in owners(network, rows).items()}
+    counted = [_count(name, row, owned.get(name, 0)) for name, row in rows.items() if name != WHOLE]
     whole = rows.get(WHOLE, _Row(network, None, None))
-    left, flops = owners.get(WHOLE, 0), whole.flops + rest
+    left, flops = owned.get(WHOLE, 0), whole.flops + rest
     if left or flops > 0.5:
         row = _count(WHOLE, whole, left)
         counted.append(LayerCount(WHOLE, row.kind, row.inputs, row.output, left, None, flops, 0))
@@ -109,17 +109,6 @@ def _count(name: str, row: _Row, parameters: int) -> LayerCount:
         units = math.prod(output)
         dense = math.prod(inputs) * units + (units if row.module.bias is not None else 0)
     return LayerCount(name, kind_of(row.module), inputs, output, parameters, dense, row.flops, row.bytes)
-
-
-def _owners(network: nn.Module, ran: set[str]) -> dict[str, int]:
-    """The number of parameters under the innermost layer that ran and holds them."""
-    owned: dict[str, int] = {}
-    for name, parameter in network.named_parameters():
-        owner = name.rpartition(".")[0]
-        while owner and owner not in ran:
-            owner = owner.rpartition(".")[0]
-        owned[owner or WHOLE] = owned.get(owner or WHOLE, 0) + parameter.numel()
-    return owned
 
 
 def _bytes(x: Tensor | None) -> int:

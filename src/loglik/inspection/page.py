@@ -18,9 +18,10 @@ from loglik.report.page import Picture, address, render
 __all__ = ["print_inspection", "write_page"]
 
 MAPS = 12  # layers of attention whose maps are shown
+ORDER = 1e-3  # an error far above rounding
 PATH = (
-    "The layers are those that all of the signal goes through or, where there are no three such, all with weights, "
-    "from the input to the loss."
+    "The layers are those that all of the signal goes through from the data to the loss or, where these are fewer than "
+    "three or leave out weights, all with weights, in the order in which they run."
 )
 
 
@@ -218,8 +219,15 @@ def _symmetry(found: Inspection) -> list[list[str]]:
         rows.append(
             [f"{what}, images moved by 1 pixel", _number(error), "change of the output against its spread over images"]
         )
-    for what, error in (found.permutation or {}).items():
-        rows.append([f"permutation, {what}", _number(error), found.attention])
+    for p in found.permutations:
+        how = f"{p.layer}, the embedded sequence shuffled"
+        if p.without > ORDER:
+            how += "; a mask or a convolution in it is an order already"
+        placed = p.with_positions is not None
+        what = "without its positions" if placed else "no positions are added to it"
+        rows.append([f"permutation, {what}", _number(p.without), how])
+        if placed:
+            rows.append(["permutation, with its positions", _number(p.with_positions), how])
     return rows
 
 
