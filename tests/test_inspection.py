@@ -14,6 +14,7 @@ from loglik.inspection import (
     effective_field,
     fit_power,
     gradient_flow,
+    held_bytes,
     invariance_error,
     layer_counts,
     measured_fields,
@@ -24,6 +25,7 @@ from loglik.inspection import (
     singular_values,
     translation_error,
 )
+from loglik.inspection.cost import FORMULA
 from loglik.inspection.figures import attention_maps
 from loglik.inspection.measure import inspect
 from loglik.inspection.page import _short
@@ -553,15 +555,55 @@ def test_a_random_order_of_two_is_not_the_same_order():
 
 def test_cost_in_length():
     costs = {cost.kind: cost for cost in sequence_cost((64, 128, 256), width=16, repeats=2)}
-    assert set(costs) == {"attention", "convolution", "recurrence"}
+    assert set(costs) == {"attention", FORMULA, "convolution", "recurrence"}
     assert all(len(cost.seconds) == 3 and min(cost.seconds) > 0 for cost in costs.values())
     assert 1.5 < costs["attention"].flops_law.p < 2.0
     assert math.isclose(costs["convolution"].flops_law.p, 1.0, abs_tol=1e-9)
     assert math.isclose(costs["recurrence"].flops_law.p, 1.0, abs_tol=1e-9)
+    assert costs[FORMULA].flops == costs["attention"].flops
     assert costs["attention"].quadratic is not None and costs["recurrence"].quadratic is None
     with pytest.raises(ValueError, match="at least two different lengths"):
         sequence_cost((64,))
     assert math.isclose(fit_power([1, 2, 4], [5, 5, 5]).p, 0.0, abs_tol=1e-12)
+
+
+def test_memory_in_length():
+    """By hand, in float32: the input, queries, keys and values, and what each kind keeps beside them."""
+    width, lengths = 16, (128, 256, 512)
+    costs = {cost.kind: cost for cost in sequence_cost(lengths, width=width, repeats=1)}
+    assert costs[FORMULA].held == tuple(4 * (4 * n * width + n * n) for n in lengths)  # and the matrix
+    assert costs["attention"].held == tuple(4 * (5 * n * width + n) for n in lengths)  # the output and a sum per query
+    assert costs["convolution"].held == tuple(4 * n * width for n in lengths)
+    assert 1.7 < costs[FORMULA].held_law.p < 2.0
+    for kind in ("attention", "convolution", "recurrence"):
+        assert math.isclose(costs[kind].held_law.p, 1.0, abs_tol=1e-9)
+
+
+def test_memory_held_counts_each_tensor_once_and_no_weights():
+    layer = nn.Linear(6, 4)
+    x = torch.randn(10, 6)
+    assert held_bytes(lambda: layer(x).sigmoid().sum(), layer.parameters()) == 4 * (10 * 6 + 10 * 4)
+    assert held_bytes(lambda: layer(x) + layer(x), layer.parameters()) == 4 * 10 * 6
+
+
+def test_flops_of_recurrence():
+    """A product of the gates' weights with the input and the state per step, whatever kernel runs them."""
+    x = torch.randn(2, 10, 8)
+    for kind, gates in ((nn.GRU, 3), (nn.LSTM, 4), (nn.RNN, 1)):
+        network = kind(8, 16, batch_first=True)
+        (row,) = layer_counts(network, lambda: network(x), batch=2)  # noqa: B023
+        assert row.flops == 2 * 10 * gates * (8 * 16 + 16 * 16)
+        assert row.parameters == gates * (8 * 16 + 16 * 16 + 2 * 16)
+        assert row.activation_bytes == 4 * 10 * 16
+
+
+def test_memory_of_layers_that_return_their_input():
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Dropout(), nn.Flatten(), nn.Linear(64, 2), nn.ReLU()
+    )
+    x = torch.randn(2, 1, 4, 4)
+    rows = layer_counts(network, lambda: network(x), batch=2)
+    assert [row.activation_bytes for row in rows] == [256, 0, 0, 0, 8, 8]
 
 
 def test_pooling_of_maps_that_see_all_of_a_small_image():

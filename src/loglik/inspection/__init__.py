@@ -1,6 +1,6 @@
 """What a network sees, costs and passes back: receptive fields, counts, gradient flow, equivariance, cost in length."""
 
-from loglik.inspection.cost import Cost, PowerLaw, fit_power, sequence_cost
+from loglik.inspection.cost import Cost, PowerLaw, fit_power, held_bytes, sequence_cost
 from loglik.inspection.counts import LayerCount, layer_counts
 from loglik.inspection.equivariance import (
     Permutation,
@@ -30,6 +30,7 @@ __all__ = [
     "find",
     "fit_power",
     "gradient_flow",
+    "held_bytes",
     "inspect",
     "invariance_error",
     "layer_counts",

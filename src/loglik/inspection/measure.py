@@ -15,7 +15,7 @@ from loglik.data.dataset import Data
 from loglik.data.text import TextSettings
 from loglik.density import Density
 from loglik.evaluation.scores import arguments
-from loglik.inspection.cost import Cost, sequence_cost
+from loglik.inspection.cost import Cost, held_bytes, sequence_cost
 from loglik.inspection.counts import LayerCount, layer_counts
 from loglik.inspection.equivariance import (
     Permutation,
@@ -45,6 +45,7 @@ class Inspection:
         model, trained: the family's name, and whether it is a run's.
         data: what it was inspected on.
         counts: parameters, FLOPs and memory of each layer.
+        held: bytes that a training step holds for the backward pass of one example, weights not counted.
         flow: gradients over depth.
         fields: receptive fields of an image classifier's layers, from its features' input; None for others.
         agreement: of how many of those layers the measured field is the propagated one.
@@ -61,6 +62,7 @@ class Inspection:
     trained: bool
     data: Data
     counts: list[LayerCount]
+    held: float
     flow: GradientFlow
     fields: list[ReceptiveField] | None = None
     agreement: int = 0
@@ -79,10 +81,6 @@ class Inspection:
     @property
     def flops(self) -> float:
         return sum(row.flops for row in self.counts)
-
-    @property
-    def activation_bytes(self) -> int:
-        return sum(row.activation_bytes for row in self.counts)
 
 
 def find(
@@ -133,11 +131,14 @@ def inspect(density: Density, data: Data, *, model: str = "", trained: bool = Tr
     def other() -> Tensor:
         return density.loss(*arguments(density, x.roll(1, 0), y))
 
+    with evaluating(density, seed):
+        held = held_bytes(loss, (*density.parameters(), *density.buffers()))
     found = Inspection(
         model=model or type(density).__name__.lower(),
         trained=trained,
         data=data,
         counts=layer_counts(density, loss, batch=len(x), seed=seed),
+        held=held / len(x),
         flow=gradient_flow(density, loss, first=_reader(density, loss, other, seed), seed=seed)
         if any(True for _ in density.parameters())
         else GradientFlow([], 1.0, 1.0, "too shallow", "it has no weights to train by gradients"),

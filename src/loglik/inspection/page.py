@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from loglik.inspection import figures
-from loglik.inspection.cost import Cost
+from loglik.inspection.cost import FORMULA, Cost
 from loglik.inspection.counts import LayerCount
 from loglik.inspection.measure import EXAMPLES, Inspection
 from loglik.inspection.receptive import ReceptiveField
+from loglik.networks.attention import FEW
 from loglik.report.figures import INK
 from loglik.report.numbers import count
 from loglik.report.page import Picture, address, render
@@ -48,7 +49,9 @@ def print_inspection(found: Inspection) -> None:
     if symmetry := _symmetry(found):
         _print(console, "Equivariance", ["what", "error", "how"], symmetry)
     if found.cost:
-        _print(console, "Cost in length", ["layer", "p of time", "R²", "p of FLOPs", "longest"], _cost(found))
+        names = ["layer", "p of time", "R²", "p of FLOPs", "p of memory", *_longest(found.cost)]
+        _print(console, "Cost in length", names, _cost(found.cost))
+        console.print(_holds(found.cost), highlight=False)
     for line in found.left_out:
         console.print(line, style="dim", highlight=False)
 
@@ -95,7 +98,7 @@ def _content(found: Inspection) -> dict[str, Any]:
         "data": found.data,
         "parameters": f"{found.parameters:,}",
         "flops": count(round(found.flops)),
-        "memory": _memory(found.activation_bytes),
+        "memory": _memory(round(found.held)),
         "flow": flow,
         "fields": [_field_row(f, found) for f in listed],
         "n_fields": len(found.fields or []),
@@ -115,11 +118,7 @@ def _content(found: Inspection) -> dict[str, Any]:
         "maps": Picture(address(figures.attention_maps(_short(found.maps))), "attention maps, heads by layers")
         if found.maps
         else None,
-        "cost": _cost(found) if found.cost else [],
-        "cost_picture": Picture(address(figures.cost_curves(found.cost)), "time against length")
-        if found.cost
-        else None,
-        "quadratic": _quadratic(found.cost) if found.cost else "",
+        **(_lengths(found.cost) if found.cost else {"cost": None}),
         "left_out": found.left_out,
         "ink": INK,
     }
@@ -138,8 +137,8 @@ def _short(maps: dict[str, Any]) -> dict[str, Any]:
 def _headline(found: Inspection) -> str:
     state = "trained" if found.trained else "untrained"
     return (
-        f"{found.model}, {state}, on {found.data.name}: {found.parameters:,} parameters, "
-        f"{count(round(found.flops))} FLOPs and {_memory(found.activation_bytes)} of activations an example"
+        f"{found.model}, {state}, on {found.data.name}: {found.parameters:,} parameters; per example "
+        f"{count(round(found.flops))} FLOPs forward and {_memory(round(found.held))} held for the backward pass"
     )
 
 
@@ -220,9 +219,9 @@ def _symmetry(found: Inspection) -> list[list[str]]:
             [f"{what}, images moved by 1 pixel", _number(error), "change of the output against its spread over images"]
         )
     for p in found.permutations:
-        how = f"{p.layer}, the embedded sequence shuffled"
+        how = f"{p.layer}, its sequence shuffled"
         if p.without > ORDER:
-            how += "; a mask or a convolution in it is an order already"
+            how += "; a mask or a convolution orders it too"
         placed = p.with_positions is not None
         what = "without its positions" if placed else "no positions are added to it"
         rows.append([f"permutation, {what}", _number(p.without), how])
@@ -231,17 +230,52 @@ def _symmetry(found: Inspection) -> list[list[str]]:
     return rows
 
 
-def _cost(found: Inspection) -> list[list[str]]:
+def _lengths(costs: list[Cost]) -> dict[str, Any]:
+    return {
+        "cost": _cost(costs),
+        "longest": _longest(costs),
+        "lengths": ", ".join(f"{n:,}" for n in costs[0].lengths),
+        "cost_pictures": [
+            Picture(address(figures.cost_curves(costs, memory=memory)), f"{what} against length")
+            for memory, what in ((False, "time"), (True, "memory"))
+        ],
+        "quadratic": _quadratic(costs),
+        "holds": _holds(costs),
+    }
+
+
+def _cost(costs: list[Cost]) -> list[list[str]]:
     return [
         [
             c.kind,
             f"{c.law.p:.2f}",
             f"{c.law.r2:.3f}",
             f"{c.flops_law.p:.2f}",
-            f"{1e3 * c.seconds[-1]:.2f} ms at {c.lengths[-1]:,}",
+            f"{c.held_law.p:.2f}",
+            f"{1e3 * c.seconds[-1]:.2f} ms",
+            _memory(c.held[-1]),
         ]
-        for c in found.cost or []
+        for c in costs
     ]
+
+
+def _longest(costs: list[Cost]) -> list[str]:
+    n = f"{costs[0].lengths[-1]:,}"
+    return [f"time at {n}", f"memory at {n}"]
+
+
+def _holds(costs: list[Cost]) -> str:
+    """What attention holds for the backward pass, as it ran and by its formula."""
+    ran, formula = (next(c for c in costs if c.kind == kind) for kind in ("attention", FORMULA))
+    n = ran.lengths[-1]
+    matrix = 4 * n**2
+    whole = "holds this matrix too" if ran.held[-1] >= matrix else "holds no n×n matrix"
+    return (
+        f"By its formula, {FORMULA}, attention holds a matrix of n² weights: {_memory(matrix)} of its "
+        f"{_memory(formula.held[-1])} at n = {n:,}, per head and example. The attention that the networks run, by "
+        f"torch's fused kernel, {whole}: {_memory(ran.held[-1])}. In bfloat16 on a CPU the networks use the formula "
+        f"up to {FEW} keys."
+    )
 
 
 def _quadratic(costs: list[Cost]) -> str:
