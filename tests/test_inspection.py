@@ -294,6 +294,7 @@ def test_counts_of_attention():
     h = torch.zeros(1, 5, 8)
     counted = layer_counts(multi, lambda: multi(h, h, h))
     assert sum(row.parameters for row in counted) == sum(p.numel() for p in multi.parameters())
+    assert sum(row.activation_bytes for row in counted) == 4 * 5 * 8
 
 
 def scaled(factor: float, depth: int = 12, width: int = 24, residual: bool = False) -> nn.Module:
@@ -442,11 +443,11 @@ def test_singular_values_exact_and_estimated():
     x = torch.randn(3, 40, requires_grad=True)
     truth = torch.linalg.svdvals(weight)
     y = x @ weight.T
-    exact, estimate = singular_values(y, x), singular_values(y, x, exact=10, iterations=100)
+    exact, estimate = singular_values(y, x), singular_values(y, x, exact=10)
     assert exact is not None and estimate is not None
     assert math.isclose(exact.largest, truth[0], rel_tol=1e-4) and math.isclose(exact.smallest, truth[-1], rel_tol=1e-4)
-    assert math.isclose(estimate.largest, truth[0], rel_tol=1e-2) and estimate.smallest is None
-    assert math.isclose(estimate.rms, exact.rms, rel_tol=0.3)
+    assert math.isclose(estimate.largest, truth[0], rel_tol=1e-3) and estimate.smallest is None
+    assert math.isclose(estimate.rms, exact.rms, rel_tol=0.1)
     assert singular_values(torch.randn(3, 2, requires_grad=True) * 2, x) is None
 
 

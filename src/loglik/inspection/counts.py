@@ -75,11 +75,14 @@ def layer_counts(network: nn.Module, call: Callable[[], Any], *, batch: int = 1,
     rows: dict[str, _Row] = {}
     stack = [0.0]  # the FLOPs of the layers within each layer that is running
     starts: list[float] = []
+    leaf = [True]  # whether no layer has run within each layer that is running
     counter = FlopCounterMode(display=False, custom_mapping=RECURRENT)
 
     def before(name: str, module: nn.Module, inputs: Any) -> None:
         starts.append(counter.get_total_flops())
         stack.append(0.0)
+        leaf[-1] = False
+        leaf.append(True)
 
     def after(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         total = counter.get_total_flops() - starts.pop()
@@ -88,7 +91,7 @@ def layer_counts(network: nn.Module, call: Callable[[], Any], *, batch: int = 1,
         row = rows.setdefault(name.split("#")[0], _Row(module, first_tensor(inputs), first_tensor(output)))
         row.flops += own / batch
         x, out = first_tensor(inputs), first_tensor(output)
-        if not any(module.children()) and out is not None and not _same_memory(x, out):
+        if leaf.pop() and out is not None and not _same_memory(x, out):
             row.bytes += out.numel() * out.element_size() // batch
 
     # attention as its matrix products, which have FLOPs to count on any machine

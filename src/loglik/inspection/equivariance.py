@@ -110,7 +110,7 @@ def invariance_error(network: nn.Module, x: Float[Tensor, "B C H W"], *, shift: 
     """
     moved = F.pad(x, (shift, 0, 0, 0), mode="replicate")[..., : x.shape[-1]]
     with torch.no_grad(), evaluating(network):
-        before, after = (network(images).flatten(1).double() for images in (x, moved))
+        before, after = (network(images).flatten(1).cpu().double() for images in (x, moved))
     centred = before - before.mean(0) if len(x) > 1 else before
     return float((after - before).norm() / centred.norm().clamp_min(1e-30))
 
@@ -298,4 +298,5 @@ def _inside(field: ReceptiveField, axis: int, side: int, units: int) -> Tensor:
 
 
 def _relative(a: Tensor, b: Tensor) -> float:
-    return float((a.double() - b.double()).norm() / a.double().norm().clamp_min(1e-30))
+    a, b = a.cpu().double(), b.cpu().double()
+    return float((a - b).norm() / a.norm().clamp_min(1e-30))

@@ -26,6 +26,7 @@ Verdict = Literal["healthy", "vanishing", "exploding", "blocked", "too shallow"]
 NO_LAYER = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout)  # these pass gradients on as they are
 # with one learning rate for all layers the first needs 100 steps for what the last does in one, or the reverse
 FAR = 100.0
+PROBES = 16
 
 
 @dataclass(frozen=True)
@@ -178,9 +179,11 @@ def singular_values(
     r"""Singular values of $J = \partial h_{out} / \partial h_{in}$, of two tensors of one graph, at the first example.
 
     With at most `exact` outputs J is computed whole. Else the root mean square comes from Gaussian probes,
-    $\mathbb E \lVert J^\top v \rVert^2 = \lVert J \rVert_F^2$, and the largest from power iteration on $J J^\top$, from
-    below. The root mean square is over $\min(n_{in}, n_{out})$ singular values. None where the one does not depend on
-    the other.
+    $\mathbb E \lVert J^\top v \rVert^2 = \lVert J \rVert_F^2$, to some per cent, and the largest from the Lanczos
+    iteration on $J J^\top$, from below. The root mean square is over $\min(n_{in}, n_{out})$ singular values. None
+    where the one does not depend on the other.
+
+    Source: Golub and Van Loan 2013, "Matrix computations", section 10.1.
     """
     n_out, n_in = output[0].numel(), inputs[0].numel()
 
@@ -198,20 +201,42 @@ def singular_values(
         values = torch.linalg.svdvals(torch.stack([r for r in rows if r is not None]).double())
         return Spectrum(values[0].item(), values.square().sum().div(rank).sqrt().item(), values[-1].item())
     generator = torch.Generator().manual_seed(1)
-    probes = [pull(torch.randn(n_out, generator=generator).to(output)) for _ in range(8)]
+    probes = [pull(torch.randn(n_out, generator=generator).to(output)) for _ in range(PROBES)]
     square = sum(float(p.double().square().sum()) for p in probes if p is not None) / len(probes)
     # J u as the gradient of the linear map v -> Jᵀv
     v = torch.zeros_like(probe, requires_grad=True)
     pulled = pull(v, create=True)
-    u = probes[0]
-    largest = 0.0
+    if pulled is None or not pulled.requires_grad:
+        return Spectrum(0.0, math.sqrt(square / rank), None)
+
+    def both(u: Tensor) -> Tensor:
+        """J Jᵀ u."""
+        inner = pull(u.to(output))
+        (w,) = torch.autograd.grad(pulled, v, inner, retain_graph=True)
+        return w.double()
+
+    return Spectrum(math.sqrt(_largest_eigenvalue(both, probe, min(iterations, n_out))), math.sqrt(square / rank), None)
+
+
+def _largest_eigenvalue(product: Callable[[Tensor], Tensor], start: Tensor, iterations: int) -> float:
+    """The Lanczos iteration, each vector made orthogonal to all before it."""
+    basis = [start.double() / start.double().norm()]
+    columns: list[Tensor] = []
     for _ in range(iterations):
-        if u is None or pulled is None or not pulled.requires_grad or not u.norm() > 0:
+        w = product(basis[-1])
+        known = torch.stack(basis)
+        columns.append(known @ w)
+        scale = w.norm()
+        for _ in range(2):  # once leaves rounding
+            w = w - known.T @ (known @ w)
+        if not w.norm() > 1e-6 * scale:
             break
-        (w,) = torch.autograd.grad(pulled, v, u / u.norm(), retain_graph=True)
-        largest = float(w.norm())
-        u = pull(w.detach())
-    return Spectrum(largest, math.sqrt(square / rank), None)
+        basis.append(w / w.norm())
+    size = len(columns)
+    matrix = torch.zeros(size, size, dtype=torch.float64)
+    for i, column in enumerate(columns):
+        matrix[: i + 1, i] = matrix[i, : i + 1] = column.cpu()
+    return max(0.0, float(torch.linalg.eigvalsh(matrix)[-1]))
 
 
 def _path(

@@ -195,8 +195,9 @@ def _gradients(found: Inspection) -> list[list[str]]:
     rows = []
     for layer in found.flow.layers:
         j = layer.jacobian
-        values = [layer.output_norm, layer.parameter_norm, *((j.largest, j.rms, j.smallest) if j else (None,) * 3)]
-        rows.append([layer.layer, layer.kind, *map(_number, values)])
+        about = "≈ " if j is not None and j.smallest is None else ""
+        values = [f"{about}{_number(j.largest)}", f"{about}{_number(j.rms)}", _number(j.smallest)] if j else ["–"] * 3
+        rows.append([layer.layer, layer.kind, _number(layer.output_norm), _number(layer.parameter_norm), *values])
     return rows
 
 
