@@ -40,9 +40,13 @@ def test_text_and_attention():
     Path("words.txt").write_text("to be or not to be, that is the question. " * 200)
     status, out, err = run("inspect", "autoregressive", "words.txt")
     assert (status, err) == (0, "")
-    assert "all weights of head are 0" in " ".join(out.split())
+    words = " ".join(out.split())
+    assert "all weights of head are 0" in words and "p of memory" in words
+    assert "holds a matrix of n² weights: 64.0 MiB of its 68.0 MiB" in words
+    assert "holds no n×n matrix: 5.0 MiB" in words
     html = page_of(out)
-    assert "Cost in length</h2>" in html and "its mask is an order already" in html
+    assert html.count("64.0 MiB of its 68.0 MiB") == 1 and "memory against length" in html
+    assert "Cost in length</h2>" in html and "a mask or a convolution orders it too" in html
     assert "Attention</h2>" in html and "attention maps, heads by layers" in html
 
 

@@ -1,8 +1,15 @@
 """What a network sees, costs and passes back: receptive fields, counts, gradient flow, equivariance, cost in length."""
 
-from loglik.inspection.cost import Cost, PowerLaw, fit_power, sequence_cost
+from loglik.inspection.cost import Cost, PowerLaw, fit_power, held_bytes, sequence_cost
 from loglik.inspection.counts import LayerCount, layer_counts
-from loglik.inspection.equivariance import Translation, invariance_error, permutation_error, translation_error
+from loglik.inspection.equivariance import (
+    Permutation,
+    Translation,
+    invariance_error,
+    permutation_error,
+    permutation_errors,
+    translation_error,
+)
 from loglik.inspection.gradients import GradientFlow, LayerGradient, Spectrum, gradient_flow, singular_values
 from loglik.inspection.measure import Inspection, find, inspect
 from loglik.inspection.page import print_inspection, write_page
@@ -14,6 +21,7 @@ __all__ = [
     "Inspection",
     "LayerCount",
     "LayerGradient",
+    "Permutation",
     "PowerLaw",
     "ReceptiveField",
     "Spectrum",
@@ -22,11 +30,13 @@ __all__ = [
     "find",
     "fit_power",
     "gradient_flow",
+    "held_bytes",
     "inspect",
     "invariance_error",
     "layer_counts",
     "measured_fields",
     "permutation_error",
+    "permutation_errors",
     "print_inspection",
     "receptive_fields",
     "sequence_cost",

@@ -1,23 +1,29 @@
 r"""What a sequence of length n costs: attention, convolution and recurrence, measured and fitted.
 
-Attention costs $O(n^2 d)$, a convolution $O(k n d^2)$ and a recurrence $O(n d^2)$ in n steps that wait for one another
-(Vaswani et al. 2017, table 1; the notes, "complexity").
+Attention takes time $O(n^2 d)$, a convolution $O(k n d^2)$ and a recurrence $O(n d^2)$ in n steps that wait for one
+another (Vaswani et al. 2017, table 1; the notes, "complexity"). By the formula $\text{softmax}(QK^\top / \sqrt d)\,V$
+attention takes $O(n^2)$ of memory too, for the matrix of all weights. A fused kernel computes these in blocks and
+again in the backward pass, and holds $O(n d)$ (Dao et al. 2022, "FlashAttention").
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["Cost", "PowerLaw", "fit_power", "sequence_cost"]
+from loglik.networks.attention import attention, attention_formula
+
+__all__ = ["FORMULA", "Cost", "PowerLaw", "fit_power", "held_bytes", "sequence_cost"]
+
+FORMULA = "softmax(QKᵀ)V"
 
 
 @dataclass(frozen=True)
@@ -34,10 +40,11 @@ class Cost:
     """One kind of layer against the length of the sequence.
 
     Attributes:
-        kind: attention, convolution or recurrence.
+        kind: attention (as the networks run it), `FORMULA` (the same, written out), convolution or recurrence.
         lengths: n.
         seconds: of a forward pass, the fastest of the repeats.
         flops: as counted; `flops_law` is their fit.
+        held: bytes that a training step holds for the backward pass, weights not counted; `held_law` is their fit.
         law: the fit of the seconds.
         quadratic: for attention (a, b) of the fit $a n^2 + b n$ of the seconds; None for the others.
     """
@@ -46,15 +53,20 @@ class Cost:
     lengths: tuple[int, ...]
     seconds: tuple[float, ...]
     flops: tuple[float, ...]
+    held: tuple[int, ...]
     law: PowerLaw
     flops_law: PowerLaw
+    held_law: PowerLaw
     quadratic: tuple[float, float] | None
 
 
 def sequence_cost(
     lengths: Sequence[int] = (512, 1024, 2048, 4096), *, width: int = 64, repeats: int = 7, seed: int = 0
 ) -> list[Cost]:
-    """Time attention, a convolution of kernel 3 and a GRU over sequences (1, n, width), and fit $c\\,n^p$ to each.
+    """Fit $c\\,n^p$ to the time, FLOPs and memory of attention, a convolution of kernel 3 and a GRU, on the CPU.
+
+    They run over sequences (1, n, width). Memory is counted from what autograd holds: $4 n^2$ bytes of it are the
+    weights of attention by its formula.
 
     Args:
         lengths: at least two, n. Short ones show what a call costs, and not what n does.
@@ -69,15 +81,16 @@ def sequence_cost(
         torch.manual_seed(seed)
         qkv, conv, gru = nn.Linear(width, 3 * width), nn.Conv1d(width, width, 3, padding=1), nn.GRU(width, width)
 
-    def attention(x: Tensor) -> Tensor:
-        q, k, v = qkv(x).unsqueeze(1).chunk(3, dim=-1)
-        return F.scaled_dot_product_attention(q, k, v)
+    def heads(x: Tensor) -> tuple[Tensor, ...]:
+        return qkv(x).unsqueeze(1).chunk(3, dim=-1)
 
     layers: dict[str, Callable[[Tensor], object]] = {
-        "attention": attention,
+        "attention": lambda x: attention(*heads(x)),
+        FORMULA: lambda x: attention_formula(*heads(x)),
         "convolution": lambda x: conv(x.transpose(1, 2)),
         "recurrence": lambda x: gru(x.transpose(0, 1)),
     }
+    weights = [*qkv.parameters(), *conv.parameters(), *gru.parameters()]
     inputs = [torch.randn(1, n, width, generator=torch.Generator().manual_seed(seed)) for n in lengths]
     times: dict[str, list[list[float]]] = {kind: [[] for _ in lengths] for kind in layers}
     with torch.no_grad():
@@ -92,10 +105,27 @@ def sequence_cost(
     for kind, layer in layers.items():
         seconds = [min(t) for t in times[kind]]  # other work on the machine only adds
         flops = [_flops(kind, layer, x, width) for x in inputs]
+        held = [held_bytes(lambda layer=layer, x=x: layer(x), weights) for x in inputs]  # type: ignore[misc]
         quadratic = _quadratic(lengths, seconds) if kind == "attention" else None
-        laws = fit_power(lengths, seconds), fit_power(lengths, flops)
-        costs.append(Cost(kind, tuple(lengths), tuple(seconds), tuple(flops), *laws, quadratic))
+        laws = fit_power(lengths, seconds), fit_power(lengths, flops), fit_power(lengths, held)
+        costs.append(Cost(kind, tuple(lengths), tuple(seconds), tuple(flops), tuple(held), *laws, quadratic))
     return costs
+
+
+def held_bytes(call: Callable[[], object], weights: Iterable[Tensor] = ()) -> int:
+    """Count the bytes that autograd holds for the backward pass of a call, each memory once and no weights."""
+    own = {weight.untyped_storage().data_ptr() for weight in weights}
+    held: dict[int, Tensor] = {}  # the tensors too, so that no address is used twice
+
+    def pack(x: Tensor) -> Tensor:
+        held[x.untyped_storage().data_ptr()] = x
+        return x
+
+    with torch.enable_grad(), saved_tensors_hooks(pack, lambda x: x):
+        result = call()
+    size = sum(x.untyped_storage().nbytes() for address, x in held.items() if address not in own)
+    del result  # the graph that holds them
+    return size
 
 
 def fit_power(n: Sequence[float], values: Sequence[float]) -> PowerLaw:
@@ -124,7 +154,7 @@ def _quadratic(lengths: Sequence[int], seconds: Sequence[float]) -> tuple[float,
 
 
 def _flops(kind: str, layer: Callable[[Tensor], object], x: Tensor, width: int) -> float:
-    if kind == "recurrence":  # six products of a vector and a square matrix a step, inside one operation
+    if kind == "recurrence":  # six products of a vector and a square matrix a step, which take long to count
         return 12.0 * x.shape[1] * width**2
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:

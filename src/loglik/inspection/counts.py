@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,9 +12,24 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from loglik.inspection.layers import WHOLE, evaluating, first_tensor, hooked, kind_of
+from loglik.inspection.layers import WHOLE, evaluating, first_tensor, hooked, kind_of, owners
 
 __all__ = ["LayerCount", "layer_counts"]
+
+
+aten = torch.ops.aten
+
+
+def _lstm(x: Sequence[int], w: Sequence[int], v: Sequence[int], *rest: Any, **kwargs: Any) -> int:
+    return 2 * x[0] * x[1] * (math.prod(w) + math.prod(v))
+
+
+def _cudnn(x: Sequence[int], weights: Sequence[Sequence[int]], *rest: Any, **kwargs: Any) -> int:
+    return 2 * x[0] * x[1] * sum(math.prod(w) for w in weights if len(w) > 1)
+
+
+# kernels for a whole recurrence, which torch does not count
+RECURRENT: dict[Any, Any] = {aten.mkldnn_rnn_layer: _lstm, aten._cudnn_rnn: _cudnn}
 
 
 @dataclass(frozen=True)
@@ -28,7 +43,7 @@ class LayerCount:
         dense_parameters: of a dense layer between the same input and output, for a convolution; else None.
         flops: of one example's forward pass, a multiplication and an addition being two; of matrix products,
             convolutions and attention only.
-        activation_bytes: of one example's output.
+        activation_bytes: of one example's output; 0 where that is its input's memory, or its parts are listed.
     """
 
     layer: str
@@ -60,11 +75,14 @@ def layer_counts(network: nn.Module, call: Callable[[], Any], *, batch: int = 1,
     rows: dict[str, _Row] = {}
     stack = [0.0]  # the FLOPs of the layers within each layer that is running
     starts: list[float] = []
-    counter = FlopCounterMode(display=False)
+    leaf = [True]  # whether no layer has run within each layer that is running
+    counter = FlopCounterMode(display=False, custom_mapping=RECURRENT)
 
     def before(name: str, module: nn.Module, inputs: Any) -> None:
         starts.append(counter.get_total_flops())
         stack.append(0.0)
+        leaf[-1] = False
+        leaf.append(True)
 
     def after(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         total = counter.get_total_flops() - starts.pop()
@@ -72,21 +90,22 @@ def layer_counts(network: nn.Module, call: Callable[[], Any], *, batch: int = 1,
         stack[-1] += total
         row = rows.setdefault(name.split("#")[0], _Row(module, first_tensor(inputs), first_tensor(output)))
         row.flops += own / batch
-        if not any(module.children()) and row.output is not None:
-            row.bytes += _bytes(first_tensor(output)) // batch
+        x, out = first_tensor(inputs), first_tensor(output)
+        if leaf.pop() and out is not None and not _same_memory(x, out):
+            row.bytes += out.numel() * out.element_size() // batch
 
     # attention as its matrix products, which have FLOPs to count on any machine
     products = sdpa_kernel(SDPBackend.MATH)
     with torch.no_grad(), evaluating(network, seed), hooked(network, before=before, after=after), products, counter:
         call()
     rest = counter.get_total_flops() / batch - sum(row.flops for row in rows.values())
-    owners = _owners(network, set(rows))
-    counted = [_count(name, row, owners.get(name, 0)) for name, row in rows.items() if name != WHOLE]
+    owned = {name: sum(p.numel() for p in held) for name, held in owners(network, rows).items()}
+    counted = [_count(name, row, owned.get(name, 0)) for name, row in rows.items() if name != WHOLE]
     whole = rows.get(WHOLE, _Row(network, None, None))
-    left, flops = owners.get(WHOLE, 0), whole.flops + rest
+    left, flops = owned.get(WHOLE, 0), whole.flops + rest
     if left or flops > 0.5:
         row = _count(WHOLE, whole, left)
-        counted.append(LayerCount(WHOLE, row.kind, row.inputs, row.output, left, None, flops, 0))
+        counted.append(replace(row, dense_parameters=None, flops=flops))
     names = {id(row.module): name for name, row in rows.items()}
     inner = {name for name, row in rows.items() if any(id(m) in names for m in list(row.module.modules())[1:])}
     return [c for c in counted if c.layer not in inner or c.parameters or c.flops]
@@ -111,16 +130,5 @@ def _count(name: str, row: _Row, parameters: int) -> LayerCount:
     return LayerCount(name, kind_of(row.module), inputs, output, parameters, dense, row.flops, row.bytes)
 
 
-def _owners(network: nn.Module, ran: set[str]) -> dict[str, int]:
-    """The number of parameters under the innermost layer that ran and holds them."""
-    owned: dict[str, int] = {}
-    for name, parameter in network.named_parameters():
-        owner = name.rpartition(".")[0]
-        while owner and owner not in ran:
-            owner = owner.rpartition(".")[0]
-        owned[owner or WHOLE] = owned.get(owner or WHOLE, 0) + parameter.numel()
-    return owned
-
-
-def _bytes(x: Tensor | None) -> int:
-    return 0 if x is None else x.numel() * x.element_size()
+def _same_memory(x: Tensor | None, out: Tensor) -> bool:
+    return x is not None and x.untyped_storage().data_ptr() == out.untyped_storage().data_ptr()

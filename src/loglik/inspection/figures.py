@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from loglik.inspection.cost import Cost
+from loglik.inspection.cost import FORMULA, Cost
 from loglik.inspection.gradients import GradientFlow
 from loglik.inspection.receptive import ReceptiveField
 from loglik.report.figures import INK, panel
@@ -107,17 +107,24 @@ def jacobian_values(flow: GradientFlow) -> str:
     return panel(4.2, 2.6, draw)
 
 
-def cost_curves(costs: Sequence[Cost]) -> str:
-    """Seconds against length, both logarithmic, with the fits."""
-    colors = {"attention": INK["model"], "convolution": INK["quiet"], "recurrence": INK["baseline"]}
+def cost_curves(costs: Sequence[Cost], *, memory: bool = False) -> str:
+    """Milliseconds, or MiB held, against length, both logarithmic, with the fits."""
+    colors = {
+        "attention": INK["model"],
+        FORMULA: INK["data"],
+        "convolution": INK["quiet"],
+        "recurrence": INK["baseline"],
+    }
 
     def draw(axes: Any) -> None:
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         for cost in costs:
             n = np.array(cost.lengths, float)
-            axes.plot(n, np.array(cost.seconds) * 1e3, "o", color=colors[cost.kind], markersize=4)
-            fit = cost.law.c * n**cost.law.p * 1e3
+            values, law = (cost.held, cost.held_law) if memory else (cost.seconds, cost.law)
+            unit = 2**20 if memory else 1e-3
+            axes.plot(n, np.array(values) / unit, "o", color=colors[cost.kind], markersize=4)
+            fit = law.c * n**law.p / unit
             axes.plot(n, fit, color=colors[cost.kind], linewidth=1.3)
             axes.annotate(
                 cost.kind,
@@ -132,7 +139,7 @@ def cost_curves(costs: Sequence[Cost]) -> str:
         axes.xaxis.set_major_formatter(lambda n, _: f"{int(n):,}")
         axes.set_xlim(n[0] / 1.2, n[-1] * 2.6)
         axes.set_xlabel("length n")
-        axes.set_ylabel("milliseconds")
+        axes.set_ylabel("MiB held" if memory else "milliseconds")
 
     return panel(4.2, 2.6, draw)
 

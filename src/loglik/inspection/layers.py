@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["WHOLE", "evaluating", "first_tensor", "hooked", "kind_of"]
+__all__ = ["WHOLE", "device_of", "evaluating", "first_tensor", "hooked", "kind_of", "owners"]
 
 WHOLE = "(network)"  # the name of the network itself among its layers
-Before = Callable[[str, nn.Module, Any], None]
+Before = Callable[[str, nn.Module, Any], Any]
 After = Callable[[str, nn.Module, Any, Any], None]
 
 
@@ -21,7 +21,8 @@ After = Callable[[str, nn.Module, Any, Any], None]
 def hooked(network: nn.Module, *, before: Before | None = None, after: After | None = None) -> Iterator[None]:
     """Call `before(name, module, inputs)` and `after(name, module, inputs, output)` around every module's forward.
 
-    A module that runs again is named `name#2` the second time, and so on; the network itself is `(network)`.
+    `inputs` are the positional and the keyword arguments; those that `before` returns replace them, unless it returns
+    None. A module that runs again is named `name#2` the second time, and so on; the network itself is `(network)`.
     """
     calls: dict[str, int] = {}
 
@@ -29,11 +30,10 @@ def hooked(network: nn.Module, *, before: Before | None = None, after: After | N
         count = calls.get(name, 1)
         return (name or WHOLE) + (f"#{count}" if count > 1 else "")
 
-    def hooks(name: str) -> tuple[Callable[..., None], Callable[..., None]]:
-        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+    def hooks(name: str) -> tuple[Callable[..., Any], Callable[..., None]]:
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
             calls[name] = calls.get(name, 0) + 1
-            if before is not None:
-                before(numbered(name), module, (args, kwargs))
+            return None if before is None else before(numbered(name), module, (args, kwargs))
 
         def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if after is not None:
@@ -55,19 +55,36 @@ def hooked(network: nn.Module, *, before: Before | None = None, after: After | N
 
 @contextmanager
 def evaluating(network: nn.Module, seed: int = 0) -> Iterator[None]:
-    """The network in evaluation mode and the noise from a seed; both are as before at the end."""
+    """Set the network to evaluation mode and seed the noise; restore both at the end."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # which runs a Transformer's layer without its parts
     try:
-        with torch.random.fork_rng(devices=[]):
+        device = device_of(network)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for module, mode in modes:
             module.training = mode
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Return the device of a network's first parameter or buffer, the CPU where it has neither."""
+    return next((t.device for t in (*network.parameters(), *network.buffers())), torch.device("cpu"))
+
+
+def owners(network: nn.Module, ran: Container[str]) -> dict[str, list[nn.Parameter]]:
+    """Return the parameters under the innermost layer that ran and holds them, `(network)` where no other did."""
+    owned: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        owner = name.rpartition(".")[0]
+        while owner and owner not in ran:
+            owner = owner.rpartition(".")[0]
+        owned.setdefault(owner or WHOLE, []).append(parameter)
+    return owned
 
 
 def first_tensor(value: Any) -> Tensor | None:

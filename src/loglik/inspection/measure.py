@@ -15,11 +15,17 @@ from loglik.data.dataset import Data
 from loglik.data.text import TextSettings
 from loglik.density import Density
 from loglik.evaluation.scores import arguments
-from loglik.inspection.cost import Cost, sequence_cost
+from loglik.inspection.cost import Cost, held_bytes, sequence_cost
 from loglik.inspection.counts import LayerCount, layer_counts
-from loglik.inspection.equivariance import Translation, invariance_error, permutation_error, translation_error
+from loglik.inspection.equivariance import (
+    Permutation,
+    Translation,
+    invariance_error,
+    permutation_errors,
+    translation_error,
+)
 from loglik.inspection.gradients import GradientFlow, gradient_flow
-from loglik.inspection.layers import evaluating, hooked
+from loglik.inspection.layers import device_of, evaluating, first_tensor, hooked
 from loglik.inspection.receptive import ReceptiveField, effective_field, measured_fields, receptive_fields
 from loglik.networks.attention import SelfAttention
 from loglik.recipes import RECIPES, build
@@ -39,14 +45,14 @@ class Inspection:
         model, trained: the family's name, and whether it is a run's.
         data: what it was inspected on.
         counts: parameters, FLOPs and memory of each layer.
+        held: bytes that a training step holds for the backward pass of one example, weights not counted.
         flow: gradients over depth.
         fields: receptive fields of an image classifier's layers, from its features' input; None for others.
         agreement: of how many of those layers the measured field is the propagated one.
         heat: effective fields of some of the layers, each (H, W).
         translation: of the last maps; None where there are none.
         invariance: relative change of features and logits when the images move by one pixel.
-        permutation: errors of the first attention layer without and with positions, None where there is no attention.
-        attention: which layer that is.
+        permutations: errors of the first attention layer and of all in a row, empty where there is no attention.
         maps: attention weights at the first example, (H, T, S) for each layer that gives them.
         cost: of length; None where there is no attention.
         left_out: why what is missing does not apply, a sentence each.
@@ -56,14 +62,14 @@ class Inspection:
     trained: bool
     data: Data
     counts: list[LayerCount]
+    held: float
     flow: GradientFlow
     fields: list[ReceptiveField] | None = None
     agreement: int = 0
     heat: dict[str, Tensor] = field(default_factory=dict)
     translation: Translation | None = None
     invariance: dict[str, float] = field(default_factory=dict)
-    permutation: dict[str, float] | None = None
-    attention: str = ""
+    permutations: list[Permutation] = field(default_factory=list)
     maps: dict[str, Tensor] = field(default_factory=dict)
     cost: list[Cost] | None = None
     left_out: list[str] = field(default_factory=list)
@@ -75,10 +81,6 @@ class Inspection:
     @property
     def flops(self) -> float:
         return sum(row.flops for row in self.counts)
-
-    @property
-    def activation_bytes(self) -> int:
-        return sum(row.activation_bytes for row in self.counts)
 
 
 def find(
@@ -119,19 +121,25 @@ def inspect(density: Density, data: Data, *, model: str = "", trained: bool = Tr
     Parameters, FLOPs, memory, gradient flow and Jacobians of any; receptive fields and translations of a classifier of
     images; maps, permutations and the cost in length where there is attention.
     """
-    part = data.split(data.held_out)
-    x, y = part.x[:EXAMPLES], _rows(part.y, EXAMPLES)
+    part, device = data.split(data.held_out), device_of(density)
+    x, y = part.x[:EXAMPLES].to(device), None if part.y is None else part.y[:EXAMPLES].to(device)
     event, context = arguments(density, x, y)
 
     def loss() -> Tensor:
         return density.loss(event, context)
 
+    def other() -> Tensor:
+        return density.loss(*arguments(density, x.roll(1, 0), y))
+
+    with evaluating(density, seed):
+        held = held_bytes(loss, (*density.parameters(), *density.buffers()))
     found = Inspection(
         model=model or type(density).__name__.lower(),
         trained=trained,
         data=data,
         counts=layer_counts(density, loss, batch=len(x), seed=seed),
-        flow=gradient_flow(density, loss, seed=seed)
+        held=held / len(x),
+        flow=gradient_flow(density, loss, first=_reader(density, loss, other, seed), seed=seed)
         if any(True for _ in density.parameters())
         else GradientFlow([], 1.0, 1.0, "too shallow", "it has no weights to train by gradients"),
     )
@@ -174,51 +182,36 @@ def _images(found: Inspection, density: Any, x: Tensor, seed: int) -> None:
 
 
 def _attention(found: Inspection, density: Density, loss: Any, seed: int) -> None:
-    """Maps of each attention layer, permutations of the first, and what attention costs in length."""
-    caught: list[tuple[str, nn.Module, Tensor, tuple[Any, ...], dict[str, Any]]] = []
+    """Maps of each attention layer, permutations of its sequence, and what attention costs in length."""
 
     def before(name: str, module: nn.Module, inputs: Any) -> None:
-        args, kwargs = inputs
-        if "attention" in type(module).__name__.lower() and args and isinstance(args[0], Tensor) and args[0].dim() == 3:
-            caught.append((name, module, args[0], args[1:], kwargs))
-            if isinstance(module, SelfAttention):
-                found.maps[name] = module.maps(args[0][:1], *(_one(value) for value in args[1:3]))[0]
+        args, _ = inputs
+        if isinstance(module, SelfAttention):
+            found.maps[name] = module.maps(args[0][:1], *(_one(value) for value in args[1:3]))[0].cpu()
 
     with torch.no_grad(), evaluating(density, seed), hooked(density, before=before):
         loss()
-    if not caught:
+    found.permutations = permutation_errors(density, loss, seed=seed)
+    if not found.permutations:
         found.left_out.append("Permutations and the cost in length are those of attention: this network has none.")
         return
-    name, module, tokens, rest, kwargs = caught[0]
-    layer = _SelfAttention(module, tokens, rest, kwargs)
-    length, width = tokens.shape[1:]
-    content = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(seed))
-    masked = not receptive_fields(layer, content, axes=(1,))[-1].whole
-    found.attention = f"{name}, on a shuffled sequence" + ("; its mask is an order already" if masked else "")
-    positions = next(
-        (
-            p.detach().reshape(-1, width)[:length]
-            for parameter, p in (*density.named_parameters(), *density.named_buffers())
-            if "position" in parameter and p.shape[-1] == width and p.numel() >= length * width
-        ),
-        None,
-    )
-    found.permutation = {"without positions": permutation_error(layer, content)}
-    if positions is not None:
-        found.permutation["with the network's positions"] = permutation_error(layer, content, positions)
     found.cost = sequence_cost(seed=seed)
 
 
-class _SelfAttention(nn.Module):
-    """An attention layer as a map of one sequence, which it takes as often as it did: as queries, keys and values."""
+def _reader(density: Density, loss: Any, other: Any, seed: int) -> str | None:
+    """The first layer whose output depends on the data, and not on the time or the label alone."""
+    runs: list[dict[str, Tensor]] = []
+    for call in (loss, other):
+        seen: dict[str, Tensor] = {}
 
-    def __init__(self, layer: nn.Module, tokens: Tensor, rest: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        super().__init__()
-        self.layer, self.tokens, self.rest, self.kwargs = layer, tokens, rest, kwargs
+        def after(name: str, module: nn.Module, inputs: Any, output: Any, seen: dict[str, Tensor] = seen) -> None:
+            if any(True for _ in module.parameters()) and (out := first_tensor(output)) is not None:
+                seen[name] = out
 
-    def forward(self, x: Tensor) -> Any:
-        rest = [x if isinstance(value, Tensor) and value.shape == self.tokens.shape else value for value in self.rest]
-        return self.layer(x, *rest, **self.kwargs)
+        with torch.no_grad(), evaluating(density, seed), hooked(density, after=after):
+            call()
+        runs.append(seen)
+    return next((name for name, out in runs[0].items() if not torch.equal(out, runs[1].get(name, out))), None)
 
 
 def _one(value: Any) -> Any:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from loglik.inspection import figures
-from loglik.inspection.cost import Cost
+from loglik.inspection.cost import FORMULA, Cost
 from loglik.inspection.counts import LayerCount
 from loglik.inspection.measure import EXAMPLES, Inspection
 from loglik.inspection.receptive import ReceptiveField
+from loglik.networks.attention import FEW
 from loglik.report.figures import INK
 from loglik.report.numbers import count
 from loglik.report.page import Picture, address, render
@@ -18,9 +19,10 @@ from loglik.report.page import Picture, address, render
 __all__ = ["print_inspection", "write_page"]
 
 MAPS = 12  # layers of attention whose maps are shown
+ORDER = 1e-3  # an error far above rounding
 PATH = (
-    "The layers are those that all of the signal goes through or, where there are no three such, all with weights, "
-    "from the input to the loss."
+    "The layers are those that all of the signal goes through from the data to the loss or, where these are fewer than "
+    "three or leave out weights, all with weights, in the order in which they run."
 )
 
 
@@ -47,7 +49,9 @@ def print_inspection(found: Inspection) -> None:
     if symmetry := _symmetry(found):
         _print(console, "Equivariance", ["what", "error", "how"], symmetry)
     if found.cost:
-        _print(console, "Cost in length", ["layer", "p of time", "R²", "p of FLOPs", "longest"], _cost(found))
+        names = ["layer", "p of time", "R²", "p of FLOPs", "p of memory", *_longest(found.cost)]
+        _print(console, "Cost in length", names, _cost(found.cost))
+        console.print(_holds(found.cost), highlight=False)
     for line in found.left_out:
         console.print(line, style="dim", highlight=False)
 
@@ -94,7 +98,7 @@ def _content(found: Inspection) -> dict[str, Any]:
         "data": found.data,
         "parameters": f"{found.parameters:,}",
         "flops": count(round(found.flops)),
-        "memory": _memory(found.activation_bytes),
+        "memory": _memory(round(found.held)),
         "flow": flow,
         "fields": [_field_row(f, found) for f in listed],
         "n_fields": len(found.fields or []),
@@ -114,11 +118,7 @@ def _content(found: Inspection) -> dict[str, Any]:
         "maps": Picture(address(figures.attention_maps(_short(found.maps))), "attention maps, heads by layers")
         if found.maps
         else None,
-        "cost": _cost(found) if found.cost else [],
-        "cost_picture": Picture(address(figures.cost_curves(found.cost)), "time against length")
-        if found.cost
-        else None,
-        "quadratic": _quadratic(found.cost) if found.cost else "",
+        **(_lengths(found.cost) if found.cost else {"cost": None}),
         "left_out": found.left_out,
         "ink": INK,
     }
@@ -137,8 +137,8 @@ def _short(maps: dict[str, Any]) -> dict[str, Any]:
 def _headline(found: Inspection) -> str:
     state = "trained" if found.trained else "untrained"
     return (
-        f"{found.model}, {state}, on {found.data.name}: {found.parameters:,} parameters, "
-        f"{count(round(found.flops))} FLOPs and {_memory(found.activation_bytes)} of activations an example"
+        f"{found.model}, {state}, on {found.data.name}: {found.parameters:,} parameters; per example "
+        f"{count(round(found.flops))} FLOPs forward and {_memory(round(found.held))} held for the backward pass"
     )
 
 
@@ -195,8 +195,9 @@ def _gradients(found: Inspection) -> list[list[str]]:
     rows = []
     for layer in found.flow.layers:
         j = layer.jacobian
-        values = [layer.output_norm, layer.parameter_norm, *((j.largest, j.rms, j.smallest) if j else (None,) * 3)]
-        rows.append([layer.layer, layer.kind, *map(_number, values)])
+        about = "≈ " if j is not None and j.smallest is None else ""
+        values = [f"{about}{_number(j.largest)}", f"{about}{_number(j.rms)}", _number(j.smallest)] if j else ["–"] * 3
+        rows.append([layer.layer, layer.kind, _number(layer.output_norm), _number(layer.parameter_norm), *values])
     return rows
 
 
@@ -218,22 +219,64 @@ def _symmetry(found: Inspection) -> list[list[str]]:
         rows.append(
             [f"{what}, images moved by 1 pixel", _number(error), "change of the output against its spread over images"]
         )
-    for what, error in (found.permutation or {}).items():
-        rows.append([f"permutation, {what}", _number(error), found.attention])
+    for p in found.permutations:
+        how = f"{p.layer}, its sequence shuffled"
+        if p.without > ORDER:
+            how += "; a mask or a convolution orders it too"
+        placed = p.with_positions is not None
+        what = "without its positions" if placed else "no positions are added to it"
+        rows.append([f"permutation, {what}", _number(p.without), how])
+        if placed:
+            rows.append(["permutation, with its positions", _number(p.with_positions), how])
     return rows
 
 
-def _cost(found: Inspection) -> list[list[str]]:
+def _lengths(costs: list[Cost]) -> dict[str, Any]:
+    return {
+        "cost": _cost(costs),
+        "longest": _longest(costs),
+        "lengths": ", ".join(f"{n:,}" for n in costs[0].lengths),
+        "cost_pictures": [
+            Picture(address(figures.cost_curves(costs, memory=memory)), f"{what} against length")
+            for memory, what in ((False, "time"), (True, "memory"))
+        ],
+        "quadratic": _quadratic(costs),
+        "holds": _holds(costs),
+    }
+
+
+def _cost(costs: list[Cost]) -> list[list[str]]:
     return [
         [
             c.kind,
             f"{c.law.p:.2f}",
             f"{c.law.r2:.3f}",
             f"{c.flops_law.p:.2f}",
-            f"{1e3 * c.seconds[-1]:.2f} ms at {c.lengths[-1]:,}",
+            f"{c.held_law.p:.2f}",
+            f"{1e3 * c.seconds[-1]:.2f} ms",
+            _memory(c.held[-1]),
         ]
-        for c in found.cost or []
+        for c in costs
     ]
+
+
+def _longest(costs: list[Cost]) -> list[str]:
+    n = f"{costs[0].lengths[-1]:,}"
+    return [f"time at {n}", f"memory at {n}"]
+
+
+def _holds(costs: list[Cost]) -> str:
+    """What attention holds for the backward pass, as it ran and by its formula."""
+    ran, formula = (next(c for c in costs if c.kind == kind) for kind in ("attention", FORMULA))
+    n = ran.lengths[-1]
+    matrix = 4 * n**2
+    whole = "holds this matrix too" if ran.held[-1] >= matrix else "holds no n×n matrix"
+    return (
+        f"By its formula, {FORMULA}, attention holds a matrix of n² weights: {_memory(matrix)} of its "
+        f"{_memory(formula.held[-1])} at n = {n:,}, per head and example. The attention that the networks run, by "
+        f"torch's fused kernel, {whole}: {_memory(ran.held[-1])}. In bfloat16 on a CPU the networks use the formula "
+        f"up to {FEW} keys."
+    )
 
 
 def _quadratic(costs: list[Cost]) -> str:

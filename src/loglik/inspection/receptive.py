@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from loglik.inspection.bounds import Bounds, Window, windows
-from loglik.inspection.layers import evaluating, first_tensor, hooked, kind_of
+from loglik.inspection.layers import device_of, evaluating, first_tensor, hooked, kind_of
 from loglik.inspection.tracker import Tracker
 
 __all__ = ["ReceptiveField", "effective_field", "measured_fields", "receptive_fields"]
@@ -80,8 +80,10 @@ def receptive_fields(
     >>> [field.size for field in receptive_fields(net, torch.zeros(1, 1, 32, 32))]
     [(3, 3), (4, 4), (12, 12)]
     """
-    x = x[:1].detach().clone()
+    x = x[:1].detach().clone().cpu()
     axes = _axes(x, axes)
+    if device_of(network).type != "cpu":
+        network = copy.deepcopy(network).cpu()  # bounds are carried on the CPU
     tracker = Tracker()
     fields: list[ReceptiveField] = []
     recorded: dict[int, tuple[Tensor, Bounds]] = {}
@@ -216,9 +218,9 @@ def effective_field(
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros(x.shape[-2:])
     for _ in range(draws):
-        signs = torch.randint(0, 2, middle.shape, generator=generator) * 2 - 1
+        signs = torch.randint(0, 2, middle.shape, generator=generator).to(middle.device) * 2 - 1
         (gradient,) = torch.autograd.grad((middle * signs).sum(), x, retain_graph=True)
-        total += gradient.abs().mean((0, 1)).float()
+        total += gradient.abs().mean((0, 1)).float().cpu()
     return total / draws
 
 
@@ -249,7 +251,7 @@ def _tuple(value: Any, n: int) -> list[int]:
 
 def _positive(network: nn.Module, generator: torch.Generator) -> nn.Module:
     """A copy in float64 with random positive weights, in the scale of the number of a unit's inputs."""
-    model = copy.deepcopy(network).double()
+    model = copy.deepcopy(network).cpu().double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.requires_grad_(False)
