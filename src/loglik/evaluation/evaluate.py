@@ -15,7 +15,7 @@ from loglik.data.spec import DataSpec
 from loglik.data.windows import Windows
 from loglik.density import Density
 from loglik.evaluation.result import Result
-from loglik.evaluation.scores import arguments, default_samples, log_probs, mean_and_stderr
+from loglik.evaluation.scores import arguments, default_samples, evaluating, log_probs, mean_and_stderr
 from loglik.evaluation.text import StreamScores, perplexity, stream_scores
 
 __all__ = ["bits_per_dim", "evaluate_split", "labels_in_turn"]
@@ -110,16 +110,11 @@ def evaluate_split(
     )
 
 
-def _device(density: Density) -> torch.device:
-    return next((t.device for t in (*density.parameters(), *density.buffers())), torch.device("cpu"))
-
-
 def _classification(density: Density, split: Split) -> dict[str, Any]:
-    device = _device(density)
     assert split.y is not None
     rows = torch.cat(
         [
-            density.probabilities(x.to(device)).cpu()  # type: ignore[operator]
+            density.probabilities(x.to(density.device)).cpu()  # type: ignore[operator]
             for x in split.tensor().split(1024)
         ]
     )
@@ -133,38 +128,32 @@ def _classification(density: Density, split: Split) -> dict[str, Any]:
 
 def _terms(density: Density, split: Split, samples: int, seed: int, most: int = 1024) -> dict[str, float]:
     """Each named term of a bound, averaged over (at most `most` examples of) the split."""
-    device = _device(density)
-    x = split.x[:most].to(device)
-    y = None if split.y is None else split.y[:most].to(device)
+    event, context = arguments(density, split.x[:most], None if split.y is None else split.y[:most])
     totals: dict[str, float] = {}
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with evaluating(density, seed):
         for _ in range(samples):
-            for name, value in density.terms(*arguments(density, x, y)).items():
+            for name, value in density.terms(event, context).items():
                 totals[name] = totals.get(name, 0.0) + value.double().mean().item() / samples
     return totals
 
 
 def _numerical_error(density: Density, split: Split, seed: int, most: int = 64) -> float | None:
     """Averaged over (at most `most` examples of) the split."""
-    device = _device(density)
-    y = None if split.y is None else split.y[:most].to(device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        error = density.numerical_error(*arguments(density, split.x[:most].to(device), y))
+    event, context = arguments(density, split.x[:most], None if split.y is None else split.y[:most])
+    with evaluating(density, seed):
+        error = density.numerical_error(event, context)
     return None if error is None else error.double().mean().item()
 
 
 def _sampling_rate(density: Density, split: Split, spec: DataSpec, seed: int) -> float:
-    device = _device(density)
+    device = density.device
     n = min(RATE_DRAWS, len(split)) if density.event == "y" else RATE_DRAWS
     context = None
     if density.event == "y":
         context = split.x[:n].to(device)
     elif density.conditional:
         context = labels_in_turn(spec, n, device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with evaluating(density, seed):
         start = time.perf_counter()
         density.sample(n, context).cpu()
     return n / (time.perf_counter() - start)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,11 +18,32 @@ from loglik.networks.memory import keep_freed_memory
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["arguments", "default_samples", "log_probs", "mean_and_stderr"]
+__all__ = ["arguments", "default_samples", "evaluating", "log_probs", "mean_and_stderr"]
+
+
+@contextmanager
+def evaluating(density: Density, seed: int) -> Iterator[torch.device]:
+    """Put a density in evaluation mode, without gradients, with random numbers from a seed; give its device.
+
+    Mode and random state are afterwards as they were.
+    """
+    device, training = density.device, density.training
+    density.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield device
+    finally:
+        density.train(training)
 
 
 def arguments(density: Density, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The event and the context of a batch: (y, x) for p(y | x), (x, y) for p(x | y), (x, None) for p(x)."""
+    """Give the event and the context of a batch, on the density's device.
+
+    They are (y, x) for p(y | x), (x, y) for p(x | y), (x, None) for p(x).
+    """
+    device = density.device
+    x, y = x.to(device), None if y is None else y.to(device)
     if density.event == "y" or density.conditional:
         if y is None:
             raise ValueError("this density needs labels: class folders, or --label COLUMN for a table")
@@ -36,7 +59,6 @@ def default_samples(density: Density, n: int, asked: int | None = None) -> int:
     return max(4, min(32, 2**16 // max(n, 1))) if asked is None else asked
 
 
-@torch.no_grad()
 def log_probs(
     density: Density,
     split: Split,
@@ -53,19 +75,14 @@ def log_probs(
     """
     keep_freed_memory()
     batch_size = batch_size or max(1, min(256, 2**18 // math.prod(split.x.shape[1:])))
-    device = next((t.device for t in (*density.parameters(), *density.buffers())), torch.device("cpu"))
     rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
-    scores = torch.zeros(len(split), dtype=torch.float64, device=device)
-    was_training = density.training
-    density.eval()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with evaluating(density, seed) as device:
+        scores = torch.zeros(len(split), dtype=torch.float64, device=device)
         for number in range(rank, math.ceil(len(split) / batch_size), world):
             rows = slice(number * batch_size, (number + 1) * batch_size)
             torch.manual_seed((seed * 1_000_003 + number) % 2**63)
-            y = None if split.y is None else split.y[rows].to(device)
-            event, context = arguments(density, split.x[rows].to(device), y)
+            event, context = arguments(density, split.x[rows], None if split.y is None else split.y[rows])
             scores[rows] = density.log_prob(event, context, samples=samples).double()
-    density.train(was_training)
     if fabric and world > 1:
         scores = fabric.all_reduce(scores, reduce_op="sum")  # type: ignore[assignment]
     return scores.cpu()
