@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from enum import Enum
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -98,6 +99,11 @@ class Density(nn.Module, ABC):
     @abstractmethod
     def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Shaped[Tensor, "n ..."]:
         """Draw n examples in the units of the data, with torch's global generator."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device of its parameters and buffers; the CPU where it has none."""
+        return next((tensor.device for tensor in chain(self.parameters(), self.buffers())), torch.device("cpu"))
 
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
         """Set what depends on data (a mean, a histogram, a bias) from training data, before the first step."""

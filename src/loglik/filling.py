@@ -17,6 +17,7 @@ from loglik.baselines import Independent
 from loglik.data.tables import decode_column, load_incomplete
 from loglik.density import Density
 from loglik.diffusion import Diffusion
+from loglik.evaluation.scores import evaluating
 from loglik.flows import Flow
 from loglik.latents import EACH_ALONE, Latents
 from loglik.runs import Run
@@ -38,30 +39,35 @@ def fill(density: Density, x: Shaped[Tensor, "B D"], missing: Bool[Tensor, "B D"
         x: rows; what stands where values are missing does not matter.
         missing: true where a value is missing.
 
+    Rows may be on any device, and are filled on the density's; the filled ones are on the device of x.
     Raises ValueError for densities that this cannot be done for.
     """
     if density.event != "x" or density.conditional or x.dim() != 2:
         raise ValueError("missing values are filled in rows (B, D), by a density p(row)")
-    transforms, base = (density.transforms, density.base) if isinstance(density, Flow) else ((), density)
-    alone = all(isinstance(transform, EACH_ALONE) for transform in transforms)
     training = density.training
     density.eval()
     try:
-        if isinstance(density, Independent):
-            return torch.where(missing, density.sample(len(x)).to(x.dtype), x)
-        if Latents.has(density):
-            return Latents(density).fill(x, missing)
-        x = torch.where(missing, torch.zeros((), dtype=x.dtype), x)
-        if isinstance(base, Diffusion) and alone:
-            return _denoised(density, base, x, missing)
-        if not density.importance_weighted:
-            raise ValueError(
-                f"a {type(base).__name__.lower()} does not fill gaps behind these transforms: its log_prob is no "
-                "importance weight"
-            )
-        return _weighted(density, x, missing)
+        return _fill(density, x.to(density.device), missing.to(density.device)).to(x.device)
     finally:
         density.train(training)
+
+
+def _fill(density: Density, x: Tensor, missing: Tensor) -> Tensor:
+    """The way that fits the density."""
+    transforms, base = (density.transforms, density.base) if isinstance(density, Flow) else ((), density)
+    if isinstance(density, Independent):
+        return torch.where(missing, density.sample(len(x)).to(x.dtype), x)
+    if Latents.has(density):
+        return Latents(density).fill(x, missing)
+    x = x.masked_fill(missing, 0)
+    if isinstance(base, Diffusion) and all(isinstance(transform, EACH_ALONE) for transform in transforms):
+        return _denoised(density, base, x, missing)
+    if not density.importance_weighted:
+        raise ValueError(
+            f"a {type(base).__name__.lower()} does not fill gaps behind these transforms: its log_prob is no "
+            "importance weight"
+        )
+    return _weighted(density, x, missing)
 
 
 def _denoised(density: Density, diffusion: Diffusion, x: Tensor, missing: Tensor) -> Tensor:
@@ -86,7 +92,8 @@ def _weighted(density: Density, x: Tensor, missing: Tensor, sweeps: int = 20, dr
     high = torch.where(whole, known.amax(0).double(), torch.inf)
     marginals = Independent((x.shape[1],), whole.tolist()).to(x.device)
     marginals.initialise(known)
-    filled = torch.where(missing, _start(density, x, missing, known[torch.randint(len(known), (len(x),))]), x)
+    drawn = known[torch.randint(len(known), (len(x),), device=x.device)]
+    filled = torch.where(missing, _start(density, x, missing, drawn), x)
     for _ in range(sweeps):
         for d in missing.any(0).nonzero().flatten().tolist():
             for rows in missing[:, d].nonzero().flatten().split(AT_ONCE // (draws + 1)):
@@ -96,7 +103,7 @@ def _weighted(density: Density, x: Tensor, missing: Tensor, sweeps: int = 20, dr
                 log_weight = density.log_prob(each).double() - marginals.token_log_probs(each)[:, d]
                 log_weight[len(rows) :][(fresh < low[d]) | (fresh > high[d])] = -torch.inf
                 chosen = log_weight.view(draws + 1, -1).T.softmax(1).multinomial(1).squeeze(1)
-                filled[rows, d] = each[:, d].view(draws + 1, -1)[chosen, torch.arange(len(rows))]
+                filled[rows, d] = each[:, d].view(draws + 1, -1)[chosen, torch.arange(len(rows), device=x.device)]
     return filled
 
 
@@ -129,8 +136,7 @@ def fill_table(run: Run, table: Path, out: Path, *, seed: int = 0) -> int:
     rows = missing.any(1)
     filled = x.clone()
     if rows.any():
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with evaluating(density, seed):
             filled[rows] = fill(density, x[rows], missing[rows]).to(x.dtype)
     columns = []
     for d, column in enumerate(run.spec.columns):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from loglik.data.dataset import Data
 from loglik.density import Density, StandardNormal
-from loglik.evaluation.scores import arguments
+from loglik.evaluation.scores import arguments, evaluating
 from loglik.flows import Flow
 from loglik.runs import Run
 from loglik.transforms import Dequantize, Reshape, Standardise, Transform
@@ -34,6 +34,7 @@ AT_ONCE = 1024
 class Latents:
     """The latents of a density that is a VAE, or a VAE behind transforms of the data.
 
+    Rows, latents and contexts may be on any device: they are moved to the density's, where the results are.
     Raises ValueError for any other density.
     """
 
@@ -58,7 +59,7 @@ class Latents:
         """The latents of examples without noise."""
         with self._quiet():
             parts = [
-                self.vae.encode(self._inside(x[rows]), None if context is None else context[rows])
+                self.vae.encode(self._inside(x[rows]), self._here(None if context is None else context[rows]))
                 for rows in torch.arange(len(x)).split(AT_ONCE)
             ]
         return torch.cat(parts)
@@ -68,7 +69,7 @@ class Latents:
     ) -> Shaped[Tensor, "B ..."]:
         """The expected data given latents."""
         with self._quiet():
-            return self._outside(self.vae.decode(z, context))
+            return self._outside(self.vae.decode(self._here(z), self._here(context)))
 
     def reconstruct(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
@@ -113,7 +114,7 @@ class Latents:
     def diagnose(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> Diagnosis:
         """Which latents are active, and how far the prior is from the aggregate posterior."""
         with self._quiet():
-            return diagnose(self.vae, self._inside(x), context)
+            return diagnose(self.vae, self._inside(x), self._here(context))
 
     def fill(
         self,
@@ -134,6 +135,8 @@ class Latents:
         the Metropolis-within-Gibbs of Mattei and Frellsen 2018, "Leveraging the exact likelihood of deep latent
         variable models", but for the choice between the two. Exact as `sweeps` grow, where the prior is.
 
+        The filled rows are on the device of x.
+
         Raises ValueError where a model's dimensions hang together given the latents, or before them.
         """
         vae = self.vae
@@ -143,17 +146,18 @@ class Latents:
             raise ValueError("missing values are filled by a VAE with a Gaussian posterior and independent dimensions")
         if sweeps < 1 or draws < 1:
             raise ValueError(f"sweeps and draws must be at least 1, got {sweeps} and {draws}")
+        back, x, missing, context = x.device, self._here(x), self._here(missing), self._here(context)
         with self._quiet():
             z = vae.sample_latents(len(x), context)
             start = self._outside(vae.observation.sample(vae.parameters_of(z, context)))
             filled = torch.where(missing, start.to(x.dtype), x)
             for _ in range(sweeps):
-                for rows in torch.arange(len(x)).split(max(1, 2**14 // draws)):
+                for rows in torch.arange(len(x), device=x.device).split(max(1, 2**14 // draws)):
                     given = None if context is None else context[rows]
                     z[rows] = self._resample(self._inside(filled[rows]), z[rows], draws, given)
                 drawn = self._outside(vae.observation.sample(vae.parameters_of(z, context)))
                 filled = torch.where(missing, drawn.to(x.dtype), x)
-        return filled
+        return filled.to(back)
 
     def _resample(self, x: Tensor, z: Tensor, draws: int, context: Tensor | None) -> Tensor:
         """For each row one of its own z and `draws` from the posterior, by their importance weights."""
@@ -168,7 +172,12 @@ class Latents:
         chosen = torch.multinomial(weights.T, 1).squeeze(1)
         return each[chosen, torch.arange(len(x), device=x.device)]
 
+    def _here(self, tensor: Any) -> Any:
+        """A tensor, or None, on the density's device."""
+        return None if tensor is None else tensor.to(self.vae.device)
+
     def _inside(self, x: Tensor) -> Tensor:
+        x = self._here(x)
         for transform in self.transforms:
             x, _ = transform.encode(x)
         return x
@@ -198,7 +207,7 @@ def write_latents(run: Run, path: Path, data: Any = None, *, split: str = "all")
     latents = Latents(run.density)
     part = run.data_for(data).split(split)
     x, given = arguments(run.density, part.tensor(), part.y)
-    z = latents.encode(x, given)
+    z = latents.encode(x, given).cpu()
     places = torch.arange(len(z)) if part.index is None else part.index
     names = run.spec.classes
     labels = None if part.y is None else [names[y] for y in part.y.tolist()]
@@ -218,6 +227,5 @@ def diagnose_latents(density: Density, data: Data, split: str, seed: int, most: 
         return None
     part = data.split(split)
     x, given = arguments(density, part.x[:most], None if part.y is None else part.y[:most])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with evaluating(density, seed):
         return Latents(density).diagnose(x, given)

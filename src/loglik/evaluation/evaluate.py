@@ -18,7 +18,7 @@ from loglik.evaluation.result import Result
 from loglik.evaluation.scores import (
     arguments,
     default_samples,
-    device_of,
+    evaluating,
     log_prob_terms,
     log_probs,
     mean_and_stderr,
@@ -128,11 +128,10 @@ def evaluate_split(
 
 
 def _classification(density: Density, split: Split) -> dict[str, Any]:
-    device = device_of(density)
     assert split.y is not None
     rows = torch.cat(
         [
-            density.probabilities(x.to(device)).cpu()  # type: ignore[operator]
+            density.probabilities(x.to(density.device)).cpu()  # type: ignore[operator]
             for x in split.tensor().split(1024)
         ]
     )
@@ -149,24 +148,21 @@ def _classification(density: Density, split: Split) -> dict[str, Any]:
 
 def _numerical_error(density: Density, split: Split, seed: int) -> float | None:
     """Average the solver's error over the first `SOLVED` rows of the split."""
-    device = device_of(density)
-    y = None if split.y is None else split.y[:SOLVED].to(device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        error = density.numerical_error(*arguments(density, split.x[:SOLVED].to(device), y))
+    event, context = arguments(density, split.x[:SOLVED], None if split.y is None else split.y[:SOLVED])
+    with evaluating(density, seed):
+        error = density.numerical_error(event, context)
     return None if error is None else error.double().mean().item()
 
 
 def _sampling_rate(density: Density, split: Split, spec: DataSpec, seed: int) -> float:
-    device = device_of(density)
+    device = density.device
     n = min(RATE_DRAWS, len(split)) if density.event == "y" else RATE_DRAWS
     context = None
     if density.event == "y":
         context = split.x[:n].to(device)
     elif density.conditional:
         context = labels_in_turn(spec, n, device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with evaluating(density, seed):
         start = time.perf_counter()
         density.sample(n, context).cpu()
     return n / (time.perf_counter() - start)

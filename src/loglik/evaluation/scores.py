@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "arguments",
     "default_samples",
-    "device_of",
+    "evaluating",
     "log_prob_terms",
     "log_probs",
     "mean_and_stderr",
@@ -30,8 +31,29 @@ __all__ = [
 ROUNDING = 2.0**-23  # of float32, in which densities compute
 
 
+@contextmanager
+def evaluating(density: Density, seed: int) -> Iterator[torch.device]:
+    """Put a density in evaluation mode, without gradients, with random numbers from a seed; give its device.
+
+    Mode and random state are afterwards as they were.
+    """
+    device, training = density.device, density.training
+    density.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield device
+    finally:
+        density.train(training)
+
+
 def arguments(density: Density, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The event and the context of a batch: (y, x) for p(y | x), (x, y) for p(x | y), (x, None) for p(x)."""
+    """Give the event and the context of a batch, on the density's device.
+
+    They are (y, x) for p(y | x), (x, y) for p(x | y), (x, None) for p(x).
+    """
+    device = density.device
+    x, y = x.to(device), None if y is None else y.to(device)
     if density.event == "y" or density.conditional:
         if y is None:
             raise ValueError("this density needs labels: class folders, or --label COLUMN for a table")
@@ -47,7 +69,6 @@ def default_samples(density: Density, n: int, asked: int | None = None) -> int:
     return max(4, min(32, 2**16 // max(n, 1))) if asked is None else asked
 
 
-@torch.no_grad()
 def log_probs(
     density: Density,
     split: Split,
@@ -62,9 +83,8 @@ def log_probs(
     Each batch draws its noise from a seed of its own, and ranks take batches in turn, so R ranks return what one
     does; the one collective call comes after the last batch. The global generator is left as it was.
     """
-    device = device_of(density)
     rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
-    scores = torch.zeros(len(split), dtype=torch.float64, device=device)
+    scores = torch.zeros(len(split), dtype=torch.float64, device=density.device)
     for rows, event, context in _batches(density, split, seed, batch_size, rank=rank, world=world):
         scores[rows] = density.log_prob(event, context, samples=samples).double()
     if fabric and world > 1:
@@ -88,26 +108,17 @@ def log_prob_terms(
     return terms
 
 
-def device_of(density: Density) -> torch.device:
-    """Return where a density computes: the device of its parameters and buffers."""
-    return next((t.device for t in (*density.parameters(), *density.buffers())), torch.device("cpu"))
-
-
 def _batches(
     density: Density, split: Split, seed: int, batch_size: int | None = None, *, rank: int = 0, world: int = 1
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
     """Yield the rows, the event and the context of each batch of a rank, seeded by its number, in evaluation mode."""
     keep_freed_memory()
     batch_size = batch_size or max(1, min(256, 2**18 // math.prod(split.x.shape[1:])))
-    device, was_training = device_of(density), density.training
-    density.eval()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with evaluating(density, seed):
         for number in range(rank, math.ceil(len(split) / batch_size), world):
             rows = slice(number * batch_size, (number + 1) * batch_size)
             torch.manual_seed((seed * 1_000_003 + number) % 2**63)
-            y = None if split.y is None else split.y[rows].to(device)
-            yield rows, *arguments(density, split.x[rows].to(device), y)
-    density.train(was_training)
+            yield rows, *arguments(density, split.x[rows], None if split.y is None else split.y[rows])
 
 
 def mean_and_stderr(scores: Float64[Tensor, " N"]) -> tuple[float, float | None]:

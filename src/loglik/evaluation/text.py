@@ -62,7 +62,7 @@ def stream_scores(density: Density, stream: Stream, spec: DataSpec) -> StreamSco
 
     A density without `token_log_probs` has its windows side by side, and the tokens that fill none are left out.
     """
-    device = next((t.device for t in (*density.parameters(), *density.buffers())), torch.device("cpu"))
+    device = density.device
     was_training = density.training
     density.eval()
     nats, tokens, sizes = [], [], []

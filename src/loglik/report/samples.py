@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from loglik.data.dataset import Split
 from loglik.data.spec import Column, DataSpec
 from loglik.density import Density
 from loglik.evaluation import labels_in_turn
+from loglik.evaluation.scores import evaluating
 
 __all__ = [
     "draw",
@@ -33,21 +33,6 @@ __all__ = [
 
 SUFFIXES = {"image": ".png", "table": ".csv", "text": ".txt", "array": ".npy"}
 CELL = 48  # the least height of an image in a grid, in pixels
-
-
-@contextmanager
-def evaluating(density: Density, seed: int) -> Iterator[torch.device]:
-    """In evaluation mode, without gradients, with a random state of its own; gives the density's device."""
-    tensors = [*density.parameters(), *density.buffers()]
-    device = tensors[0].device if tensors else torch.device("cpu")
-    training = density.training
-    density.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            yield device
-    finally:
-        density.train(training)
 
 
 def draw(density: Density, spec: DataSpec, n: int, *, seed: int, label: str | None = None) -> Shaped[Tensor, "n ..."]:

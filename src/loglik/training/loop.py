@@ -38,6 +38,7 @@ from loglik.evaluation.scores import arguments, default_samples, log_probs
 from loglik.networks.memory import keep_freed_memory
 from loglik.training import checkpoint
 from loglik.training.optimizers import optimizers_of
+from loglik.training.precision import multiplies_bfloat16
 from loglik.training.progress import Progress, progress_bar
 from loglik.training.request import check_fits, check_same, describe, split_options
 from loglik.training.settings import TrainingSettings
@@ -132,7 +133,9 @@ def fit(
 def _fabric(settings: TrainingSettings) -> Fabric:
     precision = settings.precision
     if precision == "auto":
-        precision = "bf16-mixed" if _multiplies_bf16(settings.accelerator) else "32-true"
+        on_gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
+        fast = multiplies_bfloat16(torch.device("cuda" if on_gpu else "cpu"))
+        precision = "bf16-mixed" if fast else "32-true"
     logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)  # it announces the precision
     try:
         return Fabric(
@@ -162,13 +165,6 @@ def _careful_compiler() -> Iterator[None]:
     with warnings.catch_warnings(), torch._functorch.config.patch(donated_buffer=False):  # type: ignore[attr-defined]
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\._inductor")
         yield
-
-
-def _multiplies_bf16(accelerator: str) -> bool:
-    """Whether the processor has bf16 matrix instructions, so that bf16 is faster and not emulated."""
-    if accelerator != "cpu" and torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_avx512_bf16_supported()
 
 
 class _Loss(nn.Module):

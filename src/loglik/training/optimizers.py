@@ -2,39 +2,140 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from loglik.density import Density
 from loglik.training.settings import TrainingSettings
 
-__all__ = ["Muon", "optimizers_of"]
+__all__ = ["Muon", "optimizers_of", "orthogonalise"]
+
+STEPS = 5  # of Newton and Schulz
+PADDING = 32  # sides are filled up with zeros to a multiple of it, so that small matrices share their products
 
 
-class Muon(torch.optim.Muon):
-    """torch's Muon for kernels too: a convolution's (O, I, k, k) is the matrix (O, I·k·k).
+class Muon(Optimizer):
+    r"""Step matrices and kernels along their orthogonalised momentum.
 
-    Each kernel is stepped through a view of its memory, in whichever order that memory has.
-    Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
+    With the gradient $G_t$ of a matrix $W$ of A rows and B columns,
+
+    $M_t = \mu M_{t-1} + (1 - \mu) G_t$, $U_t = \mu M_t + (1 - \mu) G_t$,
+    $W \leftarrow (1 - \eta \lambda) W - 0.2\, \eta \sqrt{\max(A, B)}\, \text{NS}(U_t)$,
+
+    as `torch.optim.Muon` with Nesterov's momentum and `adjust_lr_fn="match_rms_adamw"`. A convolution's (O, I, k, k) is
+    the matrix (O, I·k·k), read and written through a view of the kernel's memory in the order which that memory has.
+
+    Args:
+        kernels: the weights of linear maps and convolutions.
+        lr: the learning rate η, of AdamW's size.
+        weight_decay: λ, decoupled.
+        momentum: μ.
+
+    Reference: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; Liu et al. 2025, "Muon is
+    scalable for LLM training" (the factor 0.2).
     """
 
-    def __init__(self, kernels: list[nn.Parameter], **options: Any) -> None:
-        self.pairs = [(p, nn.Parameter(_matrix(p.detach()), requires_grad=False)) for p in kernels]
-        super().__init__([view for _, view in self.pairs], **options)
+    def __init__(
+        self, kernels: Iterable[nn.Parameter], lr: float = 1e-3, weight_decay: float = 0.1, momentum: float = 0.95
+    ) -> None:
+        super().__init__(kernels, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        for kernel, view in self.pairs:
-            view.grad = None if kernel.grad is None else _matrix(kernel.grad, like=kernel)
-        return super().step(closure)
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            kernels = [kernel for kernel in group["params"] if kernel.grad is not None]
+            directions = orthogonalise([self._direction(kernel, group["momentum"]) for kernel in kernels])
+            for kernel, direction in zip(kernels, directions, strict=True):
+                rate = 0.2 * group["lr"] * math.sqrt(max(direction.shape))
+                matrix = _matrix(kernel)
+                assert matrix.data_ptr() == kernel.data_ptr(), "a kernel's memory is not that of a matrix"
+                matrix.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-rate)
+        return loss
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        super().zero_grad(set_to_none)
-        for kernel, _ in self.pairs:
-            kernel.grad = None
+    def _direction(self, kernel: nn.Parameter, momentum: float) -> Tensor:
+        """The gradient with Nesterov's momentum, as a matrix."""
+        assert kernel.grad is not None
+        gradient = _matrix(kernel.grad, like=kernel)
+        state = self.state[kernel]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+        average = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
+        return gradient.lerp(average, momentum)
+
+
+def orthogonalise(matrices: Sequence[Float[Tensor, "_ _"]]) -> list[Float[Tensor, "_ _"]]:
+    r"""Move the singular values of each matrix $U S V^\top$ to about 1: $U S' V^\top$ with S' mostly in 0.7 ... 1.2.
+
+    Five Newton-Schulz steps $X \leftarrow p(X X^\top)\, X$, $p(G) = a I + b\, G + c\, G^2$, after a division by the
+    Frobenius norm. The steps are taken on the Gram matrix of the shorter side, $G \leftarrow p(G)\, G\, p(G)$, for all
+    matrices with about this side at once; each matrix is multiplied once, by the product of the p(G).
+
+    Reference: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
+    """
+    sides: dict[int, list[int]] = {}
+    for i, matrix in enumerate(matrices):
+        sides.setdefault(math.ceil(min(matrix.shape) / PADDING) * PADDING, []).append(i)
+    found = list(matrices)
+    with _whole_float32():
+        for side, members in sides.items():
+            xs = [matrices[i] if matrices[i].dtype == torch.float64 else matrices[i].float() for i in members]
+            grams = xs[0].new_zeros(len(xs), side, side)
+            for gram, x in zip(grams, xs, strict=True):
+                n = min(x.shape)
+                gram[:n, :n] = x @ x.mT if len(x) == n else x.mT @ x
+            for i, x, product in zip(members, xs, _newton_schulz(grams), strict=True):
+                n = min(x.shape)
+                found[i] = product[:n, :n] @ x if len(x) == n else x @ product[:n, :n]
+    return found
+
+
+def _newton_schulz(gram: Float[Tensor, "N A A"]) -> Float[Tensor, "N A A"]:
+    """The product of all steps' polynomials, for the Gram matrices $X X^\\top$ of N matrices X."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    squares = gram.diagonal(dim1=-2, dim2=-1).sum(-1).clamp_min(1e-14)[:, None, None]
+    gram = gram / squares
+    product = None
+    for step in range(STEPS):
+        rest = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # p(G) - a I
+        if product is None:
+            product = rest.clone()
+            product.diagonal(dim1=-2, dim2=-1).add_(a)
+        else:
+            product = torch.baddbmm(product, rest, product, beta=a)
+        if step < STEPS - 1:
+            gram = torch.baddbmm(gram, rest, gram, beta=a)
+            gram = torch.baddbmm(gram, gram, rest, beta=a)
+    assert product is not None
+    return product / squares.sqrt()
+
+
+@contextmanager
+def _whole_float32() -> Iterator[None]:
+    """Multiply float32 matrices in float32, whatever `torch.set_float32_matmul_precision` allows.
+
+    Rounded to bfloat16 or TF32, the Gram matrix of a matrix of low rank has negative eigenvalues, and the steps enlarge
+    these without bound.
+    """
+    settings = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+    before = [setting.fp32_precision for setting in settings]
+    try:
+        for setting in settings:
+            setting.fp32_precision = "ieee"
+        yield
+    finally:
+        for setting, precision in zip(settings, before, strict=True):
+            setting.fp32_precision = precision
 
 
 def optimizers_of(density: Density, settings: TrainingSettings) -> list[Optimizer]:
@@ -59,13 +160,13 @@ def optimizers_of(density: Density, settings: TrainingSettings) -> list[Optimize
     first = AdamW([g for g in groups if g["params"]], lr=rate, betas=(0.9, 0.99), fused=True)
     if not kernels:
         return [first]
-    muon = Muon(kernels, lr=rate, weight_decay=decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")
-    return [first, muon]
+    return [first, Muon(kernels, lr=rate, weight_decay=decay)]
 
 
 def _matrix(kernel: Tensor, like: Tensor | None = None) -> Tensor:
-    """A kernel as a matrix that shares its memory."""
+    """A kernel as a matrix that shares its memory; of a gradient laid out in another way than its kernel, a copy."""
     like = kernel if like is None else like
+    kernel = kernel.detach()
     if kernel.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous():
         kernel = kernel.permute(0, 2, 3, 1)
     return kernel.flatten(1)

@@ -44,7 +44,7 @@ class TrainingSettings:
             validations come at 25 even times instead.
         seed: fixes the initial weights of a named model, the order of the data and the noise.
         precision, accelerator, devices, strategy, num_nodes: as Lightning Fabric takes them. `precision="auto"` is
-            bf16-mixed where the processor multiplies in bf16, else 32-true.
+            bf16-mixed where the device has instructions that multiply in bfloat16, else 32-true.
         compile: compile the loss with torch.compile: 5 to 60 s before the first step, which count as training time.
     """
 
