@@ -11,7 +11,7 @@ from loglik.comparison import judge
 from loglik.data import load
 from loglik.data.dataset import Split
 from loglik.filling import fill, fill_table
-from loglik.latents import Latents, look_at_latents, write_latents
+from loglik.latents import Latents, diagnose_latents, write_latents
 from loglik.recipes import build
 from loglik.report import continue_text, draw, write_report
 from mixed import mixed_rows, write_rows
@@ -84,14 +84,14 @@ def test_latents_take_rows_from_the_cpu(moved, table, tmp_path):
     for filled in (latents.fill(x, missing, sweeps=2), fill(vae.density, x, missing)):
         assert not there(filled) and torch.equal(filled[~missing], x[~missing])
     assert write_latents(vae, tmp_path / "z.csv", str(table[0])) == 200
-    assert look_at_latents(vae.density, vae.data_for(str(table[0])), "test", 0)
+    assert diagnose_latents(vae.density, vae.data_for(str(table[0])), "test", 0)
 
 
 def test_the_latents_of_a_ladder_are_looked_at_wherever_it_is():
     digits = load("digits")
     density = build("vae", digits.spec, width=8)
     with Elsewhere():
-        assert look_at_latents(density.to(DEVICE), digits, "test", 0, most=8)
+        assert diagnose_latents(density.to(DEVICE), digits, "test", 0, most=8)
 
 
 @pytest.mark.parametrize("model", ["independent", "vae", "diffusion", "flow", "autoregressive"])
@@ -113,7 +113,7 @@ def test_a_run_is_evaluated_and_drawn_wherever_it_is(model, tmp_path):
         entry = judge(run, digits, samples=2, seed=0)
         assert entry.result.nats == pytest.approx(here.nats, abs=1e-2)
         write_report(tmp_path / "report.html", digits, [entry], title="t", seed=0, split="test")
-        look_at_latents(run.density, digits, "test", 0)
+        diagnose_latents(run.density, digits, "test", 0)
         if entry.result.event == "x":
             assert not there(draw(run.density, digits.spec, 4, seed=0))
 
