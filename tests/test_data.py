@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from loglik.data import DataSpec, from_arrays, load
 from loglik.data.labels import code_labels
+from loglik.training import fit
 
 RNG = np.random.default_rng(0)
 FLOATS = RNG.normal(size=(50, 3))
@@ -39,11 +40,11 @@ def test_split_names() -> None:
         data.split("dev")
 
 
-def test_too_few_examples_only_for_an_existing_model() -> None:
-    with pytest.raises(ValueError, match=r"3 examples are too few .* give at least 10"):
-        from_arrays(FLOATS[:3])
-    data = from_arrays(FLOATS[:3], like=from_arrays(FLOATS).spec)
+def test_few_examples_are_enough_to_evaluate_and_too_few_to_train() -> None:
+    data = from_arrays(FLOATS[:3])
     assert len(data.split("all")) == 3
+    with pytest.raises(ValueError, match=r"the validation split is empty: give at least 10 examples"):
+        fit("independent", data)
 
 
 @pytest.mark.parametrize(

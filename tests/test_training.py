@@ -166,7 +166,7 @@ def test_a_density_built_by_hand_learns_from_an_array(build, data) -> None:
     assert last["train_nats"] > first["train_nats"] + 0.05
     assert max(row["validation_nats"] for row in run.history) > first["validation_nats"] + 0.02
     held = from_arrays(*data) if isinstance(data, tuple) else from_arrays(data)
-    result = loglik.evaluate(run, data)
+    result = loglik.evaluate(run, data, split="test")
     assert result.n == len(held.test) == 20
     assert result.steps == run.steps == 80
     assert np.isfinite(result.nats)

@@ -105,7 +105,7 @@ def assemble(
         codes, found = code_labels(y, lambda row: f"{where}: y[{row}]", classes)
         spec = like or replace(spec, classes=found)
     tensor = _conform(x, spec, where)
-    return into_splits(name, spec, tensor, codes, seed=seed, sizes=sizes, few=like is not None)
+    return into_splits(name, spec, tensor, codes, seed=seed, sizes=sizes)
 
 
 def _infer(x: np.ndarray, where: str) -> DataSpec:

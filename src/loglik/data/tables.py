@@ -150,7 +150,7 @@ def from_frame(
     if label is not None:
         y, classes = _labels(frame[label], where, like)
     spec = like or DataSpec(kind="table", event_shape=(len(columns),), classes=classes, columns=columns, label=label)
-    return into_splits(name, spec, x, y, seed=seed, sizes=sizes, few=like is not None)
+    return into_splits(name, spec, x, y, seed=seed, sizes=sizes)
 
 
 def _is_text(frame: pl.DataFrame, label: str | None) -> bool:
@@ -214,7 +214,7 @@ def _texts(
         tokenizer=tokenizer,
         padded=True,
     )
-    return into_splits(name, spec, torch.from_numpy(codes), y, seed=seed, sizes=sizes, few=like is not None)
+    return into_splits(name, spec, torch.from_numpy(codes), y, seed=seed, sizes=sizes)
 
 
 def _infer(series: pl.Series, source: str, where: Where) -> Column:

@@ -38,6 +38,7 @@ class Inspection:
     Attributes:
         model, trained: the family's name, and whether it is a run's.
         data: what it was inspected on.
+        examples: the number of examples that went through the networks.
         counts: parameters, FLOPs and memory of each layer.
         flow: gradients over depth.
         fields: receptive fields of an image classifier's layers, from its features' input; None for others.
@@ -55,6 +56,7 @@ class Inspection:
     model: str
     trained: bool
     data: Data
+    examples: int
     counts: list[LayerCount]
     flow: GradientFlow
     fields: list[ReceptiveField] | None = None
@@ -113,13 +115,15 @@ def find(
     return density.eval(), held, model, False
 
 
-def inspect(density: Density, data: Data, *, model: str = "", trained: bool = True, seed: int = 0) -> Inspection:
-    """Measure all that applies to a density, on the first examples of the held-out split.
+def inspect(
+    density: Density, data: Data, *, split: str | None = None, model: str = "", trained: bool = True, seed: int = 0
+) -> Inspection:
+    """Measure all that applies to a density, on the first examples of a split; the held-out split if None.
 
     Parameters, FLOPs, memory, gradient flow and Jacobians of any; receptive fields and translations of a classifier of
     images; maps, permutations and the cost in length where there is attention.
     """
-    part = data.split(data.held_out)
+    part = data.split(split or data.held_out)
     x, y = part.x[:EXAMPLES], _rows(part.y, EXAMPLES)
     event, context = arguments(density, x, y)
 
@@ -130,6 +134,7 @@ def inspect(density: Density, data: Data, *, model: str = "", trained: bool = Tr
         model=model or type(density).__name__.lower(),
         trained=trained,
         data=data,
+        examples=len(x),
         counts=layer_counts(density, loss, batch=len(x), seed=seed),
         flow=gradient_flow(density, loss, seed=seed)
         if any(True for _ in density.parameters())

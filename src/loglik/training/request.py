@@ -55,7 +55,7 @@ def check_fits(density: Density, data: Data) -> None:
                 "the class out"
             )
     if len(data.validation) == 0:
-        raise ValueError(f"{data.name}: the validation split is empty; give at least 10 examples")
+        raise ValueError(f"{data.name}: the validation split is empty: give at least 10 examples to train on")
 
 
 def describe(name: str | None, options: dict[str, Any], data: Data, settings: TrainingSettings) -> dict[str, Any]:
