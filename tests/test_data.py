@@ -130,7 +130,11 @@ def test_labels_into_given_classes() -> None:
     ("y", "classes", "words"),
     [
         (np.zeros(50, int), None, r"array: y\[0\]: all labels are '0'"),
-        (np.arange(50) + 0.5, None, r"y\[0\]: the label 0.5 is not a whole number"),
+        (
+            np.arange(50) + 0.5,
+            None,
+            r"y\[0\]: the label 0.5 is not an integer, so it names no class: leave the label out",
+        ),
         (np.arange(49), None, "50 examples but 49 labels"),
         (np.zeros((50, 2), int), None, r"labels have the shape \(50, 2\)"),
         (np.arange(50) % 3, ["cat", "dog"], r"y\[2\]: the label '2' is none of '0', '1'"),
@@ -165,7 +169,7 @@ def test_like_codes_as_the_model_does() -> None:
             DataSpec(kind="array", event_shape=(2,), levels=17),
             r"value 20 at index \(0, 0\) is above 16",
         ),
-        (FLOATS, DataSpec(kind="array", event_shape=(3,), levels=17), "expected whole numbers 0 to 16"),
+        (FLOATS, DataSpec(kind="array", event_shape=(3,), levels=17), "expected integers 0 to 16"),
     ],
 )
 def test_like_errors(x, spec, words) -> None:

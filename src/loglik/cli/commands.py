@@ -237,7 +237,9 @@ def encode(
 @app.command()
 def fill(
     run: RunArgument,
-    data: Annotated[Path, typer.Argument(metavar="TABLE", help="A .csv or .parquet with missing values.")],
+    data: Annotated[
+        Path, typer.Argument(metavar="TABLE", help="A table with missing values: .csv, .json, .parquet, ...")
+    ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where the filled .csv goes.")] = Path("filled.csv"),
     seed: Seed = 0,
 ) -> None:
