@@ -74,6 +74,7 @@ CASES += [
     for family, entry in RECIPES.items()
     for kind in entry.kinds
 ]
+CASES.append(Case("flow:glow", "large image"))  # 9×8: a side is odd
 
 
 def draw(spec: DataSpec, n: int) -> tuple[Tensor, Tensor]:

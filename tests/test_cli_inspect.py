@@ -61,6 +61,10 @@ def test_a_run_and_a_table():
     html = page_of(out)
     assert "Inside classifier, trained" in html and "a classifier of tables" in html
     assert run("inspect", "kept", "--out", "looked")[0] == 2  # nothing is overwritten
+    Path("few.csv").write_text("\n".join(["a,b,won", *rows[:3]]))
+    status, out, err = run("inspect", "kept", "few.csv")
+    assert (status, err) == (0, "")
+    assert "mean loss over 3 examples" in page_of(out)
 
 
 def test_a_classifier_of_images_by_convolutions(tmp_path):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from loglik.data import DataSpec, from_arrays, load
 from loglik.data.labels import code_labels
+from loglik.training import fit
 
 RNG = np.random.default_rng(0)
 FLOATS = RNG.normal(size=(50, 3))
@@ -39,11 +40,11 @@ def test_split_names() -> None:
         data.split("dev")
 
 
-def test_too_few_examples_only_for_an_existing_model() -> None:
-    with pytest.raises(ValueError, match=r"3 examples are too few .* give at least 10"):
-        from_arrays(FLOATS[:3])
-    data = from_arrays(FLOATS[:3], like=from_arrays(FLOATS).spec)
+def test_few_examples_are_enough_to_evaluate_and_too_few_to_train() -> None:
+    data = from_arrays(FLOATS[:3])
     assert len(data.split("all")) == 3
+    with pytest.raises(ValueError, match=r"the validation split is empty: give at least 10 examples"):
+        fit("independent", data)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,11 @@ def test_labels_into_given_classes() -> None:
     ("y", "classes", "words"),
     [
         (np.zeros(50, int), None, r"array: y\[0\]: all labels are '0'"),
-        (np.arange(50) + 0.5, None, r"y\[0\]: the label 0.5 is not a whole number"),
+        (
+            np.arange(50) + 0.5,
+            None,
+            r"y\[0\]: the label 0.5 is not an integer, so it names no class: leave the label out",
+        ),
         (np.arange(49), None, "50 examples but 49 labels"),
         (np.zeros((50, 2), int), None, r"labels have the shape \(50, 2\)"),
         (np.arange(50) % 3, ["cat", "dog"], r"y\[2\]: the label '2' is none of '0', '1'"),
@@ -164,7 +169,7 @@ def test_like_codes_as_the_model_does() -> None:
             DataSpec(kind="array", event_shape=(2,), levels=17),
             r"value 20 at index \(0, 0\) is above 16",
         ),
-        (FLOATS, DataSpec(kind="array", event_shape=(3,), levels=17), "expected whole numbers 0 to 16"),
+        (FLOATS, DataSpec(kind="array", event_shape=(3,), levels=17), "expected integers 0 to 16"),
     ],
 )
 def test_like_errors(x, spec, words) -> None:

@@ -154,7 +154,7 @@ def test_text_errors(tmp_path) -> None:
     with pytest.raises(ValueError, match="this is text, but the model takes arrays 3"):
         load(path, like=DataSpec(kind="array", event_shape=(3,)))
     path.write_bytes(b"\0" * 50)
-    with pytest.raises(ValueError, match="tokenizer=bytes takes any file as text"):
+    with pytest.raises(ValueError, match="tokenizer=bytes reads any file as text"):
         load(path)
     assert len(load(path, text=TextSettings(window=5)).test.x.stream) == 5
 
@@ -264,5 +264,5 @@ def test_sources_that_are_none(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"a\.bin: binary, and of no known type"):
         load(tmp_path / "a.bin")
     for source in ("digits", tmp_path):
-        with pytest.raises(ValueError, match="label 'y' names a column of a table, and this is none"):
+        with pytest.raises(ValueError, match="is not a table, so it has no column 'y' for the label"):
             load(source, label="y")

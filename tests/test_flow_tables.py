@@ -113,7 +113,7 @@ def test_rows_are_scored_in_the_inputs_order(tmp_path):
     run = loglik.fit("flow", rng.normal(size=(200, 2)), max_steps=10, progress=False, width=16, depth=2)
     fresh = rng.normal(size=(50, 2)).astype(np.float32)
     fresh[17] = 40
-    result = loglik.evaluate(run, fresh, split="all", per_row=tmp_path / "new" / "scores.csv")
+    result = loglik.evaluate(run, fresh, per_row=tmp_path / "new" / "scores.csv")
     scores = pl.read_csv(tmp_path / "new" / "scores.csv")
     assert scores.columns == ["row", "nats"] and scores["row"].to_list() == list(range(1, 51))
     truth = run.density.log_prob(torch.from_numpy(fresh)).detach().double()

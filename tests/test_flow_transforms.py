@@ -1,5 +1,6 @@
 """Every learned transform: log-determinants against autograd, inverses, vmap, compile, bf16; peers' weights in it."""
 
+import math
 import os
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from loglik.flows import (
     MaskedAutoregressive,
     Spline,
     Split,
+    Trim,
     VariationalDequantize,
     autoregressions,
     continuous_flow,
@@ -321,11 +323,12 @@ def test_a_continuous_flow_integrates_to_one(float64, context):
     assert abs(log_p.exp().sum() * line.diff()[0] ** 2 - 1) < 1e-3
 
 
-def test_glow_inverts_and_scores(float64):
-    flow = Flow(glow((1, 12, 8), steps=2, width=8, scales=3), StandardNormal((96,)))
-    flow.initialise(torch.randn(20, 1, 12, 8))
+@pytest.mark.parametrize("shape", [(1, 12, 8), (1, 9, 7), (2, 5, 4), (3, 2, 3)])
+def test_glow_inverts_and_scores(shape, float64):
+    flow = Flow(glow(shape, steps=2, width=8, scales=3), StandardNormal((math.prod(shape),)))
+    flow.initialise(torch.randn(20, *shape))
     perturb(flow, 0.05)
-    x = torch.randn(3, 1, 12, 8)
+    x = torch.randn(3, *shape)
     z, log_det = flow.encode(x)
     torch.testing.assert_close(flow.decode(z), x, atol=1e-7, rtol=1e-7)
     torch.testing.assert_close(log_det[:1], jacobian_log_det(flow, x[:1]), atol=1e-6, rtol=1e-6)
@@ -340,6 +343,8 @@ def test_glow_inverts_and_scores(float64):
         (lambda: Squeeze(2).encode(torch.zeros(1, 1, 3, 4)), "3×4 pixels do not divide into blocks of 2"),
         (lambda: LULinear(torch.zeros(2, 2)), "invertible"),
         (lambda: Split((1, 2, 2), []), "at least 2 channels, got 1"),
+        (lambda: Trim((1, 4, 2), [], nn.Identity(), Affine()), "with an odd side, got 4×2"),
+        (lambda: Trim((1, 1, 3), [], nn.Identity(), Affine()), "with an odd side, got 1×3"),
         (lambda: Continuous(nn.Identity(), steps=0), "at least 1, got 0"),
         (lambda: SoftTails(0.0), "above 0, got 0"),
     ],

@@ -9,6 +9,7 @@ import yaml
 
 import loglik
 from loglik import runs
+from loglik.data import from_arrays
 from loglik.flows import Elementwise, Spline
 from loglik.training import fit
 
@@ -192,6 +193,19 @@ def test_nothing_is_overwritten(run, tmp_path) -> None:
     assert (tmp_path / "deep" / "er").is_dir()
 
 
+@pytest.mark.parametrize("rows", [3, 60])
+def test_data_that_are_passed_are_used_whole(rows, hand_run, tmp_path) -> None:
+    x = np.random.default_rng(1).normal(size=(rows, 2))
+    np.save(tmp_path / "x.npy", x)
+    truth = hand_run.density.log_prob(torch.tensor(x, dtype=torch.float32)).mean().item()
+    for data in (x, tmp_path / "x.npy", from_arrays(x)):
+        for model in (hand_run, hand_run.density):
+            result = loglik.evaluate(model, data)
+            assert result.n == rows
+            assert result.nats == pytest.approx(truth, rel=1e-5)
+    assert loglik.evaluate(hand_run, x, split="train").n == rows - 2 * (rows // 10)
+
+
 def test_a_run_of_data_in_memory_asks_for_data(run) -> None:
     with pytest.raises(ValueError, match="trained on data in memory: pass data"):
         loglik.evaluate(loglik.load(run.path))
@@ -207,7 +221,7 @@ def test_a_run_of_a_file_finds_it_again(tmp_path) -> None:
     loaded = loglik.load(tmp_path / "run")
     held = loglik.evaluate(loaded)
     assert held.n == 6
-    assert held.nats == loglik.evaluate(loaded, tmp_path / "x.npy").nats
+    assert held.nats == loglik.evaluate(loaded, tmp_path / "x.npy", split="test").nats
     assert loglik.evaluate(loaded, split="all").n == 60
     (tmp_path / "x.npy").unlink()
     with pytest.raises(FileNotFoundError, match="no such file or folder"):

@@ -83,7 +83,7 @@ def test_a_run_knows_how_its_text_was_read(path, tmp_path) -> None:
     with pytest.raises(ValueError, match="the run's test split is empty: use --split validation, or give data"):
         loglik.evaluate(run)
     (tmp_path / "b.txt").write_text("two cats sat\n" * 30)
-    other = loglik.evaluate(run, tmp_path / "b.txt", split="all")
+    other = loglik.evaluate(run, tmp_path / "b.txt")
     assert other.n == len(run.spec.tokenizer.encode(b"two cats sat\n" * 30))
 
 

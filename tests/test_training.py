@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from loglik.diffusion import Denoiser, Sampler
 from loglik.flows import Coupling, Elementwise, Spline
 from loglik.flows.spline import parameters_per_dim
 from loglik.networks import MLP, CausalTransformer, ResidualMLP
+from loglik.recipes import RECIPES
 from loglik.training import NotFinite, TrainingSettings, checkpoint, fit, loop
 from loglik.training.progress import progress_bar
 from loglik.transforms import Standardise
@@ -167,7 +169,7 @@ def test_a_density_built_by_hand_learns_from_an_array(build, data) -> None:
     assert last["train_nats"] > first["train_nats"] + 0.05
     assert max(row["validation_nats"] for row in run.history) > first["validation_nats"] + 0.02
     held = from_arrays(*data) if isinstance(data, tuple) else from_arrays(data)
-    result = loglik.evaluate(run, data)
+    result = loglik.evaluate(run, data, split="test")
     assert result.n == len(held.test) == 20
     assert result.steps == run.steps == 80
     assert np.isfinite(result.nats)
@@ -198,6 +200,35 @@ def test_a_family_by_name_repeats_itself_bit_for_bit(name, data, options) -> Non
     else:
         assert run.steps == 8
         assert not same(weights(run.density), weights(other.density))
+
+
+@pytest.mark.parametrize("shape", [(17, 17), (3, 10, 11), (1, 1, 300)])
+def test_flows_learn_images_of_any_sides(shape) -> None:
+    """Stripes, whose rows or columns say everything: the default flow beats what each pixel says by itself."""
+    rng = np.random.default_rng(0)
+    x = (rng.integers(0, 200, size=(200, *[1] * len(shape))) + rng.integers(0, 40, size=(200, *shape))).astype(np.uint8)
+    alone = loglik.evaluate(fit("independent", x), x, split="test")
+    run = fit("flow", x, max_steps=20, warmup=5, batch_size=32, width=16, depth=2)
+    learned = loglik.evaluate(run, x, split="test", samples=1)
+    assert run.steps == 20
+    assert learned.bits_per_dim < alone.bits_per_dim - 0.3
+
+
+def test_a_model_with_nothing_to_train_is_an_error(monkeypatch) -> None:
+    frozen = flow().requires_grad_(False)
+    with pytest.raises(ValueError, match=r"Flow has nothing to train: \d+ parameters, none with a gradient: call requ"):
+        fit(frozen, REAL, max_steps=1)
+    bare = loglik.Flow([Standardise((2,))], loglik.StandardNormal((2,)))
+    empty = replace(RECIPES["flow"], build=lambda spec, *, size="small": bare)
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(ValueError, match=r"flow has nothing to train: 0 parameters.*choose another kind or family"),
+    ):
+        patch.setitem(RECIPES, "flow", empty)
+        fit("flow", REAL, max_steps=1)
+    assert fit(bare, REAL).steps == 0  # it has no parameters by design
+    with pytest.raises(ValueError, match="kind=glow takes images of 2×2 pixels or more"):
+        fit("flow:glow", np.zeros((20, 1, 1, 9), dtype=np.uint8), max_steps=1)
 
 
 @pytest.mark.parametrize("name", ["flow", "vae", "diffusion", "autoregressive"])

@@ -60,19 +60,19 @@ def evaluate(
     model: Run | Density,
     data: Any = None,
     *,
-    split: str = "test",
+    split: str | None = None,
     samples: int | None = None,
     seed: int = 0,
     per_row: str | Path | None = None,
     method: str | None = None,
     steps: int | None = None,
 ) -> Result:
-    """Score a density on one split of some data.
+    """Score a density on data, in nats per example or token.
 
     Args:
         model: a run, or a density.
-        data: as `fit` takes it; a run's own data, if they can be found again, where None.
-        split: train, validation, test or all.
+        data: what `fit` accepts, used whole; if None, the run's own data, if they can be found again.
+        split: train, validation, test or all; if None, all of the data that are passed, or the run's own test split.
         samples: Monte Carlo samples per example where `log_prob` is a bound; chosen by the split's size if None.
         per_row: a CSV file to write, with each example's row in the input, counted from 1, and its log-probability in
             nats, in the order of the input.
@@ -90,6 +90,7 @@ def evaluate(
         held = as_data(data)
     else:
         held = run.data_for(data)
+    split = split or ("test" if data is None else "all")
     part, scores = held.split(split), None
     if len(part) == 0 and data is None:
         raise ValueError(f"the run's {split} split is empty: use --split validation, or give data")

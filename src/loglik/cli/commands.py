@@ -152,8 +152,7 @@ def evaluate(
     from loglik.runs import load
 
     trained = load(run)
-    part = split or ("all" if data else "test")
-    result = score(trained, data, split=part, samples=samples, seed=seed, per_row=per_row, method=method, steps=steps)
+    result = score(trained, data, split=split, samples=samples, seed=seed, per_row=per_row, method=method, steps=steps)
     each = "" if result.unit == "token" else f", {result.samples} sample{'s' * (result.samples > 1)} each"
     print(f"{result.n} {result.unit}s{each}: {summary(result)}")
     for name, value in result.terms.items():
@@ -241,7 +240,9 @@ def encode(
 @app.command()
 def fill(
     run: RunArgument,
-    data: Annotated[Path, typer.Argument(metavar="TABLE", help="A .csv or .parquet with missing values.")],
+    data: Annotated[
+        Path, typer.Argument(metavar="TABLE", help="A table with missing values: .csv, .json, .parquet, ...")
+    ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where the filled .csv goes.")] = Path("filled.csv"),
     seed: Seed = 0,
 ) -> None:
@@ -272,7 +273,7 @@ def inspect(
     density, held, name, trained = find(model, data, label=label, seed=seed)
     folder = folder_for(out, model, before="inspect-")
     new_folder(folder, resumable=False)
-    found = look(density, held, model=name, trained=trained, seed=seed)
+    found = look(density, held, split="all" if data else None, model=name, trained=trained, seed=seed)
     print_inspection(found)
     print(f"page: {write_page(folder / 'inspection.html', found)}")
 

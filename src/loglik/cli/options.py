@@ -30,8 +30,8 @@ DataArgument = Annotated[
     str,
     typer.Argument(
         metavar="DATA",
-        help="A name (digits, fashion-mnist, ...), a folder of images or text, a .csv, .parquet, .npy, .npz or "
-        "text file, or hf:NAME.",
+        help="A name (digits, fashion-mnist, ...), a folder of images or text, a table (.csv, .json, .jsonl, .parquet, "
+        ".feather, .arrow), a .npy, .npz or text file, or hf:NAME.",
         show_default=False,
     ),
 ]

@@ -5,7 +5,7 @@ What an array is follows from its type and shape alone:
 - floating point (N, ...): continuous, float32;
 - 8-bit unsigned or boolean (N, H, W), (N, C, H, W) or (N, H, W, C) with C = 1 or 3: images, with 256 levels,
   or one more than the largest value where that is at most 16;
-- other whole numbers or booleans (N, ...): discrete, with one level more than the largest value;
+- other integers or booleans (N, ...): discrete, with one level more than the largest value;
 - a vector (N,) is N examples of one dimension.
 """
 
@@ -44,7 +44,7 @@ def from_arrays(
 
     Args:
         x: examples (N, ...): see the module for what their type and shape mean.
-        y: labels (N,): whole numbers, strings or booleans.
+        y: labels (N,): integers, strings or booleans.
         seed: fixes the split.
         like: the spec of an existing model, which x and y then have to fit.
         classes: the names of the classes 0, 1, ...; by default the distinct labels, sorted.
@@ -105,13 +105,13 @@ def assemble(
         codes, found = code_labels(y, lambda row: f"{where}: y[{row}]", classes)
         spec = like or replace(spec, classes=found)
     tensor = _conform(x, spec, where)
-    return into_splits(name, spec, tensor, codes, seed=seed, sizes=sizes, few=like is not None)
+    return into_splits(name, spec, tensor, codes, seed=seed, sizes=sizes)
 
 
 def _infer(x: np.ndarray, where: str) -> DataSpec:
     """The spec of an array by the module's rules."""
     if x.dtype.kind not in "fiub":
-        raise ValueError(f"{where}: an array of type {x.dtype}: loglik reads real numbers, whole numbers, booleans")
+        raise ValueError(f"{where}: an array of type {x.dtype}: loglik reads real numbers, integers, booleans")
     if x.dtype.kind == "f":
         return DataSpec(kind="array", event_shape=x.shape[1:] or (1,))
     top = int(x.max()) if x.size else 0
@@ -144,10 +144,10 @@ def _conform(x: np.ndarray, spec: DataSpec, where: str) -> Shaped[Tensor, "N ...
         _check_codes(x, spec, where)
         return torch.from_numpy(np.ascontiguousarray(x))
     if x.dtype.kind == "f":
-        raise ValueError(f"{where}: floating-point numbers, expected whole numbers 0 to {spec.levels - 1}")
+        raise ValueError(f"{where}: floating-point numbers, expected integers 0 to {spec.levels - 1}")
     if x.dtype.kind == "i" and (x < 0).any():
         raise ValueError(
-            f"{where}: a negative value at index {_where(x < 0)}: whole numbers start at 0; "
+            f"{where}: a negative value at index {_where(x < 0)}: integers start at 0; "
             "give floating-point numbers for continuous data"
         )
     if x.dtype.kind != "b" and (x >= spec.levels).any():
@@ -157,13 +157,13 @@ def _conform(x: np.ndarray, spec: DataSpec, where: str) -> Shaped[Tensor, "N ...
 
 
 def _check_codes(x: np.ndarray, spec: DataSpec, where: str) -> None:
-    """That a table's discrete columns hold whole numbers, and codes of their categories."""
+    """That a table's discrete columns hold integers, and codes of their categories."""
     for d, column in enumerate(spec.columns):
         values, k = x[:, d], len(column.categories)
         bad = (values != np.floor(values)) | ((values < 0) | (values >= k) if k else False)
         if column.discrete and bad.any():
             row = int(bad.argmax())
-            right = f"a code 0 to {k - 1}" if k else "a whole number"
+            right = f"a code 0 to {k - 1}" if k else "an integer"
             raise ValueError(f"{where}: row {row + 1}, column {column.name!r}: {values[row]:g} is not {right}")
 
 

@@ -117,27 +117,19 @@ def into_splits(
     *,
     seed: int,
     sizes: Mapping[str, int] | None = None,
-    few: bool = False,
 ) -> Data:
     """Cut examples into 80% training, 10% validation and 10% test, by a permutation that `seed` fixes.
 
     Args:
         sizes: how many examples each given split has, in the order in which they stand in x; a split
-            that is not given is cut from the training examples, a tenth of them.
-        few: allow empty validation and test splits, as for data that only an existing model sees.
-
-    Raises:
-        ValueError: there are too few examples for three splits.
+            that is not given is cut from the training examples, a tenth of them, and is empty where they are fewer
+            than ten: `fit` refuses such data, an existing model evaluates them.
     """
     sizes = sizes or {"train": len(x)}
     ends = dict(zip(sizes, torch.tensor(list(sizes.values())).cumsum(0).tolist(), strict=True))
     rows = {split: torch.arange(ends[split] - sizes[split], ends[split]) for split in sizes}
     missing = [split for split in SPLITS if split not in rows]
     n = len(rows["train"])
-    if missing and n < 10 and not few:
-        raise ValueError(
-            f"{name}: {n} examples are too few to split into training, validation and test: give at least 10"
-        )
     if missing:
         rows["train"] = rows["train"][torch.randperm(n, generator=torch.Generator().manual_seed(seed))]
     for split in missing:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-__all__ = ["code_labels", "natural"]
+__all__ = ["check_count", "code_labels", "natural"]
 
 
 def natural(name: str) -> tuple[int, int, list[str | int]]:
@@ -29,28 +29,30 @@ def code_labels(
 ) -> tuple[Int64[Tensor, " N"], tuple[str, ...]]:
     """Codes (N,) into class names, which are `classes` or else the distinct labels, sorted.
 
-    Labels are looked up by name. Whole numbers are codes themselves where no class has a number for a name.
+    Labels are looked up by name. Integers are codes themselves where no class has a number for a name.
 
     Args:
-        values: whole numbers, strings or booleans, (N,).
+        values: integers (of a floating-point type too), strings or booleans, (N,).
         where: the words that say where label i stands, for errors.
         classes: the names to code with.
 
     Raises:
-        ValueError: a label is not a class, or there is only one class.
+        ValueError: a label is not a class, there is only one class, or floating-point numbers are too many for classes.
     """
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.ndim != 1:
         raise ValueError(f"labels have the shape {values.shape}: give one label an example, (N,)")
     if values.dtype.kind == "O" and not all(isinstance(value, str) for value in values):
-        raise ValueError("labels are of mixed or unknown type: give whole numbers, strings or booleans")
+        raise ValueError("labels are of mixed or unknown type: give integers, strings or booleans")
     distinct, first, inverse = np.unique(values, return_index=True, return_inverse=True)
     found = [_name(value, where(int(row))) for value, row in zip(distinct, first, strict=True)]
     if classes is None:
         classes = sorted(set(found), key=natural)
         if len(classes) < 2:
             raise ValueError(f"{where(0)}: all labels are {found[0]!r}: give at least two classes, or no labels")
+        if values.dtype.kind == "f":
+            check_count(classes, len(values), where(0), rows_each=10)
     code = {name: i for i, name in enumerate(classes)}
     if values.dtype.kind in "iuf" and not any(re.fullmatch(r"-?\d+", name) for name in classes):
         code = {str(i): i for i in range(len(classes))}
@@ -66,13 +68,22 @@ def _name(value: object, where: str) -> str:
     if isinstance(value, np.floating):
         if not value.is_integer():
             raise ValueError(
-                f"{where}: the label {value} is not a whole number: labels are classes; "
-                "leave a real number among the columns"
+                f"{where}: the label {value} is not an integer, so it names no class: leave the label out, and a "
+                "density models this column with the others"
             )
         return str(int(value))
     if isinstance(value, str | np.integer):
         return str(value)
-    raise ValueError(f"{where}: a label of type {type(value).__name__}: give whole numbers, strings or booleans")
+    raise ValueError(f"{where}: a label of type {type(value).__name__}: give integers, strings or booleans")
+
+
+def check_count(classes: Sequence[str], rows: int, where: str, *, rows_each: int) -> None:
+    """Refuse more than 20 classes of fewer than `rows_each` rows on average: such labels are no classes."""
+    if len(classes) > max(20, rows // rows_each):
+        raise ValueError(
+            f"{where}: {len(classes)} distinct labels in {rows} rows are too many for classes: group them, or leave "
+            "the label out, and a density models this column with the others"
+        )
 
 
 def _some(words: Sequence[str]) -> str:

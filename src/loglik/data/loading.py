@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["as_data", "load"]
 
-TABLES = {".csv", ".tsv", ".parquet", ".pq"}
 ARRAYS = {".npy", ".npz"}
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
 SPLIT_FOLDERS = {
@@ -43,8 +42,8 @@ def load(
     write `./digits` for the folder.
 
     Args:
-        source: a name that `names()` has, `hf:NAME`, a folder, or a .csv, .tsv, .parquet, .npy, .npz or
-            text file.
+        source: a name that `names()` has, `hf:NAME`, a folder, a table (.csv, .tsv, .json, .jsonl, .parquet, .feather,
+            .arrow; .csv.gz and the like), or a .npy, .npz or text file.
         label: the column of a table that becomes the label.
         seed: fixes the random split.
         like: the spec of an existing model: the data are coded as it says, and have to fit.
@@ -118,10 +117,13 @@ def _load(
         raise FileNotFoundError(
             f"{word}: no such file or folder, nor a known name: the names are {', '.join(names())}, hf:NAME"
         )
-    if path.suffix.lower() in TABLES and path.is_file():
-        from loglik.data.tables import load_table
+    if path.is_file():
+        from loglik.data.frames import is_table
 
-        return load_table(path, label=label, seed=seed, like=like, text=text)
+        if is_table(path):
+            from loglik.data.tables import load_table
+
+            return load_table(path, label=label, seed=seed, like=like, text=text)
     if label is not None:
         _no_label(word, label)
     if path.is_dir():
@@ -141,8 +143,8 @@ def _load_text_file(path: Path, *, like: DataSpec | None, text: TextSettings | N
     takes_bytes = (like.tokenizer.kind if like and like.tokenizer else text.tokenizer if text else "") == "bytes"
     if not is_text(path) and not takes_bytes:
         raise ValueError(
-            f"{path}: binary, and of no known type: give a .csv, .parquet, .npy, .npz or text file, "
-            "or a folder of images; tokenizer=bytes takes any file as text"
+            f"{path}: binary, and of no known type: give a table (.csv, .json, .jsonl, .parquet, .feather, .arrow, or "
+            ".csv.gz), a .npy, .npz or text file, or a folder of images; tokenizer=bytes reads any file as text"
         )
     return load_text({"train": [path]}, name=path.stem, where=str(path), like=like, settings=text, cache=cache)
 
@@ -151,6 +153,7 @@ def _load_folder(
     folder: Path, *, seed: int, like: DataSpec | None, text: TextSettings | None, cache: Path | None
 ) -> Data:
     """A folder of images, or of text if it holds more text files than images."""
+    from loglik.data.frames import is_table
     from loglik.data.text import is_text, load_text
 
     roots = _roots(folder)
@@ -161,6 +164,9 @@ def _load_folder(
     if not n_images and not n_texts:
         raise ValueError(f"{folder}: no images and no text files in this folder")
     found = images if n_images >= n_texts else texts
+    every = [path for paths in found.values() for path in paths]
+    if all(map(is_table, every)):
+        raise ValueError(f"{folder}: a folder of tables: give one file, as {every[0]}, or rename text to .txt")
     if empty := [roots[split] for split, paths in found.items() if not paths]:
         raise ValueError(f"{empty[0]}: no {'images' if found is images else 'text files'} in this folder")
     if found is images:
@@ -188,4 +194,4 @@ def _files(root: Path) -> list[Path]:
 
 
 def _no_label(source: str, label: str) -> None:
-    raise ValueError(f"{source}: label {label!r} names a column of a table, and this is none: leave it out")
+    raise ValueError(f"{source} is not a table, so it has no column {label!r} for the label: leave the label out")

@@ -1,6 +1,6 @@
-"""Tables from .csv and .parquet files and data frames, as float32 tensors (N, D).
+"""Tables from files (`frames`) and data frames, as float32 tensors (N, D).
 
-A column of whole numbers is `integer`, or `numeric` beyond ±2²³, where float32 no longer holds each of them;
+A column of integers is `integer`, or `numeric` beyond ±2²³, where float32 no longer holds each of them;
 of real numbers `numeric`; of strings `categorical`; of booleans `boolean`. The last two become codes into
 their categories, sorted. Strings that are nearly all distinct are text: one such column beside the label, and no other,
 makes a data set of texts, each a row of T tokens; else they are refused.
@@ -8,7 +8,6 @@ makes a data set of texts, each a row of T tokens; else they are refused.
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +18,8 @@ import polars as pl
 import torch
 
 from loglik.data.dataset import Data, check_kind, into_splits
-from loglik.data.labels import code_labels, natural
+from loglik.data.frames import COMPRESSED, NUMBER, is_lines, read_frame
+from loglik.data.labels import check_count, code_labels, natural
 from loglik.data.spec import Column, DataSpec
 
 if TYPE_CHECKING:
@@ -27,10 +27,13 @@ if TYPE_CHECKING:
 
 __all__ = ["from_frame", "load_table"]
 
-MISSING = ["", "NA", "N/A", "#N/A", "NaN", "nan", "null", "NULL"]
-EXACT = 2**23  # whole numbers up to here, and halves between them, are exact in float32
+EXACT = 2**23  # integers up to here, and halves between them, are exact in float32
 
 Where = Callable[[int, str], str]
+
+_WRITTEN = re.compile(
+    r"\s*[-+]?(\d+|\d{1,3}([.,'\u2019\s]\d{3})+)([.,]\d*)?(e[-+]?\d+)?\s*", re.I
+)  # 1.234,5 is a number too
 
 
 LONGEST = 256  # tokens of a text in a column, unless a window is asked for
@@ -44,20 +47,18 @@ def load_table(
     like: DataSpec | None = None,
     text: TextSettings | None = None,
 ) -> Data:
-    """A .csv, .tsv or .parquet file; the column `label` is taken out of x and becomes the classes.
+    """Read a table's file; the column `label` is taken out of x and becomes the classes.
 
     Raises:
         ValueError: the file does not parse, has no rows, a value is missing, or a column's type is unknown.
     """
-    in_lines = path.suffix.lower() in (".csv", ".tsv")
-    frame = _read_csv(path, like) if in_lines else _read_parquet(path)
+    frame, in_lines = read_frame(path, like), is_lines(path)
 
     def where(row: int, column: str) -> str:
         return f"{path}: row {row + 1}{f' (line {row + 2})' if in_lines else ''}, column {column!r}"
 
-    return from_frame(
-        frame, name=path.stem, source=str(path), where=where, label=label, seed=seed, like=like, text=text
-    )
+    name = Path(path.stem).stem if path.suffix.lower() in COMPRESSED else path.stem
+    return from_frame(frame, name=name, source=str(path), where=where, label=label, seed=seed, like=like, text=text)
 
 
 def load_incomplete(path: Path, like: DataSpec) -> tuple[pl.DataFrame, torch.Tensor, torch.Tensor]:
@@ -65,11 +66,9 @@ def load_incomplete(path: Path, like: DataSpec) -> tuple[pl.DataFrame, torch.Ten
 
     Raises ValueError where the file does not parse or does not fit the model.
     """
-    if path.suffix.lower() not in (".csv", ".tsv", ".parquet", ".pq"):
-        raise ValueError(f"{path}: a table is a .csv, .tsv or .parquet file")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    frame = _read_csv(path, like) if path.suffix.lower() in (".csv", ".tsv") else _read_parquet(path)
+    frame = read_frame(path, like)
     if absent := [c.name for c in like.columns if c.name not in frame.columns]:
         raise ValueError(f"{path}: no column {absent[0]!r}, which the model needs; found {', '.join(frame.columns)}")
     if frame.height == 0:
@@ -150,7 +149,7 @@ def from_frame(
     if label is not None:
         y, classes = _labels(frame[label], where, like)
     spec = like or DataSpec(kind="table", event_shape=(len(columns),), classes=classes, columns=columns, label=label)
-    return into_splits(name, spec, x, y, seed=seed, sizes=sizes, few=like is not None)
+    return into_splits(name, spec, x, y, seed=seed, sizes=sizes)
 
 
 def _is_text(frame: pl.DataFrame, label: str | None) -> bool:
@@ -214,7 +213,7 @@ def _texts(
         tokenizer=tokenizer,
         padded=True,
     )
-    return into_splits(name, spec, torch.from_numpy(codes), y, seed=seed, sizes=sizes, few=like is not None)
+    return into_splits(name, spec, torch.from_numpy(codes), y, seed=seed, sizes=sizes)
 
 
 def _infer(series: pl.Series, source: str, where: Where) -> Column:
@@ -230,15 +229,20 @@ def _infer(series: pl.Series, source: str, where: Where) -> Column:
         return Column(name=name, type="numeric")
     if dtype in (pl.String, pl.Categorical, pl.Enum):
         categories = series.cast(pl.String).unique().to_list()
+        written = [text for text in categories if _WRITTEN.fullmatch(text)]
+        strange = next((text for text in written if re.search(r"[,'\u2019\s]|\..*\.", text.strip())), None)
+        if strange and len(written) == len(categories):
+            raise ValueError(
+                f"{source}: column {name!r} has numbers written as {strange!r}: write them with a decimal point and "
+                "without separators of thousands"
+            )
         if (odd := _odd_one_out(series)) and len(categories) > 10:
             raise ValueError(f"{where(odd[0], name)}: {odd[1]!r} is not a number, though most of the column is")
         if len(categories) > max(20, series.len() // 2):
-            if all(re.fullmatch(r"\s*[-+]?\d+,\d+\s*", text or "") for text in categories):
-                raise ValueError(f"{source}: column {name!r} has decimal commas, as {categories[0]!r}: write points")
             raise ValueError(
                 f"{source}: column {name!r} has {len(categories)} distinct texts in {series.len()} rows: "
-                "too many for categories; remove the column or group its values (a column of text beside --label, and "
-                "no other column, can be classified)"
+                "too many for categories: remove the column or group its values (a column of text beside the label's, "
+                "and no other column, can be classified)"
             )
         return Column(name=name, type="categorical", categories=tuple(sorted(categories, key=natural)))
     raise ValueError(
@@ -267,7 +271,7 @@ def _encode(series: pl.Series, column: Column, where: Where) -> np.ndarray:
     if column.type == "integer":
         bad, right = (
             (values != np.floor(values)) | (np.abs(values) > EXACT),
-            f"a whole number within ±{EXACT:,}",
+            f"an integer within ±{EXACT:,}",
         )
     else:
         bad, right = np.abs(values) > np.finfo(np.float32).max, "a finite number in float32"
@@ -281,14 +285,13 @@ def _labels(series: pl.Series, where: Where, like: DataSpec | None) -> tuple[tor
     _check_missing(series, where)
     name, dtype = series.name, series.dtype
     if not (dtype.is_numeric() or dtype in (pl.Boolean, pl.String, pl.Categorical, pl.Enum)):
-        raise ValueError(f"{where(0, name)}: a label of type {dtype}: labels are whole numbers, strings or booleans")
+        raise ValueError(f"{where(0, name)}: a label of type {dtype}: labels are integers, strings or booleans")
     if dtype in (pl.Categorical, pl.Enum):
         series = series.cast(pl.String)
     y, classes = code_labels(series.to_numpy(), lambda row: where(row, name), like.classes if like else None)
-    if like is None and len(classes) > max(20, series.len() // 2):
-        raise ValueError(
-            f"{where(0, name)}: {len(classes)} distinct labels in {series.len()} rows: too many for classes"
-        )
+    if like is None:
+        numbers = all(re.fullmatch(NUMBER, label, re.I) for label in classes)
+        check_count(classes, len(y), where(0, name), rows_each=10 if numbers else 2)
     return y, classes
 
 
@@ -311,75 +314,3 @@ def _odd_one_out(series: pl.Series) -> tuple[int, str] | None:
         return None
     row = int(odd.arg_max() or 0)
     return row, series[row]
-
-
-def _read_parquet(path: Path) -> pl.DataFrame:
-    try:
-        return pl.read_parquet(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise ValueError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
-
-
-def _read_csv(path: Path, like: DataSpec | None) -> pl.DataFrame:
-    """A file with a header; its separator is the commonest of comma, semicolon and tab in the header."""
-    with path.open("rb") as file:
-        header = file.readline()
-    if b"\0" in header:
-        raise ValueError(f"{path}: not UTF-8 text: save it as UTF-8")
-    separator = max(",;\t", key=lambda s: header.count(s.encode()))
-    try:
-        frame = pl.read_csv(path, separator=separator, infer_schema=False)
-    except pl.exceptions.NoDataError:
-        raise ValueError(f"{path}: the file is empty") from None
-    except (pl.exceptions.PolarsError, OSError) as error:
-        reason = _ragged(path, separator) or f"not a readable CSV file ({str(error).splitlines()[0]})"
-        raise ValueError(f"{path}: {reason}") from None
-    with path.open(encoding="utf-8-sig", newline="") as file:  # polars keeps doubled quotes, and renames equal names
-        read = next(csv.reader(file, delimiter=separator))
-    found = read if len(read) == frame.width else frame.columns
-    names = [name.strip() or theirs for name, theirs in zip(found, frame.columns, strict=True)]
-    if all(re.fullmatch(r"[-+.\d]+(e[-+]?\d+)?", name, re.I) for name in names):
-        raise ValueError(f"{path}: line 1 holds numbers: give the columns' names there")
-    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
-        raise ValueError(f"{path}: two columns are named {twice[0]!r}: rename one")
-    frame.columns = names
-    while frame.width > 1 and frame.height and all(value is None for value in frame.row(-1)):
-        frame = frame.head(-1)  # a blank line at the end
-    texts = {c.name for c in like.columns if c.type == "categorical"} if like else set()
-    bare = (_bare(series) for series in frame.iter_columns())
-    return pl.DataFrame([series if series.name in texts else _typed(series) for series in bare])
-
-
-def _bare(series: pl.Series) -> pl.Series:
-    """Texts without the blanks around them, null where they stand for a missing value."""
-    bare = series.str.strip_chars()
-    return bare.set(bare.is_in(MISSING), None)
-
-
-def _typed(series: pl.Series) -> pl.Series:
-    """Texts as whole numbers, real numbers or booleans, if each of them is one."""
-    missing = series.null_count()
-    if missing == series.len():
-        return series
-    for dtype in (pl.Int64, pl.Float64):
-        numbers = series.cast(dtype, strict=False)
-        if numbers.null_count() == missing:
-            return numbers
-    lower = series.str.to_lowercase()
-    return lower == "true" if lower.drop_nulls().is_in(["true", "false"]).all() else series
-
-
-def _ragged(path: Path, separator: str) -> str:
-    """The first line that has more fields than the header, in words."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            lines = csv.reader(file, delimiter=separator)
-            width = len(next(lines))
-            for fields in lines:
-                if len(fields) > width:
-                    return f"line {lines.line_num} has {len(fields)} fields, the header has {width}"
-    except UnicodeDecodeError as error:
-        return f"not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8"
-    except (csv.Error, StopIteration):
-        pass
-    return ""

@@ -20,7 +20,7 @@ from loglik.flows.ready import (
     real_nvp,
 )
 from loglik.flows.spline import rational_quadratic_spline
-from loglik.flows.split import Split
+from loglik.flows.split import Split, Trim
 
 __all__ = [
     "ActNorm",
@@ -36,6 +36,7 @@ __all__ = [
     "MaskedAutoregressive",
     "Spline",
     "Split",
+    "Trim",
     "VariationalDequantize",
     "Whitening",
     "autoregressions",

@@ -16,8 +16,8 @@ from loglik.flows.continuous import Continuous
 from loglik.flows.coupling import Coupling
 from loglik.flows.elementwise import Elementwise
 from loglik.flows.linear import ActNorm, LULinear, random_rotation
-from loglik.flows.maps import Affine, Map, Spline
-from loglik.flows.split import Split
+from loglik.flows.maps import Affine, Chain, Map, Spline
+from loglik.flows.split import Split, Trim
 from loglik.networks.conditioner import Conditioner
 from loglik.networks.masked import MaskedMLP
 from loglik.networks.mlp import MLP
@@ -130,10 +130,16 @@ def glow(
     """Glow (Kingma and Dhariwal 2018) for images (C, H, W), ending in a vector.
 
     A scale is a squeeze, then `steps` times ActNorm, an invertible 1×1 convolution and a coupling by `map` (affine by
-    default); after each scale but the last, half of the channels is done. Scales that odd sides have no room for are
-    left out.
+    default); after each scale but the last, half of the channels is done. The last row and column of an image whose
+    sides are odd are trimmed first; a later scale that odd sides leave no room for is left out.
     """
     channels, height, across = shape
+    even = height - height % 2, across - across % 2
+    if scales > 0 and min(even) > 0 and even != (height, across):
+        inner = glow((channels, *even), steps=steps, width=width, scales=scales, context=context, map=map)
+        border = Chain(Affine(), Spline(8, 5.0))
+        network = PixelConditioner(channels, channels * border.parameters, max(1, width // 2))
+        return [ActNorm(channels), Trim((channels, height, across), inner, network, border)]
     room = scales > 0 and height % 2 == 0 and across % 2 == 0
     transforms: list[Transform] = []
     if room:

@@ -44,6 +44,7 @@ class Inspection:
     Attributes:
         model, trained: the family's name, and whether it is a run's.
         data: what it was inspected on.
+        examples: the number of examples that went through the networks.
         counts: parameters, FLOPs and memory of each layer.
         held: bytes that a training step holds for the backward pass of one example, weights not counted.
         flow: gradients over depth.
@@ -61,6 +62,7 @@ class Inspection:
     model: str
     trained: bool
     data: Data
+    examples: int
     counts: list[LayerCount]
     held: float
     flow: GradientFlow
@@ -115,13 +117,15 @@ def find(
     return density.eval(), held, model, False
 
 
-def inspect(density: Density, data: Data, *, model: str = "", trained: bool = True, seed: int = 0) -> Inspection:
-    """Measure all that applies to a density, on the first examples of the held-out split.
+def inspect(
+    density: Density, data: Data, *, split: str | None = None, model: str = "", trained: bool = True, seed: int = 0
+) -> Inspection:
+    """Measure all that applies to a density, on the first examples of a split; the held-out split if None.
 
     Parameters, FLOPs, memory, gradient flow and Jacobians of any; receptive fields and translations of a classifier of
     images; maps, permutations and the cost in length where there is attention.
     """
-    part, device = data.split(data.held_out), device_of(density)
+    part, device = data.split(split or data.held_out), device_of(density)
     x, y = part.x[:EXAMPLES].to(device), None if part.y is None else part.y[:EXAMPLES].to(device)
     event, context = arguments(density, x, y)
 
@@ -137,6 +141,7 @@ def inspect(density: Density, data: Data, *, model: str = "", trained: bool = Tr
         model=model or type(density).__name__.lower(),
         trained=trained,
         data=data,
+        examples=len(x),
         counts=layer_counts(density, loss, batch=len(x), seed=seed),
         held=held / len(x),
         flow=gradient_flow(density, loss, first=_reader(density, loss, other, seed), seed=seed)

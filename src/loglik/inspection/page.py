@@ -9,7 +9,7 @@ from typing import Any
 from loglik.inspection import figures
 from loglik.inspection.cost import FORMULA, Cost
 from loglik.inspection.counts import LayerCount
-from loglik.inspection.measure import EXAMPLES, Inspection
+from loglik.inspection.measure import Inspection
 from loglik.inspection.receptive import ReceptiveField
 from loglik.networks.attention import FEW
 from loglik.report.figures import INK
@@ -113,7 +113,7 @@ def _content(found: Inspection) -> dict[str, Any]:
         "gradients": _gradients(found),
         "path": PATH if flow.layers else "",
         "flow_pictures": flow_pictures,
-        "examples": min(EXAMPLES, len(found.data.split(found.data.held_out))),
+        "examples": found.examples,
         "symmetry": _symmetry(found),
         "maps": Picture(address(figures.attention_maps(_short(found.maps))), "attention maps, heads by layers")
         if found.maps

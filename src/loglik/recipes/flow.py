@@ -80,7 +80,7 @@ def _default(spec: DataSpec) -> str:
     """On tables the autoregressive one learns more from few rows; on all but tiny images kernels beat dense layers."""
     if spec.dims <= MOST_STEPS:
         return "nsf-ar" if spec.levels is None else "nsf"
-    return "glow" if spec.kind == "image" and spec.levels is not None else "nsf"
+    return "glow" if spec.kind == "image" and spec.levels is not None and min(spec.event_shape[1:]) > 1 else "nsf"
 
 
 def _joint(
@@ -140,8 +140,8 @@ def _learned_noise(spec: DataSpec) -> Transform:
 
 def _glow(spec: DataSpec, size: str, width: int | None, depth: int | None, context: int) -> list[Transform]:
     """Dequantize, scale, then Glow; its kernels see the pixels' neighbourhood."""
-    if spec.kind != "image" or spec.levels is None:
-        raise ValueError(f"kind=glow takes images, and these are {spec.describe()}: use kind=nsf")
+    if spec.kind != "image" or spec.levels is None or min(spec.event_shape[1:]) < 2:
+        raise ValueError(f"kind=glow takes images of 2×2 pixels or more, and these are {spec.describe()}: use kind=nsf")
     width = width or pick(size, small=64, medium=128, large=256)
     depth = depth or pick(size, small=6, medium=12, large=24)
     dequantized: list[Transform] = [Dequantize(spec.levels), Scale(1 / spec.levels), Logit()]

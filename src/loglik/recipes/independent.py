@@ -22,4 +22,9 @@ def build(spec: DataSpec, *, size: str = "small", bins: int = 64) -> Density:
     )
 
 
-INDEPENDENT = Recipe(name="independent", summary="each dimension by itself, by its kind; the baseline", build=build)
+INDEPENDENT = Recipe(
+    name="independent",
+    summary="each dimension by itself, by its kind; the baseline",
+    build=build,
+    trainable=False,
+)

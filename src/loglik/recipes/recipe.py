@@ -25,13 +25,15 @@ class Recipe:
 
     `build(spec, size=..., **options)` returns an untrained density, and `training(spec)` what overrides the defaults
     of `TrainingSettings`. `kinds` are values of its option `variant`, each a variant with a name of its own
-    (`flow:glow`), and with a training of its own where `training_by_kind` has one.
+    (`flow:glow`), and with a training of its own where `training_by_kind` has one. A density that is not `trainable`
+    has no parameters: `initialise` alone fits it.
     """
 
     name: str
     summary: str
     build: Callable[..., Density]
     training: Callable[[DataSpec], dict[str, Any]] = lambda spec: {}
+    trainable: bool = True
     variant: str = "kind"
     kinds: tuple[str, ...] = ()
     training_by_kind: Mapping[str, Callable[[DataSpec], dict[str, Any]]] = field(default_factory=dict)

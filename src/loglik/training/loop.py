@@ -40,7 +40,7 @@ from loglik.training import checkpoint
 from loglik.training.optimizers import optimizers_of
 from loglik.training.precision import multiplies_bfloat16
 from loglik.training.progress import Progress, progress_bar
-from loglik.training.request import check_fits, check_same, describe, split_options
+from loglik.training.request import check_fits, check_same, check_trainable, describe, split_options
 from loglik.training.settings import TrainingSettings
 
 __all__ = ["NotFinite", "fit"]
@@ -105,6 +105,7 @@ def fit(
         name = density if isinstance(density, str) else None
         built = recipes.build(density, data.spec, **options) if isinstance(density, str) else density
         check_fits(built, data)
+        check_trainable(built, name)
         config = describe(name, options, data, settings)
         if path is not None and fabric.is_global_zero:
             if resume:

@@ -16,7 +16,7 @@ from loglik.density import Density
 from loglik.evaluation.scores import arguments
 from loglik.training.settings import TrainingSettings, seconds
 
-__all__ = ["check_fits", "check_same", "describe", "split_options"]
+__all__ = ["check_fits", "check_same", "check_trainable", "describe", "split_options"]
 
 
 def split_options(density: Density | str, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -55,7 +55,19 @@ def check_fits(density: Density, data: Data) -> None:
                 "the class out"
             )
     if len(data.validation) == 0:
-        raise ValueError(f"{data.name}: the validation split is empty; give at least 10 examples")
+        raise ValueError(f"{data.name}: the validation split is empty: give at least 10 examples to train on")
+
+
+def check_trainable(density: Density, name: str | None) -> None:
+    """A density with nothing to train is refused, unless that is what it is: it has no parameters by design."""
+    parameters = list(density.parameters())
+    by_design = not parameters if name is None else not recipes.recipe(name).trainable
+    if by_design or any(p.requires_grad for p in parameters):
+        return
+    what, mend = name or type(density).__name__, "choose another kind or family for these data"
+    if parameters:
+        mend = "call requires_grad_(True) on those to train"
+    raise ValueError(f"{what} has nothing to train: {len(parameters)} parameters, none with a gradient: {mend}")
 
 
 def describe(name: str | None, options: dict[str, Any], data: Data, settings: TrainingSettings) -> dict[str, Any]:

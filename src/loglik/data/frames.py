@@ -1,0 +1,206 @@
+"""Tables on disk as polars frames: CSV, JSON records, Parquet and Arrow, with columns typed by their values.
+
+A CSV file has a header; tabs, semicolons, bars or commas separate its columns. Where commas do not, a column whose
+values are all numbers with decimal commas is read as numbers.
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import re
+import zlib
+from pathlib import Path
+
+import polars as pl
+
+from loglik.data.spec import DataSpec
+
+__all__ = ["COMPRESSED", "NUMBER", "is_lines", "is_table", "read_frame"]
+
+FORMATS = {
+    ".csv": "CSV", ".tsv": "CSV", ".json": "JSON", ".jsonl": "JSON lines", ".ndjson": "JSON lines",
+    ".parquet": "Parquet", ".pq": "Parquet", ".feather": "Arrow", ".arrow": "Arrow", ".ipc": "Arrow",
+}  # fmt: skip
+COMPRESSED = (".gz", ".bz2", ".zst")  # of CSV and JSON; the others compress inside
+MISSING = ["", "NA", "N/A", "#N/A", "NaN", "nan", "null", "NULL"]
+
+NUMBER = r"[-+]?(\d+([.,]\d*)?|[.,]\d+)(e[-+]?\d+)?"  # with a decimal point or comma
+THOUSANDS = r"[-+]?[1-9]\d{0,2},\d{3}"  # 1,234 is 1.234 to some and 1234 to others
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file's name is that of a table."""
+    return _format(path) is not None
+
+
+def is_lines(path: Path) -> bool:
+    """Whether a table's rows are lines after a header."""
+    return _format(path) == "CSV"
+
+
+def read_frame(path: Path, like: DataSpec | None = None) -> pl.DataFrame:
+    """Read a table; `like` says which columns are texts for an existing model.
+
+    Raises:
+        ValueError: the file does not parse, or a number in it may be read in two ways.
+    """
+    kind = _format(path)
+    if kind is None:
+        raise ValueError(f"{path}: not a table's name: it ends in {', '.join(FORMATS)} (or in .csv.gz)")
+    try:
+        packed = path.suffix.lower() in COMPRESSED
+        source = _decompressed(path) if packed else path
+        if kind == "CSV":
+            return _read_csv(path, source, like)
+        if kind == "JSON":
+            return _read_json(path, source)
+        if kind == "JSON lines":
+            return pl.read_ndjson(source, infer_schema_length=None)
+        if kind == "Parquet":
+            return pl.read_parquet(path)
+        with path.open("rb") as file:
+            stream = not file.read(6).startswith((b"ARROW1", b"FEA1"))
+        return pl.read_ipc_stream(path) if stream else pl.read_ipc(path)
+    except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise  # it cannot be opened
+        words = (str(error) or repr(error)).splitlines()[0]
+        raise ValueError(f"{path}: not a readable {kind} file ({words})") from None
+
+
+def _format(path: Path) -> str | None:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSED:
+        kind = FORMATS.get(suffixes[-2]) if len(suffixes) > 1 else None
+        return kind if kind in ("CSV", "JSON", "JSON lines") else None
+    return FORMATS.get(suffixes[-1]) if suffixes else None
+
+
+def _decompressed(path: Path) -> bytes:
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        return gzip.decompress(path.read_bytes())
+    if suffix == ".bz2":
+        return bz2.decompress(path.read_bytes())
+    # polars brings the only reader of .zst: all of the text as one field of one row
+    whole = {"has_header": False, "infer_schema": False, "separator": "\x1f", "eol_char": "\x1e", "quote_char": None}
+    return pl.read_csv(path, **whole).item().encode()  # type: ignore[arg-type]
+
+
+def _read_json(path: Path, source: Path | bytes) -> pl.DataFrame:
+    """A list of records, `[{"a": 1, "b": "x"}, ...]`."""
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+        start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not re.match(rb"\[\s*\{", start):
+        raise ValueError(
+            f"{path}: not a list of records, [{{...}}, ...]: name a file with one record a line .jsonl, and text .txt"
+        )
+    return pl.read_json(source, infer_schema_length=None)
+
+
+def _read_csv(path: Path, source: Path | bytes, like: DataSpec | None) -> pl.DataFrame:
+    def opened() -> io.BytesIO | io.BufferedReader:
+        return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+
+    with opened() as file:
+        first = [file.readline(2**16).decode("utf-8-sig", "replace") for _ in range(2)]
+    if "\0" in "".join(first):
+        raise ValueError(f"{path}: not UTF-8 text: save it as UTF-8")
+    separator = _separator(*first)
+    try:
+        frame = pl.read_csv(source, separator=separator, infer_schema=False)
+    except pl.exceptions.NoDataError:
+        raise ValueError(f"{path}: the file is empty") from None
+    except pl.exceptions.PolarsError:
+        with opened() as file:
+            reason = _ragged(file, separator)
+        if reason:
+            raise ValueError(f"{path}: {reason}") from None
+        raise
+    with io.TextIOWrapper(opened(), encoding="utf-8-sig", newline="") as lines:
+        read = next(csv.reader(lines, delimiter=separator))  # polars keeps doubled quotes, and renames equal names
+    found = read if len(read) == frame.width else frame.columns
+    names = [name.strip() or theirs for name, theirs in zip(found, frame.columns, strict=True)]
+    if all(re.fullmatch(NUMBER, name, re.I) for name in names):
+        raise ValueError(f"{path}: line 1 holds numbers: give the columns' names there")
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise ValueError(f"{path}: two columns are named {twice[0]!r}: rename one")
+    frame.columns = names
+    while frame.width > 1 and frame.height and all(value is None for value in frame.row(-1)):
+        frame = frame.head(-1)  # a blank line at the end
+    texts = {c.name for c in like.columns if c.type == "categorical"} if like else set()
+    columns = [_bare(series) for series in frame.iter_columns()]
+    if separator != ",":
+        columns = _with_points(path, columns, texts)
+    return pl.DataFrame([series if series.name in texts else _typed(series) for series in columns])
+
+
+def _separator(header: str, row: str) -> str:
+    """What divides the first two lines into equally many fields; names and decimals may hold commas."""
+    widths = {s: [len(next(csv.reader([line], delimiter=s), [])) for line in (header, row)] for s in "\t;|,"}
+    alike = [s for s, (one, two) in widths.items() if one == two > 1]
+    return alike[0] if alike else max(",;\t|", key=header.count)
+
+
+def _bare(series: pl.Series) -> pl.Series:
+    """Texts without the blanks around them, null where they stand for a missing value."""
+    bare = series.str.strip_chars()
+    return bare.set(bare.is_in(MISSING), None)
+
+
+def _with_points(path: Path, columns: list[pl.Series], texts: set[str]) -> list[pl.Series]:
+    """Decimal commas as points, in the columns that are numbers with them.
+
+    Raises ValueError where a comma may separate thousands as well, or another column has decimal points.
+    """
+    numbers = [s for s in columns if s.name not in texts and s.str.contains(f"(?i)^{NUMBER}$").all()]
+    commas = [s for s in numbers if s.str.contains(",", literal=True).any()]
+    if not commas:
+        return columns
+    first = commas[0].filter(commas[0].str.contains(",", literal=True)).item(0)
+    values = pl.concat([s.rename("") for s in commas])
+    values = values.filter(values.str.contains(",", literal=True).fill_null(False))
+    if values.str.contains(f"^{THOUSANDS}$").all():
+        raise ValueError(
+            f"{path}: column {commas[0].name!r}: {first!r} has a decimal comma or a separator of thousands: write "
+            f"{first.replace(',', '.')} or {first.replace(',', '')}"
+        )
+    if points := [s for s in numbers if s.str.contains(".", literal=True).any()]:
+        raise ValueError(
+            f"{path}: column {commas[0].name!r} has decimal commas, as {first!r}, but column {points[0].name!r} has "
+            "decimal points: write points in both"
+        )
+    chosen = {s.name for s in commas}
+    return [s.str.replace(",", ".", literal=True) if s.name in chosen else s for s in columns]
+
+
+def _typed(series: pl.Series) -> pl.Series:
+    """Texts as integers, real numbers or booleans, if each of them is one."""
+    missing = series.null_count()
+    if missing == series.len():
+        return series
+    for dtype in (pl.Int64, pl.Float64):
+        numbers = series.cast(dtype, strict=False)
+        if numbers.null_count() == missing:
+            return numbers
+    lower = series.str.to_lowercase()
+    return lower == "true" if lower.drop_nulls().is_in(["true", "false"]).all() else series
+
+
+def _ragged(file: io.BytesIO | io.BufferedReader, separator: str) -> str:
+    """The first line that has more fields than the header, in words."""
+    try:
+        with io.TextIOWrapper(file, encoding="utf-8", newline="") as text:
+            lines = csv.reader(text, delimiter=separator)
+            width = len(next(lines))
+            for fields in lines:
+                if len(fields) > width:
+                    return f"line {lines.line_num} has {len(fields)} fields, the header has {width}"
+    except UnicodeDecodeError as error:
+        return f"not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8"
+    except (csv.Error, StopIteration):
+        pass
+    return ""
