@@ -416,6 +416,32 @@ def test_a_layer_is_a_map_and_what_follows_it():
     assert math.isclose(layers[1].parameter_norm, norm, rel_tol=1e-5)
 
 
+def test_layers_side_by_side_count_once_in_the_depth():
+    """Three branches of two maps each, whose paths end in the loss apart: a depth of three with the map before them."""
+
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(8, 8)
+            self.branches = nn.ModuleList([nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)) for _ in range(3)])
+            for layer in (self.first, *(part for branch in self.branches for part in branch)):
+                nn.init.orthogonal_(layer.weight, gain=0.05)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.first(x)
+            return torch.stack([branch(h).sum() for branch in self.branches]).sum()
+
+    torch.manual_seed(0)
+    network = Branches()
+    x = torch.randn(4, 8)
+    flow = gradient_flow(network, lambda: network(x))
+    assert [layer.depth for layer in flow.layers] == [1, 2, 3, 2, 3, 2, 3]
+    norms = {layer.layer: math.log(layer.output_norm) for layer in flow.layers}
+    last = np.mean([norms[f"branches.{i}.1"] for i in range(3)])
+    assert math.isclose(flow.total, math.exp(norms["first"] - last), rel_tol=0.5)
+    assert flow.verdict == "vanishing"
+
+
 def test_the_path_starts_at_the_data_and_not_at_the_time():
     """A U-Net's time embedding runs first, and its image goes another way; a flow's halves go beside its networks."""
     x = torch.randint(0, 17, (40, 1, 8, 8), dtype=torch.uint8).numpy()

@@ -42,7 +42,7 @@ class LayerCount:
         parameters: trained or not.
         dense_parameters: of a dense layer between the same input and output, for a convolution; else None.
         flops: of one example's forward pass, a multiplication and an addition being two; of matrix products,
-            convolutions and attention only.
+            convolutions, recurrences and attention only.
         activation_bytes: of one example's output; 0 where that is its input's memory, or its parts are listed.
     """
 

@@ -46,6 +46,7 @@ class LayerGradient:
 
     Attributes:
         layer, kind: the module's name, what it is and what follows it.
+        depth: the number of layers on the longest path to its output, itself included.
         output_norm: of the gradient of the loss with respect to its output.
         parameter_norm: of the gradient of the loss with respect to its weights.
         jacobian: of its output with respect to the output of the layer before, or to its input; one example's.
@@ -53,6 +54,7 @@ class LayerGradient:
 
     layer: str
     kind: str
+    depth: int
     output_norm: float
     parameter_norm: float
     jacobian: Spectrum | None
@@ -65,7 +67,7 @@ class GradientFlow:
     Attributes:
         layers: in the order of the forward pass.
         factor: ρ, by which the gradient changes from a layer to the one before it, in the geometric mean.
-        total: $\\rho^{n-1}$, the change from the last of n layers to the first.
+        total: $\\rho^{n-1}$, the change over the depth n from the last layer to the first.
         verdict: `vanishing` where the total is below 1/100, `exploding` where it is above 100, else `healthy`;
             `blocked` where the gradient of some layer is exactly zero, `too shallow` with fewer than 3 layers.
         reason: the verdict in a sentence.
@@ -101,6 +103,7 @@ class _Ran:
 class _Layer:
     name: str
     kind: str
+    depth: int
     before: Tensor | None
     output: Tensor
     parameters: list[nn.Parameter]
@@ -120,7 +123,8 @@ def gradient_flow(
     The layers are the outputs that every path from the source to the loss goes through (so a residual network has its
     blocks as layers, and not the insides of a branch), each a map with weights together with the activation, norm and
     pooling that follow it; where there are fewer than 3, all maps with weights. The factor per layer is
-    $\rho = e^{-b}$ with b the slope of the line fitted to $\log \lVert \partial L / \partial h_l \rVert$ over l.
+    $\rho = e^{-b}$ with b the slope of the line fitted to $\log \lVert \partial L / \partial h_l \rVert$ over the depth
+    l, in which layers side by side count once.
 
     The rule: vanishing where $\rho^{n-1} < 1/100$, exploding where $\rho^{n-1} > 100$. With one learning rate, the
     first layer then needs 100 steps for a change that the last layer makes in one, or the reverse. The rule looks at
@@ -165,9 +169,8 @@ def gradient_flow(
         if len(layers) < 3:
             maps = _maps(ran, owned)
             layers = [
-                _Layer(s.name, kind_of(s.module), s.inputs, s.output, owned[_plain(s.name)])
-                for s in seen
-                if _plain(s.name) in maps
+                _Layer(s.name, kind_of(s.module), depth, s.inputs, s.output, owned[_plain(s.name)])
+                for s, depth in _depths([s for s in seen if _plain(s.name) in maps], value)
             ]
         measured = [_measure(layer, value, jacobians) for layer in layers]
     return _judge(measured, network, seen)
@@ -198,11 +201,11 @@ def singular_values(
     rank = min(n_in, n_out)
     if n_out <= exact:
         rows = [pull(row) for row in torch.eye(n_out, dtype=output.dtype, device=output.device)]
-        values = torch.linalg.svdvals(torch.stack([r for r in rows if r is not None]).double())
+        values = torch.linalg.svdvals(torch.stack([r for r in rows if r is not None]).cpu().double())
         return Spectrum(values[0].item(), values.square().sum().div(rank).sqrt().item(), values[-1].item())
     generator = torch.Generator().manual_seed(1)
     probes = [pull(torch.randn(n_out, generator=generator).to(output)) for _ in range(PROBES)]
-    square = sum(float(p.double().square().sum()) for p in probes if p is not None) / len(probes)
+    square = sum(float(p.cpu().double().square().sum()) for p in probes if p is not None) / len(probes)
     # J u as the gradient of the linear map v -> Jᵀv
     v = torch.zeros_like(probe, requires_grad=True)
     pulled = pull(v, create=True)
@@ -213,14 +216,18 @@ def singular_values(
         """J Jᵀ u."""
         inner = pull(u.to(output))
         (w,) = torch.autograd.grad(pulled, v, inner, retain_graph=True)
-        return w.double()
+        return w.cpu().double()
 
-    return Spectrum(math.sqrt(_largest_eigenvalue(both, probe, min(iterations, n_out))), math.sqrt(square / rank), None)
+    return Spectrum(
+        math.sqrt(_largest_eigenvalue(both, probe.cpu().double(), min(iterations, n_out))),
+        math.sqrt(square / rank),
+        None,
+    )
 
 
 def _largest_eigenvalue(product: Callable[[Tensor], Tensor], start: Tensor, iterations: int) -> float:
     """The Lanczos iteration, each vector made orthogonal to all before it."""
-    basis = [start.double() / start.double().norm()]
+    basis = [start / start.norm()]
     columns: list[Tensor] = []
     for _ in range(iterations):
         w = product(basis[-1])
@@ -235,7 +242,7 @@ def _largest_eigenvalue(product: Callable[[Tensor], Tensor], start: Tensor, iter
     size = len(columns)
     matrix = torch.zeros(size, size, dtype=torch.float64)
     for i, column in enumerate(columns):
-        matrix[: i + 1, i] = matrix[i, : i + 1] = column.cpu()
+        matrix[: i + 1, i] = matrix[i, : i + 1] = column
     return max(0.0, float(torch.linalg.eigvalsh(matrix)[-1]))
 
 
@@ -256,7 +263,7 @@ def _path(
         parameters = [p for name in passed for p in owned.get(name, [])]
         if inner:
             name, module = _named(s, inner, maps, modules)
-            layers.append(_Layer(name, kind_of(module), output, s.output, parameters))
+            layers.append(_Layer(name, kind_of(module), len(layers) + 1, output, s.output, parameters))
         elif layers:
             layers[-1].output = s.output
             layers[-1].kind += "" if any(s.module.children()) else f", {kind_of(s.module)}"
@@ -265,6 +272,15 @@ def _path(
             continue  # a norm of the input belongs to the first map
         start, output = s.at, s.output
     return [] if any(_plain(r.name) in maps and r.node in reached for r in ran[start:]) else layers
+
+
+def _depths(maps: list[_Seen], value: Tensor) -> list[tuple[_Seen, int]]:
+    """Each map with the number of maps on the longest path to its output, where these run side by side too."""
+    nodes = {s.node for s in maps}
+    depth: dict[Any, int] = {}
+    for node in reversed(_topological(value.grad_fn)) if maps else ():
+        depth[node] = max((depth[child] for child in _children(node)), default=0) + (node in nodes)
+    return [(s, depth[s.node]) for s in maps if s.node in depth]
 
 
 def _named(s: _Seen, inner: list[str], maps: set[str], modules: dict[str, nn.Module]) -> tuple[str, nn.Module]:
@@ -296,12 +312,12 @@ def _plain(name: str) -> str:
 def _measure(layer: _Layer, value: Tensor, jacobians: bool) -> LayerGradient:
     targets = [layer.output, *layer.parameters]
     gradients = torch.autograd.grad(value, targets, retain_graph=True, allow_unused=True)
-    norms = [0.0 if g is None else float(g.double().norm()) for g in gradients]
+    norms = [0.0 if g is None else float(g.cpu().double().norm()) for g in gradients]
     spectrum, before = None, layer.before
     comparable = before is not None and before.requires_grad and before.dim() > 1 and layer.output.dim() > 1
     if jacobians and before is not None and comparable and len(before) == len(layer.output):
         spectrum = singular_values(layer.output, before)
-    return LayerGradient(layer.name, layer.kind, norms[0], math.hypot(*norms[1:]), spectrum)
+    return LayerGradient(layer.name, layer.kind, layer.depth, norms[0], math.hypot(*norms[1:]), spectrum)
 
 
 def _trunk(seen: list[_Seen], value: Tensor, source: Tensor | None, first: str | None) -> tuple[list[_Seen], set[Any]]:
@@ -353,22 +369,23 @@ def _topological(root: Any) -> list[Any]:
 
 def _judge(layers: list[LayerGradient], network: nn.Module, seen: list[_Seen]) -> GradientFlow:
     norms = [layer.output_norm for layer in layers]
-    if len(norms) < 3:
-        return GradientFlow(layers, 1.0, 1.0, "too shallow", f"{len(norms)} layers have no depth to speak of")
+    depth = torch.tensor([layer.depth for layer in layers], dtype=torch.float64)
+    n = int(depth.max() - depth.min()) + 1 if layers else 0
+    if n < 3:
+        return GradientFlow(layers, 1.0, 1.0, "too shallow", f"a depth of {n} is too small for a rate")
     if not all(norms):
         zero = [s.name for s in seen if _starts_at_zero(s.module)]
         why = f": all weights of {zero[-1]} are 0, as some layers start" if zero else ""
         first = next(layer.layer for layer in layers if not layer.output_norm)
         return GradientFlow(layers, 0.0, 0.0, "blocked", f"no gradient reaches {first}{why}")
     y = torch.tensor(norms, dtype=torch.float64).log()
-    depth = torch.arange(len(norms), dtype=torch.float64)
     centred = depth - depth.mean()
     slope = float((centred * y).sum() / centred.square().sum())
-    factor, total = math.exp(-slope), math.exp(-slope * (len(norms) - 1))
+    factor, total = math.exp(-slope), math.exp(-slope * (n - 1))
     verdict: Verdict = "vanishing" if total < 1 / FAR else "exploding" if total > FAR else "healthy"
     reason = (
         f"the gradient changes by a factor of {factor:.3g} per layer towards the input, of {total:.2g} over "
-        f"{len(norms)} layers ({'within' if verdict == 'healthy' else 'beyond'} 1/{FAR:.0f} to {FAR:.0f})"
+        f"a depth of {n} ({'within' if verdict == 'healthy' else 'beyond'} 1/{FAR:.0f} to {FAR:.0f})"
     )
     return GradientFlow(layers, factor, total, verdict, reason)
 

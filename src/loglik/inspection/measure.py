@@ -152,8 +152,7 @@ def inspect(
         _images(found, density, x, seed)
     else:
         found.left_out.append(
-            "Receptive fields and translations are those of a network that takes an image as a grid, here of a "
-            f"classifier of images: this is {_what(density, data)}."
+            f"Receptive fields and translations are measured of classifiers of images: this is {_what(density, data)}."
         )
     _attention(found, density, loss, seed)
     return found
@@ -230,8 +229,4 @@ def _rows(y: Tensor | None, n: int) -> Tensor | None:
 
 def _what(density: Density, data: Data) -> str:
     kind = {"image": "images", "table": "tables", "array": "arrays", "text": "text"}[data.spec.kind]
-    return (
-        f"a classifier of {kind}"
-        if density.event == "y"
-        else f"a density of {kind}, whose networks take rows of numbers"
-    )
+    return f"a classifier of {kind}" if density.event == "y" else f"a density of {kind}"
