@@ -62,6 +62,18 @@ def test_the_table_gives_medians_ratios_and_reasons(run):
     assert "not available: ImportError: no" in gone
 
 
+def test_a_cpu_without_bfloat16_has_no_peak_in_it(run, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(run.harness, "PEAK_SIZES", (16,))
+    before = torch.get_num_threads()
+    peak = run.harness.matrix_peak(1)
+    torch.set_num_threads(before)
+    assert list(peak) == ["float32"] and peak["float32"] > 0
+    ours = SimpleNamespace(described={"parameters": 10, "flops": {"step, bf16": 8_000_000}})
+    row = run.table({"ours": ours}, {"step, bf16": {"ours": [0.002]}}, peak)[-1]
+    assert row.endswith("| 4.0 | not native |")
+
+
 def test_one_section_is_replaced_and_the_others_stay(run, tmp_path):
     path = tmp_path / "RESULTS.md"
     run.write({"flow": "## Flow\n\nold\n"}, path)
