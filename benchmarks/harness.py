@@ -26,6 +26,7 @@ __all__ = ["Side", "Unavailable", "count", "evaluation", "load_workload", "matri
 
 RUN_SECONDS = 0.3  # an operation is repeated until a run takes this long
 WARM_UP = 3
+PEAK_SIZES = (1024, 2048)
 
 
 class Unavailable(Exception):
@@ -90,17 +91,23 @@ def load_workload(name: str) -> ModuleType:
 
 
 def matrix_peak(threads: int) -> dict[str, float]:
-    """The best rate of a square matrix product here, in GFLOP/s: what the fraction of the limit refers to.
+    """Measure the best rate of a square matrix product, in GFLOP/s: what the fraction of the limit refers to.
 
     As torch.mm and as the operation that torch's compiler puts for a linear map, another library's; the faster counts.
+    Where the CPU has no bfloat16 instructions there is no peak in bfloat16.
     """
     import torch
 
+    from loglik.training.precision import multiplies_bfloat16
+
     torch.set_num_threads(threads)
     peaks = {}
-    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+    dtypes = {"float32": torch.float32}
+    if multiplies_bfloat16(torch.device("cpu")):
+        dtypes["bfloat16"] = torch.bfloat16
+    for name, dtype in dtypes.items():
         best = 0.0
-        for size in (1024, 2048):
+        for size in PEAK_SIZES:
             a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
             linear = torch.ops.mkldnn._linear_pointwise
             for product in (lambda: torch.mm(a, b), lambda: linear(a, b, None, "none", [], "")):  # noqa: B023

@@ -154,6 +154,7 @@ def table(workers: dict[str, Worker], times: dict[str, dict[str, list[float]]], 
             ratio = "" if fastest is None else f"{fastest / median:.2f}"
             work = worker.described["flops"].get(operation)
             rate = work / median / 1e9 if work else None
+            limit = peak.get("bfloat16" if operation.endswith("bf16") else "float32")
             cells = [
                 operation,
                 side,
@@ -161,7 +162,7 @@ def table(workers: dict[str, Worker], times: dict[str, dict[str, list[float]]], 
                 *(f"{1e3 * value:.2f}" for value in (median, min(seconds), max(seconds))),
                 ratio,
                 "" if rate is None else f"{rate:.1f}",
-                "" if rate is None else f"{rate / peak['bfloat16' if operation.endswith('bf16') else 'float32']:.0%}",
+                "" if rate is None else "not native" if limit is None else f"{rate / limit:.0%}",
             ]
             rows.append("| " + " | ".join(cells) + " |")
     if not times:
@@ -177,6 +178,7 @@ def section(workload: str, rounds: int, threads: int, peers: str) -> str:
     workers, times = measure(workload, rounds, threads, peers)
     after = harness.matrix_peak(threads)
     peak = {name: max(before[name], after[name]) for name in before}
+    half = f"{peak['bfloat16']:.0f}" if "bfloat16" in peak else "not native"
     versions: dict[str, str] = {}
     for worker in workers.values():
         versions |= worker.described.get("versions", {})
@@ -195,8 +197,8 @@ def section(workload: str, rounds: int, threads: int, peers: str) -> str:
         module.NOTES,
         "",
         f"Measured {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC on {machine()}, {width}, load {load:.1f} at "
-        f"the start; {rounds} rounds; matrix peak {peak['float32']:.0f} GFLOP/s in float32, {peak['bfloat16']:.0f} "
-        f"in bfloat16; Python {platform.python_version()}, "
+        f"the start; {rounds} rounds; matrix peak {peak['float32']:.0f} GFLOP/s in float32, {half} in bfloat16; "
+        f"Python {platform.python_version()}, "
         + ", ".join(f"{name} {version}" for name, version in versions.items())
         + ".",
     ]

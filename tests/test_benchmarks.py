@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -21,7 +23,11 @@ def run(monkeypatch):
 @pytest.mark.parametrize(
     "name", ["classifier", "resnet", "autoregressive", "generation", "flow", "flow_table", "vae", "diffusion", "unet"]
 )
-def test_our_side_of_each_workload_runs(run, name):
+def test_our_side_of_each_workload_runs(run, name, tmp_path, monkeypatch):
+    """The VAE's Fashion-MNIST is what a machine may lack: here it is 1,500 images of noise."""
+    images = torch.randint(256, (1500, 28, 28), dtype=torch.uint8).numpy()
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(16) + images.tobytes(), 1))
+    monkeypatch.setenv("LOGLIK_DATA", str(tmp_path))
     module = run.harness.load_workload(name)
     assert name in run.WORKLOADS and next(iter(module.SIDES)) == "ours" and len(module.SIDES) > 1
     if name == "generation":  # minutes otherwise
@@ -54,6 +60,18 @@ def test_the_table_gives_medians_ratios_and_reasons(run):
     assert ours == "| step | ours | 10 | 2.00 | 1.00 | 9.00 | 2.00 | 4.0 | 25% |"
     assert "| 1.00 |" in fast
     assert "not available: ImportError: no" in gone
+
+
+def test_a_cpu_without_bfloat16_has_no_peak_in_it(run, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(run.harness, "PEAK_SIZES", (16,))
+    before = torch.get_num_threads()
+    peak = run.harness.matrix_peak(1)
+    torch.set_num_threads(before)
+    assert list(peak) == ["float32"] and peak["float32"] > 0
+    ours = SimpleNamespace(described={"parameters": 10, "flops": {"step, bf16": 8_000_000}})
+    row = run.table({"ours": ours}, {"step, bf16": {"ours": [0.002]}}, peak)[-1]
+    assert row.endswith("| 4.0 | not native |")
 
 
 def test_one_section_is_replaced_and_the_others_stay(run, tmp_path):

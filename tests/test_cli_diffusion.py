@@ -71,7 +71,6 @@ def test_the_curve_of_quality(trained, tmp_path, monkeypatch):
 
 
 def test_the_ode_benchmark_measures_both(monkeypatch):
-    pytest.importorskip("scipy")
     spec = importlib.util.spec_from_file_location("ode_likelihood", BENCHMARKS / "ode_likelihood.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -10,6 +10,7 @@ from exact import GaussianDenoiser, gaussian_end, two_moons_like
 from loglik.diffusion import Diffusion, Discrete, LinearBeta, Sampler, ddpm_betas
 from loglik.diffusion.sampler import METHODS, SPACINGS, integrate, levels_of
 from loglik.diffusion.steps import exponential_weights
+from needs import peer
 
 MEAN, SCALE = 0.7, 0.4
 ORDERS = {
@@ -174,7 +175,7 @@ class Noise(nn.Module):
 @pytest.mark.parametrize("name", ["DDPM", "DDIM", "DDIM-eta", "DPM++2M", "DPM++2M-SDE"])
 @torch.no_grad()
 def test_trajectories_are_diffusers(float64, name):
-    diffusers = pytest.importorskip("diffusers")
+    diffusers = peer("diffusers")
     network, steps = Noise(), 1000 if name == "DDPM" else 20
     schedule = Discrete(ddpm_betas())
     common = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02}

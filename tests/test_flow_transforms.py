@@ -36,7 +36,7 @@ from loglik.flows import (
 from loglik.flows.spline import UNIT_DERIVATIVE
 from loglik.networks import MLP, Conditioner, MaskedMLP, PixelConditioner
 from loglik.transforms import Permute, Reshape, Scale, SoftTails, Squeeze
-from peers import peer
+from needs import peer
 from test_transforms import jacobian_log_det
 
 HERE = Path(__file__).parent

@@ -1,6 +1,5 @@
 """Flows: the spline against its formula, log-determinants against autograd, and densities that integrate to one."""
 
-import importlib.util
 import math
 
 import pytest
@@ -18,6 +17,7 @@ from loglik.flows.spline import MIN_BIN, MIN_DERIVATIVE, UNIT_DERIVATIVE, parame
 from loglik.networks import MLP
 from loglik.transforms import Dequantize, Logit, Reshape, Scale, Standardise
 from loglik.vae import VAE, Gaussian
+from needs import peer
 from test_transforms import jacobian_log_det
 
 BINS, INTERVAL = 5, 3.0
@@ -58,17 +58,15 @@ def test_spline_is_its_formula(float64):
     torch.testing.assert_close(log_slope, torch.tensor([t[1] for t in truth]))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("zuko") is None, reason="zuko is not installed")
 def test_spline_is_zukos(float64):
-    from zuko.transforms import MonotonicRQSTransform
-
+    zuko = peer("zuko.transforms")
     raw, x = torch.randn(50, P), 3.5 * (2 * torch.rand(50) - 1)
     squash = 690.0  # zuko bounds its parameters softly: w / (1 + |2w / log slope|), undone here
     undo = lambda w, factor: w / (1 - (factor * w / squash).abs())  # noqa: E731
     share = lambda r: (MIN_BIN + (1 - MIN_BIN * BINS) * r.softmax(-1)).log()  # noqa: E731
     slopes = (MIN_DERIVATIVE + nn.functional.softplus(raw[:, 2 * BINS :] + UNIT_DERIVATIVE)).log()
     widths, heights = undo(share(raw[:, :BINS]), 2), undo(share(raw[:, BINS : 2 * BINS]), 2)
-    theirs = MonotonicRQSTransform(widths, heights, undo(slopes, 1), bound=INTERVAL, slope=math.exp(-squash))
+    theirs = zuko.MonotonicRQSTransform(widths, heights, undo(slopes, 1), bound=INTERVAL, slope=math.exp(-squash))
     y, log_slope = spline(x, raw)
     torch.testing.assert_close(y, theirs(x))
     torch.testing.assert_close(log_slope, theirs.log_abs_det_jacobian(x, theirs(x)))

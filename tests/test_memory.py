@@ -1,8 +1,7 @@
-import platform
 import subprocess
 import sys
 
-import pytest
+from needs import needs
 
 MEASURE = """
     import resource, sys, torch
@@ -33,6 +32,6 @@ def page_faults(words: str) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
+@needs("glibc")
 def test_a_step_after_the_first_asks_for_no_new_pages() -> None:
     assert page_faults("keep") < 100 < page_faults("leave")

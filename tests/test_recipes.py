@@ -1,6 +1,5 @@
 """Every recipe through the shared density suite, and what recipes themselves promise."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from densities import (
 )
 from loglik.data.spec import DataSpec
 from loglik.recipes import RECIPES, Unsuitable, build, recipe
+from needs import needs
 
 HERE = Path(__file__).parent
 TWO_PIXEL_CASES = [
@@ -38,7 +38,7 @@ def test_density(case, check):
     check(case)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs("a GPU")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_density_on_gpu(case):
     densities.check_gpu(case)
@@ -137,7 +137,7 @@ def test_log_prob_is_one_graph(family):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@needs("a C++ compiler")
 @pytest.mark.parametrize("case", [c for c in CASES if not c.conditional and c.spec in ("image", "table")], ids=str)
 def test_compiled(case: Case):
     compiled("inductor", case.family, case.spec, "loss")

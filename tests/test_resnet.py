@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from loglik.networks import ConvNet, ResNet
-from peers import peer
+from needs import peer
 
 
 def to_timm(name: str) -> str:

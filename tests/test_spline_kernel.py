@@ -1,20 +1,18 @@
 """The spline's kernel against its formula in tensor operations."""
 
-import shutil
-
 import pytest
 import torch
 
 from loglik.flows import rational_quadratic_spline
 from loglik.flows import spline_kernel as kernel
 from loglik.flows.spline import _spline, parameters_per_dim
+from needs import needs
 
 CAPABILITY = torch.backends.cpu.get_cpu_capability()
-made = pytest.mark.skipif(kernel.LIBRARY is None, reason="there was no C compiler when loglik was installed")
+made = needs("the spline's kernel")
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
-@pytest.mark.skipif(CAPABILITY not in ("AVX2", "AVX512"), reason="of x86 processors, none is made for older ones")
+@needs("a C compiler", "an x86 CPU with AVX2")
 def test_the_kernel_is_there_where_a_compiler_is():
     """Else every other test here would be skipped unseen: reinstall (`make setup`), and read what pip says."""
     assert kernel.LIBRARY is not None

@@ -1,7 +1,6 @@
 """fit: it learns, it repeats itself, it survives being killed, and it stops when it should."""
 
 import os
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -29,6 +28,7 @@ from loglik.training import NotFinite, TrainingSettings, checkpoint, fit, loop
 from loglik.training.progress import progress_bar
 from loglik.transforms import Standardise
 from loglik.vae import Categorical, Gaussian, Objective
+from needs import needs
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 2, size=200)
@@ -699,7 +699,7 @@ torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@needs("a C++ compiler")
 def test_compiled_training_is_training():
     """With a gradient that torch's compiler gets wrong if it may write over saved tensors."""
     run_alone("-c", COMPILED)

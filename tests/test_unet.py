@@ -8,7 +8,7 @@ from torch import nn
 from loglik.networks import DiT, UNet
 from loglik.networks.groupnorm import NormActivation
 from loglik.networks.transformer import Encoder
-from peers import peer
+from needs import peer
 
 
 def randomised(network, scale=0.2):

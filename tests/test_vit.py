@@ -8,7 +8,7 @@ from torch import nn
 
 from loglik.networks import Encoder, ViT
 from loglik.networks.positions import sinusoids
-from peers import peer
+from needs import peer
 
 NAMES = {
     "class_token": "cls_token",
