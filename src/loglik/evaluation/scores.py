@@ -23,7 +23,7 @@ def arguments(density: Density, x: Tensor, y: Tensor | None) -> tuple[Tensor, Te
     """The event and the context of a batch: (y, x) for p(y | x), (x, y) for p(x | y), (x, None) for p(x)."""
     if density.event == "y" or density.conditional:
         if y is None:
-            raise ValueError("this density needs labels: class folders, or --label COLUMN for a table")
+            raise ValueError('this density needs labels: class folders, label="COLUMN" for a table, or a pair (x, y)')
         return (y, x) if density.event == "y" else (x, y)
     return x, None
 
