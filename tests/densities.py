@@ -269,6 +269,33 @@ def check_samples_of_the_bound(case: Case) -> None:
     assert more.var(0).mean() < one.var(0).mean()
 
 
+def check_accepts_arrays(case: Case) -> None:
+    """NumPy's arrays, lists and tensors of other dtypes give what tensors of the density's dtype give; no graph in a
+    sample."""
+    density, event, context = ready(case)
+    noise()
+    truth = density.log_prob(event, context)
+    noise()
+    loss = density.loss(event, context)
+
+    def other(value: Tensor | None, form: str) -> Any:
+        if value is None:
+            return None
+        value = value.double() if value.is_floating_point() else value.to(torch.int32)
+        return {"tensor": value, "numpy": value.numpy(), "list": value.tolist()}[form]
+
+    for form in ("tensor", "numpy", "list"):
+        noise()
+        assert torch.equal(density.log_prob(other(event, form), other(context, form)), truth)
+        noise()
+        assert torch.equal(density.loss(other(event, form), other(context, form)), loss)
+        drawn = density.sample(16, other(context, form))
+        assert drawn.grad_fn is None and not drawn.requires_grad
+    if event.is_floating_point():
+        double = copy.deepcopy(density).double()
+        assert double.log_prob(event, context).dtype == torch.float64
+
+
 def check_bfloat16(case: Case) -> None:
     """Under autocast the mean stays within a hundredth."""
     density, event, context = ready(case, n=512)
@@ -333,6 +360,7 @@ CHECKS: list[Callable[[Case], None]] = [
     check_rows_alone,
     check_one_objective,
     check_samples_of_the_bound,
+    check_accepts_arrays,
     check_bfloat16,
     check_saves,
     check_deepcopy,

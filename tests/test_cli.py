@@ -313,7 +313,7 @@ def test_labels_that_are_not_there_or_say_nothing(data, tmp_path) -> None:
     assert "no column 'price' for the label; the columns are size, colour, count, sold" in said
     same = lines(tmp_path, "a,kind", *(f"{i}.5,cat" for i in range(20)))
     assert "column 'kind': all labels are 'cat'" in refused("fit", same, "--model", "classifier", "--label", "kind")
-    assert "names a column of a table" in refused("compare", data.images, "--label", "a")
+    assert "is not a table, so it has no column 'a' for the label" in refused("compare", data.images, "--label", "a")
     assert "classifier needs labels" in refused("fit", data.array, "--model", "classifier")
 
 
@@ -363,7 +363,7 @@ def test_data_that_the_run_cannot_take(runs, data) -> None:
         (("--model", "flow", "--set", "dropout=much"), "dropout must be a number, got 'much'"),
         (("--model", "flow", "--set", "conditional=maybe"), "conditional must be true or false, got 'maybe'"),
         (("--model", "flow", "--set", "size=3"), "size must be a text, got 3"),
-        (("--model", "flow", "--set", "conditional=true"), "conditional=true needs labels"),
+        (("--model", "flow", "--set", "conditional=true"), "--set conditional=true needs labels: class folders, --lab"),
     ],
 )
 def test_bad_settings_are_one_clear_line(words, said, data) -> None:

@@ -2,8 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.distributions import Normal
 
 from loglik.data.spec import DataSpec
@@ -95,6 +97,39 @@ def test_draws_combine(float64, importance_weighted, at_once):
     torch.testing.assert_close(terms["b"], -2 * all_draws.mean(0))
     torch.testing.assert_close(sum(terms.values()), truth)
     assert len(terms) == 2 + importance_weighted
+
+
+def test_arrays_are_converted_to_the_densitys_own_dtype():
+    normal = StandardNormal((2,))
+    assert normal.log_prob(np.zeros((3, 2))).dtype == torch.float32
+    assert normal.double().log_prob([[0, 1], [2, 3]]).dtype == torch.float64
+    assert normal.log_prob(np.zeros((3, 2), dtype=">f2")).shape == (3,)
+    x = torch.ones(1, 2, requires_grad=True)
+    normal.log_prob(x).sum().backward()
+    assert x.grad is not None and torch.equal(x.grad, -torch.ones(1, 2))
+    with pytest.raises(ValueError, match="expected numbers, got an array of type <U1: give each example as numbers"):
+        normal.log_prob([["a", "b"]])
+
+
+def test_a_users_own_density_accepts_arrays_and_samples_without_a_graph():
+    class Shifted(Density):
+        def __init__(self):
+            super().__init__()
+            self.event_shape, self.shift = (2,), nn.Parameter(torch.zeros(2))
+
+        def log_prob(self, x, context=None, *, samples=1):
+            assert x.dtype is self.shift.dtype and context.dtype is torch.int64
+            return -((x - self.shift).square().sum(1))
+
+        def sample(self, n, context=None):
+            assert context.dtype is torch.int64
+            return self.shift + torch.randn(n, 2)
+
+    density, labels = Shifted(), np.array([0, 1], dtype=np.uint8)
+    assert density.loss(np.ones((2, 2)), labels).item() == 2
+    assert not density.sample(2, labels).requires_grad
+    each = torch.func.vmap(torch.func.grad(lambda row: density.log_prob(row[None], labels[:1])[0]))
+    assert torch.equal(each(torch.ones(3, 2)), torch.full((3, 2), -2.0))
 
 
 def test_no_samples_is_refused():

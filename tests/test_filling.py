@@ -129,7 +129,7 @@ def test_runs_that_cannot_fill_are_one_line(table, tmp_path):
     with pytest.raises(ValueError, match="this is a classifier"):
         fill_table(classifier, whole, tmp_path / "no.csv")
     conditional = loglik.fit("flow", whole, conditional=True, **common)
-    with pytest.raises(ValueError, match="train one without conditional=true"):
+    with pytest.raises(ValueError, match="train one without conditional=True"):
         fill_table(conditional, whole, tmp_path / "no.csv")
     array = loglik.fit("independent", np.random.default_rng(0).normal(size=(30, 2)), progress=False)
     with pytest.raises(ValueError, match="fill takes tables, and this run's data are"):

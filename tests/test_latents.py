@@ -77,7 +77,7 @@ def test_mistakes_are_one_line(linear, call, message):
 
 
 def test_what_has_no_latents_is_named():
-    with pytest.raises(ValueError, match="a flow has no latents of a VAE: use a run of --model vae"):
+    with pytest.raises(ValueError, match="a flow has no latents of a VAE: use a run of the family vae"):
         Latents(Flow([], loglik.StandardNormal((2,))))
 
 

@@ -1,7 +1,9 @@
 """The public face: light to import, silent, complete."""
 
+import ast
 import importlib
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 
 import loglik
 
+ROOT = Path(loglik.__file__).parent
 MODULES = sorted(module.name for module in pkgutil.walk_packages(loglik.__path__, "loglik."))
 
 
@@ -75,6 +78,20 @@ def test_every_module_says_what_it_is_and_what_it_offers(name) -> None:
     assert len(set(module.__all__)) == len(module.__all__)
     for public in module.__all__:
         assert getattr(module, public) is not None
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.rglob("*.py")), ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_only_the_command_line_speaks_of_its_options(file) -> None:
+    """What Python raises or prints names Python's arguments; `cli` translates."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    documented = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and isinstance(node.body[0], ast.Expr)
+    }
+    texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    options = [node.value for node in texts if id(node) not in documented and re.search(r"(^|\W)--[a-z]", node.value)]
+    assert options == [] or file.is_relative_to(ROOT / "cli")
 
 
 def test_the_types_are_shipped() -> None:

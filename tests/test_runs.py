@@ -181,7 +181,7 @@ def test_no_run_at_all(tmp_path) -> None:
 
 def test_nothing_is_overwritten(run, tmp_path) -> None:
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
-    with pytest.raises(FileExistsError, match="exists and is not empty: choose another --out"):
+    with pytest.raises(FileExistsError, match="exists and is not empty: choose another out=, or pass resume=True"):
         fit("vae", REAL, out=run.path, width=8, **SETTINGS)
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
     (tmp_path / "file").write_text("mine")

@@ -80,7 +80,7 @@ def test_a_run_knows_how_its_text_was_read(path, tmp_path) -> None:
     result = loglik.evaluate(loglik.load(tmp_path / "run"), split="validation")
     data = load(path, text=TextSettings(tokenizer="bpe", vocabulary=300, window=10, split="70/30/0"))
     assert result.n == len(data.validation.x.stream) and result.unit == "token"
-    with pytest.raises(ValueError, match="the run's test split is empty: use --split validation, or give data"):
+    with pytest.raises(ValueError, match=r"the run's test split is empty: use split=.validation., or pass data"):
         loglik.evaluate(run)
     (tmp_path / "b.txt").write_text("two cats sat\n" * 30)
     other = loglik.evaluate(run, tmp_path / "b.txt")

@@ -93,10 +93,10 @@ def evaluate(
     split = split or ("test" if data is None else "all")
     part, scores = held.split(split), None
     if len(part) == 0 and data is None:
-        raise ValueError(f"the run's {split} split is empty: use --split validation, or give data")
+        raise ValueError(f'the run\'s {split} split is empty: use split="validation", or pass data')
     if per_row is not None and len(part):
         if isinstance(part.x, Windows):
-            raise ValueError("a text has no rows: --per-row takes tables, images and arrays")
+            raise ValueError("a text has no rows: per_row= takes tables, images and arrays")
         scores = log_probs(density, part, samples=default_samples(density, len(part), samples), seed=seed)
         write_rows(scores, part.index, Path(per_row))
     return evaluate_split(

@@ -6,13 +6,15 @@ S Monte Carlo samples; an event is one example without its batch dimension.
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from enum import Enum
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
@@ -29,6 +31,8 @@ __all__ = [
     "expand_context",
     "sum_terms",
 ]
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class Bound(str, Enum):
@@ -52,8 +56,84 @@ class Bound(str, Enum):
         return max(bounds, key=list(Bound).index, default=Bound.EXACT)
 
 
+def _accepts_arrays(method: Method) -> Method:
+    """A `log_prob` or `loss` that converts its event and context to tensors of the density's dtype and device."""
+
+    @functools.wraps(method)
+    def wrapper(self: Density, x: Any, context: Any = None, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            anchor = _anchor(self)
+            x = _received(x, anchor, real=not self.discrete, label=self.event == "y")
+            if context is not None:
+                context = _received(context, anchor, label=self.event == "x")
+        return method(self, x, context, **kwargs)
+
+    return wrapper  # type: ignore[return-value]
+
+
+def _samples(method: Method) -> Method:
+    """A `sample` that converts its context, and records no graph."""
+
+    @functools.wraps(method)
+    def wrapper(self: Density, n: int, context: Any = None, **kwargs: Any) -> Any:
+        if context is not None and not torch.compiler.is_compiling():
+            context = _received(context, _anchor(self), label=self.event == "x")
+        with torch.no_grad():
+            return method(self, n, context, **kwargs)
+
+    return wrapper  # type: ignore[return-value]
+
+
+def _anchor(density: Density) -> Tensor | None:
+    """The density's first floating-point parameter, or else buffer: its dtype and device are the density's.
+
+    Where it is found is remembered, since a search takes as long as a small network's layer.
+    """
+    try:
+        module, name = density.__dict__["_anchor_at"]
+        return getattr(module, name)
+    except (KeyError, AttributeError):
+        pass
+    for tensors in (nn.Module.named_parameters, nn.Module.named_buffers):
+        for module in density.modules():
+            for name, tensor in tensors(module, recurse=False):
+                if tensor.is_floating_point():
+                    density.__dict__["_anchor_at"] = module, name
+                    return tensor
+    return None
+
+
+def _received(value: Any, anchor: Tensor | None, *, real: bool = False, label: bool = False) -> Tensor:
+    """A user's array as a tensor that fits a density: `real` for numbers with a density, `label` for classes.
+
+    Half precision stays as it is: it comes from autocast.
+    """
+    if isinstance(value, Tensor):
+        if anchor is not None and value.dtype is anchor.dtype and value.device == anchor.device:
+            return value
+    else:
+        array = np.asarray(value)
+        if array.dtype.kind not in "fiub":
+            raise ValueError(f"expected numbers, got an array of type {array.dtype}: give each example as numbers")
+        kept = array.dtype in (np.uint8, np.bool_)
+        value = torch.tensor(array if kept else array.astype(np.float64 if array.dtype.kind == "f" else np.int64))
+    dtype, own = value.dtype, torch.get_default_dtype() if anchor is None else anchor.dtype
+    if value.is_floating_point():
+        if {dtype, own} == {torch.float32, torch.float64}:
+            dtype = own
+    elif real:
+        dtype = own
+    elif label or dtype not in (torch.uint8, torch.int64):
+        dtype = torch.uint8 if dtype is torch.bool and not label else torch.int64
+    return value.to(value.device if anchor is None else anchor.device, dtype)
+
+
 class Density(nn.Module, ABC):
     """A normalised p(x | context): evaluate it with `log_prob`, draw from it with `sample`, train it on `loss`.
+
+    The three accept NumPy arrays, lists and tensors of any dtype and device: real numbers become the density's own
+    dtype, integers stay integers where p is a probability, and labels become int64. Compiled code accepts only tensors
+    that fit. `sample` returns tensors without a graph.
 
     Attributes:
         event_shape: the shape of one example.
@@ -67,6 +147,12 @@ class Density(nn.Module, ABC):
     discrete: bool = False
     conditional: bool = False
     event: Literal["x", "y"] = "x"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name, wrap in (("log_prob", _accepts_arrays), ("loss", _accepts_arrays), ("sample", _samples)):
+            if name in cls.__dict__:
+                setattr(cls, name, wrap(cls.__dict__[name]))
 
     @property
     def bound(self) -> Bound:
@@ -92,13 +178,14 @@ class Density(nn.Module, ABC):
         `samples` is the number of Monte Carlo samples that a bound takes; an exact density ignores it.
         """
 
+    @_accepts_arrays
     def loss(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, ""]:
         """What training minimises, in nats per example."""
         return -self.log_prob(x, context).mean()
 
     @abstractmethod
     def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Shaped[Tensor, "n ..."]:
-        """Draw n examples in the units of the data, with torch's global generator."""
+        """Draw n examples in the units of the data, with torch's global generator and without gradients."""
 
     @property
     def device(self) -> torch.device:

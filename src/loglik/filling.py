@@ -131,7 +131,7 @@ def fill_table(run: Run, table: Path, out: Path, *, seed: int = 0) -> int:
     if run.spec.kind != "table":
         raise ValueError(f"fill takes tables, and this run's data are {run.spec.describe()}")
     if density.conditional:
-        raise ValueError("fill takes a density p(row), and this is p(row | label): train one without conditional=true")
+        raise ValueError("fill takes a density p(row), and this is p(row | label): train one without conditional=True")
     frame, x, missing = load_incomplete(table, run.spec)
     rows = missing.any(1)
     filled = x.clone()

@@ -45,7 +45,7 @@ class Latents:
             transforms, base = density.transforms, density.base
         if not isinstance(base, VAE):
             kind = type(density if isinstance(base, StandardNormal) else base).__name__.lower()
-            raise ValueError(f"a {kind} has no latents of a VAE: use a run of --model vae")
+            raise ValueError(f"a {kind} has no latents of a VAE: use a run of the family vae")
         self.vae, self.transforms = base, transforms
 
     @classmethod

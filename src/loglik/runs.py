@@ -87,8 +87,8 @@ class Run:
 def new_folder(path: Path, *, resumable: bool = True) -> None:
     """Make a folder to write in, or raise FileExistsError: nothing is overwritten."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        other = ", or pass --resume to go on with it" if resumable else ""
-        raise FileExistsError(f"{path} exists and is not empty: choose another --out{other}")
+        other = ", or pass resume=True to go on with it" if resumable else ""
+        raise FileExistsError(f"{path} exists and is not empty: choose another out={other}")
     path.mkdir(parents=True, exist_ok=True)
 
 

@@ -1,4 +1,5 @@
-"""The command line: `options` are read, `commands` run, and a user's mistake becomes one line here and nowhere else."""
+"""The command line: `options` are read, `commands` run, and a user's mistake becomes one line here, in the command
+line's own words, and nowhere else."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import sys
 import typer
 
 from loglik.cli.commands import app
-from loglik.cli.options import follower
+from loglik.cli.options import as_options, follower
 
 __all__ = ["app", "main"]
 
@@ -39,7 +40,8 @@ def main() -> None:
         if debug:
             raise
         system = isinstance(error, OSError) and error.filename is not None and error.strerror
-        _complain(f"{error.filename}: {error.strerror.lower()}" if system else str(error))  # type: ignore[union-attr]
+        words = f"{error.filename}: {error.strerror.lower()}" if system else as_options(str(error))  # type: ignore[union-attr]
+        _complain(words)
     sys.exit(2)
 
 

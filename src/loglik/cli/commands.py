@@ -17,6 +17,7 @@ from loglik.cli.options import (
     Samples,
     Seed,
     Settings,
+    as_options,
     folder_for,
     follower,
     given,
@@ -69,7 +70,7 @@ def compare(
         new_folder(folder, resumable=False)
     print(held.describe())
     entries = run_comparison(
-        held, models=names, budget=each, out=folder, samples=samples, seed=seed, say=print, **options
+        held, models=names, budget=each, out=folder, samples=samples, seed=seed, say=_tell, **options
     )
     if follower():
         return
@@ -305,6 +306,10 @@ def list_data() -> None:
 
     for name, what in names().items():
         print(f"{name:<15} {what}")
+
+
+def _tell(line: str) -> None:
+    print(as_options(line))
 
 
 def _say(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ __all__ = [
     "Samples",
     "Seed",
     "Settings",
+    "as_options",
     "folder_for",
     "follower",
     "given",
@@ -57,6 +59,9 @@ OWN_OPTIONS = {
     "budget": "--budget",
     "max_time": "--max-time or --budget",
 }
+# what messages name as Python's arguments, `resume=True` or `label="COLUMN"`: options of the commands, and of --set
+OPTION = re.compile(r'(?<![\w./-])(label|models|out|per_row|resume|samples|seed|split)=(?:"([^"]*)"|(\w*))')
+SETTING = re.compile(r"(?<![\w./-])(conditional|window)=(\w+)")
 NOT_SETTINGS = {"data", "density", "settings", "progress", "say"}
 
 
@@ -84,6 +89,23 @@ def _value(text: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         raise ValueError(f"--set: {text!r} is not a value") from None
+
+
+def as_options(message: str) -> str:
+    """A message in the words of the command line: Python's arguments as options.
+
+    >>> as_options('choose another out=, or pass resume=True; give label="COLUMN" or conditional=True')
+    'choose another --out, or pass --resume; give --label COLUMN or --set conditional=true'
+    """
+
+    def option(found: re.Match[str]) -> str:
+        name, value = found[1].replace("_", "-"), found[2] or found[3]
+        return f"--{name}" if value in ("", "True", None) else f"--{name} {value}"
+
+    def setting(found: re.Match[str]) -> str:
+        return f"--set {found[1]}={found[2].lower() if found[2] in ('True', 'False') else found[2]}"
+
+    return SETTING.sub(setting, OPTION.sub(option, message))
 
 
 def given(**options: Any) -> dict[str, Any]:

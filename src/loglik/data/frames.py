@@ -45,11 +45,14 @@ def read_frame(path: Path, like: DataSpec | None = None) -> pl.DataFrame:
     """Read a table; `like` says which columns are texts for an existing model.
 
     Raises:
-        ValueError: the file does not parse, or a number in it may be read in two ways.
+        FileNotFoundError: there is no such file.
+        ValueError: its name is not a table's, it does not parse, or a number in it may be read in two ways.
     """
     kind = _format(path)
     if kind is None:
-        raise ValueError(f"{path}: not a table's name: it ends in {', '.join(FORMATS)} (or in .csv.gz)")
+        raise ValueError(f"{path}: a table is a file that ends in {', '.join(FORMATS)}, or in .csv.gz")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
     try:
         packed = path.suffix.lower() in COMPRESSED
         source = _decompressed(path) if packed else path

@@ -66,8 +66,6 @@ def load_incomplete(path: Path, like: DataSpec) -> tuple[pl.DataFrame, torch.Ten
 
     Raises ValueError where the file does not parse or does not fit the model.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
     frame = read_frame(path, like)
     if absent := [c.name for c in like.columns if c.name not in frame.columns]:
         raise ValueError(f"{path}: no column {absent[0]!r}, which the model needs; found {', '.join(frame.columns)}")

@@ -188,7 +188,7 @@ def load_text(
         got = ", ".join(f"{counts[s]:,} for {s}" for s in SPLITS)
         raise ValueError(
             f"{where}: {len(stream):,} {UNITS[tokenizer.kind]} are too short for a window of {t} in each split "
-            f"({got}): give more text or a shorter window (--set window=N)"
+            f"({got}): give more text or a shorter window (window=N)"
         )
     ends = np.cumsum([0, *(counts[split] for split in SPLITS)]).tolist()
     train, validation, test = (

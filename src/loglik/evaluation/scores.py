@@ -56,7 +56,7 @@ def arguments(density: Density, x: Tensor, y: Tensor | None) -> tuple[Tensor, Te
     x, y = x.to(device), None if y is None else y.to(device)
     if density.event == "y" or density.conditional:
         if y is None:
-            raise ValueError("this density needs labels: class folders, or --label COLUMN for a table")
+            raise ValueError('this density needs labels: class folders, label="COLUMN" for a table, or a pair (x, y)')
         return (y, x) if density.event == "y" else (x, y)
     return x, None
 

@@ -36,7 +36,7 @@ def build(
     resnet, vit or transformer."""
     if not spec.classes:
         raise Unsuitable(
-            "classifier needs labels: class folders, or --label COLUMN for a table; "
+            'classifier needs labels: class folders, label="COLUMN" for a table, or a pair (x, y); '
             "without labels use flow, vae or diffusion"
         )
     if network not in NETWORKS:

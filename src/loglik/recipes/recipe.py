@@ -81,7 +81,7 @@ def label_embedding(spec: DataSpec, width: int, conditional: bool) -> nn.Module 
     if not conditional:
         return None
     if not spec.classes:
-        raise Unsuitable("conditional=true needs labels: class folders, or --label COLUMN for a table")
+        raise Unsuitable('conditional=True needs labels: class folders, label="COLUMN" for a table, or a pair (x, y)')
     return nn.Embedding(len(spec.classes), width)
 
 

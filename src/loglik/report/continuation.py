@@ -52,11 +52,11 @@ def continue_text(
     if len(start) > spec.dims:
         raise ValueError(
             f"the prompt has {len(start)} tokens ({tokenizer.kind}), and the model's context is {spec.dims}: give a "
-            "shorter prompt, or train with a longer --set window=N"
+            "shorter prompt, or train with a longer window=N"
         )
     end = None if stop is None else _stop(tokenizer, ESCAPES.get(stop, stop))
     if density.conditional and label is None:
-        raise ValueError(f"give --label, one of the classes {', '.join(spec.classes)}")
+        raise ValueError(f"give label=, one of the classes {', '.join(spec.classes)}")
     context = labels_of(density, spec, n, label)
     spoken = _Spoken(tokenizer, say)
     spoken.add(prompt)

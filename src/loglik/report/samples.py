@@ -52,9 +52,7 @@ def labels_of(density: Density, spec: DataSpec, n: int, label: str | None) -> In
     """
     if not density.conditional:
         if label is not None:
-            raise ValueError(
-                "this density is not conditional: train one with --set conditional=true to draw from a label"
-            )
+            raise ValueError("this density is not conditional: train one with conditional=True to draw from a label")
         return None
     if label is None:
         return labels_in_turn(spec, n)
