@@ -33,6 +33,7 @@ PROCESSORS = len(os.sched_getaffinity(0))
 WORKLOADS = (
     "classifier", "resnet", "autoregressive", "generation", "flow", "flow_table", "vae", "diffusion", "unet",
 )  # fmt: skip
+SECTIONS = (*WORKLOADS, "muon")  # of RESULTS.md; muon.py writes its own
 INTRODUCTION = """# Speed
 
 Written by `make bench` (`make bench ONLY=flow` replaces one section). Each side is a process of its own, all with the
@@ -217,7 +218,7 @@ def machine() -> str:
 
 
 def write(sections: dict[str, str], path: Path = RESULTS) -> None:
-    """Replace the sections measured now and keep the others, in the order of WORKLOADS.
+    """Replace the sections measured now and keep the others, in the order of SECTIONS.
 
     A section's name is its workload's, followed by the number of threads if these were fewer than the processors.
     """
@@ -226,8 +227,8 @@ def write(sections: dict[str, str], path: Path = RESULTS) -> None:
         parts = re.split(r"^<!-- (\w+(?: \d+)?) -->\n", path.read_text(), flags=re.MULTILINE)
         kept = dict(zip(parts[1::2], parts[2::2], strict=True))
     kept |= {name: text + "\n" for name, text in sections.items()}
-    names = sorted(kept, key=lambda name: (WORKLOADS.index(name.split()[0]), name))
-    body = "".join(f"<!-- {name} -->\n{kept[name]}" for name in names)
+    names = sorted(kept, key=lambda name: (SECTIONS.index(name.split()[0]), name))
+    body = "".join(f"<!-- {name} -->\n{kept[name].rstrip()}\n\n" for name in names)
     path.write_text(f"{INTRODUCTION}\n{body.rstrip()}\n")
 
 

@@ -74,6 +74,14 @@ def test_a_cpu_without_bfloat16_has_no_peak_in_it(run, monkeypatch):
     assert row.endswith("| 4.0 | not native |")
 
 
+def test_muons_share_is_measured(run):
+    muon = run.harness.load_workload("muon")
+    times = muon.measure(*muon.CASES["VAE, 8 × 8"], rounds=1)
+    assert len(times) == 3 and min(times) > 0
+    row = muon.row("VAE", "AVX2", 60.0, 40.0, 15.0)
+    assert row == "| VAE | AVX2 | 60 | 40.0 | 40% | 15.0 | 20% |"
+
+
 def test_one_section_is_replaced_and_the_others_stay(run, tmp_path):
     path = tmp_path / "RESULTS.md"
     run.write({"flow": "## Flow\n\nold\n"}, path)
