@@ -172,12 +172,12 @@ def conditioned(network: nn.Module, x: Tensor, context: Tensor | None) -> Any:
 
 
 def expand_context(context: Tensor | None, samples: int) -> Tensor | None:
-    """A context of B rows repeated for S samples: (S·B, ...), samples outermost."""
-    return None if context is None else context.repeat(samples, *[1] * (context.dim() - 1))
+    """Repeat each of a context's B rows for S samples: (B·S, ...), samples innermost."""
+    return None if context is None else context.repeat_interleave(samples, 0)
 
 
 def draw_weights(
-    log_weight: Callable[[Tensor, Tensor | None], Float[Tensor, " SB"]],
+    log_weight: Callable[[Tensor, Tensor | None], Float[Tensor, " BS"]],
     x: Shaped[Tensor, "B ..."],
     context: Tensor | None,
     samples: int,
@@ -189,7 +189,7 @@ def draw_weights(
 
     Importance weights combine as $\log \tfrac1S \sum_s w_s$ (Burda et al. 2016, eq. 8), which rises with S
     towards $\log p(x)$; other bounds combine as $\tfrac1S \sum_s \log w_s$, which only loses variance.
-    At most `at_once` rows are evaluated in one call.
+    At most `at_once` rows are evaluated in one call, with the samples of an example side by side.
     """
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
@@ -199,7 +199,6 @@ def draw_weights(
     draws = []
     for start in range(0, samples, chunk):
         s = min(chunk, samples - start)
-        rows = x.repeat(s, *[1] * (x.dim() - 1))
-        draws.append(log_weight(rows, expand_context(context, s)).reshape(s, len(x)))
-    stacked = torch.cat(draws)
-    return stacked.logsumexp(0) - math.log(samples) if importance_weighted else stacked.mean(0)
+        draws.append(log_weight(x.repeat_interleave(s, 0), expand_context(context, s)).reshape(len(x), s))
+    stacked = torch.cat(draws, 1)
+    return stacked.logsumexp(1) - math.log(samples) if importance_weighted else stacked.mean(1)

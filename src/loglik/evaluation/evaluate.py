@@ -15,12 +15,14 @@ from loglik.data.spec import DataSpec
 from loglik.data.windows import Windows
 from loglik.density import Density
 from loglik.evaluation.result import Result
+from loglik.evaluation.rows import RowScores
 from loglik.evaluation.scores import arguments, default_samples, log_probs, mean_and_stderr
 from loglik.evaluation.text import StreamScores, perplexity, stream_scores
 
 __all__ = ["bits_per_dim", "evaluate_split", "labels_in_turn"]
 
 RATE_DRAWS = 16  # samples drawn to measure the rate of sampling
+MAX_TERMS = 32  # draws of each term
 
 
 def bits_per_dim(nats: float, dims: int) -> float:
@@ -49,7 +51,7 @@ def evaluate_split(
     train_seconds: float = 0.0,
     steps: int = 0,
     baseline: Tensor | StreamScores | None = None,
-    scores: Tensor | None = None,
+    rows: RowScores | None = None,
 ) -> Result:
     """Score a density on a split; a text with overlapping windows, in nats a token.
 
@@ -57,7 +59,7 @@ def evaluate_split(
         baseline: another density's scores of the same split, to be gained upon.
         samples: Monte Carlo samples per example where `log_prob` is a bound; chosen by the split's size if None.
         seed: of the Monte Carlo noise.
-        scores: this density's `log_probs` of the split with these samples and seed, where they are there already.
+        rows: this density's `row_scores` of the split, where they are there already.
 
     Raises ValueError where the split is empty.
     """
@@ -77,8 +79,10 @@ def evaluate_split(
         of_text = {"unit": "token", "perplexity": perplexity(nats), "bits_per_byte": stretches.bits_per_byte()}
         n = int(stretches.tokens.sum())
     else:
-        if scores is None:
+        if rows is None:
             scores = log_probs(density, split, samples=samples, seed=seed)
+        else:
+            scores, samples = rows.nats, round(rows.draws.double().mean().item())
         nats, stderr = mean_and_stderr(scores)
         if isinstance(baseline, Tensor) and not labels:
             gain, gain_stderr = mean_and_stderr(scores - baseline)
@@ -103,7 +107,7 @@ def evaluate_split(
         train_seconds=train_seconds,
         steps=steps,
         samples_per_second=_sampling_rate(density, split, spec, seed),
-        terms=_terms(density, split, samples, seed),
+        terms=_terms(density, split, min(samples, MAX_TERMS), seed),
         numerical_error=None if isinstance(split.x, Windows) else _numerical_error(density, split, seed),
         **judged,
         **of_text,

@@ -216,7 +216,7 @@ class VAE(Density):
 
         def log_weight(rows: Tensor, given: Tensor | None) -> Tensor:
             repeats = len(rows) // len(x)
-            draw = self._draw(tuple(torch.cat([t] * repeats) if repeats > 1 else t for t in inferred), given)
+            draw = self._draw(tuple(t.repeat_interleave(repeats, 0) for t in inferred), given)
             return self.observation.log_prob(rows, draw.theta) + draw.log_ratio
 
         return draw_weights(
