@@ -144,4 +144,4 @@ def _combine(
     if weighted:
         score, without = score.log() + top, without.clamp_min(torch.finfo(values.dtype).tiny).log()
     variance = (count - 1) * mean((without - mean(without)[owners]).square())
-    return score, variance.view(n, parts).sum(1).sqrt()
+    return score, torch.where(score.isinf(), 0.0, variance.view(n, parts).sum(1).sqrt())
