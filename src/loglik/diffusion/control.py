@@ -27,6 +27,7 @@ diffusion models", appendix I.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -38,7 +39,9 @@ __all__ = ["Control", "Draw", "Ends", "quadrature"]
 Ends = tuple[Float[Tensor, ""], Float[Tensor, ""]]  # a schedule's highest and lowest log-SNR
 
 BINS = 32
-NODES = 4  # in each bin: the integrands have poles π from the real line, so an error of 1e-9 is left
+NODES, WEIGHTS = (
+    values.tolist() for values in np.polynomial.legendre.leggauss(4)
+)  # in each bin: the integrands have poles π from the real line, so an error of 1e-9 is left
 MAX_CORRELATED = 256  # dimensions up to which directions are those of the covariance, and not the dimensions
 ROWS = 2**14  # that the moments are taken from
 MEMORY = 256.0  # draws in a bin that its averages remember
@@ -58,6 +61,14 @@ class Draw:
     def error(self) -> Float[Tensor, " B"]:
         r"""$f = \lVert r \rVert^2 = \lVert \epsilon - \hat\epsilon \rVert^2$."""
         return self.residual.flatten(1).square().sum(1)
+
+
+class Shares(NamedTuple):
+    """f and g of the dimensions that take many values and of those that take few, and the bin of the log-SNR."""
+
+    f: Float[Tensor, "B 2"]
+    g: Float[Tensor, "B 2"]
+    bins: Int64[Tensor, " B"]
 
 
 class Control(nn.Module):
@@ -132,19 +143,23 @@ class Control(nn.Module):
         u = self._directions(v.flatten(1) - self.mean)
         return (u.square() * (scaled * snr).sum(0)).sum(1) + (scaled * w.square()).sum()
 
-    def rest(self, draw: Draw, ends: Ends) -> Float[Tensor, " B"]:
-        r"""$f - c\,g$ at one draw of λ and ε an example."""
-        f, g = self._pair(draw)
-        return (f - self.coefficients[self._bin(draw.logsnr, ends)].to(g) * g).sum(1)
+    def shares(self, draw: Draw, ends: Ends) -> Shares:
+        """Split f and g of each example of a draw."""
+        snr, w = self._snr(draw.logsnr)
+        u, eta = (self._directions(rows) for rows in (draw.v.flatten(1) - self.mean, draw.epsilon.flatten(1)))
+        g = ((snr.sqrt() * u - w * eta) / (1 + w)).square()
+        return Shares(self._split(draw.residual.flatten(1).square()), self._split(g), self._bin(draw.logsnr, ends))
+
+    def rest(self, shares: Shares) -> Float[Tensor, " B"]:
+        r"""$f - c\,g$, which is what is left to the draws."""
+        return (shares.f - self.coefficients[shares.bins].to(shares.g) * shares.g).sum(1)
 
     @torch.no_grad()
-    def learn(self, draw: Draw, ends: Ends) -> None:
-        """Let the coefficients and the density see draws."""
-        f, g = (value.to(self.squares) for value in self._pair(draw))
-        bins = self._bin(draw.logsnr, ends)
-        left = (f - self.coefficients[bins] * g).sum(1, keepdim=True).square()
+    def learn(self, shares: Shares, rest: Float[Tensor, " B"]) -> None:
+        """Let the coefficients and the density see draws and what is left of them."""
+        f, g, left = (value.to(self.squares) for value in (shares.f, shares.g, rest.square().unsqueeze(1)))
         seen = torch.cat([f * g, g.square(), left, torch.ones_like(left)], 1)
-        *sums, count = seen.new_zeros(BINS, 6).index_add_(0, bins, seen).split([2, 2, 1, 1], 1)
+        *sums, count = seen.new_zeros(BINS, 6).index_add_(0, shares.bins, seen).split([2, 2, 1, 1], 1)
         rate = count / (count + MEMORY)
         for buffer, total in zip((self.products, self.squares, self.left.unsqueeze(1)), sums, strict=True):
             buffer.lerp_(total / count.clamp_min(1), rate)
@@ -181,13 +196,6 @@ class Control(nn.Module):
         with torch.autocast(rows.device.type, enabled=False):  # rounded, the noise would have another variance
             return rows @ self.basis.to(rows)
 
-    def _pair(self, draw: Draw) -> tuple[Float[Tensor, "B 2"], Float[Tensor, "B 2"]]:
-        """f and g, each of the dimensions that take many values and of those that take few."""
-        snr, w = self._snr(draw.logsnr)
-        u, eta = (self._directions(rows) for rows in (draw.v.flatten(1) - self.mean, draw.epsilon.flatten(1)))
-        g = ((snr.sqrt() * u - w * eta) / (1 + w)).square()
-        return self._split(draw.residual.flatten(1).square()), self._split(g)
-
     def _split(self, values: Float[Tensor, "B D"]) -> Float[Tensor, "B 2"]:
         return torch.stack([(values * (1 - self.repeated)).sum(1), (values * self.repeated).sum(1)], 1)
 
@@ -195,7 +203,7 @@ class Control(nn.Module):
 def quadrature(ends: Ends) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     """Log-SNRs and weights whose sums are integrals between the ends, by Gauss and Legendre's rule in each bin."""
     high, low = ends
-    nodes, weights = (torch.from_numpy(values).to(high) for values in np.polynomial.legendre.leggauss(NODES))
+    nodes, weights = torch.tensor([NODES, WEIGHTS], device=high.device, dtype=high.dtype).unbind()
     width = (high - low) / BINS
     within = torch.arange(BINS, device=high.device).unsqueeze(1) + (nodes + 1) / 2
     return (low + width * within).flatten(), (0.5 * width * weights).repeat(BINS)

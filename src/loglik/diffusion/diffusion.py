@@ -112,16 +112,17 @@ class Diffusion(Density):
         v = self._centre(x)
         logsnr, factor, place = self.objective.draw(self.schedule, self._stratified(len(v), v))
         draw, ends = draw_noise(v, self._model(context).denoise, logsnr), self.schedule.ends(v)
-        error = 0.5 * draw.error
+        error, shares = 0.5 * draw.error, self.control.shares(draw, ends)
+        rest = self.control.rest(shares)
         if self.objective.weighting == "likelihood":
             high, low = ends
             known = self.reconstruction.expected(x, v, high) + prior_term(v, low)
             control = self.control.expected(v, *self.objective.measure(self.schedule, ends), ends)
-            loss = (0.5 * (factor * self.control.rest(draw, ends) + control) - known).mean()
+            loss = (0.5 * (factor * rest + control) - known).mean()
         else:
             loss = (factor * error).mean()
         if self.training:
-            self.control.learn(draw, ends)
+            self.control.learn(shares, rest)
             if self.objective.times == "importance":
                 self.objective.learn(place, factor * error)
         if isinstance(self.schedule, Learned):

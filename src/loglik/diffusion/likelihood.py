@@ -165,19 +165,22 @@ class VLB(Likelihood):
 
     def _diffusion(self, model: Model, v: Tensor, place: Tensor) -> Tensor:
         control, ends = model.control, model.schedule.ends(v)
+
+        def rest(logsnr: Tensor) -> Tensor:
+            return control.rest(control.shares(draw_noise(v, model.denoise, logsnr), ends))
+
         if self.steps is None:
             logsnr, density = control.draw(place, ends)
-            rest = control.rest(draw_noise(v, model.denoise, logsnr), ends) / density
-            return -0.5 * (rest + control.expected(v, *quadrature(ends), ends))
+            return -0.5 * (rest(logsnr) / density + control.expected(v, *quadrature(ends), ends))
         levels = levels_of(model.schedule, self.steps, self.spacing, v).flip(0)
         levels, width = levels[1:], torch.expm1(levels[:-1] - levels[1:])
         total = control.expected(v, levels, width, ends)
         if self.whole:
             for level, weight in zip(levels, width, strict=True):
-                total = total + weight * control.rest(draw_noise(v, model.denoise, level.expand(len(v))), ends)
+                total = total + weight * rest(level.expand(len(v)))
         else:
             s, probability = control.choose(levels, width, place, ends)
-            total = total + width[s] / probability * control.rest(draw_noise(v, model.denoise, levels[s]), ends)
+            total = total + width[s] / probability * rest(levels[s])
         return -0.5 * total
 
 
