@@ -1,6 +1,7 @@
 """The commands: what they write, and one clear line for what they cannot do."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -159,7 +160,9 @@ def test_evaluate_the_runs_own_test_split_or_given_data(runs, data) -> None:
 def test_evaluate_writes_each_rows_score(runs, data) -> None:
     well("evaluate", runs.table, data.table, "--per-row", "scores.csv")
     lines = Path("scores.csv").read_text().splitlines()
-    assert lines[0] == "row,nats" and [line.split(",")[0] for line in lines[1:]] == [str(i + 1) for i in range(40)]
+    assert lines[0] == "row,nats,stderr" and [line.split(",")[0] for line in lines[1:]] == [
+        str(i + 1) for i in range(40)
+    ]
     assert "a text has no rows" in refused("evaluate", runs.text, "--per-row", "scores.csv")
 
 
@@ -170,6 +173,14 @@ def test_evaluate_prints_the_terms_of_a_bound(conditional) -> None:
     assert list(terms) == ["reconstruction", "-KL", "tightening (K = 3)"]
     nats = float(lines[0].split("vae: ")[1].split(" ")[0])
     assert sum(map(float, terms.values())) == pytest.approx(nats, abs=2e-3)
+
+
+def test_rows_of_a_bound_say_how_many_draws_they_took(conditional) -> None:
+    line = well("evaluate", conditional, "--per-row", "scores.csv").splitlines()[0]
+    assert re.match(r"2 examples, \d+ samples each on average: vae: ", line)
+    rows = [[float(v) for v in line.split(",")] for line in Path("scores.csv").read_text().splitlines()[1:]]
+    assert f"vae: {sum(nats for _, nats, _ in rows) / 2:.3f} ± " in line and all(error > 0 for *_, error in rows)
+    assert ", 3 samples each: " in well("evaluate", conditional, "--per-row", "scores.csv", "--samples", 3)
 
 
 def test_compare_writes_table_json_and_page(data) -> None:

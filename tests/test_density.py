@@ -60,9 +60,9 @@ def test_a_density_must_say_what_it_is():
         Half()
 
 
-def test_context_is_repeated_with_samples_outermost():
+def test_context_is_repeated_with_samples_innermost():
     context = torch.tensor([[1, 2], [3, 4]])
-    assert expand_context(context, 2).tolist() == [[1, 2], [3, 4], [1, 2], [3, 4]]
+    assert expand_context(context, 2).tolist() == [[1, 2], [1, 2], [3, 4], [3, 4]]
     assert expand_context(None, 5) is None
 
 
@@ -70,22 +70,18 @@ def test_context_is_repeated_with_samples_outermost():
 @pytest.mark.parametrize("importance_weighted", [True, False])
 def test_draws_combine(float64, importance_weighted, at_once):
     """The log of the mean weight, or the mean of the log-weights, however the draws are cut into calls."""
-    weights = iter(torch.randn(5, 3).unbind())  # the s-th call for all rows
-    table = list(weights)
-    seen = []
+    table = torch.randn(5, 3)
+    draws = [iter(column) for column in table.T]
 
     def log_weight(rows, context):
         assert torch.equal(rows[:, 0], context)  # every row keeps its own context
-        values = [table[(len(seen) + i) // 3][int(row[0])] for i, row in enumerate(rows)]
-        seen.extend(values)
-        return torch.stack(values)
+        return torch.stack([next(draws[int(row[0])]) for row in rows])
 
     x = torch.arange(3.0).unsqueeze(1)
     combined = draw_weights(log_weight, x, x[:, 0], 5, importance_weighted=importance_weighted, at_once=at_once)
-    all_draws = torch.stack(table)
-    truth = all_draws.exp().mean(0).log() if importance_weighted else all_draws.mean(0)
+    truth = table.exp().mean(0).log() if importance_weighted else table.mean(0)
     torch.testing.assert_close(combined, truth)
-    seen.clear()
+    draws = [iter(column) for column in table.T]
     terms = draw_terms(
         lambda rows, context: {"a": 3 * (weights := log_weight(rows, context)), "b": -2 * weights},
         x,
@@ -94,7 +90,7 @@ def test_draws_combine(float64, importance_weighted, at_once):
         importance_weighted=importance_weighted,
         at_once=at_once,
     )
-    torch.testing.assert_close(terms["b"], -2 * all_draws.mean(0))
+    torch.testing.assert_close(terms["b"], -2 * table.mean(0))
     torch.testing.assert_close(sum(terms.values()), truth)
     assert len(terms) == 2 + importance_weighted
 

@@ -115,10 +115,12 @@ def test_rows_are_scored_in_the_inputs_order(tmp_path):
     fresh[17] = 40
     result = loglik.evaluate(run, fresh, per_row=tmp_path / "new" / "scores.csv")
     scores = pl.read_csv(tmp_path / "new" / "scores.csv")
-    assert scores.columns == ["row", "nats"] and scores["row"].to_list() == list(range(1, 51))
+    assert scores.columns == ["row", "nats", "stderr"] and scores["row"].to_list() == list(range(1, 51))
     truth = run.density.log_prob(torch.from_numpy(fresh)).detach().double()
     torch.testing.assert_close(torch.tensor(scores["nats"].to_list(), dtype=torch.float64), truth, rtol=1e-4, atol=1e-4)
-    assert scores["nats"].arg_min() == 17 and abs(result.nats - scores["nats"].mean()) < 1e-6
+    assert scores["nats"].arg_min() == 17 and (scores["stderr"] == 0).all()
+    assert abs(result.nats - scores["nats"].mean()) < 1e-6
+    assert abs(result.stderr - scores["nats"].std() / math.sqrt(50)) < 1e-6
 
 
 def test_shares_that_add_up_are_learned_as_such():

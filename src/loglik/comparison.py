@@ -17,9 +17,17 @@ from loglik.data.text import TextSettings
 from loglik.data.windows import Windows
 from loglik.density import Bound, Density
 from loglik.diffusion import with_likelihood
-from loglik.evaluation import Result, StreamScores, compress, evaluate_split, log_probs, stream_scores
+from loglik.evaluation import (
+    Result,
+    RowScores,
+    StreamScores,
+    compress,
+    evaluate_split,
+    log_probs,
+    row_scores,
+    stream_scores,
+)
 from loglik.evaluation.format import share, with_error
-from loglik.evaluation.scores import default_samples
 from loglik.latents import diagnose_latents
 from loglik.recipes import RECIPES, Unsuitable, build, recipe
 from loglik.runs import Run
@@ -74,8 +82,8 @@ def evaluate(
         data: what `fit` accepts, used whole; if None, the run's own data, if they can be found again.
         split: train, validation, test or all; if None, all of the data that are passed, or the run's own test split.
         samples: Monte Carlo samples per example where `log_prob` is a bound; chosen by the split's size if None.
-        per_row: a CSV file to write, with each example's row in the input, counted from 1, and its log-probability in
-            nats, in the order of the input.
+        per_row: a CSV file to write, with each example's row in the input, counted from 1, its log-probability in nats
+            and the standard error of that, in the order of the input; see `row_scores` for the draws each row takes.
         method: of a diffusion: `vlb`, a lower bound, or `ode`, an estimate; the density's own if None.
         steps: of the method: T of a bound in T steps, continuous if None; or the steps of the solver.
     """
@@ -83,7 +91,6 @@ def evaluate(
     density: Density = run.density if run else model  # type: ignore[assignment]
     if method is not None or steps is not None:
         density = with_likelihood(density, method or "vlb", steps)
-        samples = samples or (1 if density.bound is Bound.ESTIMATE else None)
     if run is None:
         if data is None:
             raise ValueError("give data: a density by itself does not know what it was trained on")
@@ -91,19 +98,21 @@ def evaluate(
     else:
         held = run.data_for(data)
     split = split or ("test" if data is None else "all")
-    part, scores = held.split(split), None
+    part, rows = held.split(split), None
     if len(part) == 0 and data is None:
         raise ValueError(f'the run\'s {split} split is empty: use split="validation", or pass data')
     if per_row is not None and len(part):
         if isinstance(part.x, Windows):
             raise ValueError("a text has no rows: per_row= takes tables, images and arrays")
-        scores = log_probs(density, part, samples=default_samples(density, len(part), samples), seed=seed)
-        write_rows(scores, part.index, Path(per_row))
+        rows = row_scores(density, part, samples=samples, seed=seed)
+        write_rows(rows, part.index, Path(per_row))
+    elif samples is None and method is not None and density.bound is Bound.ESTIMATE:
+        samples = 1
     return evaluate_split(
         density,
         part,
         held.spec,
-        scores=scores,
+        rows=rows,
         model=run.model if run else type(density).__name__.lower(),
         samples=samples,
         seed=seed,
@@ -263,12 +272,13 @@ def summary(result: Result) -> str:
     )
 
 
-def write_rows(scores: Tensor, index: Tensor | None, path: Path) -> None:
-    """Each example's row in the input, from 1, and its log-probability in nats, in the input's order."""
-    places = range(len(scores)) if index is None else index.tolist()
-    lines = [f"{place + 1},{score!r}" for place, score in sorted(zip(places, scores.tolist(), strict=True))]
+def write_rows(rows: RowScores, index: Tensor | None, path: Path) -> None:
+    """Write each example's row in the input, from 1, its log-probability in nats and the standard error of that."""
+    places = range(len(rows.nats)) if index is None else index.tolist()
+    scores = sorted(zip(places, rows.nats.tolist(), rows.stderr.tolist(), strict=True))
+    lines = [f"{place + 1},{nats!r},{stderr!r}" for place, nats, stderr in scores]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(["row,nats", *lines]) + "\n", encoding="utf-8")
+    path.write_text("\n".join(["row,nats,stderr", *lines]) + "\n", encoding="utf-8")
 
 
 def write_json(results: Sequence[Result], path: Path) -> None:

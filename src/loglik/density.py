@@ -271,8 +271,8 @@ def conditioned(network: nn.Module, x: Tensor, context: Tensor | None) -> Any:
 
 
 def expand_context(context: Tensor | None, samples: int) -> Tensor | None:
-    """A context of B rows repeated for S samples: (S·B, ...), samples outermost."""
-    return None if context is None else context.repeat(samples, *[1] * (context.dim() - 1))
+    """Repeat each of a context's B rows for S samples: (B·S, ...), samples innermost."""
+    return None if context is None else context.repeat_interleave(samples, 0)
 
 
 def sum_terms(terms: dict[str, Float[Tensor, " B"]]) -> Float[Tensor, " B"]:
@@ -282,7 +282,7 @@ def sum_terms(terms: dict[str, Float[Tensor, " B"]]) -> Float[Tensor, " B"]:
 
 
 def draw_weights(
-    log_weight: Callable[[Tensor, Tensor | None], Float[Tensor, " SB"]],
+    log_weight: Callable[[Tensor, Tensor | None], Float[Tensor, " BS"]],
     x: Shaped[Tensor, "B ..."],
     context: Tensor | None,
     samples: int,
@@ -294,22 +294,18 @@ def draw_weights(
 
     Importance weights combine as $\log \tfrac1S \sum_s w_s$ (Burda et al. 2016, eq. 8), which rises with S
     towards $\log p(x)$; other bounds combine as $\tfrac1S \sum_s \log w_s$, which only loses variance.
-    At most `at_once` rows are evaluated in one call.
+    At most `at_once` rows are evaluated in one call, with the samples of an example side by side.
     """
     _check_samples(samples)
     if samples == 1:
         return log_weight(x, context)
-    stacked = torch.cat(
-        [
-            log_weight(rows, given).reshape(s, len(x))
-            for s, rows, given in _repeated(x, context, samples, at_once=at_once)
-        ]
-    )
+    draws = _repeated(x, context, samples, at_once=at_once)
+    stacked = torch.cat([log_weight(rows, given).reshape(len(x), s) for s, rows, given in draws], 1)
     return _combined(stacked, importance_weighted)
 
 
 def draw_terms(
-    terms: Callable[[Tensor, Tensor | None], dict[str, Float[Tensor, " SB"]]],
+    terms: Callable[[Tensor, Tensor | None], dict[str, Float[Tensor, " BS"]]],
     x: Shaped[Tensor, "B ..."],
     context: Tensor | None,
     samples: int,
@@ -330,15 +326,15 @@ def draw_terms(
     if samples == 1:
         return terms(x, context)
     parts = [
-        {name: term.reshape(s, len(x)) for name, term in terms(rows, given).items()}
+        {name: term.reshape(len(x), s) for name, term in terms(rows, given).items()}
         for s, rows, given in _repeated(x, context, samples, at_once=at_once)
     ]
     # float64: a draw of little weight is large in every term, and would leave its rounding in their sum
-    draws = {name: torch.cat([part[name] for part in parts]).double() for name in parts[0]}
-    means = {name: draw.mean(0) for name, draw in draws.items()}
+    draws = {name: torch.cat([part[name] for part in parts], 1).double() for name in parts[0]}
+    means = {name: draw.mean(1) for name, draw in draws.items()}
     if importance_weighted:
         log_weights = torch.stack(list(draws.values())).sum(0)
-        means[f"tightening (K = {samples})"] = _combined(log_weights, True) - log_weights.mean(0)
+        means[f"tightening (K = {samples})"] = _combined(log_weights, True) - log_weights.mean(1)
     return means
 
 
@@ -350,14 +346,14 @@ def _check_samples(samples: int) -> None:
 def _repeated(
     x: Tensor, context: Tensor | None, samples: int, *, at_once: int
 ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-    """Yield (s, x and the context repeated s times) until there are S draws, at most `at_once` rows in one."""
+    """Yield (s, each row of x and of the context s times) until there are S draws, at most `at_once` rows in one."""
     chunk = max(1, at_once // max(len(x), 1))
     for start in range(0, samples, chunk):
         s = min(chunk, samples - start)
-        yield s, x.repeat(s, *[1] * (x.dim() - 1)), expand_context(context, s)
+        yield s, x.repeat_interleave(s, 0), expand_context(context, s)
 
 
-def _combined(log_weights: Float[Tensor, "S B"], importance_weighted: bool) -> Float[Tensor, " B"]:
+def _combined(log_weights: Float[Tensor, "B S"], importance_weighted: bool) -> Float[Tensor, " B"]:
     if importance_weighted:
-        return log_weights.logsumexp(0) - math.log(len(log_weights))
-    return log_weights.mean(0)
+        return log_weights.logsumexp(1) - math.log(log_weights.shape[1])
+    return log_weights.mean(1)

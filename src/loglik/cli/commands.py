@@ -135,7 +135,8 @@ def evaluate(
     seed: Seed = 0,
     json: Json = None,
     per_row: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write each row's log-likelihood as CSV.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write each row's log-likelihood and its standard error as CSV."),
     ] = None,
     method: Annotated[
         str | None, typer.Option(help="Of a diffusion: vlb, a lower bound, or ode, an estimate by the flow.")
@@ -155,6 +156,8 @@ def evaluate(
     trained = load(run)
     result = score(trained, data, split=split, samples=samples, seed=seed, per_row=per_row, method=method, steps=steps)
     each = "" if result.unit == "token" else f", {result.samples} sample{'s' * (result.samples > 1)} each"
+    if each and per_row is not None and samples is None and result.samples > 1:
+        each += " on average"
     print(f"{result.n} {result.unit}s{each}: {summary(result)}")
     for name, value in result.terms.items():
         print(f"  {name}: {value:.3f} nats")

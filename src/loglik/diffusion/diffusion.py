@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from loglik.density import Bound, Density, sum_terms
+from loglik.diffusion.control import Control
 from loglik.diffusion.denoiser import Denoiser, LevelDenoiser
 from loglik.diffusion.guidance import by_classifier, classifier_free
 from loglik.diffusion.inpaint import inpaint
@@ -23,7 +24,7 @@ from loglik.diffusion.likelihood import (
     Denoise,
     Likelihood,
     Model,
-    noise_error,
+    draw_noise,
     prior_term,
     wide,
 )
@@ -33,6 +34,8 @@ from loglik.diffusion.sampler import Sampler, integrate
 from loglik.diffusion.schedule import LinearBeta, NoiseSchedule, alpha, check_falling, sigma
 
 __all__ = ["Diffusion", "with_likelihood", "with_sampler"]
+
+TOGETHER = 4  # neighbours in a batch whose times are stratified among themselves
 
 
 class Diffusion(Density):
@@ -93,6 +96,8 @@ class Diffusion(Density):
         elif categories is not None and any(categories):
             self.reconstruction = Codes(categories)
         self.discrete = self.reconstruction.discrete
+        start = 1.0 if hasattr(denoiser, "mean") else 0.0
+        self.control = Control(math.prod(self.reconstruction.shape), start)
 
     @property
     def bound(self) -> Bound:
@@ -107,13 +112,20 @@ class Diffusion(Density):
     def loss(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, ""]:
         v = self.reconstruction.embed(x)
         logsnr, factor, place = self.objective.draw(self.schedule, self._stratified(len(v), v))
-        error = 0.5 * noise_error(v, self._model(context).denoise, logsnr)
-        loss = (factor * error).mean()
+        draw, ends = draw_noise(v, self._model(context).denoise, logsnr), self.schedule.ends(v)
+        error, shares = 0.5 * draw.error, self.control.shares(draw, ends)
+        rest = self.control.rest(shares)
         if self.objective.weighting == "likelihood":
-            high, low = self.schedule.ends(v)
-            loss = loss - (self.reconstruction.expected(x, v, high) + prior_term(v, low)).mean()
-        if self.training and self.objective.times == "importance":
-            self.objective.learn(place, factor * error)
+            high, low = ends
+            known = self.reconstruction.expected(x, v, high) + prior_term(v, low)
+            control = self.control.expected(v, *self.objective.measure(self.schedule, ends), ends)
+            loss = (0.5 * (factor * rest + control) - known).mean()
+        else:
+            loss = (factor * error).mean()
+        if self.training:
+            self.control.learn(shares, rest)
+            if self.objective.times == "importance":
+                self.objective.learn(place, factor * error)
         if isinstance(self.schedule, Learned):
             variance = self.schedule.variance(logsnr, error)
             loss = loss + (variance - variance.detach())  # a gradient and no value
@@ -192,7 +204,7 @@ class Diffusion(Density):
 
         The continuous bound's diffusion term is minus its integral from the lowest log-SNR to the highest.
         """
-        return 0.5 * noise_error(self.reconstruction.embed(x), self._model(context).denoise, logsnr)
+        return 0.5 * draw_noise(self.reconstruction.embed(x), self._model(context).denoise, logsnr).error
 
     def noised_at(self, x: Shaped[Tensor, "B ..."], logsnr: Float[Tensor, " B"]) -> Float[Tensor, "B ..."]:
         r"""A draw of $x_t = \alpha x + \sigma \epsilon$, of data scaled to [-1, 1] where they have levels."""
@@ -200,8 +212,10 @@ class Diffusion(Density):
         return wide(alpha(logsnr), v) * v + wide(sigma(logsnr), v) * torch.randn_like(v)
 
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
+        v = self.reconstruction.embed(x)
+        self.control.initialise(v.flatten(1))
         if isinstance(self.denoiser, Denoiser):
-            self.denoiser.initialise(self.reconstruction.embed(x))
+            self.denoiser.initialise(v)
 
     def _near(self, levels: int) -> int:
         """How many levels away 12 standard deviations of the least noise reach; all where it is learned."""
@@ -216,11 +230,20 @@ class Diffusion(Density):
         return torch.empty(0) if found is None else found.new_empty(0)
 
     def _stratified(self, count: int, v: Tensor) -> Tensor:
-        places = torch.rand(count, device=v.device).argsort()  # indexing by randperm is what inductor cannot compile
-        return (places.to(v.dtype) + torch.rand((), device=v.device, dtype=v.dtype)) / count
+        """Draw uniform numbers that are evenly spread as a whole and in each group of `TOGETHER` neighbours.
+
+        The draws of one example stand side by side.
+        """
+        groups = -(-count // TOGETHER)
+        random = torch.rand(
+            2, groups, TOGETHER, device=v.device
+        )  # indexing by randperm is what inductor cannot compile
+        quarter = random[0].argsort(1)
+        within = random[1].argsort(0).gather(1, quarter).to(v.dtype) + torch.rand((), device=v.device, dtype=v.dtype)
+        return ((quarter + within / groups) / TOGETHER).flatten()[:count]
 
     def _model(self, context: Tensor | None) -> Model:
-        return Model(self.schedule, self.reconstruction, self.denoiser, context)
+        return Model(self.schedule, self.reconstruction, self.denoiser, self.control, context)
 
     def _guided(self, context: Tensor | None) -> tuple[Denoise, int]:
         """The denoiser that samples, and its network evaluations in one call."""

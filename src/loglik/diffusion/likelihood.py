@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loglik.density import Bound
+from loglik.diffusion.control import Control, Draw, quadrature
 from loglik.diffusion.denoiser import to_score
 from loglik.diffusion.ode import adams
 from loglik.diffusion.reconstruction import Reconstruction
@@ -25,7 +26,7 @@ from loglik.diffusion.sampler import SPACINGS, levels_of
 from loglik.diffusion.schedule import NoiseSchedule, alpha, sigma
 from loglik.diffusion.sde import flow_in_logsnr
 
-__all__ = ["ODE", "VLB", "Likelihood", "Model", "noise_error", "prior_term", "wide"]
+__all__ = ["ODE", "VLB", "Likelihood", "Model", "draw_noise", "prior_term", "wide"]
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (x_t, log-SNRs of shape (B,)) -> the expected data
 
@@ -35,10 +36,11 @@ def wide(values: Float[Tensor, " B"], like: Float[Tensor, "B ..."]) -> Float[Ten
     return values.view(-1, *[1] * (like.dim() - 1))
 
 
-def noise_error(v: Float[Tensor, "B ..."], denoise: Denoise, logsnr: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-    r"""$\lVert \epsilon - \hat\epsilon \rVert^2 = e^\lambda \lVert x - \hat x \rVert^2$, with one draw of ε."""
-    x_t = wide(alpha(logsnr), v) * v + wide(sigma(logsnr), v) * torch.randn_like(v)
-    return logsnr.exp() * (v - denoise(x_t, logsnr)).square().flatten(1).sum(1)
+def draw_noise(v: Float[Tensor, "B ..."], denoise: Denoise, logsnr: Float[Tensor, " B"]) -> Draw:
+    """Add noise at log-SNRs and let the denoiser take it away."""
+    epsilon = torch.randn_like(v)
+    x_t = wide(alpha(logsnr), v) * v + wide(sigma(logsnr), v) * epsilon
+    return Draw(v, logsnr, epsilon, wide(torch.exp(0.5 * logsnr), v) * (v - denoise(x_t, logsnr)))
 
 
 def prior_term(v: Float[Tensor, "B ..."], low: Float[Tensor, ""]) -> Float[Tensor, " B"]:
@@ -50,11 +52,12 @@ def prior_term(v: Float[Tensor, "B ..."], low: Float[Tensor, ""]) -> Float[Tenso
 
 @dataclass(frozen=True)
 class Model:
-    """What a likelihood needs of a diffusion: its schedule, its reconstruction, and the denoiser in a context."""
+    """What a likelihood needs of a diffusion: its parts, and the denoiser in a context."""
 
     schedule: NoiseSchedule
     reconstruction: Reconstruction
     denoiser: Callable[..., Tensor]
+    control: Control
     context: Tensor | None
 
     def denoise(self, x_t: Tensor, logsnr: Tensor) -> Tensor:
@@ -89,10 +92,11 @@ class VLB(Likelihood):
     \hat\epsilon(z_\lambda) \rVert^2 d\lambda$, from one λ per draw. In T steps it is the hierarchical VAE's sum of T -
     1 divergences, each of Gaussians with the posterior's variance:
     $L_{t-1} = \tfrac12 (e^{\lambda_{t-1} - \lambda_t} - 1)\, \mathbb E \lVert \epsilon - \hat\epsilon(z_t) \rVert^2$.
+    Either is estimated without bias, with the control variate and the importance sampling of `Control`.
 
     Args:
         steps: T, None for continuous time.
-        whole: sum all T - 1 divergences, with a draw of z_t each, rather than T - 1 times one drawn at random.
+        whole: sum all T - 1 divergences, with a draw of z_t each, rather than weigh one drawn at random.
         spacing: of the levels: even in `time`, which with its own T is DDPM's chain, or in the `logsnr`, whose bound
             is the tighter for few steps, since a first step in time jumps far; see `levels_of` for others.
 
@@ -121,18 +125,24 @@ class VLB(Likelihood):
         return {"reconstruction": reconstruction, "prior": prior_term(v, low), "diffusion": diffusion}
 
     def _diffusion(self, model: Model, v: Tensor, place: Tensor) -> Tensor:
+        control, ends = model.control, model.schedule.ends(v)
+
+        def rest(logsnr: Tensor) -> Tensor:
+            return control.rest(control.shares(draw_noise(v, model.denoise, logsnr), ends))
+
         if self.steps is None:
-            logsnr, p = model.schedule.draw(place)
-            return -0.5 * noise_error(v, model.denoise, logsnr) / p
+            logsnr, density = control.draw(place, ends)
+            return -0.5 * (rest(logsnr) / density + control.expected(v, *quadrature(ends), ends))
         levels = levels_of(model.schedule, self.steps, self.spacing, v).flip(0)
-        width = torch.expm1(levels[:-1] - levels[1:])
-        if not self.whole:
-            s = (place * (self.steps - 1)).long().clamp(max=self.steps - 2)
-            return -0.5 * (self.steps - 1) * width[s] * noise_error(v, model.denoise, levels[s + 1])
-        total = torch.zeros(len(v), dtype=v.dtype, device=v.device)
-        for i in range(self.steps - 1):
-            total = total - 0.5 * width[i] * noise_error(v, model.denoise, levels[i + 1].expand(len(v)))
-        return total
+        levels, width = levels[1:], torch.expm1(levels[:-1] - levels[1:])
+        total = control.expected(v, levels, width, ends)
+        if self.whole:
+            for level, weight in zip(levels, width, strict=True):
+                total = total + weight * rest(level.expand(len(v)))
+        else:
+            s, probability = control.choose(levels, width, place, ends)
+            total = total + width[s] / probability * rest(levels[s])
+        return -0.5 * total
 
 
 class ODE(Likelihood):

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from loglik.diffusion.control import Ends, quadrature
 from loglik.diffusion.schedule import NoiseSchedule
 
 __all__ = ["TIMES", "WEIGHTINGS", "Objective"]
@@ -36,9 +37,7 @@ BINS = 64
 class Objective(nn.Module):
     r"""How training weighs and draws noise levels. It changes `loss` alone, never `log_prob`.
 
-    Draws are stratified over the batch: example i of B draws from the i-th of B equal parts, in a random order, which
-        is
-    the antithetic sampling of Kingma et al. 2021, appendix I.1.
+    Draws are spread evenly over the batch, as in Kingma et al. 2021, appendix I.1.
 
     Args:
         weighting: `likelihood` (the bound itself), `simple` (DDPM's), `data`, `v`, `min-snr` or `sigmoid`.
@@ -87,6 +86,13 @@ class Objective(nn.Module):
             rate = p if self.weighting in ("likelihood", "sigmoid") else schedule.rate(schedule.time(logsnr))
             measure = 1 / p
         return logsnr, WEIGHTINGS[self.weighting](logsnr, rate) * measure / density, place
+
+    def measure(self, schedule: NoiseSchedule, ends: Ends) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+        """Return the log-SNRs and weights of the likelihood's sum over a chain, or of a quadrature of its integral."""
+        if self.steps is None:
+            return quadrature(ends)
+        levels = schedule.chain(self.steps, ends[0]).logsnr
+        return levels[1:], torch.expm1(levels[:-1] - levels[1:])
 
     def _warp(self, place: Tensor) -> tuple[Tensor, Tensor]:
         """Uniform places to ones with the density in proportion to the root of `moments`, and that density."""

@@ -15,6 +15,7 @@ from loglik.data.spec import DataSpec
 from loglik.data.windows import Windows
 from loglik.density import Bound, Density, sum_terms
 from loglik.evaluation.result import Result
+from loglik.evaluation.rows import RowScores
 from loglik.evaluation.scores import (
     arguments,
     default_samples,
@@ -58,7 +59,7 @@ def evaluate_split(
     train_seconds: float = 0.0,
     steps: int = 0,
     baseline: Tensor | StreamScores | None = None,
-    scores: Tensor | None = None,
+    rows: RowScores | None = None,
 ) -> Result:
     """Score a density on a split; a text with overlapping windows, in nats a token.
 
@@ -66,7 +67,7 @@ def evaluate_split(
         baseline: another density's scores of the same split, to be gained upon.
         samples: Monte Carlo samples per example where `log_prob` is a bound; chosen by the split's size if None.
         seed: of the Monte Carlo noise.
-        scores: this density's `log_probs` of the split with these samples and seed, where they are there already.
+        rows: this density's `row_scores` of the split, if they are there already; they have no terms.
 
     Raises ValueError where the split is empty.
     """
@@ -87,13 +88,14 @@ def evaluate_split(
         of_text = {"unit": "token", "perplexity": perplexity(nats), "bits_per_byte": stretches.bits_per_byte()}
         n = int(stretches.tokens.sum())
     else:
-        if density.bound is not Bound.EXACT:
-            terms = log_prob_terms(density, split, samples=samples, seed=seed)
-        if scores is None and terms:  # they are log_prob's: no second pass, unless a draw's weight of 0 made one NaN
-            total = sum_terms(terms)
-            scores = total if total.isfinite().all() else None
-        if scores is None:
-            scores = log_probs(density, split, samples=samples, seed=seed)
+        if rows is not None:
+            scores, samples = rows.nats, round(rows.draws.double().mean().item())
+        else:
+            if density.bound is not Bound.EXACT:
+                terms = log_prob_terms(density, split, samples=samples, seed=seed)
+            # terms sum to log_prob: no second pass, unless a draw's weight of 0 made one NaN
+            if not terms or not (scores := sum_terms(terms)).isfinite().all():
+                scores = log_probs(density, split, samples=samples, seed=seed)
         nats, stderr = mean_and_stderr(scores)
         if isinstance(baseline, Tensor) and not labels:
             gain, gain_stderr = mean_and_stderr(scores - baseline)

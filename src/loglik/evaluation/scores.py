@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from loglik.data.dataset import Split
@@ -25,6 +25,7 @@ __all__ = [
     "log_prob_terms",
     "log_probs",
     "mean_and_stderr",
+    "replicates",
     "unseen_error",
 ]
 
@@ -84,9 +85,8 @@ def log_probs(
     does; the one collective call comes after the last batch. The global generator is left as it was.
     """
     rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
-    scores = torch.zeros(len(split), dtype=torch.float64, device=density.device)
-    for rows, event, context in _batches(density, split, seed, batch_size, rank=rank, world=world):
-        scores[rows] = density.log_prob(event, context, samples=samples).double()
+    rows = torch.arange(len(split))
+    scores = replicates(density, split, rows, samples=samples, seed=seed, batch_size=batch_size, rank=rank, world=world)
     if fabric and world > 1:
         scores = fabric.all_reduce(scores, reduce_op="sum")  # type: ignore[assignment]
     return scores.cpu()
@@ -101,24 +101,53 @@ def log_prob_terms(
     The noise is that of `log_probs` with the same samples and seed, so the terms sum to what it returns.
     """
     terms: dict[str, Tensor] = {}
-    for rows, event, context in _batches(density, split, seed):
+    for places, event, context in _batches(density, split, torch.arange(len(split)), seed):
         for name, values in density.terms(event, context, samples=samples).items():
             every = terms.setdefault(name, torch.zeros(len(split), dtype=torch.float64))
-            every[rows] = values.double().cpu()
+            every[places] = values.double().cpu()
     return terms
 
 
+def replicates(
+    density: Density,
+    split: Split,
+    rows: Int64[Tensor, " N"],
+    *,
+    samples: int,
+    seed: int,
+    batch_size: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+) -> Float64[Tensor, " N"]:
+    """Log p of rows of a split, each as often as it is listed, on the density's device; 0 for other ranks' batches."""
+    scores = torch.zeros(len(rows), dtype=torch.float64, device=density.device)
+    for places, event, context in _batches(density, split, rows, seed, batch_size, rank=rank, world=world):
+        scores[places] = density.log_prob(event, context, samples=samples).double()
+    return scores
+
+
 def _batches(
-    density: Density, split: Split, seed: int, batch_size: int | None = None, *, rank: int = 0, world: int = 1
+    density: Density,
+    split: Split,
+    rows: Int64[Tensor, " N"],
+    seed: int,
+    batch_size: int | None = None,
+    *,
+    rank: int = 0,
+    world: int = 1,
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-    """Yield the rows, the event and the context of each batch of a rank, seeded by its number, in evaluation mode."""
+    """Yield the places among the rows, the event and the context of each batch of a rank, in evaluation mode.
+
+    Each batch is seeded by its number.
+    """
     keep_freed_memory()
     batch_size = batch_size or max(1, min(256, 2**18 // math.prod(split.x.shape[1:])))
     with evaluating(density, seed):
-        for number in range(rank, math.ceil(len(split) / batch_size), world):
-            rows = slice(number * batch_size, (number + 1) * batch_size)
+        for number in range(rank, math.ceil(len(rows) / batch_size), world):
+            places = slice(number * batch_size, (number + 1) * batch_size)
+            some = rows[places]
             torch.manual_seed((seed * 1_000_003 + number) % 2**63)
-            yield rows, *arguments(density, split.x[rows], None if split.y is None else split.y[rows])
+            yield places, *arguments(density, split.x[some], None if split.y is None else split.y[some])
 
 
 def mean_and_stderr(scores: Float64[Tensor, " N"]) -> tuple[float, float | None]:

@@ -230,7 +230,7 @@ class VAE(Density):
 
         def terms(rows: Tensor, given: Tensor | None) -> dict[str, Tensor]:
             repeats = len(rows) // len(x)
-            draw = self._draw(tuple(torch.cat([t] * repeats) if repeats > 1 else t for t in inferred), given)
+            draw = self._draw(tuple(t.repeat_interleave(repeats, 0) for t in inferred), given)
             return {"reconstruction": self.observation.log_prob(rows, draw.theta), "-KL": draw.log_ratio}
 
         return terms
