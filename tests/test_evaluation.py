@@ -17,7 +17,16 @@ from loglik.data.dataset import Split
 from loglik.data.spec import DataSpec
 from loglik.density import StandardNormal
 from loglik.diffusion import ODE, Diffusion
-from loglik.evaluation import Result, bits_per_dim, compress, evaluate_split, labels_in_turn, log_probs, mean_and_stderr
+from loglik.evaluation import (
+    Result,
+    bits_per_dim,
+    compress,
+    evaluate_split,
+    labels_in_turn,
+    log_probs,
+    mean_and_stderr,
+    row_scores,
+)
 from loglik.evaluation.scores import default_samples, unseen_error
 
 IMAGE = SPECS["image"]
@@ -234,11 +243,19 @@ def test_terms_sum_to_the_number(family, spec, names, samples):
     assert all(row.terms[name] > 0 for name in added)
 
 
-def test_scores_that_are_given_have_terms_that_sum_to_them():
+def test_terms_of_many_batches_sum_to_the_number():
     density, split = scored("vae", n=2000)  # eight batches
-    scores = log_probs(density, split, samples=2, seed=1)
-    row = evaluate_split(density, split, IMAGE, model="vae", samples=2, seed=1, scores=scores)
-    assert row.nats == scores.mean().item() and sum(row.terms.values()) == pytest.approx(row.nats, rel=1e-6)
+    row = evaluate_split(density, split, IMAGE, model="vae", samples=2, seed=1)
+    assert row.nats == pytest.approx(log_probs(density, split, samples=2, seed=1).mean().item(), rel=1e-6)
+    assert sum(row.terms.values()) == pytest.approx(row.nats, rel=1e-6)
+
+
+def test_rows_that_are_given_are_the_number_and_have_no_terms():
+    density, split = scored("vae")
+    rows = row_scores(density, split, seed=1)
+    row = evaluate_split(density, split, IMAGE, model="vae", seed=1, rows=rows)
+    assert row.nats == rows.nats.mean().item() and row.terms == {}
+    assert row.samples == round(rows.draws.double().mean().item())
 
 
 def test_a_seed_fixes_a_row():
