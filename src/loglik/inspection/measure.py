@@ -45,7 +45,8 @@ class Inspection:
         model, trained: the family's name, and whether it is a run's.
         data: what it was inspected on.
         counts: parameters, FLOPs and memory of each layer.
-        held: bytes that a training step holds for the backward pass of one example, weights not counted.
+        held: bytes that a training step holds for the backward pass of one example, weights not counted; None where
+            the loss uses `torch.func`, which lets nobody see it.
         flow: gradients over depth.
         fields: receptive fields of an image classifier's layers, from its features' input; None for others.
         agreement: of how many of those layers the measured field is the propagated one.
@@ -62,7 +63,7 @@ class Inspection:
     trained: bool
     data: Data
     counts: list[LayerCount]
-    held: float
+    held: float | None
     flow: GradientFlow
     fields: list[ReceptiveField] | None = None
     agreement: int = 0
@@ -131,17 +132,14 @@ def inspect(density: Density, data: Data, *, model: str = "", trained: bool = Tr
     def other() -> Tensor:
         return density.loss(*arguments(density, x.roll(1, 0), y))
 
-    with evaluating(density, seed):
-        held = held_bytes(loss, (*density.parameters(), *density.buffers()))
+    held = _held(density, loss, seed)
     found = Inspection(
         model=model or type(density).__name__.lower(),
         trained=trained,
         data=data,
         counts=layer_counts(density, loss, batch=len(x), seed=seed),
-        held=held / len(x),
-        flow=gradient_flow(density, loss, first=_reader(density, loss, other, seed), seed=seed)
-        if any(True for _ in density.parameters())
-        else GradientFlow([], 1.0, 1.0, "too shallow", "it has no weights to train by gradients"),
+        held=None if held is None else held / len(x),
+        flow=_flow(density, loss, other, seed, hidden=held is None),
     )
     if density.event == "y" and data.spec.kind == "image":
         _images(found, density, x, seed)
@@ -151,6 +149,25 @@ def inspect(density: Density, data: Data, *, model: str = "", trained: bool = Tr
         )
     _attention(found, density, loss, seed)
     return found
+
+
+def _held(density: Density, loss: Any, seed: int) -> int | None:
+    with evaluating(density, seed):
+        try:
+            return held_bytes(loss, (*density.parameters(), *density.buffers()))
+        except RuntimeError as error:
+            if "saved tensor hooks" not in str(error):
+                raise
+            return None
+
+
+def _flow(density: Density, loss: Any, other: Any, seed: int, *, hidden: bool) -> GradientFlow:
+    if hidden:
+        reason = "the loss differentiates inside itself by torch.func, which hides its layers"
+        return GradientFlow([], 1.0, 1.0, "not measured", reason)
+    if not any(True for _ in density.parameters()):
+        return GradientFlow([], 1.0, 1.0, "not measured", "there are no weights to train by gradients")
+    return gradient_flow(density, loss, first=_reader(density, loss, other, seed), seed=seed)
 
 
 def _images(found: Inspection, density: Any, x: Tensor, seed: int) -> None:
