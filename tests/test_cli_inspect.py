@@ -67,6 +67,16 @@ def test_a_run_and_a_table():
     assert "mean loss over 3 examples" in page_of(out)
 
 
+def test_a_loss_that_differentiates_inside_itself():
+    """A continuous flow takes the trace of its Jacobian by `torch.func`."""
+    rng = np.random.default_rng(0)
+    Path("table.csv").write_text("\n".join(["a,b", *(f"{a:.4f},{b:.4f}" for a, b in rng.normal(size=(60, 2)))]))
+    status, out, err = run("inspect", "flow:continuous", "table.csv", "--out", "looked")
+    assert (status, err) == (0, "")
+    assert "not measured: the loss differentiates inside itself" in " ".join(out.split())
+    assert "unknown number of bytes" in page_of(out)
+
+
 def test_a_classifier_of_images_by_convolutions(tmp_path):
     x = torch.randint(0, 256, (40, 3, 12, 12), dtype=torch.uint8)
     data = from_arrays(x.numpy(), (torch.arange(40) % 2).numpy())

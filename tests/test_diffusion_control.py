@@ -72,7 +72,7 @@ def test_a_gaussian_has_no_noise_left(float64, likelihood):
 
 
 def test_a_table_diffusion_starts_with_little_noise():
-    """One draw of a row had a standard deviation of 30 nats and more on such a table."""
+    """One draw of a row had a standard deviation of 44 nats on such a table."""
     x = torch.randn(500, 6) @ torch.randn(6, 6)
     density = build("diffusion", DataSpec(kind="array", event_shape=(6,)))
     density.initialise(x)

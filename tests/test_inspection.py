@@ -657,3 +657,18 @@ def test_attention_maps_are_the_networks_own(family):
         assert (weights.triu(1).abs().max() == 0) == (family == "autoregressive")
     assert attention_maps(found.maps).startswith("<svg")
     assert next(iter(_short(found.maps))) in next(iter(found.maps))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("network", ["resnet", "vit"])
+def test_a_network_on_a_gpu(network):
+    x = torch.randint(0, 17, (40, 1, 8, 8), dtype=torch.uint8).numpy()
+    data = as_data((x, np.arange(40) % 3))
+    torch.manual_seed(0)
+    density = build("classifier", data.spec, network=network, width=32).eval()
+    on_cpu, on_gpu = inspect(density, data), inspect(density.cuda(), data)
+    assert on_gpu.flow.verdict == on_cpu.flow.verdict and on_gpu.fields == on_cpu.fields
+    assert math.isclose(on_gpu.flow.total, on_cpu.flow.total, rel_tol=1e-2)
+    assert [row.flops for row in on_gpu.counts] == [row.flops for row in on_cpu.counts]
+    for here, there in zip(on_cpu.permutations, on_gpu.permutations, strict=True):
+        assert math.isclose(here.with_positions, there.with_positions, rel_tol=1e-2)

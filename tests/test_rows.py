@@ -167,7 +167,7 @@ def test_standard_errors_of_a_trained_model_are_calibrated(table, family):
 
 
 def test_two_seeds_of_a_diffusion_rank_rows_alike(table):
-    """The correlation was 0.2 with the plain estimate's 32 draws of a row."""
+    """The rank correlation was 0.07 with 32 draws a row of the plain estimate."""
     run = loglik.fit("diffusion", table, max_steps=60, progress=False, width=32)
     part = Split(run.data_for(table).split("all").x[:100])
     first, other = (row_scores(run.density, part, seed=seed) for seed in (0, 1))

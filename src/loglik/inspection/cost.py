@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
+from loglik.inspection.counts import FlopCount
 from loglik.networks.attention import attention, attention_formula
 
 __all__ = ["FORMULA", "Cost", "PowerLaw", "fit_power", "held_bytes", "sequence_cost"]
@@ -156,7 +156,6 @@ def _quadratic(lengths: Sequence[int], seconds: Sequence[float]) -> tuple[float,
 def _flops(kind: str, layer: Callable[[Tensor], object], x: Tensor, width: int) -> float:
     if kind == "recurrence":  # six products of a vector and a square matrix a step, which take long to count
         return 12.0 * x.shape[1] * width**2
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCount() as counter:
         layer(x)
-    return float(counter.get_total_flops())
+    return float(counter.total)

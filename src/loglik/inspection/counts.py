@@ -10,26 +10,46 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from loglik.inspection.layers import WHOLE, evaluating, first_tensor, hooked, kind_of, owners
 
-__all__ = ["LayerCount", "layer_counts"]
+__all__ = ["FlopCount", "LayerCount", "layer_counts"]
 
 
 aten = torch.ops.aten
 
 
-def _lstm(x: Sequence[int], w: Sequence[int], v: Sequence[int], *rest: Any, **kwargs: Any) -> int:
-    return 2 * x[0] * x[1] * (math.prod(w) + math.prod(v))
+class FlopCount(TorchDispatchMode):
+    """Count floating-point operations by torch's formulas, in `total`.
+
+    `FlopCounterMode` puts hooks on modules too, which a loss that uses `torch.func` does not run with.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if (formula := RECURRENT.get(func.overloadpacket)) is not None:
+            self.total += formula(*args)
+        elif (formula := flop_registry.get(func.overloadpacket)) is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=out)
+        return out
 
 
-def _cudnn(x: Sequence[int], weights: Sequence[Sequence[int]], *rest: Any, **kwargs: Any) -> int:
-    return 2 * x[0] * x[1] * sum(math.prod(w) for w in weights if len(w) > 1)
+def _lstm(x: Tensor, weight: Tensor, recurrent: Tensor, *rest: Any) -> int:
+    return 2 * x.shape[0] * x.shape[1] * (weight.numel() + recurrent.numel())
 
 
-# kernels for a whole recurrence, which torch does not count
-RECURRENT: dict[Any, Any] = {aten.mkldnn_rnn_layer: _lstm, aten._cudnn_rnn: _cudnn}
+def _cudnn(x: Tensor, weights: Sequence[Tensor], *rest: Any) -> int:
+    return 2 * x.shape[0] * x.shape[1] * sum(w.numel() for w in weights if w.dim() > 1)
+
+
+# kernels for a whole recurrence, for which torch has no formula
+RECURRENT: dict[Any, Callable[..., int]] = {aten.mkldnn_rnn_layer: _lstm, aten._cudnn_rnn: _cudnn}
 
 
 @dataclass(frozen=True)
@@ -76,29 +96,30 @@ def layer_counts(network: nn.Module, call: Callable[[], Any], *, batch: int = 1,
     stack = [0.0]  # the FLOPs of the layers within each layer that is running
     starts: list[float] = []
     leaf = [True]  # whether no layer has run within each layer that is running
-    counter = FlopCounterMode(display=False, custom_mapping=RECURRENT)
+    counter = FlopCount()
 
     def before(name: str, module: nn.Module, inputs: Any) -> None:
-        starts.append(counter.get_total_flops())
+        starts.append(counter.total)
         stack.append(0.0)
         leaf[-1] = False
         leaf.append(True)
 
     def after(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        total = counter.get_total_flops() - starts.pop()
+        total = counter.total - starts.pop()
         own = total - stack.pop()
         stack[-1] += total
         row = rows.setdefault(name.split("#")[0], _Row(module, first_tensor(inputs), first_tensor(output)))
         row.flops += own / batch
-        x, out = first_tensor(inputs), first_tensor(output)
-        if leaf.pop() and out is not None and not _same_memory(x, out):
+        out = first_tensor(output)
+        same = out is first_tensor(inputs) or isinstance(module, (nn.Flatten, nn.Unflatten))
+        if leaf.pop() and out is not None and not same:
             row.bytes += out.numel() * out.element_size() // batch
 
     # attention as its matrix products, which have FLOPs to count on any machine
     products = sdpa_kernel(SDPBackend.MATH)
     with torch.no_grad(), evaluating(network, seed), hooked(network, before=before, after=after), products, counter:
         call()
-    rest = counter.get_total_flops() / batch - sum(row.flops for row in rows.values())
+    rest = counter.total / batch - sum(row.flops for row in rows.values())
     owned = {name: sum(p.numel() for p in held) for name, held in owners(network, rows).items()}
     counted = [_count(name, row, owned.get(name, 0)) for name, row in rows.items() if name != WHOLE]
     whole = rows.get(WHOLE, _Row(network, None, None))
@@ -128,7 +149,3 @@ def _count(name: str, row: _Row, parameters: int) -> LayerCount:
         units = math.prod(output)
         dense = math.prod(inputs) * units + (units if row.module.bias is not None else 0)
     return LayerCount(name, kind_of(row.module), inputs, output, parameters, dense, row.flops, row.bytes)
-
-
-def _same_memory(x: Tensor | None, out: Tensor) -> bool:
-    return x is not None and x.untyped_storage().data_ptr() == out.untyped_storage().data_ptr()

@@ -22,7 +22,7 @@ from loglik.inspection.layers import WHOLE, evaluating, first_tensor, hooked, ki
 
 __all__ = ["GradientFlow", "LayerGradient", "Spectrum", "gradient_flow", "singular_values"]
 
-Verdict = Literal["healthy", "vanishing", "exploding", "blocked", "too shallow"]
+Verdict = Literal["healthy", "vanishing", "exploding", "blocked", "too shallow", "not measured"]
 NO_LAYER = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout)  # these pass gradients on as they are
 # with one learning rate for all layers the first needs 100 steps for what the last does in one, or the reverse
 FAR = 100.0
@@ -69,7 +69,8 @@ class GradientFlow:
         factor: ρ, by which the gradient changes from a layer to the one before it, in the geometric mean.
         total: $\\rho^{n-1}$, the change over the depth n from the last layer to the first.
         verdict: `vanishing` where the total is below 1/100, `exploding` where it is above 100, else `healthy`;
-            `blocked` where the gradient of some layer is exactly zero, `too shallow` with fewer than 3 layers.
+            `blocked` where the gradient of some layer is exactly zero, `too shallow` below a depth of 3, `not measured`
+            where there is nothing to measure.
         reason: the verdict in a sentence.
     """
 

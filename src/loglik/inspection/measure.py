@@ -46,7 +46,8 @@ class Inspection:
         data: what it was inspected on.
         examples: the number of examples that went through the networks.
         counts: parameters, FLOPs and memory of each layer.
-        held: bytes that a training step holds for the backward pass of one example, weights not counted.
+        held: bytes that a training step holds for the backward pass of one example, weights not counted; None where
+            the loss uses `torch.func`, which lets nobody see it.
         flow: gradients over depth.
         fields: receptive fields of an image classifier's layers, from its features' input; None for others.
         agreement: of how many of those layers the measured field is the propagated one.
@@ -64,7 +65,7 @@ class Inspection:
     data: Data
     examples: int
     counts: list[LayerCount]
-    held: float
+    held: float | None
     flow: GradientFlow
     fields: list[ReceptiveField] | None = None
     agreement: int = 0
@@ -135,18 +136,15 @@ def inspect(
     def other() -> Tensor:
         return density.loss(*arguments(density, x.roll(1, 0), y))
 
-    with evaluating(density, seed):
-        held = held_bytes(loss, (*density.parameters(), *density.buffers()))
+    held = _held(density, loss, seed)
     found = Inspection(
         model=model or type(density).__name__.lower(),
         trained=trained,
         data=data,
         examples=len(x),
         counts=layer_counts(density, loss, batch=len(x), seed=seed),
-        held=held / len(x),
-        flow=gradient_flow(density, loss, first=_reader(density, loss, other, seed), seed=seed)
-        if any(True for _ in density.parameters())
-        else GradientFlow([], 1.0, 1.0, "too shallow", "it has no weights to train by gradients"),
+        held=None if held is None else held / len(x),
+        flow=_flow(density, loss, other, seed, hidden=held is None),
     )
     if density.event == "y" and data.spec.kind == "image":
         _images(found, density, x, seed)
@@ -156,6 +154,25 @@ def inspect(
         )
     _attention(found, density, loss, seed)
     return found
+
+
+def _held(density: Density, loss: Any, seed: int) -> int | None:
+    with evaluating(density, seed):
+        try:
+            return held_bytes(loss, (*density.parameters(), *density.buffers()))
+        except RuntimeError as error:
+            if "saved tensor hooks" not in str(error):
+                raise
+            return None
+
+
+def _flow(density: Density, loss: Any, other: Any, seed: int, *, hidden: bool) -> GradientFlow:
+    if hidden:
+        reason = "the loss differentiates inside itself by torch.func, which hides its layers"
+        return GradientFlow([], 1.0, 1.0, "not measured", reason)
+    if not any(True for _ in density.parameters()):
+        return GradientFlow([], 1.0, 1.0, "not measured", "there are no weights to train by gradients")
+    return gradient_flow(density, loss, first=_reader(density, loss, other, seed), seed=seed)
 
 
 def _images(found: Inspection, density: Any, x: Tensor, seed: int) -> None:

@@ -98,7 +98,7 @@ def _content(found: Inspection) -> dict[str, Any]:
         "data": found.data,
         "parameters": f"{found.parameters:,}",
         "flops": count(round(found.flops)),
-        "memory": _memory(round(found.held)),
+        "memory": _memory(found.held),
         "flow": flow,
         "fields": [_field_row(f, found) for f in listed],
         "n_fields": len(found.fields or []),
@@ -138,7 +138,7 @@ def _headline(found: Inspection) -> str:
     state = "trained" if found.trained else "untrained"
     return (
         f"{found.model}, {state}, on {found.data.name}: {found.parameters:,} parameters; per example "
-        f"{count(round(found.flops))} FLOPs forward and {_memory(round(found.held))} held for the backward pass"
+        f"{count(round(found.flops))} FLOPs forward and {_memory(found.held)} held for the backward pass"
     )
 
 
@@ -305,8 +305,10 @@ def _number(value: float | None) -> str:
     return text.replace("e-0", "e-").replace("e+0", "e").replace("-", "−")
 
 
-def _memory(size: int) -> str:
+def _memory(size: float | None) -> str:
+    if size is None:
+        return "an unknown number of bytes"
     for least, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if size >= least:
             return f"{size / least:.1f} {unit}"
-    return f"{size} B"
+    return f"{size:.0f} B"
