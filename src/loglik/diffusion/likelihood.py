@@ -90,7 +90,8 @@ class VLB(Likelihood):
 
     In continuous time the diffusion term is $\tfrac12 \int_{\lambda_1}^{\lambda_0} \mathbb E \lVert \epsilon -
     \hat\epsilon(z_\lambda) \rVert^2 d\lambda$, from one λ per draw. In T steps it is the hierarchical VAE's sum of T -
-    1 divergences, each of Gaussians with the posterior's variance:
+    1 divergences, $L_{t-1} = \mathbb E\, \mathrm{KL}(q(z_{t-1} \mid z_t, x) \,\|\, p(z_{t-1} \mid z_t))$ with
+    $p(z_{t-1} \mid z_t) = q(z_{t-1} \mid z_t, \hat x(z_t))$, so that both Gaussians have the posterior's variance:
     $L_{t-1} = \tfrac12 (e^{\lambda_{t-1} - \lambda_t} - 1)\, \mathbb E \lVert \epsilon - \hat\epsilon(z_t) \rVert^2$.
     Either is estimated without bias, with the control variate and the importance sampling of `Control`.
 

@@ -37,6 +37,14 @@ BINS = 64
 class Objective(nn.Module):
     r"""How training weighs and draws noise levels. It changes `loss` alone, never `log_prob`.
 
+    Every weighting is denoising score matching,
+    $\int_0^1 \lambda(t)\, \mathbb E \lVert s_\theta(x_t, t) - \nabla \log p_{t \mid 0}(x_t \mid x_0) \rVert^2 dt$. With
+    $s_\theta = -\hat\epsilon / \sigma_t$ and $\nabla \log p_{t \mid 0}(x_t \mid x_0) = -\epsilon / \sigma_t$, its
+    weight is $\lambda(t) = w \sigma_t^2 / 2r$: β(t)/2 for `likelihood`, σ_t²/2 for `simple`. Explicit score matching
+    has the target $\nabla \log p_t(x_t)$, and an expectation that is smaller by
+    $\mathbb E \lVert \nabla \log p_{t \mid 0} \rVert^2 - \mathbb E \lVert \nabla \log p_t \rVert^2$, which does not
+    depend on θ (Vincent 2011, "A connection between score matching and denoising autoencoders").
+
     Draws are spread evenly over the batch, as in Kingma et al. 2021, appendix I.1.
 
     Args:

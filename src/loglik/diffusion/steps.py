@@ -81,7 +81,11 @@ def ddpm(x: Float[Tensor, "B ..."], t: Level, s: Level, walk: Walk) -> Float[Ten
     r"""The ancestral chain: draw from $q(x_s \mid x_t, \hat x)$.
 
     With $c = 1 - e^{\lambda_t - \lambda_s}$, the mean is $\frac{\alpha_s}{\alpha_t}(1 - c)\,x_t + \alpha_s c\,\hat x$
-    and the variance $\sigma_s^2 c$. Source: Ho et al. 2020, eq. 6-7; Kingma et al. 2021, appendix A.4.
+    and the variance $\sigma_s^2 c$. For neighbours s = t - 1 of a chain with $\beta_t = 1 - \bar\alpha_t /
+    \bar\alpha_{t-1}$ these are $\frac{\sqrt{1 - \beta_t}\,(1 - \bar\alpha_{t-1})}{1 - \bar\alpha_t}\,x_t +
+    \frac{\sqrt{\bar\alpha_{t-1}}\,\beta_t}{1 - \bar\alpha_t}\,\hat x$ and
+    $\frac{1 - \bar\alpha_{t-1}}{1 - \bar\alpha_t}\,\beta_t$. Source: Ho et al. 2020, eq. 6-7; Kingma et al. 2021,
+    appendix A.4.
     """
     x_hat = walk.denoise(x, t)
     c = -torch.expm1(t.logsnr - s.logsnr)

@@ -19,7 +19,10 @@ class MLP(nn.Module):
         hidden: widths of the hidden layers.
         context: width of a context vector that is joined to the input; 0 for none.
         dropout: the fraction of hidden units dropped in training.
-        norm: between each hidden layer's linear map and its activation: `none`, `batch` or `layer`.
+        norm: between each hidden layer's linear map and its activation: `none`; `batch` or `layer` for
+            $\gamma \odot (h - \mu) / \sqrt{v + \varepsilon} + \beta$. The mean μ and variance v are with `layer` those
+            of each example's units (Ba et al. 2016), with `batch` those of each unit over the batch in training, and
+            their moving averages in evaluation (Ioffe and Szegedy 2015).
 
     Hidden weights start normal with variance 2 / fan-in (He et al. 2015, "Delving deep into rectifiers"), so that
     neither signals nor gradients vanish with depth; the output's as PyTorch's linear layers do.

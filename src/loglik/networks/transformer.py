@@ -27,10 +27,11 @@ CHOICES = {"norm": ("layer", "rms"), "place": ("pre", "post"), "mlp": ("gelu", "
 
 @dataclass(frozen=True, kw_only=True)
 class BlockSettings:
-    """What the blocks of a Transformer are made of.
+    r"""What the blocks of a Transformer are made of.
 
     Attributes:
-        norm: `layer` for LayerNorm, `rms` for RMSNorm (Zhang and Sennrich 2019).
+        norm: `layer` for LayerNorm (Ba et al. 2016), $\gamma \odot (h - \mu) / \sqrt{v + \varepsilon} + \beta$ with the
+            mean μ and variance v over the E features of each position; `rms` for RMSNorm (Zhang and Sennrich 2019).
         place: of the norm, `pre` for x + f(norm(x)) and a norm at the end, `post` for norm(x + f(x)).
         mlp: `gelu` and `squared_relu` (So et al. 2021) with 4·E hidden units, `swiglu` (Shazeer 2020) with 8·E/3, which
             makes as many weights.

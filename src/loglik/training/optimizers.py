@@ -139,9 +139,13 @@ def _whole_float32() -> Iterator[None]:
 
 
 def optimizers_of(density: Density, settings: TrainingSettings) -> list[Optimizer]:
-    """The optimizers that settings ask for; together they hold each trained parameter once.
+    r"""Return the optimizers of the settings; together they hold each trained parameter once.
 
+    Each moves the parameters against the gradient: `sgd` without momentum takes
+    $\theta \leftarrow \theta - \eta \nabla_\theta L$ with the learning rate η and the gradient of a batch's mean loss.
     Weight decay is for matrices and kernels; biases, norms and other vectors are spared.
+
+    Reference: Robbins and Monro 1951, "A stochastic approximation method".
     """
     trained = [p for p in density.parameters() if p.requires_grad]
     matrices, vectors = [p for p in trained if p.dim() >= 2], [p for p in trained if p.dim() < 2]
