@@ -28,7 +28,7 @@ test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/pytest -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n auto --dist worksteal $(ARGS)
 
 test-all: $(READY)
 	$(BIN)/pytest $(ARGS)

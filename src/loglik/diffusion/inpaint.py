@@ -27,8 +27,7 @@ def inpaint(
 
     After each step from t to s the point is noised back to t and the step is made again, `repeats` times in all, so
     that the unknown part comes to agree with the known one: replacement alone ($r = 1$) makes it agree only roughly.
-        Gives z and
-    the log-SNR at the last level.
+    Gives z and the log-SNR at the last level.
 
     Source: Lugmayr et al. 2022, "RePaint: inpainting using denoising diffusion probabilistic models", algorithm 1.
     """
