@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
+# versions to install; `make setup CONSTRAINTS=` installs the newest that pyproject.toml allows
+CONSTRAINTS ?= constraints.txt
 
 # threads that wait asleep, after a few microseconds of spinning: see docs/decisions.md
 ifndef OMP_WAIT_POLICY
@@ -15,9 +17,9 @@ endif
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt hatch_build.py src/loglik/flows/native/spline.c
+$(READY): pyproject.toml $(CONSTRAINTS) hatch_build.py src/loglik/flows/native/spline.c
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[dev]'
 	touch $@
 
 compare: $(READY)

@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 RESULTS = HERE / "RESULTS.md"
 PEERS = ROOT / ".venv-peers"
-PROCESSORS = len(os.sched_getaffinity(0))
+PROCESSORS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # not on macOS
 WORKLOADS = (
     "classifier", "resnet", "autoregressive", "generation", "flow", "flow_table", "vae", "diffusion", "unet",
 )  # fmt: skip

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import os
+import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +20,11 @@ def run(monkeypatch):
     import run
 
     return run
+
+
+def test_processors_are_counted_on_macos(run, monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert runpy.run_path(str(BENCHMARKS / "run.py"))["PROCESSORS"] == os.cpu_count()
 
 
 @pytest.mark.parametrize(

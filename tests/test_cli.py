@@ -1,6 +1,7 @@
 """The commands: what they write, and one clear line for what they cannot do."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -459,8 +460,15 @@ def test_settings_of_a_wrong_type_are_one_clear_line(data) -> None:
 
 
 def test_the_installed_command_prints_no_traceback() -> None:
-    command = [sys.executable, "-m", "loglik.cli", "compare", "no-such-thing"]
+    command = [sys.executable, "-m", "loglik", "compare", "no-such-thing"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: no-such-thing: no such file or folder")
     assert done.stderr.count("\n") == 1 and done.stdout == ""
+
+
+def test_the_shell_completes_commands() -> None:
+    command = [sys.executable, "-c", "import sys; sys.argv = ['loglik']; from loglik.cli import main; main()"]
+    asked = {"_LOGLIK_COMPLETE": "complete_bash", "COMP_WORDS": "loglik fi", "COMP_CWORD": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **asked})
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["fit", "fill"], "")

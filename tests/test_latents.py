@@ -125,7 +125,7 @@ def test_the_commands(run):
     made, folder, _ = run
 
     def loglik_(*words):
-        line = [sys.executable, "-m", "loglik.cli", *map(str, words)]
+        line = [sys.executable, "-m", "loglik", *map(str, words)]
         return subprocess.run(line, capture_output=True, text=True, timeout=100)
 
     done = loglik_("encode", made.path, "--split", "test", "--out", folder / "few.csv")

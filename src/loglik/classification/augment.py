@@ -26,7 +26,7 @@ class Augment(nn.Module):
 
         steps: list[nn.Module] = []
         if shift:
-            steps.append(kornia.RandomCrop(size, padding=shift, fill=-1.0))
+            steps.append(kornia.RandomCrop(size, padding=shift, fill=-1))
         if flip:
             steps.append(kornia.RandomHorizontalFlip(p=0.5))
         if erase:

@@ -31,7 +31,7 @@ app = typer.Typer(
     help="Deep learning by maximum likelihood: every model is a density, every number is comparable.",
     epilog="Any command takes --debug, which shows the traceback of an error.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
 )
 COUNTS = {1: "One", 2: "Two", 3: "Three", 4: "Four", 5: "Five"}

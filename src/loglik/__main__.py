@@ -1,4 +1,4 @@
-"""`python -m loglik.cli`."""
+"""Run the command line as `python -m loglik`."""
 
 from loglik.cli import main
 
