@@ -173,7 +173,7 @@ def check_refuses_no_context(case: Case) -> None:
 
 
 def check_samples(case: Case) -> None:
-    """In the units of the data: dtype, shape, levels, whole numbers where the column holds them."""
+    """In the units of the data: dtype, shape, levels, integers where the column holds them."""
     density, event, context = ready(case)
     spec = SPECS[case.spec]
     drawn = density.sample(16, context)
@@ -371,7 +371,7 @@ CHECKS: list[Callable[[Case], None]] = [
 
 
 def events_of(spec: DataSpec) -> Tensor:
-    """Every value that an event of whole numbers can take."""
+    """Every value that an event of integers can take."""
     assert spec.levels is not None
     dtype = torch.uint8 if spec.levels <= 256 else torch.int64
     values = torch.cartesian_prod(*[torch.arange(spec.levels)] * spec.dims).view(-1, *spec.event_shape)

@@ -39,7 +39,7 @@ def test_text_shares_one_histogram():
 
 @pytest.mark.parametrize("spread", [0.3, 3.0, 200.0])
 def test_open_integers_sum_to_one(spread):
-    """With both tails: over all whole numbers that carry mass."""
+    """With both tails: over all integers that carry mass."""
     density = Independent((1,), (True,), bins=8)
     density.initialise((spread * torch.randn(1000, 1)).round() - 17)
     x = torch.arange(-30_000, 30_000).unsqueeze(1)
@@ -99,7 +99,7 @@ def test_samples_are_like_the_data():
     assert torch.equal(drawn[:, 0], drawn[:, 0].round()) and not torch.equal(drawn[:, 1], drawn[:, 1].round())
     places = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])
     apart = (drawn.quantile(places, 0) - rows.quantile(places, 0)).abs() / rows.std(0)
-    assert apart[:, 0].max() < 0.4 and apart[:, 1].max() < 0.1  # a whole number is a third of a deviation
+    assert apart[:, 0].max() < 0.4 and apart[:, 1].max() < 0.1  # an integer is a third of a standard deviation
 
 
 def test_samples_follow_the_tails():

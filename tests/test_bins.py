@@ -30,7 +30,7 @@ def table(*columns: Column, n: int = 400) -> tuple[DataSpec, torch.Tensor]:
 
 
 def grid(density, d: int, column: Column) -> tuple[torch.Tensor, torch.Tensor]:
-    """Points of a column and what each weighs: middles of cells that respect the bins' edges, codes, whole numbers."""
+    """Points of a column and what each weighs: middles of cells that respect the bins' edges, codes, integers."""
     if column.categories:
         return torch.arange(len(column.categories)).double(), torch.ones(len(column.categories)).double()
     bins = density.transforms[0]

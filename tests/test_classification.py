@@ -187,5 +187,5 @@ def test_a_shift_moves_an_image_by_whole_pixels():
 def test_labels_out_of_range_are_refused():
     model = Classifier(Logits(), Logits(), 3)
     for call in (model.loss, model.log_prob):
-        with pytest.raises(ValueError, match=r"labels must hold whole numbers 0 \.\.\. 2, got 0 \.\.\. 3"):
+        with pytest.raises(ValueError, match=r"labels must hold integers 0 \.\.\. 2, got 0 \.\.\. 3"):
             call(torch.tensor([0, 3]), torch.randn(2, 3))

@@ -140,5 +140,5 @@ def test_values_outside_the_levels_are_refused(family):
     right = torch.full((3, 1, 2, 2), 4, dtype=torch.uint8)
     model.initialise(right)
     assert model.log_prob(right).shape == (3,)
-    with pytest.raises(ValueError, match=r"data must hold whole numbers 0 \.\.\. 4, got 4 \.\.\. 5"):
+    with pytest.raises(ValueError, match=r"data must hold integers 0 \.\.\. 4, got 4 \.\.\. 5"):
         model.log_prob(torch.cat([right, right + 1]))

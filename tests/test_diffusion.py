@@ -210,7 +210,7 @@ def test_unknown_sampler_and_no_steps_are_refused():
         Sampler(method="heun", eta=1)
 
 
-# ---- whole numbers
+# ---- integers
 
 
 def level_diffusion(levels: int, shape=(1, 1, 2), network=None) -> Diffusion:
@@ -306,6 +306,6 @@ def test_v_prediction_starts_as_the_gaussian_of_the_datas_moments(float64):
     diffusion.initialise(x)
     fitted = Normal(x.mean(0), x.std(0, correction=0))
     got, truth = diffusion.log_prob(x, samples=64), fitted.log_prob(x).sum(1)
-    assert (got.mean() - truth.mean()).abs() < 0.2  # four of its deviations over seeds
+    assert (got.mean() - truth.mean()).abs() < 0.2  # four standard deviations over seeds
     plain = Diffusion(Denoiser(Zero(3)), (3,), schedule=LinearBeta(t_min=1e-5))
     assert plain.log_prob(x, samples=64).mean() < truth.mean() - 1

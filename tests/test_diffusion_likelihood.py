@@ -192,7 +192,7 @@ def test_a_chain_of_so_many_steps_keeps_its_own_levels():
     assert (spacing(trained, 20), spacing(trained, 50)) == ("time", "logsnr")
 
 
-# ---- whole numbers
+# ---- integers
 
 
 @torch.no_grad()

@@ -25,11 +25,10 @@ VARIANTS = [
     for kind in RECIPES[family].kinds
     if kind not in ("glow", "unet", "dit")  # of images
 ]
-FEW = ["booleans", "every kind", "real among codes"]
 CASES = [(family, table) for family in FAMILIES for table in TABLES] + [
     pytest.param(variant, table, marks=() if table == "every kind" else pytest.mark.slow)
     for variant in VARIANTS
-    for table in FEW
+    for table in TABLES
 ]
 
 

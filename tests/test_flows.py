@@ -229,7 +229,7 @@ def test_what_a_flow_is(transforms, discrete, bound):
 
 
 def test_any_density_is_a_base():
-    """A flow over a histogram of whole numbers is discrete and exact."""
+    """A flow over a histogram of integers is discrete and exact."""
     spec = DataSpec(kind="array", event_shape=(2,), levels=3)
     base = Independent((2,), (True, True), levels=3)
     base.initialise(torch.randint(0, 3, (50, 2)))
@@ -260,7 +260,7 @@ def test_a_dequantized_vae_sums_to_one():
 
 
 def test_open_range_sums_to_one():
-    """An integer column without known levels: over all whole numbers that could matter."""
+    """An integer column without known levels: over all integers that could matter."""
     spec = DataSpec(kind="table", event_shape=(1,), columns=(Column(name="count", type="integer"),))
     flow = tiny("flow", spec)
     x = torch.randn(300, 1).mul(2).floor()

@@ -134,7 +134,7 @@ def test_marginal_of_the_categorical_is_the_smoothed_count(float64):
     torch.testing.assert_close(theta.double().exp(), torch.tensor([3.5, 1.5, 1.5]) / 6.5, rtol=1e-6, atol=0)
 
 
-def test_marginal_of_the_gaussian_is_the_mean_and_deviation():
+def test_marginal_of_the_gaussian_is_the_mean_and_std():
     x = torch.tensor([3.0, -20.0]) + torch.tensor([0.1, 50.0]) * torch.randn(1000, 2)
     observation = Gaussian((2,))
     theta = observation.marginal(x)
@@ -159,7 +159,7 @@ def linear_gaussian(tilt: float = 0.0) -> tuple[VAE, MultivariateNormal]:
     b = torch.randn(dims)
     precision = 1 + w.square().sum(0) / s**2
     gain = (w / s**2 / precision).T
-    squash = lambda log_scale: 6 * (log_scale / 6).atanh()  # noqa: E731  undoes the bound on log-deviations
+    squash = lambda log_scale: 6 * (log_scale / 6).atanh()  # noqa: E731  undoes the bound on log-scales
     encoder = Constant(gain, -gain @ b + tilt, squash(-0.5 * precision.log()))
     decoder = Constant(w, b, squash(torch.full((dims,), math.log(s))))
     truth = MultivariateNormal(b, w @ w.T + s**2 * torch.eye(dims))

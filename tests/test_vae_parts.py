@@ -148,7 +148,7 @@ def test_local_pixels_draw_as_they_score(float64):
 @pytest.mark.parametrize("observation", [Bernoulli((2,)), Categorical((2,), 3), BetaBinomial((2,), 3)])
 def test_levels_outside_are_named(observation):
     levels = observation.levels
-    with pytest.raises(ValueError, match=f"data must hold whole numbers 0 ... {levels - 1}, got 0 ... 7"):
+    with pytest.raises(ValueError, match=f"data must hold integers 0 ... {levels - 1}, got 0 ... 7"):
         observation.log_prob(torch.tensor([[0, 7]]), torch.zeros(1, observation.outputs))
 
 
@@ -346,7 +346,7 @@ def test_codes_are_one_hot_for_an_encoder_and_their_mean_is_a_code():
     theta = torch.tensor([[2.0, 0.0, 1.0, 3.0, 0.0, 1.0]])  # (K, D): column 0 has logits 2, 1, 0
     assert codes.mean(theta).tolist() == [[0, 1]]
     assert Codes((1,), 1).log_prob(torch.zeros(4, 1), torch.randn(4, 1)).tolist() == [0, 0, 0, 0]
-    with pytest.raises(ValueError, match=r"must hold whole numbers 0 \.\.\. 2, got 0 \.\.\. 3"):
+    with pytest.raises(ValueError, match=r"must hold integers 0 \.\.\. 2, got 0 \.\.\. 3"):
         codes.centre(torch.tensor([[0.0, 3.0]]))
 
 

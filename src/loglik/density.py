@@ -260,7 +260,7 @@ def check_levels(x: Shaped[Tensor, "B ..."], levels: int | None, what: str = "da
         return
     low, high = (value.item() for value in x.aminmax())
     if not 0 <= low <= high <= levels - 1:
-        raise ValueError(f"{what} must hold whole numbers 0 ... {levels - 1}, got {low:g} ... {high:g}")
+        raise ValueError(f"{what} must hold integers 0 ... {levels - 1}, got {low:g} ... {high:g}")
 
 
 def embed(network: nn.Module | None, context: Tensor | None) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Autoregressive densities over sequences of whole numbers."""
+"""Autoregressive densities over sequences of integers."""
 
 from loglik.autoregressive.autoregressive import Autoregressive
 

@@ -63,13 +63,11 @@ class Choice:
 
 
 def check_prompt(prompt: Tensor | None, n: int, window: int, levels: int, device: torch.device) -> Int64[Tensor, "n P"]:
-    """The prompt as n rows; ValueError where it is no whole number of the vocabulary, or longer than the window."""
+    """The prompt as n rows; ValueError where it is no integer of the vocabulary, or longer than the window."""
     if prompt is None:
         return torch.empty(n, 0, dtype=torch.long, device=device)
     if prompt.is_floating_point() or prompt.dim() not in (1, 2) or (prompt.dim() == 2 and len(prompt) != n):
-        raise ValueError(
-            f"a prompt is whole numbers of shape (P,) or ({n}, P), got {prompt.dtype} of {tuple(prompt.shape)}"
-        )
+        raise ValueError(f"a prompt is integers of shape (P,) or ({n}, P), got {prompt.dtype} of {tuple(prompt.shape)}")
     rows = prompt.to(device, torch.long).expand(n, -1)
     if rows.shape[1] > window:
         raise ValueError(f"a prompt can have at most the {window} tokens of the window, got {rows.shape[1]}")

@@ -11,7 +11,7 @@ from loglik.density import Density, check_levels
 
 __all__ = ["Classifier"]
 
-PRIOR = 4.0  # a: the inverse temperature's prior has mode 1 and deviation about 1/2
+PRIOR = 4.0  # a: the inverse temperature's prior has mode 1 and standard deviation about 1/2
 
 
 class Classifier(Density):

@@ -15,7 +15,7 @@ __all__ = ["Columns", "Levels"]
 
 
 class Levels(nn.Module):
-    """Whole numbers 0 ... K-1 to [-1, 1], the shape kept."""
+    """Integers 0 ... K-1 to [-1, 1], the shape kept."""
 
     def __init__(self, levels: int) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Levels(nn.Module):
 
 
 class Columns(nn.Module):
-    """Numbers to zero mean and unit deviation, categories to a one-hot code, joined in the order of columns.
+    """Numbers to zero mean and unit variance, categories to a one-hot code, joined in the order of columns.
 
     Args:
         categories: for each dimension the number of its categories, 0 where it is a number.

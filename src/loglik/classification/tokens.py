@@ -12,7 +12,7 @@ __all__ = ["TokenEncoder"]
 
 
 class TokenEncoder(nn.Module):
-    """Tokens (B, T), a whole number 0 ... K-1 each, to `outputs` = E features.
+    """Tokens (B, T), an integer 0 ... K-1 each, to `outputs` = E features.
 
     Args:
         levels: K.

@@ -38,7 +38,7 @@ def load_named(name: str, *, label: str | None = None, seed: int = 0, like: Data
 
 
 def _sklearn_table(name: str, label: str | None, seed: int, like: DataSpec | None) -> Data:
-    """scikit-learn's tables hold whole numbers as floats; here they are whole numbers again."""
+    """scikit-learn's tables hold integers as floats; here they are integers again."""
     import polars as pl
     from sklearn import datasets
 

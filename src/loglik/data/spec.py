@@ -38,7 +38,7 @@ class DataSpec:
     Attributes:
         kind: `image`, `table`, `array` or `text`.
         event_shape: one example: (C, H, W), (D,), any, or (T,) tokens.
-        levels: whole numbers 0 ... levels-1 in every dimension; None where data are continuous or mixed.
+        levels: integers 0 ... levels-1 in every dimension; None where data are continuous or mixed.
         classes: the names of the labels 0, 1, ...; empty where there are none.
         columns: of a table, in the order of the dimensions; the label is not among them.
         label: the name of a table's label column.

@@ -54,7 +54,7 @@ class TextSettings:
         if self.tokenizer not in tokenizers.KINDS:
             raise ValueError(f"unknown tokenizer {self.tokenizer!r}: use {', '.join(tokenizers.KINDS)}")
         if type(self.vocabulary) is not int:
-            raise ValueError(f"vocabulary must be a whole number, got {self.vocabulary!r}")
+            raise ValueError(f"vocabulary must be an integer, got {self.vocabulary!r}")
         if self.window is not None and (type(self.window) is not int or self.window < 1):
             raise ValueError(f"window must be at least 1 token, got {self.window!r}")
         self.fractions()

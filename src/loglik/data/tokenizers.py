@@ -1,4 +1,4 @@
-r"""Tokenizers: text as whole numbers 0 ... K-1 and back, each token a string of bytes.
+r"""Tokenizers: text as integers 0 ... K-1 and back, each token a string of bytes.
 
 Three of them: `Bytes` (K = 256, takes any file), `Characters` (one token for each character of the user's text) and
 `BytePairs` (byte-pair encoding, Sennrich et al. 2016, over bytes). What a text costs in nats depends on its tokens;

@@ -61,7 +61,7 @@ def time_features(logsnr: Float[Tensor, " B"], count: int) -> Float[Tensor, "B E
 class Denoiser(nn.Module):
     r"""A network as a denoiser of continuous data.
 
-    With the v prediction, data that have the mean m and deviation s of each dimension (0 and 1 unless `initialise` is
+    With the v prediction, data with the mean m and std s in each dimension (0 and 1 unless `initialise` is
     called) are denoised as a Gaussian of these moments would be, and the network adds to that in units of the error
     which is left: $\hat x = m + \frac{\alpha s^2}{\alpha^2 s^2 + \sigma^2}(x_t - \alpha m) -
     \frac{s \sigma}{\sqrt{\alpha^2 s^2 + \sigma^2}} \hat v$. For m = 0, s = 1 this is
@@ -74,7 +74,7 @@ class Denoiser(nn.Module):
         prediction: what the network predicts.
         features: how many features of time.
         context: a network from a context to a vector.
-        event_shape: gives each dimension moments of its own; one mean and one deviation for all if empty.
+        event_shape: gives each dimension moments of its own; one mean and one scale for all if empty.
         unconditional: the share of contexts that are left out in training (their vector is zeros), so that the network
             learns p(x) too, for guidance without a classifier.
     """

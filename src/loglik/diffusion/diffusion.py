@@ -24,9 +24,9 @@ from loglik.diffusion.likelihood import (
     Denoise,
     Likelihood,
     Model,
+    broadcast_like,
     draw_noise,
     prior_term,
-    wide,
 )
 from loglik.diffusion.objective import Objective
 from loglik.diffusion.reconstruction import Codes, Levels, Reals, Reconstruction
@@ -209,7 +209,7 @@ class Diffusion(Density):
     def noised_at(self, x: Shaped[Tensor, "B ..."], logsnr: Float[Tensor, " B"]) -> Float[Tensor, "B ..."]:
         r"""A draw of $x_t = \alpha x + \sigma \epsilon$, of data scaled to [-1, 1] where they have levels."""
         v = self.reconstruction.embed(x)
-        return wide(alpha(logsnr), v) * v + wide(sigma(logsnr), v) * torch.randn_like(v)
+        return broadcast_like(alpha(logsnr), v) * v + broadcast_like(sigma(logsnr), v) * torch.randn_like(v)
 
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
         v = self.reconstruction.embed(x)

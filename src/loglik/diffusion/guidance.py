@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from loglik.diffusion.likelihood import Denoise, wide
+from loglik.diffusion.likelihood import Denoise, broadcast_like
 from loglik.diffusion.schedule import alpha, sigma
 
 __all__ = ["by_classifier", "classifier_free", "with_noise_level"]
@@ -41,7 +41,7 @@ def by_classifier(denoise: Denoise, classifier: Callable[..., Any], labels: Tens
         with torch.enable_grad():
             point = x_t.detach().requires_grad_()
             (slope,) = torch.autograd.grad(classifier(point, logsnr, labels).sum(), point)
-        return denoise(x_t, logsnr) + weight * wide(sigma(logsnr).square() / alpha(logsnr), x_t) * slope
+        return denoise(x_t, logsnr) + weight * broadcast_like(sigma(logsnr).square() / alpha(logsnr), x_t) * slope
 
     return guided
 
@@ -52,5 +52,5 @@ def with_noise_level(x_t: Float[Tensor, "B ..."], logsnr: Float[Tensor, " B"]) -
     For `classifier`, a density p(y | x) trained on `with_noise_level(*diffusion.noised(x))`, what `Sampler` takes is
     `lambda x_t, logsnr, y: classifier.log_prob(y, with_noise_level(x_t, logsnr))`.
     """
-    level = wide(logsnr / 10, x_t).expand(len(x_t), 1, *x_t.shape[2:])
+    level = broadcast_like(logsnr / 10, x_t).expand(len(x_t), 1, *x_t.shape[2:])
     return torch.cat([x_t, level.to(x_t.dtype)], dim=1)

@@ -26,12 +26,12 @@ from loglik.diffusion.sampler import SPACINGS, levels_of
 from loglik.diffusion.schedule import NoiseSchedule, alpha, sigma
 from loglik.diffusion.sde import flow_in_logsnr
 
-__all__ = ["ODE", "VLB", "Likelihood", "Model", "draw_noise", "prior_term", "wide"]
+__all__ = ["ODE", "VLB", "Likelihood", "Model", "draw_noise", "prior_term", "broadcast_like"]
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (x_t, log-SNRs of shape (B,)) -> the expected data
 
 
-def wide(values: Float[Tensor, " B"], like: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+def broadcast_like(values: Float[Tensor, " B"], like: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
     """One number for each example, to be multiplied with events."""
     return values.view(-1, *[1] * (like.dim() - 1))
 
@@ -39,8 +39,8 @@ def wide(values: Float[Tensor, " B"], like: Float[Tensor, "B ..."]) -> Float[Ten
 def draw_noise(v: Float[Tensor, "B ..."], denoise: Denoise, logsnr: Float[Tensor, " B"]) -> Draw:
     """Add noise at log-SNRs and let the denoiser take it away."""
     epsilon = torch.randn_like(v)
-    x_t = wide(alpha(logsnr), v) * v + wide(sigma(logsnr), v) * epsilon
-    return Draw(v, logsnr, epsilon, wide(torch.exp(0.5 * logsnr), v) * (v - denoise(x_t, logsnr)))
+    x_t = broadcast_like(alpha(logsnr), v) * v + broadcast_like(sigma(logsnr), v) * epsilon
+    return Draw(v, logsnr, epsilon, broadcast_like(torch.exp(0.5 * logsnr), v) * (v - denoise(x_t, logsnr)))
 
 
 def prior_term(v: Float[Tensor, "B ..."], low: Float[Tensor, ""]) -> Float[Tensor, " B"]:
@@ -161,7 +161,7 @@ class ODE(Likelihood):
 
     Args:
         steps: of the first solution, and so network evaluations, each with a derivative.
-        tolerance: nats a dimension.
+        tolerance: nats per dimension.
         probes: random vectors of signs ε for the trace, $\mathbb E\, \varepsilon^\top \frac{\partial f}{\partial z}
             \varepsilon$; None for the exact trace up to `EXACT` dimensions, at as many derivatives, and one probe
             beyond.

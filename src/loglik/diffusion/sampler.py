@@ -37,7 +37,7 @@ class Sampler:
         until: the log-SNR at which x̂ is taken for the data; the schedule's end if None. A trained network's x̂ of an
             image has settled long before that, and few steps are better spent earlier: 3 or 4 for 10 to 20 steps.
         eta: of `ddim`, from 0 (deterministic) to 1 (the ancestral chain).
-        tolerance: of `adaptive`, the error of a step in units of the data's deviation.
+        tolerance: of `adaptive`, the error of a step in units of the data's standard deviation.
         guidance: w of $\\hat x_\\emptyset + w\\,(\\hat x_c - \\hat x_\\emptyset)$: 1 is the conditional density itself.
         classifier: from (x_t, log-SNR, labels) to log p(label | x_t), whose gradient guides instead.
 

@@ -29,7 +29,7 @@ def alpha(logsnr: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 
 
 def sigma(logsnr: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    r"""$\sigma = \sqrt{\varsigma(-\lambda)}$, the deviation of the noise."""
+    r"""$\sigma = \sqrt{\varsigma(-\lambda)}$, the standard deviation of the noise."""
     return torch.exp(0.5 * F.logsigmoid(-logsnr))
 
 
@@ -80,7 +80,7 @@ class NoiseSchedule(nn.Module, ABC):
         return alpha(self.logsnr(t))
 
     def sigma(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """σ_t, the deviation of the noise at time t."""
+        """σ_t, the standard deviation of the noise at time t."""
         return sigma(self.logsnr(t))
 
     def alpha_bar(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

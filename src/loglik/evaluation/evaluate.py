@@ -61,7 +61,7 @@ def evaluate_split(
     baseline: Tensor | StreamScores | None = None,
     rows: RowScores | None = None,
 ) -> Result:
-    """Score a density on a split; a text with overlapping windows, in nats a token.
+    """Score a density on a split; a text with overlapping windows, in nats per token.
 
     Args:
         baseline: another density's scores of the same split, to be gained upon.

@@ -16,7 +16,7 @@ class Result:
         model: its name.
         bound: `exact`, `lower` or `estimate`: what `nats` is a mean of.
         nats: mean log p per `unit`; higher is better.
-        bits_per_dim: -nats / (dims · ln 2) for discrete data, else None; lower is better. Of a text, bits a token.
+        bits_per_dim: -nats / (dims · ln 2) for discrete data, else None; lower is better. Of a text, bits per token.
         gain, gain_stderr: nats over the baseline on the same examples, and the standard error of that mean of
             paired differences; None where there is no baseline. The error is also None where all differences are equal.
         stderr: the standard error of `nats`, of a mass at least `unseen_error`; None where there is one number for the

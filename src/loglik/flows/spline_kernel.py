@@ -20,7 +20,7 @@ from loglik.networks.dispatch import is_plain
 __all__ = ["fits", "gradient", "spline"]
 
 MOST_BINS = 64  # as in spline.c
-WIDTH = 16  # events, the fewest for every processor's
+WIDTH = 16  # events, the fewest for every CPU's
 SMALL = 2**23  # parameters, up to which starting threads takes longer than what they save
 
 

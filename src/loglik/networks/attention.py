@@ -51,7 +51,7 @@ def attention(
 
 
 def _products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """As `attention_formula`, in three fused passes; in bfloat16 they are faster than torch's kernel on processors."""
+    """As `attention_formula`, in three fused passes; in bfloat16 they are faster than torch's kernel on CPUs."""
     batch, heads, queries, size = q.shape
     keys = k.shape[2]
     if causal and queries > 1:

@@ -10,7 +10,7 @@ __all__ = ["is_plain"]
 
 
 def is_plain(x: Tensor) -> bool:
-    """Whether x is float32 on a processor, and no counter of operations or transform of functions looks on: what they
+    """Whether x is float32 on a CPU, and no counter of operations or transform of functions looks on: what they
     see stays torch's own.
     """
     return (

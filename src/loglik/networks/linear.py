@@ -1,6 +1,6 @@
-"""Linear maps that are fast on processors of every make.
+"""Linear maps that are fast on CPUs of every make.
 
-torch's float32 products are MKL's, which on processors that are not Intel's are half as fast as oneDNN's. To those
+torch's float32 products are MKL's, which on CPUs that are not Intel's are half as fast as oneDNN's. To those
 torch has a way too: the operation that its compiler puts for a linear map.
 """
 
@@ -51,7 +51,7 @@ def outputs_first(
 def product(
     x: Float[Tensor, "M E"], weight: Float[Tensor, "F E"], bias: Float[Tensor, " F"] | None = None
 ) -> Float[Tensor, "M F"]:
-    """X Wᵀ + b for matrices in any order of memory, by oneDNN where a large float32 one is on a processor."""
+    """X Wᵀ + b for matrices in any order of memory, by oneDNN if x is float32, large and on a CPU."""
     if x.numel() * len(weight) < FEWEST or not _is_ours(x):
         return F.linear(x, weight, bias)
     return _Product.apply(x, weight, bias)

@@ -1,4 +1,4 @@
-"""Memory: a processor's allocator gives back what the next step asks for again."""
+"""Memory: the CPU's allocator returns to the system what the next step asks for again."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ class CausalTransformer(_Transformer):
         dropout: on the output of each attention and each MLP, in training.
         settings: what the blocks are made of.
 
-    Weights start normal with deviation 0.02, and the maps that write to the residual stream with
+    Weights start normal with standard deviation 0.02, and the maps that write to the residual stream with
     0.02 / sqrt(number of such maps) (Radford et al. 2019, GPT-2). Raises ValueError where the heads do not divide
     the width.
     """

@@ -1,4 +1,4 @@
-"""Autoregressive densities: a causal Transformer over pixels, tokens, whole numbers, or the columns of a table."""
+"""Autoregressive densities: a causal Transformer over pixels, tokens, integers, or the columns of a table."""
 
 from __future__ import annotations
 

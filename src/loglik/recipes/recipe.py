@@ -46,11 +46,11 @@ class Recipe:
 
 
 def check_options(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Raise ValueError unless a recipe's options have the types of their defaults, and whole numbers are above 0.
+    """Raise ValueError unless a recipe's options have the types of their defaults, and integers are above 0.
 
     >>> check_options({"width": 0}, {"width": None})
     Traceback (most recent call last):
-    ValueError: width must be a whole number above 0, got 0
+    ValueError: width must be an integer above 0, got 0
     """
     for name, value in options.items():
         default = defaults[name]
@@ -58,9 +58,9 @@ def check_options(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> No
             right = type(value) in (int, float) and 0 <= value < 1
             words = "from 0 to below 1" if type(value) in (int, float) else "a number"
         elif name == "kl_warmup":
-            right, words = type(value) is int and value >= 0, "a whole number, not below 0"
+            right, words = type(value) is int and value >= 0, "an integer, not below 0"
         elif default is None or type(default) is int:
-            right, words = type(value) is int and value > 0, "a whole number above 0"
+            right, words = type(value) is int and value > 0, "an integer above 0"
         elif type(default) is float:
             right, words = type(value) in (int, float), "a number"
         else:

@@ -197,7 +197,7 @@ class _Trainer:
             raise ValueError(f"batch_size {self.batch_size} must be a multiple of the {fabric.world_size} devices")
         apart = data.spec.dims if text else 1  # windows overlap: an epoch is as many as stand side by side
         self.steps_per_epoch = max(1, len(data.train) // (self.batch_size * apart))
-        self.per = data.spec.dims if text else 1  # the bar shows nats a token
+        self.per = data.spec.dims if text else 1  # the bar shows nats per token
         self.last_step = min([settings.max_steps or math.inf, (settings.max_epochs or math.inf) * self.steps_per_epoch])
         self.every = settings.validate_every or max(25, min(500, self.steps_per_epoch))
         self.by_time = settings.max_time is not None and settings.validate_every is None
@@ -449,7 +449,7 @@ def _schedule(part: float, step: int, warmup: int) -> float:
 
 
 def _seed(seed: int, device: torch.device) -> None:
-    """`torch.manual_seed` for the processor and one device; for every kind that there is it takes 0.1 ms."""
+    """Seed the CPU's generator and one device's; `torch.manual_seed` seeds every kind and takes 0.1 ms."""
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(seed)

@@ -1,4 +1,4 @@
-"""The fixed affine maps: Scale by known constants, Standardise by the training data's mean and deviation."""
+"""The fixed affine maps: Scale by known constants, Standardise by the training data's mean and standard deviation."""
 
 from __future__ import annotations
 

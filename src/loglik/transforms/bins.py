@@ -21,15 +21,15 @@ class Bins(Transform):
 
     `encode` gives the bins' numbers k and $\sum_d \log p_d(x_d \mid k_d)$ in place of a log-determinant, and
     `decode` draws x from $p_d(\cdot \mid k_d)$. Exact: x has one k. Within a bin $p_d$ is uniform, $1/w$ over the
-    width w of a real column and 1/w over the w whole numbers of a whole one; the first and the last bin of a column
-    are tails, exponential (geometric over whole numbers) with the mean excess of the training data. A code into C
+    width w of a real column and 1/w over the w integers of a whole one; the first and the last bin of a column
+    are tails, exponential (geometric over integers) with the mean excess of the training data. A code into C
     categories is its own token.
 
     The columns' tokens are numbered one after another: 0 ... `levels`-1 in all, of which `allowed[d]` are column d's.
 
     Args:
         event_shape: of the data, D numbers in all.
-        discrete_dims: for each, whether it is a whole number.
+        discrete_dims: for each, whether it is an integer.
         categories: for each, how many codes it has; 0 for a number without limits.
         bins: between the tails of a number without limits, at quantiles of the training data.
 
@@ -88,7 +88,7 @@ class Bins(Transform):
         low, high = self.edges[:, :1], self.edges.gather(1, self._last)
         inside = -torch.log(self.edges.diff(dim=1)).gather(1, (k - 1).clamp(0, self.edges.shape[1] - 2))
         scale = self.tail_scale
-        # of a tail with scale s: density e^{-d/s} / s, and mass e^{-d/s} (1 - e^{-1/s}) of a whole number
+        # of a tail with scale s: density e^{-d/s} / s, and mass e^{-d/s} (1 - e^{-1/s}) of an integer
         unit = torch.where(self.whole_dims[:, None], torch.log(-torch.expm1(-1 / scale)), -scale.log())
         below = unit[:, :1] - (low - columns - self.whole_dims[:, None].double()).clamp_min(0) / scale[:, :1]
         above = unit[:, 1:] - (columns - high).clamp_min(0) / scale[:, 1:]

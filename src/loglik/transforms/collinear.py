@@ -10,21 +10,21 @@ from loglik.transforms.base import Transform, zeros
 
 __all__ = ["PartialOut"]
 
-LEAST = 1e-5  # of a residual's deviation, in units of its column's: about what float32 tells apart
+MIN_STD = 1e-5  # of a residual, in units of its column's standard deviation: about what float32 resolves
 
 
 class PartialOut(Transform):
     r"""$z_d = (x_d - b_d - \sum_{j<d} w_{dj} x_j) / s_d$ for each column d that those before it all but determine.
 
-    w is the least-squares fit to the training data, b and s the mean and the deviation of its residual. A column is
-    replaced if s is below `most` of its own deviation, and so for the median deviations from the medians: then more
+    w is the least-squares fit to the training data, b and s the mean and the std of its residual. A column is
+    replaced if s is below `most` of its own std, and so for the median distances from the medians: then more
     than outliers is explained. The others stay as they are; with fewer than 10 rows a column all do. A total beside its
     parts, shares that add up to 1, a column that is there twice: what is left is a number of order one, not a relation
     too sharp to learn. $\log\det = -\sum_d \log s_d$.
 
     Args:
         dims: D numbers an event.
-        most: the fraction of a column's deviation below which its residual replaces it.
+        most: the fraction of a column's standard deviation below which its residual replaces it.
     """
 
     weights: Tensor
@@ -42,23 +42,23 @@ class PartialOut(Transform):
         n, dims = x.shape
         if n < 10 * dims:
             return
-        wide = x.double()
-        std = wide.std(0, unbiased=False)
-        varies = std > 1e-6 * wide.abs().amax(0)
+        rows = x.double()
+        std = rows.std(0, unbiased=False)
+        varies = std > 1e-6 * rows.abs().amax(0)
         std = torch.where(varies, std, torch.ones_like(std))
-        unit = (wide - wide.mean(0)) / std
-        correlation = unit.T @ unit / n + torch.diag(LEAST**2 + (~varies).double())
+        unit = (rows - rows.mean(0)) / std
+        correlation = unit.T @ unit / n + torch.diag(MIN_STD**2 + (~varies).double())
         factor = torch.linalg.cholesky(correlation)
-        left = factor.diagonal()  # the deviations of x_d given x_<d, in units of its own
+        left = factor.diagonal()  # the standard deviations of x_d given x_<d, in units of its own
         residual_of = left.unsqueeze(1) * torch.linalg.inv(factor)  # 1 on the diagonal, -w below
         bulk = _spread(unit @ residual_of.T) < self.most * _spread(unit)
         chosen = varies & (left < self.most) & bulk
         weights = -residual_of.tril(-1) * std.unsqueeze(1) / std * chosen.unsqueeze(1)
-        residual = wide - wide @ weights.T
-        deviation = torch.maximum(residual.std(0, unbiased=False), LEAST * std)
+        residual = rows - rows @ weights.T
+        scale = torch.maximum(residual.std(0, unbiased=False), MIN_STD * std)
         self.weights.copy_(weights)
         self.shift.copy_(torch.where(chosen, residual.mean(0), torch.zeros_like(std)))
-        self.scale.copy_(torch.where(chosen, deviation, torch.ones_like(std)))
+        self.scale.copy_(torch.where(chosen, scale, torch.ones_like(std)))
 
     def encode(
         self, x: Float[Tensor, "B D"], context: Shaped[Tensor, "B ..."] | None = None

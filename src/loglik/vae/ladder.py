@@ -9,7 +9,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from loglik.density import Density, StandardNormal, embed
-from loglik.vae.observation import Observation, widened
+from loglik.vae.observation import Observation, bounded, to_float32
 from loglik.vae.vae import VAE, Draw, Objective, gaussian_kl, gaussian_log_prob
 
 __all__ = ["LadderVAE"]
@@ -19,7 +19,7 @@ class LadderVAE(VAE):
     r"""A VAE whose latents $z = (z_1, \dots, z_G)$ depend on one another, the top group first.
 
     $p(z) = p(z_1) \prod_{g>1} p(z_g \mid z_{<g})$ and $q(z \mid x) = \prod_g q(z_g \mid z_{<g}, x)$, Gaussians from one
-    top-down network, which q shares: it moves the prior's mean and scales its deviation by what the encoder saw at the
+    top-down network, which q shares: it moves the prior's mean and scales its std by what the encoder saw at the
     group's resolution. So the KL of every group but the first has a closed form, given those above it.
 
     Args:
@@ -27,7 +27,7 @@ class LadderVAE(VAE):
             one a group, the top group's first.
         decoder: the top-down network, such as `networks.TopDown`: `shapes`, those of the groups' latents;
             `start(n, vector)`; for each group a module of `steps` with `rise(h)` to its resolution, `prior(h)` and
-            `posterior(h, features)`, means and log-deviations side by side in dimension 1, and `merge(h, z)`; and
+            `posterior(h, features)`, means and log-scales side by side in dimension 1, and `merge(h, z)`; and
             `finish(h)`, the observation's parameters.
         observation: p(x | z).
         prior: any density over the top group's numbers in a row; N(0, I) if None.
@@ -68,8 +68,8 @@ class LadderVAE(VAE):
         return self.decoder.start(n, embed(self.context, context))  # type: ignore[union-attr, operator]
 
     def _top(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_scale = widened(parameters).chunk(2, 1)
-        return mean.flatten(1), _bounded(log_scale).flatten(1)
+        mean, log_scale = to_float32(parameters).chunk(2, 1)
+        return mean.flatten(1), bounded(log_scale).flatten(1)
 
     def _draw(self, inferred: tuple[Tensor, ...], context: Tensor | None) -> Draw:
         h = self._start(len(inferred[0]), context)
@@ -90,7 +90,7 @@ class LadderVAE(VAE):
                 mean, log_scale = prior_mean + prior_log_scale.exp() * shift, prior_log_scale + log_factor
                 epsilon = torch.randn_like(mean)
                 z = mean + log_scale.exp() * epsilon
-                # log p - log q, where z lies (shift + e^{log_factor} ε) prior deviations from the prior's mean
+                # log p - log q, where z lies (shift + e^{log_factor} ε) prior stds from the prior's mean
                 ratio = 0.5 * (epsilon.square() - (shift + log_factor.exp() * epsilon).square()) + log_factor
                 log_ratio = log_ratio + ratio.flatten(1).sum(1)
                 kl = gaussian_kl(shift, log_factor).flatten(1)
@@ -104,7 +104,7 @@ class LadderVAE(VAE):
     def posterior(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> tuple[Float[Tensor, "B L"], Float[Tensor, "B L"]]:
-        """The mean and the log-deviation of every group's q, each given the means above it."""
+        """The mean and the log-scale of every group's q, each given the means above it."""
         means: list[Tensor] = []
         log_scales: list[Tensor] = []
         h = None
@@ -148,10 +148,6 @@ class LadderVAE(VAE):
         return self.posterior(x, context)[0]
 
 
-def _bounded(log_scale: Tensor) -> Tensor:
-    return 6 * (log_scale / 6).tanh()
-
-
 def _gaussian(parameters: Tensor) -> tuple[Tensor, Tensor]:
-    mean, log_scale = widened(parameters).chunk(2, 1)
-    return mean, _bounded(log_scale)
+    mean, log_scale = to_float32(parameters).chunk(2, 1)
+    return mean, bounded(log_scale)

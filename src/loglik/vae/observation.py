@@ -1,7 +1,7 @@
 r"""Observation models: normalised densities $p(x \mid \theta)$ whose parameters a decoder gives.
 
 D dimensions of an event, Q parameters of one dimension, P = Q·D of an event in all, in the order (Q, D): a
-convolution's outputs flattened. Those of whole numbers 0 ... K-1 are in `levels`, that of images whose pixels see one
+convolution's outputs flattened. Those of integers 0 ... K-1 are in `levels`, that of images whose pixels see one
 another in `pixels`.
 """
 
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-__all__ = ["Gaussian", "Mixed", "Observation", "widened"]
+__all__ = ["Gaussian", "Mixed", "Observation", "bounded", "to_float32", "unbounded"]
 
 
 class Observation(nn.Module, ABC):
@@ -103,8 +103,8 @@ class Gaussian(Observation):
     def _split(self, theta: Float[Tensor, "B P"]) -> tuple[Float[Tensor, "B D"], Tensor]:
         if self.scale == "example":
             mean, log_scale = self._per_dim(theta).unbind(1)
-            return mean, _bounded(log_scale)
-        return theta, self.log_scale if isinstance(self.scale, (int, float)) else _bounded(self.log_scale)
+            return mean, bounded(log_scale)
+        return theta, self.log_scale if isinstance(self.scale, (int, float)) else bounded(self.log_scale)
 
     def log_prob(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
         mean, log_scale = self._split(theta)
@@ -128,14 +128,14 @@ class Gaussian(Observation):
         v = x.flatten(1)
         if self.scale != "example":
             return v.mean(0)
-        return torch.cat([v.mean(0), _unbounded(v.std(0, unbiased=False).log())])
+        return torch.cat([v.mean(0), unbounded(v.std(0, unbiased=False).log())])
 
     @torch.no_grad()
     def initialise(self, x: Shaped[Tensor, "N ..."]) -> None:
         if self.scale in ("dim", "shared"):
             variance = x.flatten(1).var(0, unbiased=False)
             variance = variance if self.scale == "dim" else variance.mean().unsqueeze(0)
-            self.log_scale.copy_(_unbounded(0.5 * variance.log()))
+            self.log_scale.copy_(unbounded(0.5 * variance.log()))
 
 
 class Mixed(Observation):
@@ -210,15 +210,16 @@ class Mixed(Observation):
             part.initialise(columns)
 
 
-def widened(x: Tensor) -> Tensor:
+def to_float32(x: Tensor) -> Tensor:
     """At least float32: densities are not computed in half precision."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-def _bounded(log_scale: Tensor) -> Tensor:
-    return 6 * (log_scale / 6).tanh()
+def bounded(x: Tensor, bound: float = 6.0) -> Tensor:
+    r"""$b \tanh(x / b)$: the identity near 0, within ±b everywhere; of log-scales, so that none overflows."""
+    return bound * (x / bound).tanh()
 
 
-def _unbounded(log_scale: Tensor) -> Tensor:
-    """The inverse, of what is brought within the bounds first."""
-    return 6 * (log_scale.clamp(-5.9, 5.9) / 6).atanh()
+def unbounded(x: Tensor, bound: float = 6.0) -> Tensor:
+    """The inverse of `bounded`, of x brought within ±(b - 0.1) first."""
+    return bound * (x.clamp(0.1 - bound, bound - 0.1) / bound).atanh()

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from loglik.vae.observation import Observation, widened
+from loglik.vae.observation import Observation, to_float32
 
 __all__ = ["LocalPixels"]
 
@@ -78,7 +78,7 @@ class LocalPixels(Observation):
         near = F.conv2d(image, self.above.weight * self.mask)
         features = theta.view(-1, self.features, self.height, self.width) + near
         features = features.contiguous(memory_format=torch.channels_last)
-        return widened(self._head(features)).flatten(1) + self.offset
+        return to_float32(self._head(features)).flatten(1) + self.offset
 
     def log_prob(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
         return self.whole.log_prob(x, self._theta(x, theta))

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from loglik.density import Bound, Density, StandardNormal, conditioned, draw_terms, draw_weights, embed, sum_terms
 from loglik.transforms import Transform
-from loglik.vae.observation import Observation, widened
+from loglik.vae.observation import Observation, bounded, to_float32
 from loglik.vae.vamp import VampPrior
 
 __all__ = ["VAE", "Draw", "Objective", "gaussian_kl", "gaussian_log_prob"]
 
-CACHED = 2**19  # numbers of a decoder's that a processor's cache holds
+CACHED = 2**19  # outputs of a decoder that a CPU's cache holds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class VAE(Density):
 
     Args:
         encoder: from events (B, ...) of order one, and the context if there is one, to (B, 2L):
-            the mean and the log-deviation of q; with a `posterior` (B, 2L + E), where its transforms take E numbers.
+            the mean and the log-scale of q; with a `posterior` (B, 2L + E), where its transforms take E numbers.
         decoder: from latents (B, L), and the context if there is one, to the observation's parameters (B, P).
         observation: p(x | z).
         prior: any density over events of shape (L,); a `VampPrior` is given the encoder.
@@ -112,7 +112,7 @@ class VAE(Density):
         if latent is not None and prior.event_shape != (latent,):
             raise ValueError(f"the prior must be over events of shape ({latent},), got {tuple(prior.event_shape)}")
         if prior.discrete:
-            raise ValueError("the prior must be a density over real numbers, got one over whole numbers")
+            raise ValueError("the prior must be a density over real numbers, got one over integers")
         # in this order, so that the last layer, which Muon leaves out, is that of the observation's parameters
         self.context, self.prior, self.encoder = context, prior, encoder
         self.posterior_flow: Sequence[Transform] = nn.ModuleList(posterior)  # type: ignore[assignment]
@@ -152,7 +152,7 @@ class VAE(Density):
     def posterior(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> tuple[Float[Tensor, "B L"], Float[Tensor, "B L"]]:
-        """The mean and the log-deviation of q(z | x), before its transforms; the log-deviation stays within ±6."""
+        """The mean and the log-scale of q(z | x), before its transforms; the log-scale stays within ±6."""
         mean, log_scale, *_ = self._infer(x, context)
         return mean, log_scale
 
@@ -183,11 +183,11 @@ class VAE(Density):
         width, want = parameters.flatten(1).shape[1], 2 * self.latent
         if width < want or (width > want and not len(self.posterior_flow)):
             raise ValueError(
-                f"the encoder must give 2·{self.latent} numbers, a mean and a log-deviation for each latent "
+                f"the encoder must give 2·{self.latent} numbers, a mean and a log-scale for each latent "
                 f"dimension; it gave {width}"
             )
-        mean, log_scale, extra = widened(parameters).flatten(1).split([self.latent, self.latent, width - want], 1)
-        log_scale = 6 * (log_scale / 6).tanh()
+        mean, log_scale, extra = to_float32(parameters).flatten(1).split([self.latent, self.latent, width - want], 1)
+        log_scale = bounded(log_scale)
         return (mean, log_scale, extra) if width > want else (mean, log_scale)
 
     def _component(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -202,7 +202,7 @@ class VAE(Density):
                 f"the decoder must give {self.observation.outputs} numbers, the parameters of {kind} over events of "
                 f"shape {self.event_shape}; it gave {width}"
             )
-        return outputs.flatten(1) if self.offset is None else widened(outputs).flatten(1) + self.offset
+        return outputs.flatten(1) if self.offset is None else to_float32(outputs).flatten(1) + self.offset
 
     def _call(self, network: nn.Module, x: Tensor, context: Tensor | None) -> Any:
         return conditioned(network, x, embed(self.context, context))

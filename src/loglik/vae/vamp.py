@@ -39,7 +39,7 @@ class VampPrior(Density):
         self._encode: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
 
     def bind(self, encode: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
-        """Take the encoder: from inputs to the mean and the log-deviation of their posteriors."""
+        """Take the encoder: from inputs to the mean and the log-scale of their posteriors."""
         self._encode = encode
 
     def _components(self) -> tuple[Float[Tensor, "C L"], Float[Tensor, "C L"]]:
