@@ -32,6 +32,7 @@ from loglik.latents import diagnose_latents
 from loglik.recipes import RECIPES, Unsuitable, build, recipe
 from loglik.runs import Run
 from loglik.training import NotFinite, TrainingSettings, fit, undertrained
+from loglik.vae.diagnostics import Diagnosis
 
 __all__ = [
     "Entry",
@@ -53,10 +54,11 @@ TOKENS = 2**18
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of a comparison: a result, and the run it comes from; a compressor has none."""
+    """A row of a comparison: a result, the run it comes from (a compressor has none), and a VAE's latents."""
 
     result: Result
     run: Run | None = None
+    latents: Diagnosis | None = None
 
     @property
     def conditional(self) -> bool:
@@ -199,7 +201,7 @@ def ranked(entries: Sequence[Entry]) -> list[Entry]:
     if not any(e.run is not None for e in alike):
         alike = rows
     places = {id(e): place for place, e in enumerate(by_score(alike), 1)}
-    return [Entry(replace(e.result, rank=places.get(id(e))), e.run) for e in entries]
+    return [replace(e, result=replace(e.result, rank=places.get(id(e)))) for e in entries]
 
 
 def by_score(entries: Sequence[Entry]) -> list[Entry]:
@@ -241,7 +243,7 @@ def judge(
     )
     latents = diagnose_latents(run.density, data, data.held_out, seed)
     notes = (undertrained(run, data, result.stderr), latents.collapse if latents else None)
-    return Entry(replace(result, notes=tuple(filter(None, notes))), run)
+    return Entry(replace(result, notes=tuple(filter(None, notes))), run, latents)
 
 
 def scored(data: Data) -> Split:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from itertools import chain
 from typing import Any, Literal, TypeVar
@@ -23,6 +23,7 @@ __all__ = [
     "Bound",
     "Density",
     "StandardNormal",
+    "check_codes",
     "check_levels",
     "conditioned",
     "draw_terms",
@@ -261,6 +262,20 @@ def check_levels(x: Shaped[Tensor, "B ..."], levels: int | None, what: str = "da
     low, high = (value.item() for value in x.aminmax())
     if not 0 <= low <= high <= levels - 1:
         raise ValueError(f"{what} must hold integers 0 ... {levels - 1}, got {low:g} ... {high:g}")
+
+
+def check_codes(x: Shaped[Tensor, "B D"], counts: Sequence[int]) -> None:
+    """Raise ValueError unless each column d with a count C_d above 0 holds codes 0 ... C_d - 1 only.
+
+    Compiled code skips it, as it skips `check_levels`.
+    """
+    if not any(counts) or x.numel() == 0 or torch.compiler.is_compiling():
+        return
+    count = torch.tensor(counts, device=x.device)
+    wrong = (count > 0) & ~((x >= 0) & (x <= count - 1))
+    if wrong.any():
+        row, d = wrong.nonzero()[0].tolist()
+        raise ValueError(f"column {d} must hold codes 0 ... {counts[d] - 1}, got {x[row, d].item():g}")
 
 
 def embed(network: nn.Module | None, context: Tensor | None) -> Tensor | None:

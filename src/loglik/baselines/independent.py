@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from loglik.density import Density, check_levels
+from loglik.density import Density, check_codes, check_levels
 
 __all__ = ["Independent"]
 
@@ -62,6 +62,7 @@ class Independent(Density):
         super().__init__()
         self.event_shape = tuple(event_shape)
         self.levels, self.shared, self.bins = levels, shared, bins
+        self.categories = tuple(categories or ())
         self.discrete = all(discrete_dims)
         rows = 1 if shared else len(discrete_dims)
         count = torch.full((rows,), levels) if levels else torch.tensor(list(categories or [0] * rows)[:rows])
@@ -95,7 +96,7 @@ class Independent(Density):
 
     def _log_probs(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "rows N"]:
         columns = self._columns(x)
-        self._check(x, columns)
+        self._check(x)
         k = self._bin_of(columns)
         low, high = self.edges[:, :1], self._upper_edge()
         inside = (self.log_mass - self.edges.diff(dim=1).log()).gather(1, k)
@@ -129,7 +130,7 @@ class Independent(Density):
     @torch.no_grad()
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
         columns = self._columns(x)
-        self._check(x, columns)
+        self._check(x)
         codes = self.count > 0
         if codes.any():
             self._count_codes(columns[codes], codes)
@@ -193,16 +194,9 @@ class Independent(Density):
         rows = x.flatten(1).double()
         return rows.reshape(1, -1) if self.shared else rows.T
 
-    def _check(self, x: Tensor, columns: Tensor) -> None:
+    def _check(self, x: Tensor) -> None:
         check_levels(x, self.levels)
-        if self.levels is not None or torch.compiler.is_compiling():
-            return
-        wrong = (self.count > 0)[:, None] & ((columns < 0) | (columns >= self.count[:, None]))
-        if wrong.any():
-            d, row = wrong.nonzero()[0].tolist()
-            raise ValueError(
-                f"column {d} must hold codes 0 ... {int(self.count[d]) - 1}, got {columns[d, row].item():g}"
-            )
+        check_codes(x.flatten(1), self.categories)
 
 
 def _candidate_edges(

@@ -99,7 +99,6 @@ def fit(
     """Train one density and write it as a run."""
     from loglik.comparison import judge, summary
     from loglik.data import TextSettings, as_data
-    from loglik.latents import diagnose_latents
     from loglik.report import draw, samples_file, write_report, write_samples
     from loglik.training import fit as train
 
@@ -115,8 +114,7 @@ def fit(
         return
     entry, split = judge(run, held, seed=seed), held.held_out
     print(f"{split} split: {summary(entry.result)}")
-    latents = diagnose_latents(run.density, held, split, seed)
-    for line in dict.fromkeys([*(latents.lines() if latents else []), *entry.result.notes]):
+    for line in dict.fromkeys([*(entry.latents.lines() if entry.latents else []), *entry.result.notes]):
         print(line)
     if entry.result.event == "x":
         write_samples(draw(run.density, held.spec, 64, seed=seed), held.spec, samples_file(folder, held.spec))

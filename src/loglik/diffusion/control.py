@@ -34,7 +34,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-__all__ = ["Control", "Draw", "Ends", "quadrature"]
+__all__ = ["Control", "Draw", "Ends", "pick", "quadrature"]
 
 Ends = tuple[Float[Tensor, ""], Float[Tensor, ""]]  # a schedule's highest and lowest log-SNR
 
@@ -167,7 +167,7 @@ class Control(nn.Module):
     def draw(self, place: Float[Tensor, " B"], ends: Ends) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """Log-SNRs from uniform numbers, and their density p."""
         high, low = ends
-        part, within, probability = _pick(self.left.sqrt().to(place), place)
+        part, within, probability = pick(self.left.sqrt().to(place), place, EVEN)
         return low + (high - low) * (part + within) / BINS, probability * BINS / (high - low)
 
     def choose(
@@ -175,7 +175,7 @@ class Control(nn.Module):
     ) -> tuple[Int64[Tensor, " B"], Float[Tensor, " B"]]:
         """Which of N weighted log-SNRs, from uniform numbers, and with what probability."""
         importance = self.left.sqrt().to(place)[self._bin(levels, ends)] * weights.detach()
-        index, _, probability = _pick(importance, place)
+        index, _, probability = pick(importance, place, EVEN)
         return index, probability
 
     def _bin(self, logsnr: Tensor, ends: Ends) -> Int64[Tensor, "..."]:
@@ -209,10 +209,10 @@ def quadrature(ends: Ends) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     return (low + width * within).flatten(), (0.5 * width * weights).repeat(BINS)
 
 
-def _pick(importance: Float[Tensor, " N"], place: Float[Tensor, " B"]) -> tuple[Tensor, Tensor, Tensor]:
+def pick(importance: Float[Tensor, " N"], place: Float[Tensor, " B"], even: float) -> tuple[Tensor, Tensor, Tensor]:
     """The part that a uniform number falls in, how far into it (from 0 to 1), and the part's probability."""
     relative = importance / importance.mean().clamp_min(torch.finfo(importance.dtype).tiny)
-    probability = (1 - EVEN) * relative + EVEN
+    probability = (1 - even) * relative + even
     probability = probability / probability.sum()
     edges = torch.cat([probability.new_zeros(1), probability.cumsum(0)])
     part = (torch.searchsorted(edges, place.contiguous(), right=True) - 1).clamp(0, len(probability) - 1)

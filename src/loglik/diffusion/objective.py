@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from loglik.diffusion.control import Ends, quadrature
+from loglik.diffusion.control import Ends, pick, quadrature
 from loglik.diffusion.schedule import NoiseSchedule
 
 __all__ = ["TIMES", "WEIGHTINGS", "Objective"]
@@ -104,12 +104,8 @@ class Objective(nn.Module):
 
     def _warp(self, place: Tensor) -> tuple[Tensor, Tensor]:
         """Uniform places to ones with the density in proportion to the root of `moments`, and that density."""
-        p = self.moments.sqrt().to(place)
-        p = 0.95 * p / p.mean() + 0.05  # no part is left out
-        edges = torch.cat([p.new_zeros(1), p.cumsum(0) / len(p)])
-        part = (torch.searchsorted(edges, place.contiguous(), right=True) - 1).clamp(0, len(p) - 1)
-        within = (place - edges[part]) / (edges[part + 1] - edges[part])
-        return ((part + within) / len(p)).clamp(0, 1), p[part]
+        part, within, probability = pick(self.moments.sqrt().to(place), place, 0.05)  # no part is left out
+        return ((part + within) / BINS).clamp(0, 1), probability * BINS
 
     @torch.no_grad()
     def learn(self, place: Float[Tensor, " B"], value: Float[Tensor, " B"]) -> None:

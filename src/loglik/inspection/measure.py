@@ -127,7 +127,7 @@ def inspect(
     images; maps, permutations and the cost in length where there is attention.
     """
     part, device = data.split(split or data.held_out), device_of(density)
-    x, y = part.x[:EXAMPLES].to(device), None if part.y is None else part.y[:EXAMPLES].to(device)
+    x, y = part.x[:EXAMPLES].to(device), _rows(part.y, EXAMPLES)
     event, context = arguments(density, x, y)
 
     def loss() -> Tensor:

@@ -12,8 +12,7 @@ from loglik.networks.ladder import Pyramid, TopDown
 from loglik.networks.mlp import MLP
 from loglik.recipes.priors import PRIORS, prior_of
 from loglik.recipes.recipe import Recipe, from_zero, label_embedding, pick
-from loglik.recipes.vectors import refuse_text
-from loglik.transforms import Reshape, Standardise, Transform
+from loglik.recipes.vectors import refuse_text, to_vector
 from loglik.vae import (
     VAE,
     Categorical,
@@ -92,10 +91,7 @@ def build(
     )
     if spec.levels is not None:
         return vae
-    real = [not discrete for discrete in spec.discrete_dims]
-    transforms: list[Transform] = [] if len(spec.event_shape) == 1 else [Reshape(spec.event_shape, (spec.dims,))]
-    if any(real):
-        transforms.append(Standardise((spec.dims,), real))
+    transforms = to_vector(spec, integers=False)
     return Flow(transforms, vae) if transforms else vae
 
 

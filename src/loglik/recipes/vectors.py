@@ -15,20 +15,24 @@ def refuse_text(spec: DataSpec, family: str) -> None:
         raise Unsuitable(f"{family} takes images, tables and arrays; for text use autoregressive")
 
 
-def to_vector(spec: DataSpec, *, codes: bool = False) -> list[Transform]:
-    """Dequantize integers, flatten, and standardise; the log-determinants are counted.
+def to_vector(spec: DataSpec, *, integers: bool = True, codes: bool = False) -> list[Transform]:
+    """Dequantize, flatten, and standardise; the log-determinants are counted.
 
-    `codes` says whether categories are dequantized and standardised too, or pass as their codes.
+    Real numbers are standardised. `integers` and `codes` (of categories) say whether these are dequantized and
+    standardised too, or pass as they are.
     """
     transforms: list[Transform] = []
-    number = [codes or not count for count in spec.categories]
-    dequantized = [discrete and own for discrete, own in zip(spec.discrete_dims, number, strict=True)]
+    chosen = [
+        codes if count else integers or not discrete
+        for discrete, count in zip(spec.discrete_dims, spec.categories, strict=True)
+    ]
+    dequantized = [discrete and own for discrete, own in zip(spec.discrete_dims, chosen, strict=True)]
     if spec.levels is not None:
         transforms.append(Dequantize(spec.levels))
     elif any(dequantized):
         transforms.append(Dequantize(discrete=dequantized, categories=spec.categories))
     if len(spec.event_shape) != 1:
         transforms.append(Reshape(spec.event_shape, (spec.dims,)))
-    if spec.levels is None and any(number):
-        transforms.append(Standardise((spec.dims,), number))
+    if spec.levels is None and any(chosen):
+        transforms.append(Standardise((spec.dims,), chosen))
     return transforms
