@@ -7,7 +7,7 @@ import pytest
 import torch
 from beartype import BeartypeConf, beartype
 
-pytest.register_assert_rewrite("densities", "commands")
+pytest.register_assert_rewrite("helpers.densities", "helpers.commands")
 
 assert "loglik" not in sys.modules, "loglik was imported before its signatures could be checked"
 check_types = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int will do for a float, as for mypy

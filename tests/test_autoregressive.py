@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from densities import check_draws_what_it_scores, check_sums_to_one, events_of, perturb
+from helpers.densities import check_draws_what_it_scores, check_sums_to_one, events_of, perturb
 from loglik.autoregressive import Autoregressive
 from loglik.autoregressive.generation import Choice
 from loglik.baselines import Independent

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from densities import check_sums_to_one, events_of
+from helpers.densities import check_sums_to_one, events_of
 from loglik.baselines import Independent
 from loglik.data.spec import DataSpec
 from loglik.density import Bound

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from densities import MIXED, perturb
+from helpers.densities import MIXED, perturb
 from loglik.autoregressive import Autoregressive
 from loglik.data.spec import Column, DataSpec
 from loglik.density import Bound

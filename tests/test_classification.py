@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from densities import perturb
+from helpers.densities import perturb
 from loglik.classification import Classifier
 from loglik.classification.augment import Augment
 from loglik.classification.inputs import Columns, Levels

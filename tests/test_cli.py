@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 import loglik
-from commands import refused, run, well
+from helpers.commands import refused, run, well
 from loglik.cli.options import settings_of
 
 RNG = np.random.default_rng(0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import loglik
-from commands import refused, well
+from helpers.commands import refused, well
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from commands import run
+from helpers.commands import run
 from loglik.classification import Classifier
 from loglik.classification.inputs import Levels
 from loglik.data import from_arrays

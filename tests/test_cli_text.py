@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import loglik
-from commands import refused, well
+from helpers.commands import refused, well
 from loglik.cli import commands
 from loglik.report import continue_text
 

@@ -35,7 +35,7 @@ def names_in(file: Path) -> set[str]:
     return names
 
 
-FILES = [*ROOT.glob("src/**/*.py"), *ROOT.glob("tests/*.py")]
+FILES = [*ROOT.glob("src/**/*.py"), *ROOT.glob("tests/**/*.py")]
 DEFINED = {file.relative_to(ROOT).as_posix(): names_in(file) for file in FILES}
 
 

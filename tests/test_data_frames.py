@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import loglik
-from commands import run
+from helpers.commands import run
 from loglik.data import load
 
 RNG = np.random.default_rng(0)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import loglik
-from elsewhere import DEVICE, Elsewhere, there
+from helpers.elsewhere import DEVICE, Elsewhere, there
+from helpers.mixed import mixed_rows, write_rows
 from loglik.comparison import judge
 from loglik.data import load
 from loglik.data.dataset import Split
@@ -14,7 +15,6 @@ from loglik.filling import fill, fill_table
 from loglik.latents import Latents, diagnose_latents, write_latents
 from loglik.recipes import build
 from loglik.report import continue_text, draw, write_report
-from mixed import mixed_rows, write_rows
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
-from densities import check_sums_to_one, events_of
-from exact import Zero
+from helpers.densities import check_sums_to_one, events_of
+from helpers.exact import Zero
 from loglik.baselines import Independent
 from loglik.data.spec import DataSpec
 from loglik.density import Bound

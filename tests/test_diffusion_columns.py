@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from densities import perturb, tiny, train
-from exact import Zero
+from helpers.densities import perturb, tiny, train
+from helpers.exact import Zero
+from helpers.tables import boolean, category, real, rows_of, spec_of
 from loglik.data.spec import DataSpec
 from loglik.diffusion import ODE, ColumnDenoiser, Diffusion, with_likelihood
 from loglik.diffusion.reconstruction import Codes
 from loglik.diffusion.schedule import alpha, sigma
-from tables import boolean, category, real, rows_of, spec_of
 
 CATEGORIES = (3, 0, 2)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from exact import CorrelatedDenoiser, two_moons_like
+from helpers.exact import CorrelatedDenoiser, two_moons_like
 from loglik.data.spec import DataSpec
 from loglik.diffusion import VLB, Denoiser, Diffusion, LinearBeta, LinearLogSNR, Objective
 from loglik.diffusion.control import BINS, Control

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from exact import GaussianDenoiser, gaussian_end, two_moons_like
+from helpers.exact import GaussianDenoiser, gaussian_end, two_moons_like
+from helpers.needs import peer
 from loglik.diffusion import Diffusion, Discrete, LinearBeta, Sampler, ddpm_betas
 from loglik.diffusion.sampler import METHODS, SPACINGS, integrate, levels_of
 from loglik.diffusion.steps import exponential_weights
-from needs import peer
 
 MEAN, SCALE = 0.7, 0.4
 ORDERS = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from exact import CorrelatedDenoiser, GaussianDenoiser, two_moons_like
+from helpers.exact import CorrelatedDenoiser, GaussianDenoiser, two_moons_like
 from loglik.density import Bound
 from loglik.diffusion import (
     ODE,

@@ -9,14 +9,14 @@ import torch
 from scipy.stats import chi2
 from torch import Tensor
 
-from densities import tiny, train
+from helpers.densities import tiny, train
+from helpers.tables import TABLES, boolean, category, every_row, integer, real, rows_of, spec_of
 from loglik.data.dataset import into_splits
 from loglik.data.spec import DataSpec
 from loglik.density import Bound, Density
 from loglik.evaluation import log_probs
 from loglik.recipes import RECIPES
 from loglik.training import fit
-from tables import TABLES, boolean, category, every_row, integer, real, rows_of, spec_of
 
 FAMILIES = ["independent", "autoregressive", "flow", "vae", "diffusion"]
 VARIANTS = [

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-import densities
-from densities import SPECS, draw, tiny
+from helpers import densities
+from helpers.densities import SPECS, draw, tiny
 from loglik.classification import Classifier
 from loglik.data.dataset import Split
 from loglik.data.spec import DataSpec

@@ -10,13 +10,13 @@ from torch import nn
 from torch.distributions import MultivariateNormal
 
 import loglik
-from exact import CorrelatedDenoiser
+from helpers.exact import CorrelatedDenoiser
+from helpers.mixed import mixed_rows, write_rows
 from loglik.density import Density
 from loglik.diffusion import Diffusion, Sampler
 from loglik.filling import fill, fill_table
 from loglik.flows import Flow
 from loglik.transforms import Permute, Standardise
-from mixed import mixed_rows, write_rows
 
 COVARIANCE = torch.tensor([[1.0, 0.8, 0.3], [0.8, 1.0, 0.0], [0.3, 0.0, 1.0]], dtype=torch.float64)
 MEAN, UNIT = torch.tensor([10.0, 0.0, -5.0]), torch.tensor([1.0, 100.0, 0.01])

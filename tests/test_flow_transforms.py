@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from densities import perturb
+from helpers.densities import perturb
+from helpers.needs import peer
 from loglik.density import Bound, StandardNormal
 from loglik.flows import (
     ActNorm,
@@ -36,7 +37,6 @@ from loglik.flows import (
 from loglik.flows.spline import UNIT_DERIVATIVE
 from loglik.networks import MLP, Conditioner, MaskedMLP, PixelConditioner
 from loglik.transforms import Permute, Reshape, Scale, SoftTails, Squeeze
-from needs import peer
 from test_transforms import jacobian_log_det
 
 HERE = Path(__file__).parent

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from densities import check_draws_what_it_scores, check_sums_to_one, events_of, perturb, tiny, train
+from helpers.densities import check_draws_what_it_scores, check_sums_to_one, events_of, perturb, tiny, train
+from helpers.needs import peer
 from loglik.baselines import Independent
 from loglik.data.spec import Column, DataSpec
 from loglik.density import Bound, StandardNormal
@@ -17,7 +18,6 @@ from loglik.flows.spline import MIN_BIN, MIN_DERIVATIVE, UNIT_DERIVATIVE, parame
 from loglik.networks import MLP
 from loglik.transforms import Dequantize, Logit, Reshape, Scale, Standardise
 from loglik.vae import VAE, Gaussian
-from needs import peer
 from test_transforms import jacobian_log_det
 
 BINS, INTERVAL = 5, 3.0

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import loglik
-from exact import Constant
+from helpers.exact import Constant
+from helpers.mixed import mixed_rows, write_rows
 from loglik.filling import fill_table
 from loglik.flows import Flow
 from loglik.latents import Latents, write_latents
 from loglik.transforms import Standardise
 from loglik.vae import VAE, Gaussian
-from mixed import mixed_rows, write_rows
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-from needs import needs
+from helpers.needs import needs
 
 MEASURE = """
     import resource, sys, torch

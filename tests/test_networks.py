@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from alone import run_alone
+from helpers.alone import run_alone
 from loglik.networks import MLP, CausalTransformer, ResidualMLP
 from loglik.networks.linear import outputs_first, product
 

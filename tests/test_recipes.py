@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import densities
-from alone import run_alone
-from densities import (
+from helpers import densities
+from helpers.alone import run_alone
+from helpers.densities import (
     CASES,
     CHECKS,
     REFUSED,
@@ -20,9 +20,9 @@ from densities import (
     tiny,
     train,
 )
+from helpers.needs import needs
 from loglik.data.spec import DataSpec
 from loglik.recipes import RECIPES, Unsuitable, build, recipe
-from needs import needs
 
 HERE = Path(__file__).parent
 TWO_PIXEL_CASES = [
@@ -127,7 +127,7 @@ def test_recipes_tell_their_options():
 
 
 def compiled(backend: str, family: str, spec: str, *more: str) -> None:
-    run_alone(HERE / "densities.py", backend, family, spec, *more)
+    run_alone(HERE / "helpers" / "densities.py", backend, family, spec, *more)
 
 
 @pytest.mark.parametrize("family", ["autoregressive", "diffusion"])

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.needs import peer
 from loglik.networks import ConvNet, ResNet
-from needs import peer
 
 
 def to_timm(name: str) -> str:

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from helpers.needs import needs
 from loglik.flows import rational_quadratic_spline
 from loglik.flows import spline_kernel as kernel
 from loglik.flows.spline import _spline, parameters_per_dim
-from needs import needs
 
 CAPABILITY = torch.backends.cpu.get_cpu_capability()
 made = needs("the spline's kernel")

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 import loglik
-from alone import run_alone
+from helpers.alone import run_alone
+from helpers.needs import needs
 from loglik import runs
 from loglik.data import from_arrays
 from loglik.density import Bound, Density
@@ -28,7 +29,6 @@ from loglik.training import NotFinite, TrainingSettings, checkpoint, fit, loop
 from loglik.training.progress import progress_bar
 from loglik.transforms import Standardise
 from loglik.vae import Categorical, Gaussian, Objective
-from needs import needs
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 2, size=200)

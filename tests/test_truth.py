@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from exact import CorrelatedDenoiser
+from helpers.exact import CorrelatedDenoiser
 from loglik.data.dataset import Split
 from loglik.data.spec import DataSpec
 from loglik.density import Bound

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from helpers.needs import peer
 from loglik.networks import DiT, UNet
 from loglik.networks.groupnorm import NormActivation
 from loglik.networks.transformer import Encoder
-from needs import peer
 
 
 def randomised(network, scale=0.2):

@@ -8,8 +8,8 @@ from torch import nn
 from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
-from densities import check_sums_to_one, draw, events_of, perturb, train
-from exact import Constant
+from helpers.densities import check_sums_to_one, draw, events_of, perturb, train
+from helpers.exact import Constant
 from loglik.data.spec import DataSpec
 from loglik.density import Bound, StandardNormal
 from loglik.diffusion import Denoiser, Diffusion, Sampler

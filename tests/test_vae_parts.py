@@ -9,7 +9,7 @@ from scipy.stats import betabinom
 from torch import nn
 from torch.distributions import Normal
 
-from densities import check_draws_what_it_scores, check_sums_to_one, draw, events_of, perturb, train
+from helpers.densities import check_draws_what_it_scores, check_sums_to_one, draw, events_of, perturb, train
 from loglik.data.spec import DataSpec
 from loglik.density import StandardNormal
 from loglik.flows import autoregressions, maf

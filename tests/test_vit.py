@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.needs import peer
 from loglik.networks import Encoder, ViT
 from loglik.networks.positions import sinusoids
-from needs import peer
 
 NAMES = {
     "class_token": "cls_token",
