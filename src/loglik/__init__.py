@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from loglik.diffusion import Diffusion
     from loglik.flows import Flow
     from loglik.runs import Run, load
-    from loglik.training import TrainingSettings, fit
+    from loglik.training import TrainingSettings
+    from loglik.training.fit import fit
     from loglik.vae import VAE
 
 __version__ = "0.1.0"
