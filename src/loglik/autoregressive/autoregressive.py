@@ -81,6 +81,10 @@ class Autoregressive(Density):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
+    def output_layers(self) -> tuple[nn.Module, ...]:
+        """Return the head, whose rows are the levels."""
+        return (self.head,)
+
     def logits(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> Float[Tensor, "B T K"]:

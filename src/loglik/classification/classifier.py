@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
-from loglik.density import Density, check_levels
+from loglik.density import Density, check_levels, output_layer
 
 __all__ = ["Classifier"]
 
@@ -59,6 +59,10 @@ class Classifier(Density):
         self.discrete = True
         self.conditional = True
         self.event = "y"
+
+    def output_layers(self) -> tuple[nn.Module, ...]:
+        """Return the head's last layer, whose rows are the classes."""
+        return output_layer(self.head)
 
     def logits(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B C"]:
         """The head's output for data x, divided by the temperature."""

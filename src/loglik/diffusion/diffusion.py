@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
-from loglik.density import Bound, Density, sum_terms
+from loglik.density import Bound, Density, output_layer, sum_terms
 from loglik.diffusion.control import Control
 from loglik.diffusion.denoiser import Denoiser, LevelDenoiser
 from loglik.diffusion.guidance import by_classifier, classifier_free
@@ -102,6 +102,10 @@ class Diffusion(Density):
     @property
     def bound(self) -> Bound:
         return self.likelihood.bound
+
+    def output_layers(self) -> tuple[nn.Module, ...]:
+        """Return the output layer of the denoiser's network."""
+        return output_layer(getattr(self.denoiser, "network", None))
 
     def log_prob(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1

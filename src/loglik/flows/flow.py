@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from loglik.density import Bound, Density, check_levels, draw_terms, draw_weights, embed
+from loglik.density import Bound, Density, check_levels, draw_terms, draw_weights, embed, output_layer
 from loglik.transforms import Dequantize, Transform
 
 __all__ = ["Flow"]
@@ -51,8 +51,13 @@ class Flow(Density):
     def warming_up(self) -> bool:
         return self.base.warming_up
 
-    def progress(self, part: float) -> None:
-        self.base.progress(part)
+    def progress(self, fraction_done: float) -> None:
+        self.base.progress(fraction_done)
+
+    def output_layers(self) -> tuple[nn.Module, ...]:
+        """Return the base's output layers; if it has none, that of the last transform whose network declares one."""
+        last_first = (output_layer(getattr(transform, "network", None)) for transform in reversed(self.transforms))
+        return self.base.output_layers() or next(filter(None, last_first), ())
 
     @property
     def importance_weighted(self) -> bool:

@@ -116,6 +116,10 @@ class TopDown(nn.Module):
             h = h + self.context(context)[..., None, None]
         return h.contiguous(memory_format=torch.channels_last)
 
+    @property
+    def output(self) -> nn.Module:
+        return self.last
+
     def finish(self, h: Float[Tensor, "B W2 h w"]) -> Float[Tensor, "B O H W"]:
         """The last map to the outputs of every pixel."""
         for up in self.rise:

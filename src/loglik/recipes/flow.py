@@ -119,6 +119,10 @@ class _Reader(nn.Module):
         self.columns = Columns(categories)
         self.network = nn.Sequential(nn.Linear(self.columns.outputs, NOISE_WIDTH), nn.SiLU())
 
+    @property
+    def output(self) -> nn.Module:
+        return self.network
+
     def initialise(self, x: Tensor) -> None:
         self.columns.initialise(x)
 

@@ -275,6 +275,6 @@ def _safe_compilation() -> Iterator[None]:
 
     The compiler overwrites a part of some saved tensors before it reads the whole.
     """
-    with warnings.catch_warnings(), torch._functorch.config.patch(donated_buffer=False):  # type: ignore[attr-defined]
+    with warnings.catch_warnings(), torch._functorch.config.patch(donated_buffer=False):
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\._inductor")
         yield

@@ -67,6 +67,10 @@ class LocalPixels(Observation):
         self.register_buffer("mask", mask, persistent=False)
         self.register_buffer("offset", torch.zeros(whole.outputs))
 
+    @property
+    def output(self) -> nn.Module:
+        return self.last
+
     def _head(self, features: Float[Tensor, "B F h w"]) -> Float[Tensor, "B QC h w"]:
         """From a pixel's features and its neighbours' together to the parameters of its own model."""
         h = F.silu(features)

@@ -11,7 +11,17 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from loglik.density import Bound, Density, StandardNormal, conditioned, draw_terms, draw_weights, embed, sum_terms
+from loglik.density import (
+    Bound,
+    Density,
+    StandardNormal,
+    conditioned,
+    draw_terms,
+    draw_weights,
+    embed,
+    output_layer,
+    sum_terms,
+)
 from loglik.transforms import Transform
 from loglik.vae.observation import Observation, bounded, to_float32
 from loglik.vae.vamp import VampPrior
@@ -140,8 +150,12 @@ class VAE(Density):
     def warming_up(self) -> bool:
         return self.objective.warmup > 0 and self._warmth().item() < 1
 
-    def progress(self, part: float) -> None:
-        self.part.fill_(part)
+    def progress(self, fraction_done: float) -> None:
+        self.part.fill_(fraction_done)
+
+    def output_layers(self) -> tuple[nn.Module, ...]:
+        """Return the observation model's output layer if it has a network, else the decoder's."""
+        return output_layer(self.observation) or output_layer(self.decoder)
 
     @property
     def importance_weighted(self) -> bool:
