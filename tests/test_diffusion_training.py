@@ -272,10 +272,10 @@ def test_classifier_free_guidance_is_its_formula():
     diffusion = conditional(sampler=Sampler(guidance=3.0)).eval()
     x_t, logsnr, y = torch.randn(3, 2), torch.zeros(3), torch.arange(3)
     guided, cost = diffusion._guided(y)
-    given = diffusion.denoiser(x_t, logsnr, y)
+    with_y = diffusion.denoiser(x_t, logsnr, y)
     without = diffusion.denoiser(x_t, logsnr, y, torch.zeros(3, dtype=torch.bool))
-    torch.testing.assert_close(guided(x_t, logsnr), without + 3 * (given - without))
-    assert cost == 2 and not torch.allclose(given, without)
+    torch.testing.assert_close(guided(x_t, logsnr), without + 3 * (with_y - without))
+    assert cost == 2 and not torch.allclose(with_y, without)
     diffusion.sampler = Sampler(method="unipc", steps=4, guidance=3.0)
     assert diffusion.draw(3, y)[1] == 8
 
@@ -328,7 +328,7 @@ def test_a_classifier_of_noised_data_guides(float64):
 
 
 def test_inpainting_is_the_conditional_density(float64):
-    """Of a correlated Gaussian: x_2 given x_1 = 1 is N(ρ, 1 - ρ²)."""
+    """For a correlated Gaussian, x_2 given x_1 = 1 is N(ρ, 1 - ρ²)."""
     rho = 0.8
     covariance = torch.tensor([[1.0, rho], [rho, 1.0]])
     diffusion = Diffusion(CorrelatedDenoiser(torch.zeros(2), covariance), (2,), sampler=Sampler(steps=40))

@@ -39,7 +39,7 @@ from loglik.transforms import Standardise
 
 
 class Averaged(Density):
-    """A bound whose draws only average; it keeps how many were requested for."""
+    """A bound whose draws only average; it keeps how many were requested."""
 
     event_shape = (2,)
     bound = Bound.LOWER
@@ -85,9 +85,9 @@ def test_a_density_built_by_hand_learns_from_an_array(build, data) -> None:
     first, last = run.history[0], run.history[-1]
     assert last["train_nats"] > first["train_nats"] + 0.05
     assert max(row["validation_nats"] for row in run.history) > first["validation_nats"] + 0.02
-    held = from_arrays(*data) if isinstance(data, tuple) else from_arrays(data)
+    whole = from_arrays(*data) if isinstance(data, tuple) else from_arrays(data)
     result = loglik.evaluate(run, data, split="test")
-    assert result.n == len(held.test) == 20
+    assert result.n == len(whole.test) == 20
     assert result.steps == run.steps == 80
     assert np.isfinite(result.nats)
     assert not density.training
@@ -237,9 +237,9 @@ class Pair(torch.autograd.Function):  # saves a tensor and a part of it, and nee
         return first * part
 
     @staticmethod
-    def backward(ctx, to_y):
+    def backward(ctx, grad_y):
         pair, part = ctx.saved_tensors
-        scaled = part * to_y
+        scaled = part * grad_y
         row = torch.arange(7.0).unsqueeze(1)
         return scaled.cumsum(1) + (row * (pair.exp() * scaled)[1].unsqueeze(1)).sum(1)
 

@@ -104,7 +104,7 @@ def test_every_parameter_is_stepped_once_and_vectors_do_not_decay(name):
     count = sum(p.numel() for o in optimizers for g in o.param_groups for p in g["params"])
     assert count == sum(p.numel() for p in model.parameters())
     moved = [key for key, p in model.named_parameters() if not torch.equal(p, before[key])]
-    # a gamma of zero passes no gradient to what stands before it in the same block, at the first step
+    # a gamma of zero passes no gradient to the layers before it in the same block, at the first step
     assert {"head.weight", "head.bias", "features.stem.0.weight"} <= set(moved)
     for optimizer in optimizers:
         for group in optimizer.param_groups:

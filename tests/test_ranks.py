@@ -45,8 +45,8 @@ RANKS = """
     fabric = Fabric(**where)
     fabric.launch()
     vae = loglik.fit("vae", torch.round(x.abs()).to(torch.int64), max_steps=2, width=8)  # each rank alone
-    held = from_arrays(torch.round(x.abs()).to(torch.int64))
-    scores = log_probs(vae.density, held.split("all"), samples=3, seed=1, batch_size=16, fabric=fabric)
+    data = from_arrays(torch.round(x.abs()).to(torch.int64))
+    scores = log_probs(vae.density, data.split("all"), samples=3, seed=1, batch_size=16, fabric=fabric)
     torch.save({"weights": run.density.state_dict(), "nats": [r["validation_nats"] for r in run.history],
                 "scores": scores, "timed": timed.steps, "world": fabric.world_size}, f"{folder}/{rank}.pt")
 """

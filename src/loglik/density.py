@@ -328,12 +328,12 @@ def draw_terms(
     _check_samples(samples)
     if samples == 1:
         return terms(x, context)
-    parts = [
+    chunks = [
         {name: term.reshape(len(x), s) for name, term in terms(rows, contexts).items()}
         for s, rows, contexts in _repeated(x, context, samples, at_once=at_once)
     ]
     # float64: a draw of small weight is large in every term, and its rounding would remain in their sum
-    draws = {name: torch.cat([part[name] for part in parts], 1).double() for name in parts[0]}
+    draws = {name: torch.cat([chunk[name] for chunk in chunks], 1).double() for name in chunks[0]}
     means = {name: draw.mean(1) for name, draw in draws.items()}
     if importance_weighted:
         log_weights = torch.stack(list(draws.values())).sum(0)
@@ -349,7 +349,7 @@ def _check_samples(samples: int) -> None:
 def _repeated(
     x: Tensor, context: Tensor | None, samples: int, *, at_once: int
 ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-    """Yield (s, each row of x and of the context s times) until there are S draws, at most `at_once` rows in one."""
+    """Yield (s, rows, contexts) until there are S draws: each row s times, at most `at_once` rows together."""
     chunk = max(1, at_once // max(len(x), 1))
     for start in range(0, samples, chunk):
         s = min(chunk, samples - start)

@@ -50,7 +50,7 @@ def settings(**changes) -> TrainingSettings:
 
 
 class Killed(BaseException):
-    """As if the process had ended here."""
+    """As if the process had ended at this line."""
 
 
 class Drift(Density):

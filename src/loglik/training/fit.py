@@ -66,7 +66,7 @@ def fit(
 
     keep_freed_memory()
     fabric = launch_fabric(settings)
-    writes = path is not None and fabric.is_global_zero
+    writes = fabric.is_global_zero
     with torch.random.fork_rng(devices=[fabric.device] if fabric.device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
         name = density if isinstance(density, str) else None

@@ -10,7 +10,7 @@ __all__ = ["multiplies_bfloat16"]
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Return whether a device has instructions that multiply in bfloat16, so that bfloat16 is not emulated.
 
-    A CPU must have the instructions, and torch must be allowed to use them. If this torch does not say, there are none.
+    A CPU must have the instructions, and torch must be allowed to use them. False if this torch cannot tell.
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
