@@ -7,8 +7,32 @@ import loglik
 from helpers.training import REAL, Drift, Killed, kill, settings
 from loglik.networks import MLP
 from loglik.training import checkpoint, fit
+from loglik.training.early_stopping import EarlyStopping
 from loglik.transforms import Standardise
 from loglik.vae import Gaussian, Objective
+
+
+def scores(mean: float, spread: float = 0.0) -> torch.Tensor:
+    return torch.tensor([mean - spread, mean + spread], dtype=torch.float64)
+
+
+def test_a_validation_counts_if_it_is_clearly_worse_while_training_is_better() -> None:
+    stopping = EarlyStopping(patience=2)
+    assert stopping.update(5, scores(-3.0), -2.0) and (stopping.nats, stopping.train_nats, stopping.step) == (-3, -2, 5)
+    assert not stopping.update(10, scores(-3.5), -2.5) and stopping.worse == 0  # training is worse, too
+    assert not stopping.update(15, scores(-3.5), -1.0, warming_up=True) and stopping.worse == 0
+    assert not stopping.update(20, scores(-3.5, spread=2.0), -1.0) and stopping.worse == 0  # within the standard error
+    assert not stopping.update(25, scores(-3.5, spread=0.1), -1.0) and stopping.worse == 1
+    assert not stopping.out_of_patience and (stopping.nats, stopping.step) == (-3, 5)
+    assert stopping.update(30, scores(-2.9), -1.0) and stopping.worse == 0  # a new best starts the count again
+    for step in (35, 40):
+        assert not stopping.out_of_patience
+        stopping.update(step, scores(-3.5), -0.5)
+    assert stopping.out_of_patience and torch.equal(stopping.scores, scores(-2.9))
+    never = EarlyStopping(patience=0)
+    for step in range(9):
+        never.update(step, scores(-float(step)), float(step))
+    assert never.worse == 8 and not never.out_of_patience
 
 
 def test_early_stopping_keeps_the_best_weights() -> None:

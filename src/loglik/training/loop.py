@@ -237,9 +237,8 @@ class Trainer:
         checkpoint.restore_optimizers(self.optimizers, tensors)
         self.step, self.elapsed, self.history = state.step, state.elapsed, list(state.history)
         best = self.stopping
-        best.nats, best.train_nats, best.step, best.worse = (
-            state.best_nats, state.best_train, state.best_step, state.worse,
-        )  # fmt: skip
+        best.nats, best.train_nats = state.best_nats, state.best_train
+        best.step, best.worse = state.best_step, state.worse
         best.scores = tensors["best_scores"]
         assert self.path is not None
         if best.step >= 0:
