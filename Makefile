@@ -7,7 +7,7 @@ READY  := $(VENV)/ready
 # versions to install; `make setup CONSTRAINTS=` installs the newest that pyproject.toml allows
 CONSTRAINTS ?= constraints.txt
 
-# threads that wait asleep, after a few microseconds of spinning: see docs/decisions.md
+# waiting threads spin for a few microseconds, then sleep: see docs/decisions/networks.md
 ifndef OMP_WAIT_POLICY
 export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT ?= 500
