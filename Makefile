@@ -1,5 +1,5 @@
 # make compare   the main job: every family on real digits, one table, one page
-# make test      lint, types, arrows between the rooms, tests
+# make test      lint, types, import directions, tests
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
