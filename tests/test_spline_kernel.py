@@ -9,7 +9,7 @@ from loglik.flows import rational_quadratic_spline
 from loglik.flows.spline import parameters_per_dim, spline_formula
 
 CAPABILITY = torch.backends.cpu.get_cpu_capability()
-made = needs("the spline's kernel")
+needs_kernel = needs("the spline's kernel")
 
 
 @needs("a C compiler", "an x86 CPU with AVX2")
@@ -48,7 +48,7 @@ def each_library(request, monkeypatch):
     monkeypatch.setattr(kernel, "LIBRARY", kernel._load())
 
 
-@made
+@needs_kernel
 @pytest.mark.usefixtures("each_library")
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize(("m", "bins", "n"), [(3, 8, 64), (2, 2, 16), (5, 5, 37), (1, 8, 1), (7, 3, 15), (1, 64, 33)])
@@ -64,7 +64,7 @@ def test_the_kernel_is_the_formula(m, bins, n, inverse):
         torch.testing.assert_close(ours.double(), true, atol=1e-3, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
 
 
-@made
+@needs_kernel
 @pytest.mark.parametrize("inverse", [False, True])
 def test_the_kernel_is_as_exact_as_the_operations(inverse):
     """With steep bins, whose rounding errors are large."""
@@ -79,7 +79,7 @@ def test_the_kernel_is_as_exact_as_the_operations(inverse):
         assert ours < 2 * theirs + 1e-6
 
 
-@made
+@needs_kernel
 def test_extreme_parameters_stay_finite():
     x, raw, weights = numbers(2, 8, 32)
     for value in (-1e4, 1e4):
@@ -89,7 +89,7 @@ def test_extreme_parameters_stay_finite():
             assert all(part.isfinite().all() for part in found)
 
 
-@made
+@needs_kernel
 def test_what_is_not_a_number_stays_so():
     x, raw, _ = numbers(1, 4, 20)
     x[0, 7], raw[0, 3, 9] = torch.nan, torch.nan
@@ -97,7 +97,7 @@ def test_what_is_not_a_number_stays_so():
     assert y[0].isnan().nonzero().flatten().tolist() == [7, 9]
 
 
-@made
+@needs_kernel
 def test_parameters_of_any_strides():
     """Raw parameters may be a slice of a larger tensor, out of order in memory, or expanded."""
     x, raw, weights = numbers(3, 4, 40)
@@ -113,7 +113,7 @@ def test_parameters_of_any_strides():
         torch.testing.assert_close(torch.stack([y[row], log_slope[row]]), torch.cat(alone), atol=0, rtol=0)
 
 
-@made
+@needs_kernel
 def test_an_empty_batch():
     x, raw, weights = numbers(0, 4, 5)
     assert [part.shape for part in outputs_and_gradients(by_kernel, x, raw, weights, False)] == [
@@ -124,7 +124,7 @@ def test_an_empty_batch():
     ]
 
 
-@made
+@needs_kernel
 def test_threads_change_nothing(monkeypatch):
     x, raw, weights = numbers(5, 4, 21)
     alone = outputs_and_gradients(by_kernel, x, raw, weights, True)
@@ -146,7 +146,7 @@ def test_without_the_kernel_operations_give_the_same(monkeypatch):
             torch.testing.assert_close(one, other, atol=2e-4, rtol=2e-4)
 
 
-@made
+@needs_kernel
 def test_float64_half_and_transforms_run_as_operations():
     x, raw, _ = numbers(1, 4, 5)
     assert kernel.fits(x, raw)
@@ -157,7 +157,7 @@ def test_float64_half_and_transforms_run_as_operations():
     torch.testing.assert_close(y[0], by_kernel(x, raw, False)[0], atol=1e-5, rtol=1e-5)
 
 
-@made
+@needs_kernel
 def test_the_compiler_sees_what_the_kernel_gives():
     """Its shapes and strides are those of the results, also for few events, whose rows are padded."""
     for n in (5, 40):
