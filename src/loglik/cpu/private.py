@@ -1,7 +1,8 @@
 """The private names of torch that loglik uses. No other file touches one.
 
 A private name can move or go in any release of torch. Each is looked up once, here; where torch lacks it, the function
-that stands for it computes the same with public torch, more slowly. All are there, and were checked, in torch 2.13.
+that stands for it computes the same with public torch, more slowly. tests/test_cpu_private.py checks both; it was run
+with torch 2.13. Earlier loglik, with the same names, also trained with torch 2.11.
 """
 
 from __future__ import annotations
