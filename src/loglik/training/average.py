@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.optim.swa_utils import AveragedModel
 
+from loglik.cpu.private import copy_each_, lerp_each_
 from loglik.density import Density
 
 __all__ = ["MovingAverage"]
@@ -34,7 +35,7 @@ class MovingAverage(AveragedModel):
         """Take the density's weights of this step into the average."""
         n = int(self.n_averaged)
         now = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
-        torch._foreach_lerp_(self._means, self._weights, 1 - now)
+        lerp_each_(self._means, self._weights, 1 - now)
         if self._copies:
-            torch._foreach_copy_(self._copies, self._buffers_now)
+            copy_each_(self._copies, self._buffers_now)
         self.n_averaged += 1

@@ -58,7 +58,7 @@ def run_config(name: str | None, options: dict[str, Any], data: Data, settings: 
         "training": settings.to_dict(),
         "versions": {
             "loglik": __version__,
-            "torch": str(torch.__version__),
+            "torch": torch.version.__version__,
             "python": platform.python_version(),
         },
     }

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from loglik import recipes, runs
+from loglik.cpu.memory import keep_freed_memory
 from loglik.data import as_data
 from loglik.data.text import TextSettings
 from loglik.density import Density
-from loglik.networks.memory import keep_freed_memory
 from loglik.training.checks import check_fits, check_trainable
 from loglik.training.config import check_same_config, run_config, split_options
 from loglik.training.fabric import launch_fabric

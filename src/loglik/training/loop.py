@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._functorch.config
 from lightning_fabric import Fabric
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from loglik import runs
+from loglik.cpu.private import keep_saved_tensors
 from loglik.data.dataset import Data, Split
 from loglik.data.windows import Windows
 from loglik.density import Density
@@ -274,6 +274,6 @@ def _safe_compilation() -> Iterator[None]:
 
     The compiler overwrites a part of some saved tensors before it reads the whole.
     """
-    with warnings.catch_warnings(), torch._functorch.config.patch(donated_buffer=False):
+    with warnings.catch_warnings(), keep_saved_tensors():
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\._inductor")
         yield
