@@ -9,8 +9,9 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from loglik.density import Density, StandardNormal, embed
+from loglik.vae.kl import KLWeighting, gaussian_kl, gaussian_log_prob
 from loglik.vae.observation import Observation, bounded, to_float32
-from loglik.vae.vae import VAE, Draw, Objective, gaussian_kl, gaussian_log_prob
+from loglik.vae.vae import VAE, Draw
 
 __all__ = ["LadderVAE"]
 
@@ -48,7 +49,7 @@ class LadderVAE(VAE):
         prior: Density | None = None,
         *,
         context: nn.Module | None = None,
-        objective: Objective | None = None,
+        objective: KLWeighting | None = None,
     ) -> None:
         self.shapes = [tuple(shape) for shape in decoder.shapes]  # type: ignore[union-attr]
         self.sizes = [math.prod(shape) for shape in self.shapes]

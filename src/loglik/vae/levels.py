@@ -194,9 +194,9 @@ class DiscretisedLogistic(_Levels):
 
     def marginal(self, x: Shaped[Tensor, "N ..."]) -> Float[Tensor, " P"]:
         v = self.centre(x.flatten(1))
-        places = (torch.arange(self.components, device=v.device) + 0.5) / self.components
+        quantiles = (torch.arange(self.components, device=v.device) + 0.5) / self.components
         few = v[: max(2, min(2**14, 2**23 // self.dims))]  # torch's quantile takes 16 million numbers
-        mean = few.quantile(places, dim=0)
+        mean = few.quantile(quantiles, dim=0)
         spread = (v.std(0, unbiased=False) / self.components).clamp_min(1 / self.levels).log()
         return torch.stack([torch.zeros_like(mean), mean, spread.expand_as(mean)]).flatten()
 

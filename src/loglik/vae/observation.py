@@ -150,7 +150,7 @@ class Mixed(Observation):
     """
 
     order: Tensor
-    place: Tensor
+    position: Tensor
 
     def __init__(self, parts: Sequence[Observation], columns: Sequence[Sequence[int]] | None = None) -> None:
         for part in parts:
@@ -169,7 +169,7 @@ class Mixed(Observation):
         self.outputs = sum(part.outputs for part in parts)
         self.discrete = all(part.discrete for part in parts)
         self.register_buffer("order", order, persistent=False)
-        self.register_buffer("place", order.argsort(), persistent=False)
+        self.register_buffer("position", order.argsort(), persistent=False)
 
     @property
     def inputs(self) -> int:
@@ -180,7 +180,7 @@ class Mixed(Observation):
 
     def _together(self, columns: Sequence[Tensor], like: Tensor) -> Shaped[Tensor, "B D"]:
         """The parts' columns in the table's order."""
-        return torch.cat([part.to(like.dtype) for part in columns], 1)[:, self.place]
+        return torch.cat([part.to(like.dtype) for part in columns], 1)[:, self.position]
 
     def _theta(self, theta: Float[Tensor, "B P"]) -> list[Float[Tensor, "B P2"]]:
         return list(theta.split([part.outputs for part in self.parts], dim=1))
