@@ -11,9 +11,10 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from loglik.density import Bound, Density, StandardNormal, conditioned, draw_terms, draw_weights, embed, sum_terms
+from loglik.networks.soft_bound import tanh_bound
 from loglik.transforms import Transform
 from loglik.vae.kl import KLWeighting, gaussian_kl
-from loglik.vae.observation import Observation, bounded, to_float32
+from loglik.vae.observation import Observation, to_float32
 from loglik.vae.vamp import VampPrior
 
 __all__ = ["VAE", "Draw"]
@@ -160,7 +161,7 @@ class VAE(Density):
                 f"dimension; it gave {width}"
             )
         mean, log_scale, extra = to_float32(parameters).flatten(1).split([self.latent, self.latent, width - want], 1)
-        log_scale = bounded(log_scale)
+        log_scale = tanh_bound(log_scale)
         return (mean, log_scale, extra) if width > want else (mean, log_scale)
 
     def _component(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
