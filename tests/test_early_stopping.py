@@ -9,7 +9,7 @@ from loglik.networks import MLP
 from loglik.training import checkpoint, fit
 from loglik.training.early_stopping import EarlyStopping
 from loglik.transforms import Standardise
-from loglik.vae import Gaussian, Objective
+from loglik.vae import Gaussian, KLWeighting
 
 
 def scores(mean: float, spread: float = 0.0) -> torch.Tensor:
@@ -73,7 +73,7 @@ def test_early_stopping_waits_for_a_warm_up() -> None:
     observation = Gaussian((2,))
     parts = MLP(2, 2, (8,)), MLP(1, observation.outputs, (8,)), observation
     own, fitted = (
-        loglik.Flow([Standardise((2,))], loglik.VAE(*parts, latent=1, objective=Objective(warmup=warmup)))
+        loglik.Flow([Standardise((2,))], loglik.VAE(*parts, latent=1, objective=KLWeighting(warmup=warmup)))
         for warmup in (4, 1000)
     )
     for step in range(5):

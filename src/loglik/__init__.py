@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from loglik.data.spec import DataSpec
     from loglik.density import Bound, Density, StandardNormal
     from loglik.diffusion import Diffusion
+    from loglik.divergence import kl_divergence
     from loglik.flows import Flow
     from loglik.runs import Run, load
     from loglik.training import TrainingSettings
@@ -42,11 +43,12 @@ _HOME = {
     "compare": "comparison",
     "evaluate": "comparison",
     "fit": "training",
+    "kl_divergence": "divergence",
     "load": "runs",
 }
 _ROOMS = (
-    "autoregressive", "baselines", "classification", "data", "diffusion", "evaluation", "flows", "inspection",
-    "networks", "recipes", "report", "training", "transforms", "vae",
+    "autoregressive", "baselines", "classification", "data", "diffusion", "divergence", "evaluation", "flows",
+    "inspection", "networks", "recipes", "report", "training", "transforms", "vae",
 )  # fmt: skip
 
 __all__ = [
@@ -65,6 +67,7 @@ __all__ = [
     "compare",
     "evaluate",
     "fit",
+    "kl_divergence",
     "load",
 ]
 
