@@ -236,7 +236,7 @@ def test_the_cache_is_written_in_place():
     assert keys.shape == (2, 2, 6, 4) and cache.length == 4
     network(torch.randn(2, 2, 8), cache)
     assert cache.pairs[0][0] is keys
-    with pytest.raises(ValueError, match="the cache holds 6 positions, got 7"):
+    with pytest.raises(ValueError, match="the cache has room for 6 positions, got 7"):
         network(torch.randn(2, 1, 8), cache)
     cache.clear()
     x = torch.randn(2, 6, 8)

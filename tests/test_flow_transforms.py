@@ -217,16 +217,16 @@ def test_masks_hide_what_comes_later(context):
 @pytest.mark.parametrize("hidden", [(3,), (7, 20), (64, 64)])
 @pytest.mark.parametrize("context", [0, E])
 @pytest.mark.parametrize("grad", [False, True])
-def test_a_walk_gives_what_a_pass_gives(float64, hidden, context, grad):
+def test_incremental_outputs_are_those_of_one_pass(float64, hidden, context, grad):
     """Also where a layer has fewer units than there are dimensions."""
     network, x = MaskedMLP(6, 2, hidden, context=context), torch.randn(9, 6)
     given = torch.randn(9, context) if context else None
-    whole = network(x, given).view(9, 6, 2)
+    one_pass = network(x, given).view(9, 6, 2)
     with torch.set_grad_enabled(grad):
-        walk = network.walk(9, given)
+        outputs = network.incremental(9, given)
         for d in range(6):
-            torch.testing.assert_close(walk.outputs().T, whole[:, d])
-            walk.append(x[:, d])
+            torch.testing.assert_close(outputs.next().T, one_pass[:, d])
+            outputs.append(x[:, d])
 
 
 def test_dropout_fades_with_the_rows():

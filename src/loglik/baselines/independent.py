@@ -9,6 +9,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from loglik.density import Density, check_codes, check_levels
+from loglik.transforms.exponential_tails import sample_tails, tail_log_probs
 
 __all__ = ["Independent"]
 
@@ -100,12 +101,7 @@ class Independent(Density):
         k = self._bin_of(columns)
         low, high = self.edges[:, :1], self._upper_edge()
         inside = (self.log_mass - self.edges.diff(dim=1).log()).gather(1, k)
-        integers = self.discrete_rows[:, None]
-        # of a tail with scale s: density e^{-d/s}/s, and mass e^{-d/s}(1 - e^{-1/s}) of an integer
-        unit = torch.where(integers, torch.log(-torch.expm1(-1 / self.tail_scale)), -self.tail_scale.log())
-        below = self.log_tail[:, :1] + unit[:, :1]
-        below = below - (low - columns - integers.double()).clamp_min(0) / self.tail_scale[:, :1]
-        above = self.log_tail[:, 1:] + unit[:, 1:] - (columns - high).clamp_min(0) / self.tail_scale[:, 1:]
+        below, above = tail_log_probs(columns, (low, high), self.tail_scale, self.discrete_rows, self.log_tail)
         return torch.where(columns < low, below, torch.where(columns >= high, above, inside))
 
     def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Shaped[Tensor, "n ..."]:
@@ -117,9 +113,8 @@ class Independent(Density):
         bin_ = k.clamp_max(widest - 1)
         low = self.edges.gather(1, bin_)
         x = low + u * (self.edges.gather(1, bin_ + 1) - low)
-        excess = -(-u).log1p()
-        x = torch.where(k == widest, self.edges[:, :1] - excess * self.tail_scale[:, :1], x)
-        x = torch.where(k == widest + 1, self._upper_edge() + excess * self.tail_scale[:, 1:], x)
+        below, above = sample_tails(u, (self.edges[:, :1], self._upper_edge()), self.tail_scale)
+        x = torch.where(k == widest, below, torch.where(k == widest + 1, above, x))
         x = torch.where(self.discrete_rows[:, None], x.floor(), x)
         x = x.view(n, -1) if self.shared else x.T
         x = x.reshape(n, *self.event_shape)

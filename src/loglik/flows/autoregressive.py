@@ -55,41 +55,43 @@ class MaskedAutoregressive(Transform):
         return z.T, log_slope.sum(0)
 
     def _in_steps(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Float[Tensor, " B"]]:
-        walk: _Walks
+        parameters: _Incremental
         if isinstance(self.network, MaskedMLP):
-            walk = self.network.walk(len(z), context)
+            parameters = self.network.incremental(len(z), context)
         else:
-            walk = _Passes(self.network, z, context)
+            parameters = _FullPasses(self.network, z, context)
         columns, log_slopes = [], []
         weights = sum(p.numel() for p in self.network.parameters())
         with threads_for(len(z) * weights // (z.shape[1] if isinstance(self.network, MaskedMLP) else 1)):
             for value in z.T.contiguous().unsqueeze(1):
-                x, log_slope = self.map.decode(value, walk.outputs().unsqueeze(0))
-                walk.append(x[0])
+                x, log_slope = self.map.decode(value, parameters.next().unsqueeze(0))
+                parameters.append(x[0])
                 columns.append(x)
                 log_slopes.append(log_slope)
         return torch.cat(columns).T, torch.cat(log_slopes).sum(0)
 
 
-class _Walks(Protocol):
-    def outputs(self) -> Tensor: ...
+class _Incremental(Protocol):
+    """Outputs of a network for one dimension after another, as `IncrementalOutputs` gives them."""
+
+    def next(self) -> Tensor: ...
 
     def append(self, x: Tensor) -> None: ...
 
 
-class _Passes:
-    """What `Walk` gives, from any network: a whole pass for each dimension, with zeros for those to come."""
+class _FullPasses:
+    """Incremental outputs of any network: a full pass for each dimension, with zeros for later dimensions."""
 
     def __init__(self, network: nn.Module, like: Float[Tensor, "B D"], context: Tensor | None) -> None:
         self.network, self.context = network, context
         self.columns: list[Tensor] = []
         self.zeros = torch.zeros_like(like)
 
-    def outputs(self) -> Float[Tensor, "P B"]:
-        at, dims = len(self.columns), self.zeros.shape[1]
-        x = torch.cat([torch.stack(self.columns, 1), self.zeros[:, at:]], dim=1) if self.columns else self.zeros
+    def next(self) -> Float[Tensor, "P B"]:
+        dim, dims = len(self.columns), self.zeros.shape[1]
+        x = torch.cat([torch.stack(self.columns, 1), self.zeros[:, dim:]], dim=1) if self.columns else self.zeros
         raw = conditioned(self.network, x, self.context)
-        return raw.unflatten(1, (dims, -1))[:, at].T
+        return raw.unflatten(1, (dims, -1))[:, dim].T
 
     def append(self, x: Float[Tensor, " B"]) -> None:
         self.columns.append(x)

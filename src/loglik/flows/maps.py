@@ -21,6 +21,7 @@ from loglik.flows.spline import (
     parameters_per_dim,
     rational_quadratic_spline,
 )
+from loglik.transforms.newton import safeguarded_newton
 
 __all__ = ["Affine", "Chain", "LogisticMixture", "Map", "Spline", "softly_bounded"]
 
@@ -167,7 +168,6 @@ class LogisticMixture(Map):
     """
 
     FLOOR = 0.01  # δ
-    STEPS = 40  # of Newton's method or bisection
 
     def __init__(self, components: int = 8, bound: float = 3.0) -> None:
         self.components, self.bound = components, bound
@@ -183,9 +183,7 @@ class LogisticMixture(Map):
         y = (z - shift) * (-log_scale).exp()
         x = self._root(y.detach(), *(part.detach() for part in mixture))
         value, log_slope = self._curve(x, *mixture)
-        x = (
-            x - (value - y) * (-log_slope.detach()).exp()
-        )  # no change but in the gradient, which this makes the inverse's
+        x = x - (value - y) * (-log_slope.detach()).exp()  # keeps the value, and gives it the inverse's gradient
         return x, -self._curve(x, *mixture)[1] - log_scale
 
     def _parts(self, raw: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
@@ -206,14 +204,13 @@ class LogisticMixture(Map):
         floor = torch.full_like(slope, math.log(self.FLOOR))
         return (1 - self.FLOOR) * (below - above) + self.FLOOR * x, torch.logaddexp(slope + kept, floor)
 
-    @torch.no_grad()
     def _root(self, y: Tensor, log_weights: Tensor, means: Tensor, scales: Tensor) -> Tensor:
-        alone = means + scales.exp() * y.unsqueeze(1)  # where each component by itself would have the value y
-        low, high = torch.minimum(alone.amin(1), y), torch.maximum(alone.amax(1), y)
-        x = (low + high) / 2
-        for _ in range(self.STEPS):
+        """Return x with `_curve(x)` = y, between the roots of the single components."""
+
+        def residual(x: Tensor) -> tuple[Tensor, Tensor]:
             value, log_slope = self._curve(x, log_weights, means, scales)
-            low, high = torch.where(value < y, x, low), torch.where(value < y, high, x)
-            newton = x - (value - y) * (-log_slope).exp()
-            x = torch.where((newton > low) & (newton < high), newton, (low + high) / 2)
-        return x
+            return value - y, (value - y) * (-log_slope).exp()
+
+        roots = means + scales.exp() * y.unsqueeze(1)
+        low, high = torch.minimum(roots.amin(1), y), torch.maximum(roots.amax(1), y)
+        return safeguarded_newton(residual, low, high, (low + high) / 2)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from loglik.networks.dropout import FadingDropout
 from loglik.networks.linear import outputs_first
 
-__all__ = ["MaskedMLP", "Walk"]
+__all__ = ["IncrementalOutputs", "MaskedMLP"]
 
 
 class _Staircase(nn.Module):
@@ -87,20 +87,20 @@ class MaskedMLP(nn.Module):
             h = self.dropout(self.activation(layer(h)))
         return outputs_first(h, self.output.masked_weight(), self.output.bias, self.output.reach).T
 
-    def walk(self, n: int, context: Float[Tensor, "n E"] | None = None) -> Walk:
-        """Go through the dimensions one at a time, for n events at once."""
-        return Walk(self, n, context)
+    def incremental(self, n: int, context: Float[Tensor, "n E"] | None = None) -> IncrementalOutputs:
+        """Return the outputs for one dimension after another, for n events at once."""
+        return IncrementalOutputs(self, n, context)
 
 
-class Walk:
-    """The outputs for each dimension in turn, given those before: every hidden unit is computed once in total.
+class IncrementalOutputs:
+    """The outputs of a masked network for one dimension after another; each hidden unit is computed once in total.
 
-    `outputs()` gives what the network says of the next dimension; `append(x)` takes that dimension's value. In
-    evaluation mode: nothing is dropped.
+    `next()` returns the outputs for the next dimension, and `append(x)` adds that dimension's values. There is no
+    dropout, as in evaluation mode.
     """
 
     def __init__(self, network: MaskedMLP, n: int, context: Tensor | None) -> None:
-        self.network, self.at = network, 0
+        self.network, self.dim = network, 0
         layers: list[_Staircase] = [*network.layers, network.output]  # type: ignore[list-item]
         weights = [layer.masked_weight() for layer in layers]
         self.steps = [
@@ -112,30 +112,32 @@ class Walk:
             self.values[0].append(context.T)
         self._advance()
 
-    def outputs(self) -> Float[Tensor, "P n"]:
-        weight, bias = self.steps[-1][self.at]
+    def next(self) -> Float[Tensor, "P n"]:
+        """Return the outputs for the next dimension."""
+        weight, bias = self.steps[-1][self.dim]
         return torch.addmm(bias, weight, self.values[-1].rows)
 
     def append(self, x: Float[Tensor, " n"]) -> None:
+        """Add the values of the next dimension."""
         self.values[0].append(x.unsqueeze(0))
-        self.at += 1
-        if self.at < self.network.dims:
+        self.dim += 1
+        if self.dim < self.network.dims:
             self._advance()
 
     def _advance(self) -> None:
-        """Compute the units that became final."""
+        """Compute the hidden units whose inputs are now complete."""
         for number, steps in enumerate(self.steps[:-1]):
-            weight, bias = steps[self.at]
+            weight, bias = steps[self.dim]
             if len(bias):
                 new = torch.addmm(bias, weight, self.values[number].rows)
                 self.values[number + 1].append(self.network.activation(new))
 
 
 class _Rows:
-    """Rows that are appended: into one buffer where no gradient is recorded, which would need each state kept."""
+    """Rows to append to: in one buffer, or by concatenation where a recorded gradient needs each earlier state."""
 
-    def __init__(self, most: int, n: int, like: Tensor) -> None:
-        self.buffer = like.new_empty(most, n)
+    def __init__(self, capacity: int, n: int, like: Tensor) -> None:
+        self.buffer = like.new_empty(capacity, n)
         self.rows = self.buffer[:0]
 
     def append(self, new: Float[Tensor, "R n"]) -> None:

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from loglik.networks.linear import Linear
+from loglik.networks.norms import make_norm
 
 __all__ = ["MLP", "ResidualMLP"]
 
@@ -53,7 +54,7 @@ class MLP(nn.Module):
             nn.init.zeros_(linear.bias)
             layers.append(linear)
             if norm != "none":
-                layers.append(nn.BatchNorm1d(after) if norm == "batch" else nn.LayerNorm(after))
+                layers.append(make_norm(norm, after))
             layers.append(activation())
             if dropout:
                 layers.append(nn.Dropout(dropout))
@@ -97,7 +98,7 @@ class ResidualMLP(nn.Module):
         super().__init__()
         self.input = Linear(inputs, width)
         self.blocks = nn.ModuleList([_ResidualBlock(width, context, dropout) for _ in range(depth)])
-        self.norm = nn.LayerNorm(width)
+        self.norm = make_norm("layer", width)
         self.output = Linear(width, outputs)
         self.outputs = outputs
 
@@ -111,7 +112,7 @@ class ResidualMLP(nn.Module):
 class _ResidualBlock(nn.Module):
     def __init__(self, width: int, context: int, dropout: float) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width)
+        self.norm = make_norm("layer", width)
         self.first = Linear(width, width)
         self.modulation = Linear(context, 2 * width) if context else None
         self.dropout = nn.Dropout(dropout)

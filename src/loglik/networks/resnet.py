@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from loglik.networks.norms import make_norm
+
 __all__ = ["ConvNet", "ResNet"]
 
 STEMS = {"small": 1, "strided": 2, "large": 4}
@@ -152,4 +154,8 @@ class _Block(nn.Module):
 def _convolution(inputs: int, outputs: int, kernel: int, stride: int, norm: str) -> nn.Sequential:
     """A convolution that keeps the size but for its stride, and its norm."""
     convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=norm == "none")
-    return nn.Sequential(convolution, nn.BatchNorm2d(outputs)) if norm == "batch" else nn.Sequential(convolution)
+    return (
+        nn.Sequential(convolution)
+        if norm == "none"
+        else nn.Sequential(convolution, make_norm(norm, outputs, image=True))
+    )

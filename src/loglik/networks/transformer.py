@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from loglik.networks.attention import CrossAttention, KeyValueCache, SelfAttention, check_heads
 from loglik.networks.linear import Linear
-from loglik.networks.norm import RMSNorm
+from loglik.networks.norms import make_norm
 from loglik.networks.positions import rotations
 
 __all__ = ["BlockSettings", "CausalTransformer", "Decoder", "Encoder", "EncoderDecoder"]
@@ -167,9 +167,7 @@ class EncoderDecoder(nn.Module):
 
 
 def _norm(width: int, settings: BlockSettings) -> nn.Module:
-    if settings.norm == "rms":
-        return RMSNorm(width)
-    return nn.LayerNorm(width, bias=settings.bias)
+    return make_norm(settings.norm, width, bias=settings.bias)
 
 
 class _Block(nn.Module):

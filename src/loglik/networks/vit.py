@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from loglik.networks.norms import make_norm
 from loglik.networks.positions import sinusoids
 from loglik.networks.transformer import Encoder
 
@@ -55,7 +56,11 @@ class ViT(nn.Module):
         self.shape, self.pool = tuple(shape), pool
         layers: list[nn.Module] = []
         for after in stem:
-            layers += [nn.Conv2d(channels, after, 3, 2, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+            layers += [
+                nn.Conv2d(channels, after, 3, 2, padding=1, bias=False),
+                make_norm("batch", after, image=True),
+                nn.ReLU(),
+            ]
             channels, height, across = after, (height + 1) // 2, (across + 1) // 2
         if patch < 1 or height % patch or across % patch:
             raise ValueError(f"patches of {patch} do not tile maps of {height}×{across}: use a divisor of both")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from loglik.density import check_codes
 from loglik.transforms.base import Transform
+from loglik.transforms.exponential_tails import sample_tails, tail_log_probs
 
 __all__ = ["Bins"]
 
@@ -37,7 +38,7 @@ class Bins(Transform):
     Raises ValueError for a code beyond its categories.
     """
 
-    whole_dims: Tensor
+    integer_dims: Tensor
     open: Tensor
     start: Tensor
     size: Tensor
@@ -63,7 +64,7 @@ class Bins(Transform):
         self.categories = list(categories)
         size = torch.tensor([c or bins + 2 for c in categories])
         self.levels = int(size.sum())
-        self.register_buffer("whole_dims", torch.tensor(list(discrete_dims)), persistent=False)
+        self.register_buffer("integer_dims", torch.tensor(list(discrete_dims)), persistent=False)
         self.register_buffer("open", torch.tensor([c == 0 for c in categories]), persistent=False)
         self.register_buffer("start", size.cumsum(0) - size, persistent=False)
         self.register_buffer("size", size, persistent=False)
@@ -87,13 +88,8 @@ class Bins(Transform):
         columns = x.flatten(1).double().T.contiguous()
         k = torch.searchsorted(self.edges, columns, right=True)  # how many edges are at or below x
         k = torch.where(self.open[:, None], k.clamp_max(self.bins + 1), k - 1)
-        low, high = self.edges[:, :1], self.edges.gather(1, self._last)
         inside = -torch.log(self.edges.diff(dim=1)).gather(1, (k - 1).clamp(0, self.edges.shape[1] - 2))
-        scale = self.tail_scale
-        # of a tail with scale s: density e^{-d/s} / s, and mass e^{-d/s} (1 - e^{-1/s}) of an integer
-        unit = torch.where(self.whole_dims[:, None], torch.log(-torch.expm1(-1 / scale)), -scale.log())
-        below = unit[:, :1] - (low - columns - self.whole_dims[:, None].double()).clamp_min(0) / scale[:, :1]
-        above = unit[:, 1:] - (columns - high).clamp_min(0) / scale[:, 1:]
+        below, above = tail_log_probs(columns, self._tail_edges, self.tail_scale, self.integer_dims)
         log_p = torch.where(k == 0, below, torch.where(k == self.bins + 1, above, inside))
         log_p = torch.where(self.open[:, None], log_p, 0.0)
         return (k + self.start[:, None]).T, log_p.sum(0).to(torch.get_default_dtype())
@@ -106,10 +102,9 @@ class Bins(Transform):
         inner = (k - 1).clamp(0, self.edges.shape[1] - 2)
         x = self.edges.gather(1, inner)
         x = x + u * (self.edges.gather(1, inner + 1) - x)
-        excess = -(-u).log1p()
-        x = torch.where(k == 0, self.edges[:, :1] - excess * self.tail_scale[:, :1], x)
-        x = torch.where(k == self.bins + 1, self.edges.gather(1, self._last) + excess * self.tail_scale[:, 1:], x)
-        x = torch.where(self.whole_dims[:, None], x.floor(), x)
+        below, above = sample_tails(u, self._tail_edges, self.tail_scale)
+        x = torch.where(k == 0, below, torch.where(k == self.bins + 1, above, x))
+        x = torch.where(self.integer_dims[:, None], x.floor(), x)
         x = torch.where(self.open[:, None], x, k.double())
         return x.T.reshape(-1, *self.event_shape).to(torch.get_default_dtype())
 
@@ -124,7 +119,7 @@ class Bins(Transform):
         """Place the edges at quantiles, and give each tail the mean excess beyond its edge."""
         columns = x.flatten(1).double().T
         for d in self.open.nonzero().flatten().tolist():
-            whole = bool(self.whole_dims[d])
+            whole = bool(self.integer_dims[d])
             edges = _edges(columns[d].sort().values, self.bins, whole)
             self.edges[d, : self.bins + 1] = edges
             width = (edges[-1] - edges[0]) / self.bins  # what an empty tail falls back to
@@ -133,9 +128,10 @@ class Bins(Transform):
                 self.tail_scale[d, side] = (beyond.sum() + 0.5 * width) / (len(beyond) + 0.5)
 
     @property
-    def _last(self) -> Int64[Tensor, "D 1"]:
-        """The place of each column's last edge."""
-        return torch.where(self.open, self.bins, self.size)[:, None]
+    def _tail_edges(self) -> tuple[Float[Tensor, "D 1"], Float[Tensor, "D 1"]]:
+        """Return each column's first and last edge."""
+        last = torch.where(self.open, self.bins, self.size)[:, None]
+        return self.edges[:, :1], self.edges.gather(1, last)
 
 
 def _edges(values: Float[Tensor, " N"], bins: int, whole: bool) -> Float[Tensor, " edges"]:
