@@ -24,8 +24,8 @@ from loglik.networks.positions import rotate, rotations, sinusoids
 
 B, H, T, S, D = 3, 2, 5, 7, 4
 EVERY = [
-    BlockSettings(norm=norm, place=place, mlp=mlp, qk_norm=own, rotary=own, bias=not own)
-    for norm, place, mlp, own in itertools.product(
+    BlockSettings(norm=norm, norm_position=position, mlp=mlp, qk_norm=own, rotary=own, bias=not own)
+    for norm, position, mlp, own in itertools.product(
         ("layer", "rms"), ("pre", "post"), ("gelu", "squared_relu", "swiglu"), (False, True)
     )
 ]
@@ -245,12 +245,12 @@ def test_the_cache_is_written_in_place():
 
 
 def test_wrong_settings_are_refused():
-    for name in ("norm", "place", "mlp"):
+    for name in ("norm", "norm_position", "mlp"):
         with pytest.raises(ValueError, match=f"unknown {name} 'other': use "):
             BlockSettings(**{name: "other"})
     with pytest.raises(ValueError, match=r"heads of an even size, got 9 / 3 = 3"):
         CausalTransformer(9, 1, 3, settings=BlockSettings(rotary=True))
-    with pytest.raises(ValueError, match="must have one width, got 8 and 4"):
+    with pytest.raises(ValueError, match="must have the same width, got 8 and 4"):
         EncoderDecoder(Encoder(8, 1, 2), Decoder(4, 1, 2))
     with pytest.raises(ValueError, match=r"lengths must be 1 ... 5, got 0 ... 3"):
         padding_mask(torch.tensor([0, 3]), 5)

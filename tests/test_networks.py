@@ -87,7 +87,7 @@ def test_norms_are_their_formulas(float64):
 
 def test_batch_norm_needs_two_examples():
     network, x = MLP(3, 2, (4,), norm="batch"), torch.randn(1, 3)
-    with pytest.raises(ValueError, match="at least 2 examples a batch in training, got 1: use norm='layer'"):
+    with pytest.raises(ValueError, match="at least 2 examples per batch in training, got 1: use norm='layer'"):
         network(x)
     assert network.eval()(x).shape == (1, 2)
     assert MLP(3, 2, (4,), norm="layer")(x).shape == (1, 2)

@@ -147,7 +147,7 @@ def test_batch_norm_needs_two_values(stem, stride):
     network = ResNet(3, widths=(4, 8), blocks=(1, 1), stem=stem)
     one, more = torch.randn(1, 3, stride, stride), torch.randn(1, 3, stride, stride + 1)
     assert network.stride == stride
-    with pytest.raises(ValueError, match="at least 2 examples a batch in training where maps shrink to 1×1, got 1"):
+    with pytest.raises(ValueError, match="at least 2 examples per batch in training where maps shrink to 1×1, got 1"):
         network(one)
     assert network.maps(more).shape[-2:] == (1, 2)
     assert network(one.expand(2, -1, -1, -1)).isfinite().all()

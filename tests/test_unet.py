@@ -146,11 +146,11 @@ def test_wrong_networks_and_images_are_refused():
         small()(torch.randn(1, 3, 8, 8), torch.randn(1, 3))
     with pytest.raises(ValueError, match="10 channels must be a multiple of the number of groups 8"):
         UNet(1, width=10)
-    with pytest.raises(ValueError, match=r"attention names levels 0 \.\.\. 1, got \(2,\)"):
+    with pytest.raises(ValueError, match=r"attention must name levels among 0 \.\.\. 1, got \(2,\)"):
         small(attention=(2,))
     with pytest.raises(ValueError, match="multiple of the number of heads 3"):
         small(heads=3)
-    with pytest.raises(ValueError, match=r"levels of at least 1 block, got .1, 2. and 0 blocks"):
+    with pytest.raises(ValueError, match=r"use multipliers and blocks of at least 1, got .1, 2. and 0"):
         small(blocks=0)
 
 

@@ -180,7 +180,7 @@ def test_wrong_images_and_options_are_refused():
 
 def test_a_stems_batch_norm_needs_two_values():
     network, x = ViT((1, 2, 2), patch=1, stem=(4,), width=8, heads=2), torch.randn(1, 1, 2, 2)
-    with pytest.raises(ValueError, match="at least 2 examples a batch in training where maps shrink to 1×1, got 1"):
+    with pytest.raises(ValueError, match="at least 2 examples per batch in training where maps shrink to 1×1, got 1"):
         network(x)
     assert network(x.expand(2, -1, -1, -1)).isfinite().all()
     assert network.eval()(x).isfinite().all()

@@ -188,7 +188,7 @@ def calibration_error(probabilities: Float[Tensor, "N K"], labels: Int[Tensor, "
     Raises:
         ValueError: where the probabilities, the labels or the number of bins are not what they should be.
 
-    Source: Guo et al. 2017, "On calibration of modern neural networks", eq. 3.
+    Reference: Guo et al. 2017, "On calibration of modern neural networks", eq. 3.
 
     >>> calibration_error(torch.tensor([[0.75, 0.25]] * 4), torch.tensor([0, 0, 0, 1]))
     0.0

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from loglik.density import conditioned
 from loglik.flows.maps import Map
-from loglik.networks.dropout import expect_rows
+from loglik.networks.dropout import fade_dropout
 from loglik.networks.masked import MaskedMLP
 from loglik.networks.threads import threads_for
 from loglik.transforms.base import Transform
@@ -19,19 +19,19 @@ __all__ = ["MaskedAutoregressive"]
 
 
 class MaskedAutoregressive(Transform):
-    r"""$z_d = f(x_d;\ \theta_d(x_{<d}, c))$: one pass to encode, D steps to decode.
+    r"""Map $z_d = f(x_d;\ \theta_d(x_{<d}, c))$: one pass to encode, D steps to decode.
 
     $\log\det = \sum_d \log \lvert \partial z_d / \partial x_d \rvert$.
 
     Args:
-        network: from (B, D), and the context if there is one, to (B, D · P); the P numbers for dimension d stand
-            together and depend on the dimensions before it only. A `MaskedMLP` is inverted at about the cost of one
-            pass; any other network, in D passes.
+        network: from (B, D), and an optional context, to (B, D · P). The P parameters of dimension d are contiguous
+            and depend only on the dimensions before d. A `MaskedMLP` is inverted at about the cost of one pass, any
+            other network in D passes.
         map: the family of f, with P parameters.
-        inverse: the inverse autoregressive flow: one pass to decode, D steps to encode.
+        inverse: whether this is an inverse autoregressive flow: one pass to decode, D steps to encode.
 
-    Source: Papamakarios et al. 2017, "Masked Autoregressive Flow"; Kingma et al. 2016, "Improved variational inference
-    with inverse autoregressive flow".
+    References: Papamakarios et al. 2017, "Masked Autoregressive Flow"; Kingma et al. 2016, "Improved variational
+    inference with inverse autoregressive flow".
     """
 
     def __init__(self, network: nn.Module, map: Map, *, inverse: bool = False) -> None:
@@ -39,22 +39,22 @@ class MaskedAutoregressive(Transform):
         self.network, self.map, self.inverse = network, map, inverse
 
     def initialise(self, x: Float[Tensor, "N D"]) -> None:
-        expect_rows(self.network, len(x))
+        fade_dropout(self.network, len(x))
 
     def encode(
         self, x: Float[Tensor, "B D"], context: Float[Tensor, "B E"] | None = None
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, " B"]]:
-        return (self._in_steps if self.inverse else self._at_once)(x, context)
+        return (self._sequential if self.inverse else self._parallel)(x, context)
 
     def decode(self, z: Float[Tensor, "B D"], context: Float[Tensor, "B E"] | None = None) -> Float[Tensor, "B D"]:
-        return (self._at_once if self.inverse else self._in_steps)(z, context)[0]
+        return (self._parallel if self.inverse else self._sequential)(z, context)[0]
 
-    def _at_once(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Float[Tensor, " B"]]:
+    def _parallel(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Float[Tensor, " B"]]:
         raw = conditioned(self.network, x, context)
         z, log_slope = self.map.encode(x.T.contiguous(), raw.T.reshape(x.shape[1], -1, len(x)))
         return z.T, log_slope.sum(0)
 
-    def _in_steps(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Float[Tensor, " B"]]:
+    def _sequential(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Float[Tensor, " B"]]:
         parameters: _Incremental
         if isinstance(self.network, MaskedMLP):
             parameters = self.network.incremental(len(z), context)

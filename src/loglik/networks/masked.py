@@ -1,7 +1,9 @@
-r"""Masked networks: outputs for dimension d depend on the dimensions before d only (Germain et al. 2015, "MADE").
+r"""Masked networks: the outputs for dimension d depend only on the dimensions before d.
 
-A hidden unit of degree m sees the first m dimensions. Units are sorted by degree, so each sees a prefix of the layer
-below: masks are staircases, and a unit is final once its prefix is.
+A hidden unit of degree m reads the first m dimensions. Units are sorted by degree, so that each reads a prefix of the
+layer below: masks are staircases, and a unit can be computed once its prefix is known.
+
+Reference: Germain et al. 2015, "MADE: masked autoencoder for distribution estimation".
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ __all__ = ["IncrementalOutputs", "MaskedMLP"]
 
 
 class _Staircase(nn.Module):
-    """A linear map whose row i reads the first `reach[i]` inputs; `reach` never falls."""
+    """A linear map whose row i reads the first `reach[i]` inputs; `reach` does not decrease."""
 
     mask: Tensor
 
@@ -40,16 +42,19 @@ class _Staircase(nn.Module):
 
 
 class MaskedMLP(nn.Module):
-    r"""An MLP whose outputs for dimension d depend on $x_{<d}$ and the context only.
+    r"""An MLP whose outputs for dimension d depend only on $x_{<d}$ and the context.
 
     Args:
-        dims: D numbers in, in the order in which they may depend on one another.
-        outputs: numbers out for each dimension; those of dimension d stand together.
+        dims: D, in the order in which the dimensions may depend on one another.
+        outputs: number of outputs for each dimension; those of one dimension are contiguous.
         hidden: widths of the hidden layers.
-        context: width of a context vector that every unit sees; 0 for none.
-        dropout: the fraction of hidden units dropped in training; it fades with the number of training examples.
+        context: width of a context vector that every unit reads; 0 for none.
+        dropout: the fraction of hidden units dropped in training; it falls with the number of training rows.
+        activation: class of the activation after each hidden layer.
 
-    Source: Germain et al. 2015, with degrees dealt out evenly; as PyTorch's linear layers start.
+    Degrees are distributed evenly over the units. Weights start as those of PyTorch's linear layers.
+
+    Reference: Germain et al. 2015, "MADE".
     """
 
     def __init__(
@@ -64,8 +69,8 @@ class MaskedMLP(nn.Module):
     ) -> None:
         super().__init__()
         self.dims, self.outputs, self.context = dims, outputs, context
-        first = 0 if context or dims == 1 else 1  # a unit that sees nothing would be a constant
-        below = list(range(1, dims + 1))  # how many dimensions must be known for each input to be there
+        first = 0 if context or dims == 1 else 1  # a unit that reads nothing would be a constant
+        below = list(range(1, dims + 1))  # how many dimensions each input needs
         self.degrees = [sorted(first + unit % max(1, dims - first) for unit in range(width)) for width in hidden]
         layers: list[nn.Module] = []
         inputs, extra = dims, context
@@ -150,5 +155,5 @@ class _Rows:
 
 
 def _cuts(owners: Sequence[int], below: Sequence[int], dims: int) -> list[tuple[int, int, int]]:
-    """For each dimension the rows (from, to) of a layer that its step computes, and the columns known by then."""
+    """Return for each dimension the rows [a, b) of a layer that its step computes, and how many columns they read."""
     return [(bisect_right(owners, d - 1), bisect_right(owners, d), bisect_right(below, d)) for d in range(dims)]

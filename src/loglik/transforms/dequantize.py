@@ -58,7 +58,7 @@ class Dequantize(Transform):
         counts = list(categories or [0] * len(discrete or ()))
         mask = None if discrete is None else torch.tensor(list(discrete), dtype=torch.bool)
         # a code that passes unchanged is an integer too
-        self.whole = discrete is None or all(on or count for on, count in zip(discrete, counts, strict=True))
+        self.all_integers = discrete is None or all(on or count for on, count in zip(discrete, counts, strict=True))
         self.codes = counts if discrete is None else [n if on else 0 for on, n in zip(discrete, counts, strict=True)]
         top = None if levels is None else torch.tensor(levels - 1.0)
         if any(self.codes):
@@ -75,9 +75,9 @@ class Dequantize(Transform):
     ) -> tuple[Float[Tensor, "B ..."], Float[Tensor, " B"]]:
         v = x if x.is_floating_point() else x.to(torch.get_default_dtype())
         u = torch.rand_like(v)
-        return self._place(v, u if self.mask is None else u * self.mask)
+        return self._to_cell(v, u if self.mask is None else u * self.mask)
 
-    def _place(
+    def _to_cell(
         self, x: Float[Tensor, "B ..."], u: Float[Tensor, "B ..."]
     ) -> tuple[Float[Tensor, "B ..."], Float[Tensor, " B"]]:
         """Place u of [0, 1), 0 in real dimensions, in the cell of x: (v, the sum of log dv/du)."""
@@ -115,4 +115,4 @@ class Dequantize(Transform):
         return x.to(torch.uint8 if self.levels <= 256 else torch.int64)
 
     def decoded_discrete(self, discrete: bool) -> bool:
-        return self.whole
+        return self.all_integers

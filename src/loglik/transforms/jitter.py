@@ -20,7 +20,7 @@ class Jitter(Transform):
     Args:
         strength: c, for events of about unit variance.
 
-    Source: Rothfuss et al. 2019, "Noise regularization for conditional density estimation", with a rate of our own.
+    Reference: Rothfuss et al. 2019, "Noise regularization for conditional density estimation", with a rate of our own.
     """
 
     scale: Tensor

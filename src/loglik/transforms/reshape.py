@@ -66,7 +66,7 @@ class Permute(Transform):
 class Squeeze(Transform):
     """Each block of factor × factor pixels becomes one pixel with factor² as many channels.
 
-    Source: Dinh et al. 2017, "Density estimation using Real NVP", section 3.6.
+    Reference: Dinh et al. 2017, "Density estimation using Real NVP", section 3.6.
     """
 
     def __init__(self, factor: int = 2) -> None:
