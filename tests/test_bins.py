@@ -151,7 +151,7 @@ def test_wide_tables_and_wrong_arguments_are_refused():
     wide = DataSpec(kind="array", event_shape=(9, 9))
     with pytest.raises(Unsuitable, match="at most 64 numbers and these have 81; use flow"):
         build("autoregressive", wide)
-    with pytest.raises(ValueError, match="2 dimensions, but 1 discrete_dims, 2 categories"):
+    with pytest.raises(ValueError, match="use 2 discrete_dims and categories, got 1 and 2"):
         Bins((2,), (True,))
     with pytest.raises(ValueError, match="bins must be at least 1, got 0"):
         Bins((1,), (True,), bins=0)

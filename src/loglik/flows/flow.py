@@ -148,9 +148,8 @@ class Flow(Density):
 
         def terms(rows: Tensor, row_context: Tensor | None) -> dict[str, Tensor]:
             z, log_det = self.encode(rows, row_context)
-            return _with_log_det(
-                self.base.terms(z, row_context) or {"base": self.base.log_prob(z, row_context)}, log_det
-            )
+            base_terms = self.base.terms(z, row_context) or {"base": self.base.log_prob(z, row_context)}
+            return _with_log_det(base_terms, log_det)
 
         return draw_terms(
             terms, x, context, samples, importance_weighted=self.importance_weighted, at_once=self._max_events

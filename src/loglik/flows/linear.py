@@ -32,9 +32,7 @@ class ActNorm(Transform):
     def initialise(self, x: Float[Tensor, "B D *N"]) -> None:
         rows = x.transpose(0, 1).flatten(1).double()
         std, floor = rows.std(1, unbiased=False), 1e-6 * rows.abs().amax(1)
-        log_scale = torch.where(std > floor, -std.log(), torch.zeros_like(std)).clamp(
-            -MAX_LOG_SCALE + 1, MAX_LOG_SCALE - 1
-        )
+        log_scale = torch.where(std > floor, -std.log(), 0.0).clamp(-MAX_LOG_SCALE + 1, MAX_LOG_SCALE - 1)
         with torch.no_grad():
             self.shift.copy_(rows.mean(1))
             self.raw_scale.copy_(inverse_soft_bound(log_scale, MAX_LOG_SCALE))

@@ -215,9 +215,8 @@ class LogisticMixture(Map):
         slope = (log_weights + lower + upper - scales).logsumexp(1) - below - above
         log_share = math.log1p(-self.MIN_SLOPE)
         log_floor = torch.full_like(slope, math.log(self.MIN_SLOPE))
-        return (1 - self.MIN_SLOPE) * (below - above) + self.MIN_SLOPE * x, torch.logaddexp(
-            slope + log_share, log_floor
-        )
+        value = (1 - self.MIN_SLOPE) * (below - above) + self.MIN_SLOPE * x
+        return value, torch.logaddexp(slope + log_share, log_floor)
 
     def _root(self, y: Tensor, log_weights: Tensor, means: Tensor, scales: Tensor) -> Tensor:
         """Return x with `_curve(x)` = y, between the roots of the single components."""
