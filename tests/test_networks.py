@@ -137,7 +137,7 @@ def test_residual_block_is_its_formula(float64):
 
 
 def test_attention_is_its_formula(float64):
-    """softmax(QKᵀ / √d_k) V over the positions up to each, head by head, with loops."""
+    """softmax(QKᵀ / √d_k) V with loops over heads and positions."""
     width, heads, length = 6, 3, 5
     attention = CausalTransformer(width, 1, heads).blocks[0].attention
     nn.init.normal_(attention.qkv.weight)
@@ -198,7 +198,7 @@ def test_heads_must_divide_the_width():
 
 @pytest.mark.parametrize("outputs", [160, 173])
 def test_outputs_first_is_a_linear_map(outputs):
-    """By whichever kernel: values and gradients are those of float64."""
+    """Values and gradients of each kernel are those of float64."""
     h, weight, bias = torch.randn(512, 24), torch.randn(outputs, 24), torch.randn(outputs)
     to_y, results = torch.randn(outputs, 512), []
     for kind in (torch.float32, torch.float64):
