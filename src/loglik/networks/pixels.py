@@ -24,7 +24,7 @@ class PixelConditioner(nn.Module):
     def __init__(self, inputs: int, outputs: int, width: int, *, context: int = 0) -> None:
         super().__init__()
         self.first = nn.Conv2d(inputs, width, 3, padding=1)
-        self.given = nn.Linear(context, width) if context else None
+        self.given = nn.Linear(context, width) if context else None  # saved weights have this name
         self.middle = nn.Conv2d(width, width, 1)
         self.output = nn.Conv2d(width, outputs, 3, padding=1)
         nn.init.zeros_(self.output.weight)
