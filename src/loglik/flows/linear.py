@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from loglik.flows.maps import inverse_soft_bound, soft_bound
+from loglik.networks.soft_bound import inverse_soft_bound, soft_bound
 from loglik.transforms.base import Transform
 
 __all__ = ["ActNorm", "LULinear", "Whitening", "random_rotation"]

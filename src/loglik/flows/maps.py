@@ -21,9 +21,10 @@ from loglik.flows.spline import (
     parameters_per_dim,
     rational_quadratic_spline,
 )
+from loglik.networks.soft_bound import soft_bound
 from loglik.transforms.newton import safeguarded_newton
 
-__all__ = ["Affine", "Chain", "LogisticMixture", "Map", "Spline", "inverse_soft_bound", "soft_bound"]
+__all__ = ["Affine", "Chain", "LogisticMixture", "Map", "Spline"]
 
 PRIOR_ROWS = 30  # weight of N(0, 1), in rows, in the quantiles of a spline's start
 
@@ -48,16 +49,6 @@ class Map(ABC):
     def start(self, x: Float[Tensor, "M N"]) -> Float[Tensor, "M P"]:
         """Return raw parameters of a map that brings each of the M rows close to N(0, 1)."""
         return x.new_zeros(len(x), self.parameters)
-
-
-def soft_bound(raw: Tensor, bound: float) -> Tensor:
-    r"""Return $r / (1 + \lvert r \rvert / b)$: the identity near 0, within $\pm b$ everywhere."""
-    return raw / (1 + raw.abs() / bound)
-
-
-def inverse_soft_bound(y: Tensor, bound: float) -> Tensor:
-    r"""Return r with `soft_bound(r, bound)` = y, for $\lvert y \rvert < b$."""
-    return y / (1 - y.abs() / bound)
 
 
 class Affine(Map):
