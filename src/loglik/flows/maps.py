@@ -14,13 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from loglik.flows.spline import (
-    MIN_BIN,
-    MIN_DERIVATIVE,
-    UNIT_DERIVATIVE,
-    parameters_per_dim,
-    rational_quadratic_spline,
-)
+from loglik.flows.spline import parameters_per_dim, rational_quadratic_spline
+from loglik.flows.spline_bins import MIN_BIN, MIN_DERIVATIVE, UNIT_DERIVATIVE
 from loglik.networks.soft_bound import soft_bound
 from loglik.transforms.newton import safeguarded_newton
 
