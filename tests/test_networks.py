@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from loglik.networks import MLP, CausalTransformer, ResidualMLP
+from loglik.networks.norms import batch_norm_formula, layer_norm_formula, make_norm, rms_norm_formula
 
 
 def test_mlp_by_hand(float64):
@@ -35,9 +36,28 @@ def test_an_mlps_norms_are_their_formulas(float64):
                 moments = scale.running_mean, scale.running_var
 
 
+def test_norms_are_their_formulas(float64):
+    """torch's modules, in training and evaluation, for vectors, sequences and images."""
+    for kind, formula in (("layer", layer_norm_formula), ("rms", rms_norm_formula)):
+        norm = make_norm(kind, 6)
+        learned = [nn.init.normal_(parameter) for parameter in norm.parameters()]
+        for h in (torch.randn(4, 6), torch.randn(2, 5, 6)):
+            torch.testing.assert_close(norm(h), formula(h, *learned))
+    for h in (torch.randn(4, 6), torch.randn(3, 6, 5, 2)):
+        norm = make_norm("batch", 6, image=h.dim() == 4)
+        learned = [nn.init.normal_(parameter) for parameter in norm.parameters()]
+        torch.testing.assert_close(norm(h), batch_norm_formula(h, *learned))
+        moments = norm.running_mean, norm.running_var
+        assert not torch.equal(moments[0], torch.zeros(6))
+        torch.testing.assert_close(norm.eval()(h), batch_norm_formula(h, *learned, moments=moments))
+    assert make_norm("layer", 6, bias=False).bias is None
+    with pytest.raises(ValueError, match="unknown norm 'group': use layer, batch or rms"):
+        make_norm("group", 6)
+
+
 def test_batch_norm_needs_two_examples():
     network, x = MLP(3, 2, (4,), norm="batch"), torch.randn(1, 3)
-    with pytest.raises(ValueError, match="at least 2 examples a batch in training, got 1: use norm='layer'"):
+    with pytest.raises(ValueError, match="at least 2 examples per batch in training, got 1: use norm='layer'"):
         network(x)
     assert network.eval()(x).shape == (1, 2)
     assert MLP(3, 2, (4,), norm="layer")(x).shape == (1, 2)
@@ -87,7 +107,7 @@ def test_residual_block_is_its_formula(float64):
 
 
 def test_attention_is_its_formula(float64):
-    """softmax(QKᵀ / √d_k) V over the positions up to each, head by head, with loops."""
+    """softmax(QKᵀ / √d_k) V with loops over heads and positions."""
     width, heads, length = 6, 3, 5
     attention = CausalTransformer(width, 1, heads).blocks[0].attention
     nn.init.normal_(attention.qkv.weight)

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from loglik.diffusion.schedule import NoiseSchedule, _check_ends
+from loglik.transforms.newton import safeguarded_newton
 
 __all__ = ["Learned"]
 
@@ -50,14 +51,13 @@ class Learned(NoiseSchedule):
 
     @torch.no_grad()
     def _inverse(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Return u with F(u) = t, by Newton's steps safeguarded by bisection."""
-        low, high = torch.zeros_like(t), torch.ones_like(t)
-        u = t.clamp(0, 1)
-        for _ in range(40):
+        """Return u with F(u) = t."""
+
+        def residual(u: Tensor) -> tuple[Tensor, Tensor]:
             value, slope = self._network(u)
-            low, high = torch.where(value < t, u, low), torch.where(value < t, high, u)
-            newton = u - (value - t) / slope
-            u = torch.where((newton > low) & (newton < high), newton, (low + high) / 2)
+            return value - t, (value - t) / slope
+
+        u = safeguarded_newton(residual, torch.zeros_like(t), torch.ones_like(t), t.clamp(0, 1))
         return torch.where(t <= 0, 0.0, torch.where(t >= 1, 1.0, u))
 
     def logsnr(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

@@ -1,4 +1,4 @@
-"""Normalizing flows: learned invertible transforms, and the density that they make of a base."""
+"""Normalizing flows: learned invertible transforms, and the density of a base pushed through them."""
 
 from loglik.flows.autoregressive import MaskedAutoregressive
 from loglik.flows.continuous import Continuous

@@ -1,4 +1,4 @@
-"""Plain modules from tensors to tensors; no probability in here."""
+"""Networks: plain modules from tensors to tensors, without probability."""
 
 from loglik.networks.conditioner import Conditioner
 from loglik.networks.dit import DiT

@@ -1,4 +1,4 @@
-"""The network of a coupling: an MLP whose outputs are laid out for the maps that take them."""
+"""The network of a coupling: an MLP whose outputs have the memory layout that the maps read."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["Conditioner"]
 
 
 class Conditioner(MLP):
-    """An `MLP` for couplings: the same numbers, with its outputs in memory outputs first, events last.
+    """An `MLP` whose output tensor is stored outputs first, events last; its values are those of `MLP`.
 
-    What a coupling's maps do with them then runs along contiguous memory, without a copy of the largest tensor of a
-    step. All its linear maps start as PyTorch's do, and its dropout fades with the number of training examples.
+    A coupling's maps then run along contiguous memory, without a copy of the largest tensor of a training step. All
+    linear maps start as PyTorch's do, and dropout falls with the number of training rows.
     """
 
     def __init__(
