@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from loglik.networks.linear import Linear
 
-__all__ = ["MLP", "ResidualMLP"]
+__all__ = ["ACTIVATIONS", "MLP", "ResidualMLP"]
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 
 
 class MLP(nn.Module):

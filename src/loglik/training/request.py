@@ -27,7 +27,8 @@ def split_options(density: Density | str, options: dict[str, Any]) -> tuple[dict
     rest = {k: v for k, v in options.items() if k not in chosen}
     if chosen.get("max_time") is not None:
         chosen["max_time"] = seconds(chosen["max_time"])
-    known = recipes.recipe(density).options if isinstance(density, str) else {}
+    recipe = recipes.recipe(density) if isinstance(density, str) else None
+    known = recipe.options if recipe else {}
     unknown = sorted(set(rest) - set(known))
     if unknown:
         allowed = f"{density} has {', '.join(known)}; training has" if known else "training has"
@@ -35,7 +36,8 @@ def split_options(density: Density | str, options: dict[str, Any]) -> tuple[dict
             f"unknown option {unknown[0]!r}: {allowed} {', '.join(TrainingSettings.names())}; text has "
             f"{', '.join(TextSettings.names())}"
         )
-    recipes.check_options(rest, known)
+    if recipe:
+        recipe.parse(rest)
     return chosen, rest
 
 
