@@ -366,7 +366,7 @@ def test_data_that_the_run_cannot_take(runs, data) -> None:
         (("--model", "flow", "--size", "huge"), "unknown size 'huge': use small, medium, large"),
         (("--model", "flow", "--set", "width"), "--set takes key=value, got 'width'"),
         (("--model", "flow", "--set", "=3"), "--set takes key=value, got '=3'"),
-        (("--model", "flow", "--set", "wide=3"), "unknown option 'wide': flow has size, width"),
+        (("--model", "flow", "--set", "wide=3"), "unknown option 'wide': flow has size, kind"),
         (("--model", "flow", "--set", "learning_rate=-1"), "learning_rate must be above 0, got -1"),
         (("--model", "flow", "--set", "width=[1"), "--set: '[1' is not a value"),
         (("--model", "flow", "--set", "seed=3"), "--set cannot set 'seed': use --seed"),
