@@ -11,6 +11,7 @@ from torch import nn
 
 import loglik
 from loglik.classification.augment import Augment
+from loglik.cli.reference import describe, markdown, overview
 from loglik.diffusion import (
     VLB,
     Cosine,
@@ -26,7 +27,6 @@ from loglik.diffusion.sampler import METHODS
 from loglik.flows import Coupling, GaussianMixture, StandardLogistic
 from loglik.networks import MLP, DiT, ViT
 from loglik.recipes import RECIPES, DiffusionOptions, build, check_types, option, recipe
-from loglik.recipes.reference import describe, markdown, overview
 
 ROOT = Path(__file__).parents[1]
 RNG = np.random.default_rng(0)
@@ -291,7 +291,7 @@ def test_right_values_are_accepted():
 
 def test_the_page_of_options_is_up_to_date():
     page = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
-    assert page == markdown(), "run: python -m loglik.recipes.reference > docs/options.md"
+    assert page == markdown(), "run: python -m loglik.cli.reference > docs/options.md"
     assert page.count("\n## ") == len(RECIPES)
 
 

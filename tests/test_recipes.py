@@ -171,7 +171,7 @@ def test_every_network_classifies_every_size_of_image(network, spec):
 
 def test_convolutions_are_for_images():
     table = DataSpec(kind="array", event_shape=(5,), classes=("a", "b"))
-    with pytest.raises(ValueError, match="network=resnet takes images"):
+    with pytest.raises(ValueError, match="network=resnet classifies images"):
         build("classifier", table, network="resnet")
     with pytest.raises(ValueError, match="unknown network 'gru'"):
         build("classifier", table, network="gru")

@@ -292,9 +292,9 @@ def list_models(
     ] = None,
 ) -> None:
     """List the models and their options; with NAME, describe each option of one model."""
+    from loglik.cli.reference import describe, overview
     from loglik.data.text import TextSettings
     from loglik.data.tokenizers import KINDS
-    from loglik.recipes.reference import describe, overview
 
     if name is not None:
         print(describe(name))

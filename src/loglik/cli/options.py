@@ -71,7 +71,7 @@ def settings_of(pairs: Sequence[str] | None) -> dict[str, Any]:
     for pair in pairs or ():
         key, equals, text = (part.strip() for part in pair.partition("="))
         if not equals or not key:
-            raise ValueError(f"--set takes key=value, got {pair!r}")
+            raise ValueError(f"--set needs key=value, got {pair!r}")
         if key in OWN_OPTIONS or key in NOT_SETTINGS:
             raise ValueError(f"--set cannot set {key!r}" + (f": use {OWN_OPTIONS[key]}" if key in OWN_OPTIONS else ""))
         settings[key] = _value(text)

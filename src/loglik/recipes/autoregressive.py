@@ -32,12 +32,12 @@ def build(spec: DataSpec, options: AutoregressiveOptions) -> Density:
     """Return a causal Transformer, over a table's columns by their bins."""
     if spec.levels is None and spec.dims > MAX_COLUMNS:
         raise Unsuitable(
-            f"autoregressive takes tables and real arrays of at most {MAX_COLUMNS} numbers and these have {spec.dims}; "
-            "use flow, vae or diffusion"
+            f"autoregressive models tables and real arrays of at most {MAX_COLUMNS} numbers and these have "
+            f"{spec.dims}; use flow, vae or diffusion"
         )
     if spec.dims > MAX_DIMS:
         raise Unsuitable(
-            f"autoregressive takes events of at most {MAX_DIMS} numbers and these have {spec.dims}; use flow, vae or "
+            f"autoregressive models events of at most {MAX_DIMS} numbers and these have {spec.dims}; use flow, vae or "
             "diffusion, or smaller images"
         )
     if spec.kind == "text":

@@ -108,7 +108,7 @@ def _large(spec: DataSpec) -> bool:
 def _text(spec: DataSpec, options: ClassifierOptions) -> Features:
     """Return an encoder of tokens and a linear head."""
     if spec.kind != "text" or spec.levels is None:
-        raise ValueError(f"network=transformer takes text, and these are {spec.describe()}: use network=mlp")
+        raise ValueError(f"network=transformer classifies text, and these are {spec.describe()}: use network=mlp")
     width = options.width or pick(options.size, small=64, medium=128, large=256)
     rate = 0.2 if options.dropout is None else options.dropout
     encoder = TokenEncoder(
@@ -142,7 +142,7 @@ def _mlp(spec: DataSpec, options: ClassifierOptions) -> Features:
 def _image(spec: DataSpec, network: str, options: ClassifierOptions) -> Features:
     """Return a network of convolutions, patches or both, and a linear head."""
     if spec.kind != "image" or spec.levels is None:
-        raise ValueError(f"network={network} takes images, and these are {spec.describe()}: use network=mlp")
+        raise ValueError(f"network={network} classifies images, and these are {spec.describe()}: use network=mlp")
     features = _vit(spec, options) if network == "vit" else _convolutional(spec, network, options)
     features.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     head = nn.Sequential(nn.Dropout(options.dropout or 0.0), nn.Linear(features.outputs, len(spec.classes)))

@@ -157,7 +157,7 @@ def _kind(spec: DataSpec, kind: str) -> str:
     if kind == "auto":
         return "unet" if image and min(spec.event_shape[1:]) >= MIN_SIDE else "mlp"
     if kind != "mlp" and not image:
-        raise ValueError(f"kind={kind} takes images, and these are {spec.describe()}: use kind=mlp")
+        raise ValueError(f"kind={kind} models images, and these are {spec.describe()}: use kind=mlp")
     return kind
 
 

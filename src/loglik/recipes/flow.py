@@ -169,7 +169,9 @@ def _learned_noise(spec: DataSpec) -> Transform:
 def _glow(spec: DataSpec, options: FlowOptions) -> list[Transform]:
     """Return a dequantization, a scale, then Glow, whose kernels see the pixels' neighbourhood."""
     if spec.kind != "image" or spec.levels is None or min(spec.event_shape[1:]) < 2:
-        raise ValueError(f"kind=glow takes images of 2×2 pixels or more, and these are {spec.describe()}: use kind=nsf")
+        raise ValueError(
+            f"kind=glow models images of 2×2 pixels or more, and these are {spec.describe()}: use kind=nsf"
+        )
     width = options.width or pick(options.size, small=64, medium=128, large=256)
     depth = options.depth or pick(options.size, small=6, medium=12, large=24)
     context = EMBEDDING if options.conditional else 0

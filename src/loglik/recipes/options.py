@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from types import UnionType
@@ -91,7 +90,7 @@ class _Rule:
         if type(value) not in (int, float):
             return True
         above_low = (self.min is None or value >= self.min) and (self.above is None or value > self.above)
-        return above_low and (self.below is None or value < self.below) and not math.isnan(value)
+        return above_low and (self.below is None or value < self.below)
 
     def __str__(self) -> str:
         if self.choices:

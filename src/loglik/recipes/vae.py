@@ -77,7 +77,7 @@ def build(spec: DataSpec, options: VAEOptions) -> Density:
     images = _has_ladder(spec)
     if options.network == "ladder" and not images:
         raise ValueError(
-            f"network=ladder takes images of {MIN_SIDE}×{MIN_SIDE} and more, and these are {spec.describe()}"
+            f"network=ladder models images of {MIN_SIDE}×{MIN_SIDE} and more, and these are {spec.describe()}"
         )
     ladder = images and options.network != "mlp"
     warmup = options.kl_warmup

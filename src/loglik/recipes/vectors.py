@@ -12,7 +12,7 @@ __all__ = ["to_vector", "refuse_text"]
 def refuse_text(spec: DataSpec, family: str) -> None:
     """Raise `Unsuitable` for text, whose tokens are names, not amounts."""
     if spec.kind == "text":
-        raise Unsuitable(f"{family} takes images, tables and arrays; for text use autoregressive")
+        raise Unsuitable(f"{family} models images, tables and arrays; for text use autoregressive")
 
 
 def to_vector(spec: DataSpec, *, integers: bool = True, codes: bool = False) -> list[Transform]:

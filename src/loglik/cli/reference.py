@@ -1,6 +1,6 @@
 """The options of every model as text: for `loglik list models`, and as docs/options.md.
 
-`python -m loglik.recipes.reference > docs/options.md` writes the page.
+`python -m loglik.cli.reference > docs/options.md` writes the page.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HEAD = """# Options
 
 What `--set NAME=VALUE` and `loglik.fit(MODEL, data, NAME=VALUE)` accept for each model, beside the training settings.
 `null` stands for a default that the data and the size choose. This page is generated:
-`python -m loglik.recipes.reference > docs/options.md`.
+`python -m loglik.cli.reference > docs/options.md`.
 """
 
 
