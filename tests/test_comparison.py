@@ -163,7 +163,7 @@ def test_text_has_bits_per_byte(tmp_path) -> None:
     for entry in entries:
         assert entry.result.bits_per_byte == pytest.approx(entry.result.bits_per_dim)
         assert entry.result.unit == "token"
-    assert said[0].startswith("vae is left out: vae takes images, tables and arrays; for text use autoregressive")
+    assert said[0].startswith("vae is left out: vae models images, tables and arrays; for text use autoregressive")
 
 
 def test_a_mixed_table_and_what_is_left_out() -> None:

@@ -174,6 +174,29 @@ def test_simple_is_ddpms_loss_and_v_is_the_error_of_v(float64):
     torch.testing.assert_close(factor * alpha(logsnr) ** 2, torch.ones(1000))  # ‖v - v̂‖² = ‖ε - ε̂‖² / α²
 
 
+@pytest.mark.parametrize("steps", [None, 30])
+@pytest.mark.parametrize("times", TIMES)
+def test_a_weighting_of_ones_own_is_that_of_score_matching(float64, times, steps):
+    """λ(t) = σ_t²/2 is DDPM's simple loss, and λ(t) = β(t)/2 the likelihood's."""
+    schedule, u = LinearBeta(), (torch.arange(64) + 0.5) / 64
+    own = {
+        "simple": lambda t: schedule.sigma(t).square() / 2,
+        "likelihood": lambda t: schedule.beta(t) / 2,
+    }
+    for name, weight in own.items():
+        logsnr, factor, _ = ScoreMatching(name, times=times, steps=steps).draw(schedule, u)
+        same, mine, _ = ScoreMatching(weight, times=times, steps=steps).draw(schedule, u)
+        torch.testing.assert_close(same, logsnr)
+        if steps is None or name == "simple":  # a chain's likelihood weighs by its steps, not by β(t)
+            torch.testing.assert_close(mine, factor)
+
+
+def test_a_weighting_of_ones_own_trains():
+    density = Diffusion(small().denoiser, (2,), objective=ScoreMatching(lambda t: 1 + t))
+    density.loss(torch.randn(16, 2)).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in density.denoiser.parameters())
+
+
 def test_the_objective_in_t_steps_is_the_bound_in_t_steps(float64):
     schedule, x = LinearLogSNR(6.0, -6.0), torch.randn(2, 2).repeat(4000, 1)
     diffusion = small(schedule=schedule, objective=ScoreMatching(steps=10)).double()

@@ -144,7 +144,7 @@ def test_a_model_with_nothing_to_train_is_an_error(monkeypatch) -> None:
         patch.setitem(RECIPES, "flow", empty)
         fit("flow", REAL, max_steps=1)
     assert fit(bare, REAL).steps == 0  # it has no parameters by design
-    with pytest.raises(ValueError, match="kind=glow takes images of 2×2 pixels or more"):
+    with pytest.raises(ValueError, match="kind=glow models images of 2×2 pixels or more"):
         fit("flow:glow", np.zeros((20, 1, 1, 9), dtype=np.uint8), max_steps=1)
 
 

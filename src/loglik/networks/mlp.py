@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from loglik.networks.linear import Linear
 from loglik.networks.norms import make_norm
 
-__all__ = ["MLP", "ResidualMLP"]
+__all__ = ["ACTIVATIONS", "MLP", "ResidualMLP"]
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 
 
 class MLP(nn.Module):

@@ -13,7 +13,6 @@ from loglik import __version__, recipes, runs
 from loglik.data.dataset import Data
 from loglik.data.text import TextSettings
 from loglik.density import Density
-from loglik.recipes.recipe import check_options
 from loglik.training.settings import TrainingSettings, seconds
 
 __all__ = ["check_same_config", "run_config", "split_options"]
@@ -32,7 +31,8 @@ def split_options(density: Density | str, options: dict[str, Any]) -> tuple[dict
     rest = {k: v for k, v in options.items() if k not in chosen}
     if chosen.get("max_time") is not None:
         chosen["max_time"] = seconds(chosen["max_time"])
-    known = recipes.recipe(density).options if isinstance(density, str) else {}
+    recipe = recipes.recipe(density) if isinstance(density, str) else None
+    known = recipe.options if recipe else {}
     unknown = sorted(set(rest) - set(known))
     if unknown:
         allowed = f"{density} has {', '.join(known)}; training has" if known else "training has"
@@ -40,7 +40,8 @@ def split_options(density: Density | str, options: dict[str, Any]) -> tuple[dict
             f"unknown option {unknown[0]!r}: {allowed} {', '.join(TrainingSettings.names())}; text has "
             f"{', '.join(TextSettings.names())}"
         )
-    check_options(rest, known)
+    if recipe:
+        recipe.parse(rest)
     return chosen, rest
 
 

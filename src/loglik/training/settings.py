@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from loglik.recipes.options import check_types
+
 __all__ = ["TrainingSettings", "seconds"]
 
 
@@ -74,11 +76,7 @@ class TrainingSettings:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for field in fields(self):  # the annotations are strings: "int | None"
-            value, kinds = getattr(self, field.name), str(field.type).split(" | ")
-            kind = "None" if value is None else type(value).__name__
-            if kind not in kinds and (kind, "float" in kinds) != ("int", True):
-                raise ValueError(f"{field.name} must be {' or '.join(kinds)}, got {value!r}")
+        check_types(self)
         above = (
             "max_steps",
             "max_epochs",
