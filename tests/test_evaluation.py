@@ -38,7 +38,7 @@ def scored(family: str, spec: DataSpec = IMAGE, n: int = 100, **options):
     x, y = draw(spec, n)
     density.initialise(*((y, x) if density.event == "y" else (x, y)))
     densities.perturb(density)
-    return density, Split(x, y)
+    return density.eval(), Split(x, y)
 
 
 # ---- numbers

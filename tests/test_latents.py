@@ -10,9 +10,8 @@ import torch
 import loglik
 from helpers.exact import Constant
 from helpers.mixed import mixed_rows, write_rows
-from loglik.filling import fill_table
 from loglik.flows import Flow
-from loglik.latents import Latents, write_latents
+from loglik.tasks import Latents, fill_table, write_latents
 from loglik.transforms import Standardise
 from loglik.vae import VAE, Gaussian
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
-from loglik.density import Density, check_levels
+from loglik.density import Density, check_levels, evaluation_mode
 
 __all__ = ["Classifier"]
 
@@ -102,9 +102,9 @@ class Classifier(Density):
         $\sum_i \log p(y_i \mid x_i) + a (\log \beta - \beta)$ with β = 1/T, a Gamma prior whose mode is 1: concave in
         β. Without it, few labels that are all predicted right would make the classifier certain of everything.
         """
-        self.eval()
         self.temperature.fill_(1)
-        logits = torch.cat([self.logits(rows) for rows in _needed(context).split(256)]).double()
+        with evaluation_mode(self):
+            logits = torch.cat([self.logits(rows) for rows in _needed(context).split(256)]).double()
         inverse = torch.ones((), dtype=torch.float64, device=logits.device)
         for _ in range(50):  # Newton's steps, each at most a doubling or a halving
             p = (inverse * logits).softmax(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -13,9 +13,7 @@ from loglik.data.arrays import from_arrays
 from loglik.data.catalogue import names
 from loglik.data.dataset import Data
 from loglik.data.spec import DataSpec
-
-if TYPE_CHECKING:
-    from loglik.data.text import TextSettings
+from loglik.data.text_settings import TextSettings
 
 __all__ = ["as_data", "load"]
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -21,9 +20,7 @@ from loglik.data.dataset import Data, check_kind, into_splits
 from loglik.data.frames import COMPRESSED, NUMBER, is_lines, read_frame
 from loglik.data.labels import check_count, code_labels, natural
 from loglik.data.spec import Column, DataSpec
-
-if TYPE_CHECKING:
-    from loglik.data.text import TextSettings
+from loglik.data.text_settings import TextSettings
 
 __all__ = ["from_frame", "load_table"]
 
@@ -172,7 +169,6 @@ def _texts(
 ) -> Data:
     """Texts as rows of T tokens; a shorter one ends in the number K, which stands for nothing, a longer one is cut."""
     from loglik.data import tokenizers
-    from loglik.data.text import TextSettings
 
     settings = text or TextSettings()
     if like is not None:

@@ -14,7 +14,6 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -22,69 +21,17 @@ from typing import Any
 import numpy as np
 
 from loglik.data import tokenizers
-from loglik.data.dataset import SPLITS, Data, Split, check_kind
+from loglik.data.dataset import SPLITS, Data, TextSplit, check_kind
 from loglik.data.spec import DataSpec
+from loglik.data.text_settings import TextSettings
 from loglik.data.tokenizers import Bytes, Tokenizer
 from loglik.data.windows import Stream, Windows
 
-__all__ = ["TextSettings", "is_text", "load_text", "user_cache"]
+__all__ = ["is_text", "load_text", "user_cache"]
 
 BLOCK = 2**20  # bytes tokenised at once
 WINDOW = 128
 UNITS = {"bytes": "bytes", "characters": "characters", "bpe": "tokens"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextSettings:
-    """How text is read.
-
-    Attributes:
-        tokenizer: `bytes`, `characters` or `bpe` (byte-pair encoding, trained on the training split).
-        vocabulary: the number of tokens of `bpe`.
-        window: T, in tokens; if None, 128, or for a table's text column the longest text, at most 256.
-        split: percentages for training, validation and test, by position.
-    """
-
-    tokenizer: str = "bytes"
-    vocabulary: int = 1024
-    window: int | None = None
-    split: str = "80/10/10"
-
-    def __post_init__(self) -> None:
-        if self.tokenizer not in tokenizers.KINDS:
-            raise ValueError(f"unknown tokenizer {self.tokenizer!r}: use {', '.join(tokenizers.KINDS)}")
-        if type(self.vocabulary) is not int:
-            raise ValueError(f"vocabulary must be an integer, got {self.vocabulary!r}")
-        if self.window is not None and (type(self.window) is not int or self.window < 1):
-            raise ValueError(f"window must be at least 1 token, got {self.window!r}")
-        self.fractions()
-
-    @classmethod
-    def names(cls) -> list[str]:
-        return [f.name for f in fields(cls)]
-
-    @classmethod
-    def split_options(cls, options: Mapping[str, Any]) -> tuple[TextSettings | None, dict[str, Any]]:
-        """The options that say how text is read, None if there are none, and the others."""
-        chosen = {k: v for k, v in options.items() if k in cls.names()}
-        return cls(**chosen) if chosen else None, {k: v for k, v in options.items() if k not in chosen}
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def fractions(self) -> tuple[float, float, float]:
-        """Of training, validation and test.
-
-        >>> TextSettings(split="90/10/0").fractions()
-        (0.9, 0.1, 0.0)
-        """
-        try:
-            train, validation, test = (float(part) / 100 for part in str(self.split).split("/"))
-        except ValueError:
-            train = validation = test = -1.0
-        if min(validation, test) < 0 or train <= 0 or abs(train + validation + test - 1) > 1e-9:
-            raise ValueError(f"split must be three percentages that add up to 100, as 80/10/10, got {self.split!r}")
-        return train, validation, test
 
 
 class _Source:
@@ -192,12 +139,12 @@ def load_text(
         )
     ends = np.cumsum([0, *(counts[split] for split in SPLITS)]).tolist()
     train, validation, test = (
-        Split(Windows(stream.cut(start, stop), t, 1 if split == "train" else t))
+        TextSplit(Windows(stream.cut(start, stop), t, 1 if split == "train" else t))
         for split, start, stop in zip(SPLITS, ends, ends[1:], strict=False)
     )
     spec = like or DataSpec(kind="text", event_shape=(t,), levels=tokenizer.size, tokenizer=tokenizer)
-    whole = Split(Windows(stream, t, t))
-    return Data(name, spec, train, validation, test, whole=whole, text=settings)
+    full = TextSplit(Windows(stream, t, t))
+    return Data(name, spec, train, validation, test, full=full, text=settings)
 
 
 Cuts = dict[str, tuple[str, int, int]]  # of each split: the source it is cut from, and its first and last byte

@@ -30,9 +30,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from loglik import recipes, runs
 from loglik.data import as_data
-from loglik.data.dataset import Data, Split
-from loglik.data.text import TextSettings
-from loglik.data.windows import Windows
+from loglik.data.dataset import Data
+from loglik.data.text_settings import TextSettings
 from loglik.density import Density
 from loglik.evaluation.scores import arguments, default_samples, log_probs
 from loglik.networks.memory import keep_freed_memory
@@ -47,6 +46,7 @@ __all__ = ["NotFinite", "fit"]
 
 VALIDATIONS = 25  # of a run whose only limit is time
 TOKENS = 2**15  # that a validation on text looks at
+MAX_BYTES = 2**32  # of a split that is kept on the device
 DRAWS = 512  # of a bound whose draws only average, that are enough in a validation
 
 
@@ -187,17 +187,17 @@ class _Trainer:
     ) -> None:
         self.fabric, self.density, self.settings, self.path = fabric, density, settings, path
         self.data = data
-        self.train = _on_device(data.train, fabric.device)
-        text = isinstance(data.train.x, Windows)
+        self.train = data.train.to(fabric.device, max_bytes=MAX_BYTES)
+        text = data.train.unit == "token"
         most = max(64, TOKENS // data.spec.dims) if text else max(128, min(1024, 2**19 // data.spec.dims))
-        self.validation = _on_device(_evenly(data.validation, most), fabric.device)
+        self.validation = data.validation.evenly(most).to(fabric.device, max_bytes=MAX_BYTES)
         self.trainable = any(p.requires_grad for p in density.parameters())
         self.batch_size = min(settings.batch_size, len(data.train))
         if self.batch_size % fabric.world_size:
             raise ValueError(f"batch_size {self.batch_size} must be a multiple of the {fabric.world_size} devices")
-        apart = data.spec.dims if text else 1  # windows overlap: an epoch is as many as stand side by side
-        self.steps_per_epoch = max(1, len(data.train) // (self.batch_size * apart))
-        self.per = data.spec.dims if text else 1  # the bar shows nats per token
+        self.per = data.train.units_per_example  # the bar shows nats per token
+        # windows overlap: an epoch is as many as stand side by side
+        self.steps_per_epoch = max(1, len(data.train) // (self.batch_size * self.per))
         self.last_step = min([settings.max_steps or math.inf, (settings.max_epochs or math.inf) * self.steps_per_epoch])
         self.every = settings.validate_every or max(25, min(500, self.steps_per_epoch))
         self.by_time = settings.max_time is not None and settings.validate_every is None
@@ -269,12 +269,12 @@ class _Trainer:
         self.elapsed = self._agree(time.perf_counter() - began)
         if self.best:
             self.density.load_state_dict(self.best)
-        held = _evenly(self.data.validation, 2**16)
+        held = self.data.validation.evenly(2**16)
         y = None if held.y is None else held.y.to(fabric.device)
         self.density.calibrate(*arguments(self.density, held.tensor().to(fabric.device), y))
 
     def _initialise(self) -> None:
-        split = _evenly(self.data.train, 2**16)
+        split = self.data.train.evenly(2**16)
         y = None if split.y is None else split.y.to(self.fabric.device)
         self.density.initialise(*arguments(self.density, split.tensor().to(self.fabric.device), y))
 
@@ -289,7 +289,7 @@ class _Trainer:
     def _rows(self) -> Tensor:
         """This rank's rows of the step's batch: a slice of the epoch's permutation, or windows of a text at random."""
         rank, world = self.fabric.global_rank, self.fabric.world_size
-        if isinstance(self.train.x, Windows):  # too many to permute
+        if self.train.with_replacement:
             generator = torch.Generator().manual_seed(_mix(self.settings.seed, self.step, -1))
             return torch.randint(len(self.train), (self.batch_size,), generator=generator)[rank::world]
         epoch, place = divmod(self.step, self.steps_per_epoch)
@@ -300,10 +300,8 @@ class _Trainer:
         return rows[rank::world]
 
     def _batch(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        device, x, y = self.fabric.device, self.train.x, self.train.y
-        x = x[rows] if isinstance(x, Windows) else x.index_select(0, rows.to(x.device))  # in a third of indexing's time
-        x = x.to(device, non_blocking=True)
-        return x, None if y is None else y.index_select(0, rows.to(y.device)).to(device, non_blocking=True)
+        device, (x, y) = self.fabric.device, self.train.batch(rows)
+        return x.to(device, non_blocking=True), None if y is None else y.to(device, non_blocking=True)
 
     def _agree(self, elapsed: float) -> float:
         """Every rank takes the first one's clock, so that all stop at the same step."""
@@ -399,20 +397,6 @@ class _Trainer:
             f"step {self.step}: {where}; {kept}. Try a lower learning_rate ({self.settings.learning_rate:g} now), a "
             "lower gradient_clip, or precision=32-true, and look for extreme values in the data"
         )
-
-
-def _evenly(split: Split, most: int) -> Split:
-    """At most `most` examples, evenly spaced over the split."""
-    step = math.ceil(len(split) / most)
-    return Split(split.x[::step], None if split.y is None else split.y[::step])
-
-
-def _on_device(split: Split, device: torch.device, most_bytes: int = 2**32) -> Split:
-    """On the device whole where it is small and not windows of a text."""
-    x = split.x
-    if device.type == "cpu" or isinstance(x, Windows) or x.numel() * x.element_size() > most_bytes:
-        return split
-    return Split(x.to(device), None if split.y is None else split.y.to(device))
 
 
 class _Average(AveragedModel):

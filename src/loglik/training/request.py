@@ -11,10 +11,11 @@ import torch
 
 from loglik import recipes, runs
 from loglik.data.dataset import Data
-from loglik.data.text import TextSettings
+from loglik.data.text_settings import TextSettings
 from loglik.density import Density
 from loglik.evaluation.scores import arguments
 from loglik.training.settings import TrainingSettings, seconds
+from loglik.version import __version__
 
 __all__ = ["check_fits", "check_same", "check_trainable", "describe", "split_options"]
 
@@ -71,8 +72,6 @@ def check_trainable(density: Density, name: str | None) -> None:
 
 
 def describe(name: str | None, options: dict[str, Any], data: Data, settings: TrainingSettings) -> dict[str, Any]:
-    from loglik import __version__
-
     return {
         "format": runs.FORMAT,
         "model": name,
