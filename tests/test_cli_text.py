@@ -79,7 +79,7 @@ def test_sample_goes_on_from_a_prompt(folder) -> None:
 
 def test_streams_to_a_terminal(folder, monkeypatch) -> None:
     pieces: list[str] = []
-    monkeypatch.setattr(commands, "_say", pieces.append)
+    monkeypatch.setattr(commands, "_print_piece", pieces.append)
     monkeypatch.setattr(io, "StringIO", Terminal)
     assert well("sample", folder, "--prompt", "7 ca", "--length", 12) == "\n"
     assert pieces[0] == "7 ca" and 12 <= len(pieces) <= 13  # a piece for each character
@@ -155,7 +155,7 @@ def test_texts_are_classified(tmp_path) -> None:
     assert "column 'text' has 120 distinct texts" in refused(
         "fit", "more.csv", "--label", "mood", "--model", "classifier"
     )
-    assert "the model takes one column of text beside 'mood', found text, n" in refused("evaluate", "run", "more.csv")
+    assert "the model accepts one column of text beside 'mood', found text, n" in refused("evaluate", "run", "more.csv")
 
 
 def test_padding_changes_nothing(float64) -> None:

@@ -194,7 +194,7 @@ def test_many_windows_are_read_in_turns(path, monkeypatch) -> None:
     data = load(path, text=settings_("characters"))
     rows = torch.randint(len(data.train), (9,))
     whole = data.train.x[rows]
-    monkeypatch.setattr("loglik.data.windows.AT_ONCE", 2)
+    monkeypatch.setattr("loglik.data.windows.MAPPED_WINDOWS", 2)
     assert torch.equal(data.train.x[rows], whole) and data.train.x[rows[:0]].shape == (0, 16)
 
 

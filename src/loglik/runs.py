@@ -45,7 +45,7 @@ METRICS = ("step", "time", "train_nats", "validation_nats", "learning_rate", "gr
 
 @dataclass
 class Run:
-    """A trained density and how it came to be.
+    """A trained density with its spec, its configuration and its history.
 
     `history` has one row per validation, with the fields of `METRICS`; times in seconds.
     """
@@ -94,7 +94,7 @@ class Run:
 def new_folder(path: Path, *, resumable: bool = True) -> None:
     """Make a folder to write in, or raise FileExistsError: nothing is overwritten."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        other = ", or pass resume=True to go on with it" if resumable else ""
+        other = ", or pass resume=True to continue it" if resumable else ""
         raise FileExistsError(f"{path} exists and is not empty: choose another out={other}")
     path.mkdir(parents=True, exist_ok=True)
 
@@ -121,7 +121,10 @@ def _replace(path: Path, text: str) -> None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A run's configuration; one clear line where it is not a run, or not one that this version reads."""
+    """Read a run's configuration.
+
+    Raises FileNotFoundError and ValueError where the folder is not a run, or not one that this version reads.
+    """
     file = path / "config.yaml"
     if not file.is_file():
         what = "is not a run (it has no config.yaml)" if path.exists() else "does not exist"
@@ -144,10 +147,10 @@ def load(path: str | Path, *, density: Density | None = None, device: str | torc
 
     Args:
         path: the run's folder.
-        density: for a run of a density that was built by hand, one built the same way, to take the weights.
-        device: where the weights go.
+        density: for a run of a density built by hand: a density built the same way, which receives the weights.
+        device: the device of the weights.
 
-    Raises FileNotFoundError and ValueError, in one line, where the folder is no run, is damaged, or is newer.
+    Raises FileNotFoundError and ValueError where the folder is not a run, is damaged, or is of a newer version.
     """
     path = Path(path)
     config = read_config(path)

@@ -1,4 +1,4 @@
-"""From files, arrays and named sets to tensors, and what is known of them.
+"""Data from files, arrays and named sets: tensors, and a `DataSpec` that describes them.
 
 Importing this package is quick: torch and the readers are imported when they are first needed.
 """

@@ -184,7 +184,7 @@ def check_kind(kind: Kind, like: DataSpec | None, source: str) -> None:
             "array": "this is an array",
             "text": "this is text",
         }[kind]
-        raise ValueError(f"{source}: {words}, but the model takes {like.describe()}")
+        raise ValueError(f"{source}: {words}, but the model accepts {like.describe()}")
 
 
 def into_splits(

@@ -24,7 +24,7 @@ def load_hub(
     like: DataSpec | None = None,
     text: TextSettings | None = None,
 ) -> Data:
-    """The data set NAME, or NAME:CONFIGURATION: images with labels, a table, or text.
+    """Read the data set NAME, or NAME:CONFIGURATION: images with labels, a table, or text.
 
     It is images where it has a column `image` or `img`, a table where all columns hold single values, and
     text where there is a column `text` besides. Its own splits are kept.
