@@ -268,14 +268,14 @@ def inspect(
     seed: Seed = 0,
 ) -> None:
     """Look inside a network: receptive fields, parameters and FLOPs, gradient flow, equivariance, cost."""
-    from loglik.inspection import find, print_inspection, write_page
     from loglik.inspection import inspect as look
+    from loglik.inspection import load_or_build, print_inspection, write_page
     from loglik.runs import new_folder
 
-    density, held, name, trained = find(model, data, label=label, seed=seed)
+    density, source, name, trained = load_or_build(model, data, label=label, seed=seed)
     folder = folder_for(out, model, before="inspect-")
     new_folder(folder, resumable=False)
-    found = look(density, held, split="all" if data else None, model=name, trained=trained, seed=seed)
+    found = look(density, source, split="all" if data else None, model=name, trained=trained, seed=seed)
     print_inspection(found)
     print(f"page: {write_page(folder / 'inspection.html', found)}")
 
