@@ -128,10 +128,17 @@ def _quadratic(costs: list[Cost]) -> str:
 
 
 def _short_names(maps: dict[str, Float[Tensor, "H T S"]]) -> dict[str, Float[Tensor, "H T S"]]:
-    """Return at most `MAX_MAPS` layers, evenly spaced, without the part of their names that all have in common."""
+    """Return at most `MAX_MAPS` layers, evenly spaced, without the start and end that all names share."""
     chosen = list(maps)[:: max(1, -(-len(maps) // MAX_MAPS))]
     parts = [name.split(".") for name in chosen]
     if len(parts) < 2:
         return {words[-1]: maps[name] for words, name in zip(parts, chosen, strict=True)}
-    common = next((i for i, words in enumerate(zip(*parts, strict=False)) if len(set(words)) > 1), 0)
-    return {".".join(words[max(0, common - 1) :]): maps[name] for words, name in zip(parts, chosen, strict=True)}
+    start = max(0, _n_common(parts) - 1)
+    end = min(_n_common([words[::-1] for words in parts]), min(map(len, parts)) - 1)
+    short = [".".join(words[start : len(words) - end]) for words in parts]
+    return {name: maps[layer] for name, layer in zip(short, chosen, strict=True)}
+
+
+def _n_common(parts: list[list[str]]) -> int:
+    """Return the number of words at the start that all lists share."""
+    return next((i for i, words in enumerate(zip(*parts, strict=False)) if len(set(words)) > 1), 0)
