@@ -34,7 +34,7 @@ from loglik.flows import (
     glow,
     random_rotation,
 )
-from loglik.flows.spline import UNIT_DERIVATIVE
+from loglik.flows.spline_bins import UNIT_DERIVATIVE
 from loglik.networks import MLP, Conditioner, MaskedMLP, PixelConditioner
 from loglik.transforms import Permute, Reshape, Scale, SoftTails, Squeeze
 from test_transforms import jacobian_log_det
@@ -179,12 +179,12 @@ def test_every_transform_compiles_to_one_graph():
 
 @pytest.mark.parametrize("inverse", [False, True])
 def test_the_worked_out_gradient_is_autograds(float64, inverse):
-    from loglik.flows.spline import _spline, rational_quadratic_spline
+    from loglik.flows.spline import rational_quadratic_spline, spline_formula
 
     x, raw = (3 * torch.randn(3, 40)).requires_grad_(), (2 * torch.randn(3, 17, 40)).requires_grad_()
     weights = torch.randn(2, 3, 40)
     gradients = []
-    for function in (_spline, lambda *a: rational_quadratic_spline(a[0], a[1], bound=a[2], inverse=a[3])):
+    for function in (spline_formula, lambda *a: rational_quadratic_spline(a[0], a[1], bound=a[2], inverse=a[3])):
         outputs = function(x, raw, 3.0, inverse)[:2]
         gradients.append(torch.autograd.grad(outputs, (x, raw), tuple(weights)))
     for plain, ours in zip(*gradients, strict=True):

@@ -14,7 +14,8 @@ from loglik.baselines import Independent
 from loglik.data.spec import Column, DataSpec
 from loglik.density import Bound, StandardNormal
 from loglik.flows import Affine, Coupling, Elementwise, Flow, Spline, rational_quadratic_spline
-from loglik.flows.spline import MIN_BIN, MIN_DERIVATIVE, UNIT_DERIVATIVE, parameters_per_dim
+from loglik.flows.spline import parameters_per_dim
+from loglik.flows.spline_bins import MIN_BIN, MIN_DERIVATIVE, UNIT_DERIVATIVE
 from loglik.networks import MLP
 from loglik.transforms import Dequantize, Logit, Reshape, Scale, Standardise
 from loglik.vae import VAE, Gaussian

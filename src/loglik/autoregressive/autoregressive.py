@@ -11,10 +11,10 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
 from loglik.autoregressive.generation import Choice, check_prompt, generate
+from loglik.cpu.threads import threads_for
 from loglik.density import Density, check_levels, embed
 from loglik.networks.linear import Linear
 from loglik.networks.positions import sinusoids
-from loglik.networks.threads import threads_for
 
 __all__ = ["Autoregressive"]
 
@@ -148,7 +148,7 @@ class Autoregressive(Density):
             return self.head(features) + self.offset[-1 if len(self.offset) == 1 else cache.length - 1]
 
         choice = Choice(temperature=temperature, top_k=top_k, top_p=top_p)
-        with threads_for(n * sum(p.numel() for p in self.network.parameters())):
+        with threads_for(2 * n * sum(p.numel() for p in self.network.parameters())):
             return generate(following, rows, length, window=self.length, choice=choice, stop=stop, stream=stream)
 
     @torch.no_grad()

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from loglik.cpu.threads import threads_for
 from loglik.density import conditioned
 from loglik.flows.maps import Map
 from loglik.networks.dropout import expect_rows
 from loglik.networks.masked import MaskedMLP
-from loglik.networks.threads import threads_for
 from loglik.transforms.base import Transform
 
 __all__ = ["MaskedAutoregressive"]
@@ -61,8 +61,8 @@ class MaskedAutoregressive(Transform):
         else:
             walk = _Passes(self.network, z, context)
         columns, log_slopes = [], []
-        weights = sum(p.numel() for p in self.network.parameters())
-        with threads_for(len(z) * weights // (z.shape[1] if isinstance(self.network, MaskedMLP) else 1)):
+        flops = 2 * len(z) * sum(p.numel() for p in self.network.parameters())  # of one whole pass
+        with threads_for(flops // z.shape[1] if isinstance(self.network, MaskedMLP) else flops):
             for value in z.T.contiguous().unsqueeze(1):
                 x, log_slope = self.map.decode(value, walk.outputs().unsqueeze(0))
                 walk.append(x[0])

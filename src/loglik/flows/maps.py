@@ -14,13 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from loglik.flows.spline import (
-    MIN_BIN,
-    MIN_DERIVATIVE,
-    UNIT_DERIVATIVE,
-    parameters_per_dim,
-    rational_quadratic_spline,
-)
+from loglik.flows.spline import parameters_per_dim, rational_quadratic_spline
+from loglik.flows.spline_bins import MIN_BIN, MIN_DERIVATIVE, UNIT_DERIVATIVE
 
 __all__ = ["Affine", "Chain", "LogisticMixture", "Map", "Spline", "softly_bounded"]
 

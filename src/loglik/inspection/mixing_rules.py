@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
+from loglik.cpu.private import tree_leaves
 from loglik.inspection.bounds import NOTHING, Bounds, compact, join_windows
 
 __all__ = [

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
+from loglik.cpu.private import tree_map
 from loglik.inspection.equivariance import relative_error
 from loglik.inspection.layers import ATTENTION, evaluating, first_tensor, hooked
 from loglik.networks.attention import SelfAttention

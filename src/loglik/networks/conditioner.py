@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from loglik.cpu.linear import linear_outputs_first
 from loglik.networks.dropout import FadingDropout
-from loglik.networks.linear import outputs_first
 from loglik.networks.mlp import MLP
 
 __all__ = ["Conditioner"]
@@ -40,5 +40,5 @@ class Conditioner(MLP):
     def forward(self, x: Float[Tensor, "B ..."], context: Float[Tensor, "B E"] | None = None) -> Float[Tensor, "B O"]:
         h = x.flatten(1) if context is None else torch.cat([x.flatten(1), context], dim=1)
         for layer in self.body:
-            h = outputs_first(h, layer.weight, layer.bias).T if isinstance(layer, nn.Linear) else layer(h)
-        return outputs_first(h, self.output.weight, self.output.bias).T
+            h = linear_outputs_first(h, layer.weight, layer.bias).T if isinstance(layer, nn.Linear) else layer(h)
+        return linear_outputs_first(h, self.output.weight, self.output.bias).T

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from loglik.cpu.linear import linear_outputs_first
 from loglik.networks.dropout import FadingDropout
-from loglik.networks.linear import outputs_first
 
 __all__ = ["MaskedMLP", "Walk"]
 
@@ -36,7 +36,7 @@ class _Staircase(nn.Module):
         return self.weight * self.mask.to(self.weight.dtype)
 
     def forward(self, h: Float[Tensor, "B I"]) -> Float[Tensor, "B O"]:
-        return outputs_first(h, self.masked_weight(), self.bias).T
+        return linear_outputs_first(h, self.masked_weight(), self.bias).T
 
 
 class MaskedMLP(nn.Module):
@@ -85,7 +85,7 @@ class MaskedMLP(nn.Module):
         h = x if context is None else torch.cat([context, x], dim=1)
         for layer in self.layers:
             h = self.dropout(self.activation(layer(h)))
-        return outputs_first(h, self.output.masked_weight(), self.output.bias, self.output.reach).T
+        return linear_outputs_first(h, self.output.masked_weight(), self.output.bias, self.output.reach).T
 
     def walk(self, n: int, context: Float[Tensor, "n E"] | None = None) -> Walk:
         """Go through the dimensions one at a time, for n events at once."""

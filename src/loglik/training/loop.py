@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._functorch.config
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from safetensors.torch import load_file
@@ -29,13 +28,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from loglik import recipes, runs
+from loglik.cpu.memory import keep_freed_memory
+from loglik.cpu.private import copy_each_, keep_saved_tensors, lerp_each_
 from loglik.data import as_data
 from loglik.data.dataset import Data, Split
 from loglik.data.text import TextSettings
 from loglik.data.windows import Windows
 from loglik.density import Density
 from loglik.evaluation.scores import arguments, default_samples, log_probs
-from loglik.networks.memory import keep_freed_memory
 from loglik.training import checkpoint
 from loglik.training.optimizers import optimizers_of
 from loglik.training.precision import multiplies_bfloat16
@@ -163,7 +163,7 @@ def _careful_compiler() -> Iterator[None]:
 
     And from warnings about its own code.
     """
-    with warnings.catch_warnings(), torch._functorch.config.patch(donated_buffer=False):  # type: ignore[attr-defined]
+    with warnings.catch_warnings(), keep_saved_tensors():
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\._inductor")
         yield
 
@@ -436,9 +436,9 @@ class _Average(AveragedModel):
     def update(self) -> None:
         n = int(self.n_averaged)
         now = min(self.decay, (1 + n) / (10 + n)) if n else 0.0
-        torch._foreach_lerp_(self._means, self._weights, 1 - now)
+        lerp_each_(self._means, self._weights, 1 - now)
         if self._copies:
-            torch._foreach_copy_(self._copies, self._buffers_now)
+            copy_each_(self._copies, self._buffers_now)
         self.n_averaged += 1
 
 

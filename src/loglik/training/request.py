@@ -85,7 +85,7 @@ def describe(name: str | None, options: dict[str, Any], data: Data, settings: Tr
         "training": settings.to_dict(),
         "versions": {
             "loglik": __version__,
-            "torch": str(torch.__version__),
+            "torch": torch.version.__version__,
             "python": platform.python_version(),
         },
     }
