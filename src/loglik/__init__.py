@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from loglik.runs import Run, load
     from loglik.training import TrainingSettings, fit
     from loglik.vae import VAE
+    from loglik.verification.verify import verify
 
 __version__ = "0.1.0"
 
@@ -42,10 +43,11 @@ _HOME = {
     "evaluate": "comparison",
     "fit": "training",
     "load": "runs",
+    "verify": "verification.verify",
 }
 _ROOMS = (
     "autoregressive", "baselines", "classification", "data", "diffusion", "evaluation", "flows", "inspection",
-    "networks", "recipes", "report", "training", "transforms", "vae",
+    "networks", "recipes", "report", "training", "transforms", "vae", "verification",
 )  # fmt: skip
 
 __all__ = [
@@ -65,6 +67,7 @@ __all__ = [
     "evaluate",
     "fit",
     "load",
+    "verify",
 ]
 
 
