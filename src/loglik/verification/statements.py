@@ -1,3 +1,5 @@
 """Importing this module registers every statement, in the order of the notes."""
 
-from loglik.verification import classifier as classifier
+from loglik.verification import classifier, likelihood
+
+__all__ = ["classifier", "likelihood"]

@@ -106,9 +106,12 @@ class Subject:
         """Run the network on the examples: the density's loss."""
         return self.density.loss(*self.arguments)
 
+    def contexts(self, n: int) -> Tensor | None:
+        """Return the contexts of the data in turn, n of them; None where the density has none."""
+        if self.context is None:
+            return None
+        return self.context[torch.arange(n, device=self.context.device) % len(self.context)]
+
     def drawn(self, n: int) -> Tensor:
         """Draw n examples from the density, with the contexts of the data in turn where it is conditional."""
-        context = self.context
-        if context is not None:
-            context = context[torch.arange(n, device=context.device) % len(context)]
-        return self.density.sample(n, context)
+        return self.density.sample(n, self.contexts(n))
