@@ -9,7 +9,7 @@ from helpers import densities
 from helpers.alone import run_alone
 from helpers.densities import (
     CASES,
-    CHECKS,
+    CHECKED,
     REFUSED,
     SPECS,
     TWO_PIXELS,
@@ -32,8 +32,7 @@ TWO_PIXEL_CASES = [
 ]
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(("case", "check"), CHECKED)
 def test_density(case, check):
     check(case)
 

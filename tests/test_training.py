@@ -28,7 +28,7 @@ from loglik.recipes import RECIPES
 from loglik.training import NotFinite, TrainingSettings, checkpoint, fit, loop
 from loglik.training.progress import progress_bar
 from loglik.transforms import Standardise
-from loglik.vae import Categorical, Gaussian, Objective
+from loglik.vae import Categorical, Gaussian, KLWeighting
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 2, size=200)
@@ -452,7 +452,7 @@ def test_early_stopping_waits_for_a_warm_up() -> None:
     observation = Gaussian((2,))
     parts = MLP(2, 2, (8,)), MLP(1, observation.outputs, (8,)), observation
     own, fitted = (
-        loglik.Flow([Standardise((2,))], loglik.VAE(*parts, latent=1, objective=Objective(warmup=warmup)))
+        loglik.Flow([Standardise((2,))], loglik.VAE(*parts, latent=1, objective=KLWeighting(warmup=warmup)))
         for warmup in (4, 1000)
     )
     for step in range(5):

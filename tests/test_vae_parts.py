@@ -25,10 +25,10 @@ from loglik.vae import (
     DiscretisedLogistic,
     Gaussian,
     Integers,
+    KLWeighting,
     LadderVAE,
     LocalPixels,
     Mixed,
-    Objective,
     VampPrior,
 )
 from loglik.vae.diagnostics import diagnose
@@ -241,7 +241,7 @@ def test_vamp_is_the_mixture_of_its_posteriors(float64):
 # ---- training choices
 
 
-@pytest.mark.parametrize("objective", [Objective(beta=0.1), Objective(free_bits=2.0), Objective(warmup=10)])
+@pytest.mark.parametrize("objective", [KLWeighting(beta=0.1), KLWeighting(free_bits=2.0), KLWeighting(warmup=10)])
 def test_training_choices_change_the_loss_and_never_the_likelihood(objective):
     torch.manual_seed(3)
     plain = two_pixel_vae(latent=2)
@@ -258,14 +258,14 @@ def test_training_choices_change_the_loss_and_never_the_likelihood(objective):
 
 
 def test_warm_up_rises_with_the_steps_that_are_taken(float64):
-    vae = two_pixel_vae(latent=2, objective=Objective(warmup=4, beta=2.0)).double()
+    vae = two_pixel_vae(latent=2, objective=KLWeighting(warmup=4, beta=2.0)).double()
     weights = [float(vae.train()._kl_weight()) for _ in range(6)]
     assert weights == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
     assert vae.eval()._kl_weight() == 2.0 and vae.trained == 6
 
 
 def test_free_bits_leave_a_dimension_below_them_alone(float64):
-    vae = two_pixel_vae(latent=2, objective=Objective(free_bits=100.0)).double()
+    vae = two_pixel_vae(latent=2, objective=KLWeighting(free_bits=100.0)).double()
     vae.eval().loss(events_of(SPEC)).backward()
     reconstruction = vae.encoder.output.weight.grad.clone()
     vae.zero_grad()
@@ -276,7 +276,7 @@ def test_free_bits_leave_a_dimension_below_them_alone(float64):
 @pytest.mark.parametrize("name", ["beta", "free_bits", "warmup"])
 def test_a_negative_choice_is_named(name):
     with pytest.raises(ValueError, match=f"{name} must not be negative, got -1"):
-        Objective(**{name: -1})
+        KLWeighting(**{name: -1})
 
 
 # ---- diagnostics

@@ -183,11 +183,8 @@ class Density(nn.Module, ABC):
     def loss(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, ""]:
         r"""Return what training minimises, in nats per example: by default the mean of -log p.
 
-        Of an exact density it estimates
-        $\mathbb E_{p_{data}}[-\log p_\theta(x)] = \mathrm{KL}(p_{data} \,\|\, p_\theta) + H(p_{data})$. The entropy
-        H does not depend on θ, so the maximum of the likelihood is the minimum of the KL divergence.
-
-        Reference: Bishop 2006, "Pattern recognition and machine learning", section 1.6.1.
+        Of an exact density it estimates the cross-entropy $\mathbb E_{p_{data}}[-\log p_\theta(x)]$, whose minimum is
+        that of $\mathrm{KL}(p_{data} \,\|\, p_\theta)$: see `loglik.divergence`.
         """
         return -self.log_prob(x, context).mean()
 

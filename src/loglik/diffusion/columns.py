@@ -33,7 +33,7 @@ class ColumnDenoiser(Denoiser):
     offset: Tensor
     padded: Tensor
     unused: Tensor
-    place: Tensor
+    unpadded: Tensor
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class ColumnDenoiser(Denoiser):
         unused = torch.arange(widest) >= torch.tensor(counts)[:, None]
         self.register_buffer("padded", position.masked_fill(unused, 0), persistent=False)
         self.register_buffer("unused", unused, persistent=False)
-        self.register_buffer("place", (~unused).flatten().nonzero().squeeze(1), persistent=False)
+        self.register_buffer("unpadded", (~unused).flatten().nonzero().squeeze(1), persistent=False)
 
     def forward(
         self,
@@ -74,11 +74,11 @@ class ColumnDenoiser(Denoiser):
         own = (logsnr.exp() / alpha(logsnr)).unsqueeze(1) * x_t[:, n:]
         logits = (raw[:, n:].to(x_t.dtype) + self.offset + own)[:, self.padded]
         p = logits.masked_fill(self.unused, -torch.inf).softmax(-1)
-        return torch.cat([numbers, p.flatten(1)[:, self.place]], 1)
+        return torch.cat([numbers, p.flatten(1)[:, self.unpadded]], 1)
 
     @torch.no_grad()
     def initialise(self, x: Float[Tensor, "N V"]) -> None:
         super().initialise(x)
         counts = x[:, self.numbers :].double().sum(0)
-        size = (~self.unused).sum(1, keepdim=True).expand_as(self.unused).flatten()[self.place]
+        size = (~self.unused).sum(1, keepdim=True).expand_as(self.unused).flatten()[self.unpadded]
         self.offset.copy_(((counts + 0.5) / (len(x) + 0.5 * size)).log())

@@ -164,18 +164,18 @@ class Control(nn.Module):
         for buffer, total in zip((self.products, self.squares, self.left.unsqueeze(1)), sums, strict=True):
             buffer.lerp_(total / count.clamp_min(1), rate)
 
-    def draw(self, place: Float[Tensor, " B"], ends: Ends) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+    def draw(self, u: Float[Tensor, " B"], ends: Ends) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """Log-SNRs from uniform numbers, and their density p."""
         high, low = ends
-        part, within, probability = pick(self.left.sqrt().to(place), place, EVEN)
+        part, within, probability = pick(self.left.sqrt().to(u), u, EVEN)
         return low + (high - low) * (part + within) / BINS, probability * BINS / (high - low)
 
     def choose(
-        self, levels: Float[Tensor, " N"], weights: Float[Tensor, " N"], place: Float[Tensor, " B"], ends: Ends
+        self, levels: Float[Tensor, " N"], weights: Float[Tensor, " N"], u: Float[Tensor, " B"], ends: Ends
     ) -> tuple[Int64[Tensor, " B"], Float[Tensor, " B"]]:
         """Which of N weighted log-SNRs, from uniform numbers, and with what probability."""
-        importance = self.left.sqrt().to(place)[self._bin(levels, ends)] * weights.detach()
-        index, _, probability = pick(importance, place, EVEN)
+        importance = self.left.sqrt().to(u)[self._bin(levels, ends)] * weights.detach()
+        index, _, probability = pick(importance, u, EVEN)
         return index, probability
 
     def _bin(self, logsnr: Tensor, ends: Ends) -> Int64[Tensor, "..."]:
@@ -209,12 +209,12 @@ def quadrature(ends: Ends) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     return (low + width * within).flatten(), (0.5 * width * weights).repeat(BINS)
 
 
-def pick(importance: Float[Tensor, " N"], place: Float[Tensor, " B"], even: float) -> tuple[Tensor, Tensor, Tensor]:
+def pick(importance: Float[Tensor, " N"], u: Float[Tensor, " B"], even: float) -> tuple[Tensor, Tensor, Tensor]:
     """The part that a uniform number falls in, how far into it (from 0 to 1), and the part's probability."""
     relative = importance / importance.mean().clamp_min(torch.finfo(importance.dtype).tiny)
     probability = (1 - even) * relative + even
     probability = probability / probability.sum()
     edges = torch.cat([probability.new_zeros(1), probability.cumsum(0)])
-    part = (torch.searchsorted(edges, place.contiguous(), right=True) - 1).clamp(0, len(probability) - 1)
-    within = ((place - edges[part]) / probability[part]).clamp(0, 1)
+    part = (torch.searchsorted(edges, u.contiguous(), right=True) - 1).clamp(0, len(probability) - 1)
+    within = ((u - edges[part]) / probability[part]).clamp(0, 1)
     return part, within, probability[part]

@@ -9,6 +9,7 @@ $\hat x = (x_t + \sigma^2 s)/\alpha$ (Tweedie's formula).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -17,9 +18,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from loglik.density import embed
-from loglik.diffusion.schedule import alpha, sigma
+from loglik.diffusion.schedule import alpha, broadcast_like, sigma
 
-__all__ = ["Denoiser", "LevelDenoiser", "Prediction", "time_features", "to_data", "to_score"]
+__all__ = ["Denoise", "Denoiser", "LevelDenoiser", "Prediction", "time_features", "to_data", "to_score"]
+
+Denoise = Callable[[Tensor, Tensor], Tensor]  # (x_t, log-SNRs of shape (B,)) -> the expected data
 
 Prediction = Literal["noise", "data", "v", "score"]
 
@@ -31,7 +34,7 @@ def to_data(
     logsnr: Float[Tensor, " B"],
 ) -> Float[Tensor, "B ..."]:
     """The expected data from what a network predicted."""
-    a, s = (f(logsnr).view(-1, *[1] * (x_t.dim() - 1)) for f in (alpha, sigma))
+    a, s = (broadcast_like(f(logsnr), x_t) for f in (alpha, sigma))
     if kind == "data":
         return prediction
     if kind == "noise":
@@ -47,7 +50,7 @@ def to_score(
     x_hat: Float[Tensor, "B ..."], x_t: Float[Tensor, "B ..."], logsnr: Float[Tensor, " B"]
 ) -> Float[Tensor, "B ..."]:
     r"""$\nabla \log p_t(x_t) = (\alpha \hat x - x_t)/\sigma^2$."""
-    a, s = (f(logsnr).view(-1, *[1] * (x_t.dim() - 1)) for f in (alpha, sigma))
+    a, s = (broadcast_like(f(logsnr), x_t) for f in (alpha, sigma))
     return (a * x_hat - x_t) / s.square()
 
 
@@ -118,7 +121,7 @@ class Denoiser(nn.Module):
 
     def _from_v(self, raw: Tensor, x_t: Tensor, logsnr: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
         """The posterior mean of a Gaussian with these moments, and the network's v in units of the error left."""
-        a, s = (f(logsnr).view(-1, *[1] * (x_t.dim() - 1)) for f in (alpha, sigma))
+        a, s = (broadcast_like(f(logsnr), x_t) for f in (alpha, sigma))
         variance = (a * scale).square() + s.square()  # of x_t
         seen = a * scale.square() / variance * (x_t - a * mean)
         return mean + seen - scale * s * variance.rsqrt() * raw

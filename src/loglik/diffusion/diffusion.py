@@ -13,25 +13,23 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from loglik.density import Bound, Density, sum_terms
+from loglik.diffusion.chain import prior_term
 from loglik.diffusion.control import Control
-from loglik.diffusion.denoiser import Denoiser, LevelDenoiser
+from loglik.diffusion.denoiser import Denoise, Denoiser, LevelDenoiser
 from loglik.diffusion.guidance import by_classifier, classifier_free
 from loglik.diffusion.inpaint import inpaint
 from loglik.diffusion.learned import Learned
 from loglik.diffusion.likelihood import (
     ODE,
     VLB,
-    Denoise,
     Likelihood,
     Model,
-    broadcast_like,
     draw_noise,
-    prior_term,
 )
-from loglik.diffusion.objective import Objective
 from loglik.diffusion.reconstruction import Codes, Levels, Reals, Reconstruction
 from loglik.diffusion.sampler import Sampler, integrate
-from loglik.diffusion.schedule import LinearBeta, NoiseSchedule, alpha, check_falling, sigma
+from loglik.diffusion.schedule import LinearBeta, NoiseSchedule, add_noise, check_falling
+from loglik.diffusion.score_matching import ScoreMatching
 
 __all__ = ["Diffusion", "with_likelihood", "with_sampler"]
 
@@ -75,7 +73,7 @@ class Diffusion(Density):
         levels: int | None = None,
         categories: Sequence[int] | None = None,
         schedule: NoiseSchedule | None = None,
-        objective: Objective | None = None,
+        objective: ScoreMatching | None = None,
         likelihood: Likelihood | None = None,
         sampler: Sampler | None = None,
     ) -> None:
@@ -85,7 +83,7 @@ class Diffusion(Density):
         self.dims = math.prod(event_shape)
         self.levels = levels
         self.schedule = schedule or LinearBeta()
-        self.objective = objective or Objective()
+        self.objective = objective or ScoreMatching()
         self.likelihood = likelihood or VLB()
         self.sampler = sampler or Sampler()
         self.conditional = getattr(denoiser, "context", None) is not None
@@ -111,7 +109,7 @@ class Diffusion(Density):
 
     def loss(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, ""]:
         v = self.reconstruction.embed(x)
-        logsnr, factor, place = self.objective.draw(self.schedule, self._stratified(len(v), v))
+        logsnr, factor, u = self.objective.draw(self.schedule, self._stratified(len(v), v))
         draw, ends = draw_noise(v, self._model(context).denoise, logsnr), self.schedule.ends(v)
         error, shares = 0.5 * draw.error, self.control.shares(draw, ends)
         rest = self.control.rest(shares)
@@ -125,7 +123,7 @@ class Diffusion(Density):
         if self.training:
             self.control.learn(shares, rest)
             if self.objective.times == "importance":
-                self.objective.learn(place, factor * error)
+                self.objective.learn(u, factor * error)
         if isinstance(self.schedule, Learned):
             variance = self.schedule.variance(logsnr, error)
             loss = loss + (variance - variance.detach())  # a gradient and no value
@@ -138,8 +136,8 @@ class Diffusion(Density):
         if samples < 1:
             raise ValueError(f"samples must be at least 1, got {samples}")
         v = self.reconstruction.embed(x)
-        model, place = self._model(context), self._stratified(len(x), v)
-        draws = [self.likelihood.terms(model, x, v, (place + k) / samples) for k in range(samples)]
+        model, u = self._model(context), self._stratified(len(x), v)
+        draws = [self.likelihood.terms(model, x, v, (u + k) / samples) for k in range(samples)]
         return {name: torch.stack([draw[name] for draw in draws]).mean(0) for name in draws[0]}
 
     def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Shaped[Tensor, "n ..."]:
@@ -209,7 +207,7 @@ class Diffusion(Density):
     def noised_at(self, x: Shaped[Tensor, "B ..."], logsnr: Float[Tensor, " B"]) -> Float[Tensor, "B ..."]:
         r"""A draw of $x_t = \alpha x + \sigma \epsilon$, of data scaled to [-1, 1] where they have levels."""
         v = self.reconstruction.embed(x)
-        return broadcast_like(alpha(logsnr), v) * v + broadcast_like(sigma(logsnr), v) * torch.randn_like(v)
+        return add_noise(v, torch.randn_like(v), logsnr)
 
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
         v = self.reconstruction.embed(x)

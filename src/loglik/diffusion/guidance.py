@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from loglik.diffusion.likelihood import Denoise, broadcast_like
-from loglik.diffusion.schedule import alpha, sigma
+from loglik.diffusion.denoiser import Denoise
+from loglik.diffusion.schedule import alpha, broadcast_like, sigma
 
 __all__ = ["by_classifier", "classifier_free", "with_noise_level"]
 

@@ -77,13 +77,13 @@ class Learned(NoiseSchedule):
         logsnr = self.logsnr(t)
         return torch.sigmoid(-logsnr) / self.density(logsnr)
 
-    def draw(self, place: Float[Tensor, " B"]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-        """λ(1 - place) and its density; the gradient reaches the ends only, since the bound does not depend on F."""
-        high, low = self.limits.to(place.dtype).unbind()
-        u = self._inverse(1 - place)
+    def draw(self, u: Float[Tensor, " B"]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """Return λ(1 - u) and its density; gradients reach the ends only, since the bound does not depend on F."""
+        high, low = self.limits.to(u.dtype).unbind()
+        position = self._inverse(1 - u)
         with torch.no_grad():
-            slope = self._network(u)[1]
-        return high + (low - high) * u, slope / (high - low)
+            slope = self._network(position)[1]
+        return high + (low - high) * position, slope / (high - low)
 
     def variance(self, logsnr: Float[Tensor, " B"], error: Float[Tensor, " B"]) -> Float[Tensor, ""]:
         r"""The logarithm of the estimate's second moment, to be minimised.

@@ -3,7 +3,7 @@ r"""What `Diffusion.log_prob` is: the variational bound, in continuous time or i
 $\log p(x) \ge \underbrace{\mathbb E \log p(x \mid z_0)}_{\text{reconstruction}}
 \underbrace{- \mathrm{KL}(q(z_1 \mid x) \,\|\, \mathcal N(0, I))}_{\text{prior}} - \text{diffusion}$, where z₀ is the
 least noised variable. In T steps (the notes, part B2 of autumn 2025, question d, with the notes' $x_1, \dots, x_T$ the
-levels of `NoiseSchedule.chain(T)`) the three are $-L_0$, $-L_T$ and $-\sum_{t=2}^T L_{t-1}$.
+levels of `Chain.of(schedule, T)`) the three are $-L_0$, $-L_T$ and $-\sum_{t=2}^T L_{t-1}$.
 """
 
 from __future__ import annotations
@@ -18,36 +18,23 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loglik.density import Bound
+from loglik.diffusion.chain import posterior_kl_weight, prior_term
 from loglik.diffusion.control import Control, Draw, quadrature
-from loglik.diffusion.denoiser import to_score
+from loglik.diffusion.denoiser import Denoise, to_score
 from loglik.diffusion.ode import adams
 from loglik.diffusion.reconstruction import Reconstruction
-from loglik.diffusion.sampler import SPACINGS, levels_of
-from loglik.diffusion.schedule import NoiseSchedule, alpha, sigma
+from loglik.diffusion.schedule import NoiseSchedule, add_noise, alpha, broadcast_like
 from loglik.diffusion.sde import flow_in_logsnr
+from loglik.diffusion.time_grid import SPACINGS, sinh_grid, time_grid
 
-__all__ = ["ODE", "VLB", "Likelihood", "Model", "draw_noise", "prior_term", "broadcast_like"]
-
-Denoise = Callable[[Tensor, Tensor], Tensor]  # (x_t, log-SNRs of shape (B,)) -> the expected data
-
-
-def broadcast_like(values: Float[Tensor, " B"], like: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
-    """One number for each example, to be multiplied with events."""
-    return values.view(-1, *[1] * (like.dim() - 1))
+__all__ = ["ODE", "VLB", "Likelihood", "Model", "draw_noise"]
 
 
 def draw_noise(v: Float[Tensor, "B ..."], denoise: Denoise, logsnr: Float[Tensor, " B"]) -> Draw:
     """Add noise at log-SNRs and let the denoiser take it away."""
     epsilon = torch.randn_like(v)
-    x_t = broadcast_like(alpha(logsnr), v) * v + broadcast_like(sigma(logsnr), v) * epsilon
+    x_t = add_noise(v, epsilon, logsnr)
     return Draw(v, logsnr, epsilon, broadcast_like(torch.exp(0.5 * logsnr), v) * (v - denoise(x_t, logsnr)))
-
-
-def prior_term(v: Float[Tensor, "B ..."], low: Float[Tensor, ""]) -> Float[Tensor, " B"]:
-    r"""$-\mathrm{KL}(\mathcal N(\alpha_1 x, \sigma_1^2 I) \,\|\, \mathcal N(0, I))$."""
-    flat, variance = v.flatten(1), sigma(low).square()
-    mean_square = alpha(low).square() * flat.square().sum(1)
-    return -0.5 * (mean_square + flat.shape[1] * (variance - 1 - variance.log()))
 
 
 @dataclass(frozen=True)
@@ -76,9 +63,9 @@ class Likelihood(ABC):
 
     @abstractmethod
     def terms(
-        self, model: Model, x: Tensor, v: Float[Tensor, "B ..."], place: Float[Tensor, " B"]
+        self, model: Model, x: Tensor, v: Float[Tensor, "B ..."], u: Float[Tensor, " B"]
     ) -> dict[str, Float[Tensor, " B"]]:
-        """Of data x, scaled v; place is uniform on [0, 1), for what draws times."""
+        """Return the terms of data x, scaled to v; u in [0, 1) chooses the noise levels."""
 
     def error(self, model: Model, x: Tensor, v: Float[Tensor, "B ..."]) -> Float[Tensor, " B"] | None:
         """An estimate of the error of a solver, in nats; None where there is none."""
@@ -99,7 +86,7 @@ class VLB(Likelihood):
         steps: T, None for continuous time.
         whole: sum all T - 1 divergences, with a draw of z_t each, rather than weigh one drawn at random.
         spacing: of the levels: even in `time`, which with its own T is DDPM's chain, or in the `logsnr`, whose bound
-            is the tighter for few steps, since a first step in time jumps far; see `levels_of` for others.
+            is the tighter for few steps, since a first step in time jumps far; see `time_grid` for others.
 
     Raises ValueError for fewer than 2 steps, an unknown spacing, and for the whole sum of continuous time.
 
@@ -118,30 +105,30 @@ class VLB(Likelihood):
         self.steps, self.whole, self.spacing = steps, whole, spacing
 
     def terms(
-        self, model: Model, x: Tensor, v: Float[Tensor, "B ..."], place: Float[Tensor, " B"]
+        self, model: Model, x: Tensor, v: Float[Tensor, "B ..."], u: Float[Tensor, " B"]
     ) -> dict[str, Float[Tensor, " B"]]:
         high, low = model.schedule.ends(v)
-        diffusion = self._diffusion(model, v, place)
+        diffusion = self._diffusion(model, v, u)
         reconstruction = model.reconstruction.expected(x, v, high)
         return {"reconstruction": reconstruction, "prior": prior_term(v, low), "diffusion": diffusion}
 
-    def _diffusion(self, model: Model, v: Tensor, place: Tensor) -> Tensor:
+    def _diffusion(self, model: Model, v: Tensor, u: Tensor) -> Tensor:
         control, ends = model.control, model.schedule.ends(v)
 
         def rest(logsnr: Tensor) -> Tensor:
             return control.rest(control.shares(draw_noise(v, model.denoise, logsnr), ends))
 
         if self.steps is None:
-            logsnr, density = control.draw(place, ends)
+            logsnr, density = control.draw(u, ends)
             return -0.5 * (rest(logsnr) / density + control.expected(v, *quadrature(ends), ends))
-        levels = levels_of(model.schedule, self.steps, self.spacing, v).flip(0)
-        levels, width = levels[1:], torch.expm1(levels[:-1] - levels[1:])
+        levels = time_grid(model.schedule, self.steps, self.spacing, v).flip(0)
+        levels, width = levels[1:], posterior_kl_weight(levels[:-1], levels[1:])
         total = control.expected(v, levels, width, ends)
         if self.whole:
             for level, weight in zip(levels, width, strict=True):
                 total = total + weight * rest(level.expand(len(v)))
         else:
-            s, probability = control.choose(levels, width, place, ends)
+            s, probability = control.choose(levels, width, u, ends)
             total = total + width[s] / probability * rest(levels[s])
         return -0.5 * total
 
@@ -185,7 +172,7 @@ class ODE(Likelihood):
         self.steps, self.tolerance, self.probes = steps, tolerance, probes
 
     def terms(
-        self, model: Model, x: Tensor, v: Float[Tensor, "B ..."], place: Float[Tensor, " B"]
+        self, model: Model, x: Tensor, v: Float[Tensor, "B ..."], u: Float[Tensor, " B"]
     ) -> dict[str, Float[Tensor, " B"]]:
         terms, _ = self._solution(model, x, v)
         return terms
@@ -242,13 +229,6 @@ class ODE(Likelihood):
             return flow_in_logsnr(z, x_hat, logsnr), 0.5 * a * (trace - a * dims), to_score(x_hat, z, logsnr)
 
         high, low = model.schedule.ends(z)
-        z, log_det, error = adams(rate, z, _grid(high, low, steps))
+        z, log_det, error = adams(rate, z, sinh_grid(high, low, steps))
         prior = -0.5 * (z.flatten(1).square().sum(1) + dims * math.log(2 * math.pi))
         return prior, log_det + model.reconstruction.real_dims * alpha(high).log(), error
-
-
-def _grid(high: Float[Tensor, ""], low: Float[Tensor, ""], steps: int) -> Float[Tensor, " N"]:
-    r"""Log-SNRs $2 + 4 \sinh u$ with u even: densest about λ = 2, where most of what is to be seen in data appears."""
-    ends = [torch.asinh((end.double() - 2) / 4) for end in (high, low)]
-    even = torch.linspace(0, 1, steps, dtype=torch.float64, device=high.device)
-    return (2 + 4 * torch.sinh(ends[0] + (ends[1] - ends[0]) * even)).to(high.dtype)

@@ -103,7 +103,7 @@ def adams(
 
     Source: Hairer, Nørsett and Wanner, "Solving ordinary differential equations I", sections III.1 and III.5.
     """
-    places = grid.double().cpu()
+    points = grid.double().cpu()
     zero = torch.zeros(len(x), dtype=x.dtype, device=x.device)
     slopes: list[Tensor] = []  # the newest first
     rates: list[Tensor] = []
@@ -111,26 +111,26 @@ def adams(
     for i in range(len(grid)):
         f, g, gradient = rate(x, grid[i].expand(len(x)))
         slopes, rates = [f, *slopes][: order + 1], [g, *rates][: order + 1]
-        nodes = places[max(0, i - order) : i + 1].flip(0)
+        nodes = points[max(0, i - order) : i + 1].flip(0)
         start = x
         if i:
-            w = _integrals(nodes, places[since], places[i])
-            gap = [a - b for a, b in zip(w, [*_integrals(nodes[:-1], places[since], places[i]), 0.0], strict=True)]
+            w = _integrals(nodes, points[since], points[i])
+            gap = [a - b for a, b in zip(w, [*_integrals(nodes[:-1], points[since], points[i]), 0.0], strict=True)]
             moved = (gradient * _combine(gap, slopes)).flatten(1).sum(1)
             start, integral = base[0] + _combine(w, slopes), base[1] + _combine(w, rates)
             error = base[2] + (_combine(gap, rates) + moved).abs()
             if i >= order:  # until then there are too few values: each step does all of them anew
                 since, base = i, (start, integral, error)
         if i + 1 < len(grid):
-            x = start + _combine(_integrals(nodes[:order], places[i], places[i + 1]), slopes[:order])
+            x = start + _combine(_integrals(nodes[:order], points[i], points[i + 1]), slopes[:order])
     return start, integral, error
 
 
 def _integrals(nodes: Tensor, first: Tensor, last: Tensor) -> list[float]:
     """Weights w with ∫ p = Σ w_j p(node_j) over [first, last] for polynomials below degree n."""
     h = last - first
-    place, power = (nodes - first) / h, torch.arange(len(nodes), dtype=nodes.dtype)
-    return (h * torch.linalg.solve(place.unsqueeze(0) ** power.unsqueeze(1), 1 / (power + 1))).tolist()
+    position, power = (nodes - first) / h, torch.arange(len(nodes), dtype=nodes.dtype)
+    return (h * torch.linalg.solve(position.unsqueeze(0) ** power.unsqueeze(1), 1 / (power + 1))).tolist()
 
 
 def _combine(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:

@@ -81,9 +81,9 @@ class PixelDenoiser(LevelDenoiser):
         """Start from each pixel's own log-probabilities in data scaled to [-1, 1]; a level not seen has a little."""
         levels, dims = len(self.levels), len(self.offset)
         counts = torch.zeros(dims * levels, dtype=torch.long, device=x.device)
-        places = levels * torch.arange(dims, device=x.device)
+        starts = levels * torch.arange(dims, device=x.device)
         for part in x.flatten(1).split(4096):
             whole = ((part + 1) * ((levels - 1) / 2)).round().long()
-            counts += (whole + places).flatten().bincount(minlength=len(counts))
+            counts += (whole + starts).flatten().bincount(minlength=len(counts))
         share = UNSEEN / levels
         self.offset.copy_(((counts.view(dims, levels) + share).double() / (len(x) + UNSEEN)).log())

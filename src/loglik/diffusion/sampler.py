@@ -11,15 +11,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from loglik.diffusion.denoiser import Denoise
 from loglik.diffusion.ode import solve
 from loglik.diffusion.schedule import NoiseSchedule
 from loglik.diffusion.sde import flow_in_logsnr
-from loglik.diffusion.steps import RULES, Denoise, Level, Walk
+from loglik.diffusion.steps import RULES, Level, SamplerState
+from loglik.diffusion.time_grid import SPACINGS, time_grid
 
-__all__ = ["METHODS", "SPACINGS", "Drawn", "Sampler", "integrate", "levels_of"]
+__all__ = ["METHODS", "Drawn", "Sampler", "integrate"]
 
 METHODS = (*RULES, "adaptive")
-SPACINGS = ("logsnr", "time", "quadratic", "karras")
 BEST_SPACING = {"euler-maruyama": "quadratic", "heun": "karras", "ipndm": "karras"}  # the others: logsnr
 
 
@@ -77,27 +78,6 @@ class Drawn:
     evaluations: int
 
 
-def levels_of(
-    schedule: NoiseSchedule, steps: int, spacing: str, like: Float[Tensor, "..."], until: float | None = None
-) -> Float[Tensor, " N"]:
-    """The log-SNRs of a grid from the most noise to the least, or to `until` if that is before it."""
-    high, low = schedule.ends(like)
-    if until is not None:
-        high = high.clamp(max=until)
-    even = torch.linspace(0, 1, steps, device=like.device, dtype=like.dtype)
-    if spacing == "logsnr":
-        return low + (high - low) * even
-    if spacing == "karras":
-        first, last = (torch.exp(-end / 14) for end in (low, high))
-        return -14 * torch.log(first + (last - first) * even)
-    first, last = (schedule.time(end) for end in (low, high))
-    if spacing == "quadratic":
-        times = (first.sqrt() + (last.sqrt() - first.sqrt()) * even).square()
-    else:
-        times = first + (last - first) * even
-    return schedule.logsnr(times)
-
-
 def integrate(
     x_1: Float[Tensor, "B ..."],
     denoise: Denoise,
@@ -117,19 +97,19 @@ def integrate(
     """
     if levels is None:
         spacing = sampler.spacing or BEST_SPACING.get(sampler.method, "logsnr")
-        levels = levels_of(schedule, sampler.steps, spacing, x_1, sampler.until)
+        levels = time_grid(schedule, sampler.steps, spacing, x_1, sampler.until)
     if sampler.method == "adaptive":
         return _adaptive(x_1, denoise, schedule, sampler)
-    walk = Walk(denoise, schedule, noise, sampler.eta)
+    state = SamplerState(denoise, schedule, noise, sampler.eta)
     path = [Level(t, logsnr) for t, logsnr in zip(schedule.time(levels), levels, strict=True)]
     rule, x = RULES[sampler.method], x_1
     for t, s in zip(path[:-1], path[1:], strict=True):
         if watch is not None:
             watch(t.logsnr, x)
-        x = rule(x, t, s, walk)
+        x = rule(x, t, s, state)
     if watch is not None:
         watch(path[-1].logsnr, x)
-    return Drawn(x, path[-1].logsnr, walk.evaluations)
+    return Drawn(x, path[-1].logsnr, state.evaluations)
 
 
 def _adaptive(x_1: Tensor, denoise: Denoise, schedule: NoiseSchedule, sampler: Sampler) -> Drawn:

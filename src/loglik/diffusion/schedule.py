@@ -13,14 +13,23 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["Chain", "Cosine", "LinearBeta", "LinearLogSNR", "NoiseSchedule", "alpha", "check_falling", "sigma"]
+__all__ = [
+    "Cosine",
+    "LinearBeta",
+    "LinearLogSNR",
+    "NoiseSchedule",
+    "add_noise",
+    "alpha",
+    "broadcast_like",
+    "check_falling",
+    "sigma",
+]
 
 
 def alpha(logsnr: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -33,26 +42,16 @@ def sigma(logsnr: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return torch.exp(0.5 * F.logsigmoid(-logsnr))
 
 
-@dataclass(frozen=True)
-class Chain:
-    r"""A DDPM chain: T levels of noise, the least one first.
+def broadcast_like(values: Float[Tensor, " B"], like: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+    """Return one number per example in a shape that multiplies events."""
+    return values.view(-1, *[1] * (like.dim() - 1))
 
-    $q(x_i \mid x_{i-1}) = \mathcal N(\sqrt{1 - \beta_i}\, x_{i-1}, \beta_i I)$ and
-    $\bar\alpha_i = \prod_{j \le i} (1 - \beta_j)$, where $x_0$ is the data; λ has the precision that $1 - \bar\alpha$
-    lacks where there is little noise.
-    """
 
-    times: Float[Tensor, " T"]
-    logsnr: Float[Tensor, " T"]
-
-    @property
-    def alpha_bar(self) -> Float[Tensor, " T"]:
-        return torch.sigmoid(self.logsnr)
-
-    @property
-    def betas(self) -> Float[Tensor, " T"]:
-        log_alpha = F.logsigmoid(self.logsnr)
-        return -torch.expm1(torch.cat([log_alpha[:1], log_alpha.diff()]))
+def add_noise(
+    x: Float[Tensor, "B ..."], epsilon: Float[Tensor, "B ..."], logsnr: Float[Tensor, " B"]
+) -> Float[Tensor, "B ..."]:
+    r"""Return $x_t = \alpha_t x + \sigma_t \epsilon$, a draw of $q(x_t \mid x)$ where ε is one of N(0, I)."""
+    return broadcast_like(alpha(logsnr), x) * x + broadcast_like(sigma(logsnr), x) * epsilon
 
 
 class NoiseSchedule(nn.Module, ABC):
@@ -100,18 +99,10 @@ class NoiseSchedule(nn.Module, ABC):
         high, low = self.logsnr(torch.tensor([0.0, 1.0], device=like.device, dtype=like.dtype)).unbind()
         return high, low
 
-    def draw(self, place: Float[Tensor, " B"]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-        """Log-SNRs from uniform numbers, and their density p(λ): uniform between the ends."""
-        high, low = self.ends(place)
-        return low + (high - low) * place, (1 / (high - low)).expand_as(place)
-
-    def chain(self, steps: int, like: Float[Tensor, "..."] | None = None) -> Chain:
-        """The DDPM chain of T levels, evenly spaced in time from t = 0 to 1."""
-        if steps < 2:
-            raise ValueError(f"a chain has at least 2 steps, got {steps}")
-        like = torch.empty(()) if like is None else like
-        times = torch.linspace(0, 1, steps, device=like.device, dtype=like.dtype)
-        return Chain(times, self.logsnr(times))
+    def draw(self, u: Float[Tensor, " B"]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """Return log-SNRs from uniform draws u, and their density p(λ): uniform between the ends."""
+        high, low = self.ends(u)
+        return low + (high - low) * u, (1 / (high - low)).expand_as(u)
 
 
 def check_falling(schedule: NoiseSchedule, points: int = 1001) -> None:

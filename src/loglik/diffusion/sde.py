@@ -12,14 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loglik.diffusion.schedule import NoiseSchedule, alpha
+from loglik.diffusion.schedule import NoiseSchedule, alpha, broadcast_like
 
 __all__ = ["diffusion", "flow_in_logsnr", "forward_drift", "probability_flow", "reverse_drift"]
 
 
 def _beta(schedule: NoiseSchedule, t: Tensor, x: Tensor) -> Tensor:
     beta = schedule.beta(t)
-    return beta.view(-1, *[1] * (x.dim() - 1)) if beta.dim() else beta
+    return broadcast_like(beta, x) if beta.dim() else beta
 
 
 def diffusion(schedule: NoiseSchedule, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -56,5 +56,5 @@ def flow_in_logsnr(
     It is `probability_flow` over $\lambda'(t) = -\beta/\sigma^2$, with $s = (\alpha\hat x - x)/\sigma^2$. Nothing in it
     grows towards either end, and every schedule has the same.
     """
-    a = alpha(logsnr).view(-1, *[1] * (x.dim() - 1))
+    a = broadcast_like(alpha(logsnr), x)
     return 0.5 * a * (x_hat - a * x)

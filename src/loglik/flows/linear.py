@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from loglik.flows.maps import softly_bounded
+from loglik.networks.soft_bound import inverse_soft_bound, soft_bound
 from loglik.transforms.base import Transform
 
 __all__ = ["ActNorm", "LULinear", "Whitening", "random_rotation"]
@@ -35,11 +35,11 @@ class ActNorm(Transform):
         log_scale = torch.where(std > floor, -std.log(), torch.zeros_like(std)).clamp(-LOG_SCALE + 1, LOG_SCALE - 1)
         with torch.no_grad():
             self.shift.copy_(rows.mean(1))
-            self.raw_scale.copy_(log_scale / (1 - log_scale.abs() / LOG_SCALE))
+            self.raw_scale.copy_(inverse_soft_bound(log_scale, LOG_SCALE))
 
     def _constants(self, x: Tensor) -> tuple[Tensor, Tensor]:
         shape = (-1, *[1] * (x.dim() - 2))
-        return self.shift.view(shape), softly_bounded(self.raw_scale, LOG_SCALE).view(shape)
+        return self.shift.view(shape), soft_bound(self.raw_scale, LOG_SCALE).view(shape)
 
     def encode(
         self, x: Float[Tensor, "B D *N"], context: Float[Tensor, "B *E"] | None = None
@@ -83,10 +83,10 @@ class LULinear(Transform):
         self.register_buffer("sign", diagonal.sign())
         self.lower = nn.Parameter(lower.tril(-1))
         self.upper = nn.Parameter(upper.triu(1))
-        self.raw_scale = nn.Parameter(log_scale / (1 - log_scale.abs() / LOG_SCALE))
+        self.raw_scale = nn.Parameter(inverse_soft_bound(log_scale, LOG_SCALE))
 
     def _factors(self) -> tuple[Tensor, Tensor, Tensor]:
-        log_scale = softly_bounded(self.raw_scale, LOG_SCALE)
+        log_scale = soft_bound(self.raw_scale, LOG_SCALE)
         one = torch.eye(len(log_scale), dtype=log_scale.dtype, device=log_scale.device)
         return self.lower.tril(-1) + one, self.upper.triu(1) + torch.diag(self.sign * log_scale.exp()), log_scale
 
@@ -126,7 +126,7 @@ class Whitening(LULinear):
         with torch.no_grad():
             self.lower.copy_((inverse / inverse.diagonal()).tril(-1))
             self.upper.zero_()
-            self.raw_scale.copy_(log_scale / (1 - log_scale.abs() / LOG_SCALE))
+            self.raw_scale.copy_(inverse_soft_bound(log_scale, LOG_SCALE))
             self.permutation.copy_(torch.eye(len(log_scale)))
             self.sign.fill_(1)
 

@@ -21,8 +21,9 @@ from loglik.flows.spline import (
     parameters_per_dim,
     rational_quadratic_spline,
 )
+from loglik.networks.soft_bound import soft_bound
 
-__all__ = ["Affine", "Chain", "LogisticMixture", "Map", "Spline", "softly_bounded"]
+__all__ = ["Affine", "Chain", "LogisticMixture", "Map", "Spline"]
 
 PRIOR_ROWS = 30  # of N(0, 1), that a start from few rows is shrunk by
 
@@ -49,11 +50,6 @@ class Map(ABC):
         return x.new_zeros(len(x), self.parameters)
 
 
-def softly_bounded(raw: Tensor, bound: float) -> Tensor:
-    r"""$r / (1 + \lvert r \rvert / b)$: the identity near 0, within $\pm b$ everywhere."""
-    return raw / (1 + raw.abs() / bound)
-
-
 class Affine(Map):
     r"""$z = x e^{s} + t$ with $s = r / (1 + \lvert r \rvert / b)$, so $\lvert s \rvert < b$ whatever a network says.
 
@@ -70,12 +66,12 @@ class Affine(Map):
 
     def encode(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         shift, scale = raw.to(x.dtype).unbind(1)
-        log_scale = softly_bounded(scale, self.bound)
+        log_scale = soft_bound(scale, self.bound)
         return x * log_scale.exp() + shift, log_scale
 
     def decode(self, z: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         shift, scale = raw.to(z.dtype).unbind(1)
-        back = -softly_bounded(scale, self.bound)
+        back = -soft_bound(scale, self.bound)
         return (z - shift) * back.exp(), back
 
 
@@ -193,8 +189,8 @@ class LogisticMixture(Map):
         # components start apart, so that they can specialise
         apart = torch.linspace(-2, 2, self.components, dtype=raw.dtype, device=raw.device)
         means = means + apart.view(-1, *[1] * (raw.dim() - 2))
-        log_scale = softly_bounded(raw[:, 1], self.bound)
-        return raw[:, 0], log_scale, (weights.log_softmax(1), means, softly_bounded(scales, self.bound))
+        log_scale = soft_bound(raw[:, 1], self.bound)
+        return raw[:, 0], log_scale, (weights.log_softmax(1), means, soft_bound(scales, self.bound))
 
     def _curve(self, x: Tensor, log_weights: Tensor, means: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
         """The map before its affine part, and its log-slope."""

@@ -17,9 +17,9 @@ from loglik.diffusion import (
     Diffusion,
     LevelDenoiser,
     LinearBeta,
-    Objective,
     PixelDenoiser,
     Sampler,
+    ScoreMatching,
 )
 from loglik.flows import Flow
 from loglik.networks import DiT, ResidualMLP, UNet
@@ -84,7 +84,7 @@ def build(
         levels=spec.levels,
         categories=spec.categories if codes else None,
         schedule=_schedule(spec, image, by_level),
-        objective=Objective(weighting, times="importance" if image and weighting == "likelihood" else "uniform"),
+        objective=ScoreMatching(weighting, times="importance" if image and weighting == "likelihood" else "uniform"),
         sampler=_sampler(method, steps, image),
     )
     if spec.levels is not None:

@@ -20,10 +20,10 @@ from loglik.vae import (
     DiscretisedLogistic,
     Gaussian,
     Integers,
+    KLWeighting,
     LadderVAE,
     LocalPixels,
     Mixed,
-    Objective,
     Observation,
 )
 
@@ -71,7 +71,7 @@ def build(
     ladder = images and network != "mlp"
     if kl_warmup is None:
         kl_warmup = WARMUP if ladder else 0
-    objective = Objective(beta=beta, free_bits=free_bits, warmup=kl_warmup)
+    objective = KLWeighting(beta=beta, free_bits=free_bits, warmup=kl_warmup)
     if ladder:
         return _ladder(spec, size, width, latent, prior, objective, conditional)
     width = width or pick(size, small=256, medium=512, large=1024)
@@ -121,7 +121,7 @@ def _ladder(
     width: int | None,
     latent: int | None,
     prior: str,
-    objective: Objective,
+    objective: KLWeighting,
     conditional: bool,
 ) -> Density:
     """Levels of maps down to 4×4 or less; `width` is that of the finest, `latent` the channels of the coarsest."""

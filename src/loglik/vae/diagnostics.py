@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from loglik.vae.kl import gaussian_kl, gaussian_log_prob
 from loglik.vae.ladder import LadderVAE
-from loglik.vae.vae import VAE, gaussian_kl, gaussian_log_prob
+from loglik.vae.vae import VAE
 
 __all__ = ["Diagnosis", "diagnose"]
 

@@ -9,8 +9,10 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from loglik.density import Density, StandardNormal, embed
-from loglik.vae.observation import Observation, bounded, to_float32
-from loglik.vae.vae import VAE, Draw, Objective, gaussian_kl, gaussian_log_prob
+from loglik.networks.soft_bound import tanh_bound
+from loglik.vae.kl import KLWeighting, gaussian_kl, gaussian_log_prob
+from loglik.vae.observation import Observation, to_float32
+from loglik.vae.vae import VAE, Draw
 
 __all__ = ["LadderVAE"]
 
@@ -48,7 +50,7 @@ class LadderVAE(VAE):
         prior: Density | None = None,
         *,
         context: nn.Module | None = None,
-        objective: Objective | None = None,
+        objective: KLWeighting | None = None,
     ) -> None:
         self.shapes = [tuple(shape) for shape in decoder.shapes]  # type: ignore[union-attr]
         self.sizes = [math.prod(shape) for shape in self.shapes]
@@ -69,7 +71,7 @@ class LadderVAE(VAE):
 
     def _top(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_scale = to_float32(parameters).chunk(2, 1)
-        return mean.flatten(1), bounded(log_scale).flatten(1)
+        return mean.flatten(1), tanh_bound(log_scale).flatten(1)
 
     def _draw(self, inferred: tuple[Tensor, ...], context: Tensor | None) -> Draw:
         h = self._start(len(inferred[0]), context)
@@ -150,4 +152,4 @@ class LadderVAE(VAE):
 
 def _gaussian(parameters: Tensor) -> tuple[Tensor, Tensor]:
     mean, log_scale = to_float32(parameters).chunk(2, 1)
-    return mean, bounded(log_scale)
+    return mean, tanh_bound(log_scale)

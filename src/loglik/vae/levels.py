@@ -14,7 +14,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from loglik.density import check_levels
-from loglik.vae.observation import Observation, bounded, unbounded
+from loglik.networks.soft_bound import inverse_tanh_bound, tanh_bound
+from loglik.vae.observation import Observation
 
 __all__ = ["Bernoulli", "BetaBinomial", "Categorical", "Codes", "DiscretisedLogistic", "Integers"]
 
@@ -126,7 +127,7 @@ class BetaBinomial(_Levels):
         super().__init__(event_shape, levels, per_dim=2)
 
     def _split(self, theta: Float[Tensor, "B P"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]]:
-        alpha, beta = bounded(self._per_dim(theta), 5.0).exp().unbind(1)
+        alpha, beta = tanh_bound(self._per_dim(theta), 5.0).exp().unbind(1)
         return alpha, beta
 
     def log_prob_dims(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, "B D"]:
@@ -153,7 +154,7 @@ class BetaBinomial(_Levels):
         over = v.var(0, unbiased=False) / (n * p * (1 - p))  # 1 + (n-1) / (α + β + 1)
         total = ((n - 1) / (over - 1).clamp_min(1e-3) - 1).clamp(0.1, 100)
         logs = torch.cat([(total * p).log(), (total * (1 - p)).log()])
-        return unbounded(logs, 5.0)
+        return inverse_tanh_bound(logs, 5.0)
 
 
 class DiscretisedLogistic(_Levels):
@@ -169,7 +170,7 @@ class DiscretisedLogistic(_Levels):
 
     def _split(self, theta: Float[Tensor, "B P"]) -> tuple[Tensor, Tensor, Tensor]:
         log_weight, mean, log_scale = self._per_dim(theta).split(self.components, dim=1)
-        return log_weight.log_softmax(1), mean, bounded(log_scale, 7.0)  # scales within e^±7
+        return log_weight.log_softmax(1), mean, tanh_bound(log_scale, 7.0)  # scales within e^±7
 
     def log_prob_dims(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, "B D"]:
         log_weight, mean, log_scale = self._split(theta)
@@ -194,9 +195,9 @@ class DiscretisedLogistic(_Levels):
 
     def marginal(self, x: Shaped[Tensor, "N ..."]) -> Float[Tensor, " P"]:
         v = self.centre(x.flatten(1))
-        places = (torch.arange(self.components, device=v.device) + 0.5) / self.components
+        quantiles = (torch.arange(self.components, device=v.device) + 0.5) / self.components
         few = v[: max(2, min(2**14, 2**23 // self.dims))]  # torch's quantile takes 16 million numbers
-        mean = few.quantile(places, dim=0)
+        mean = few.quantile(quantiles, dim=0)
         spread = (v.std(0, unbiased=False) / self.components).clamp_min(1 / self.levels).log()
         return torch.stack([torch.zeros_like(mean), mean, spread.expand_as(mean)]).flatten()
 
@@ -228,7 +229,7 @@ class Integers(Observation):
 
     def _split(self, theta: Float[Tensor, "B P"]) -> tuple[Tensor, Tensor, Tensor]:
         log_weight, mean, log_scale = self._per_dim(theta).split(self.components, dim=1)
-        return log_weight.log_softmax(1), mean, bounded(log_scale, 7.0)
+        return log_weight.log_softmax(1), mean, tanh_bound(log_scale, 7.0)
 
     def log_prob(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
         log_weight, mean, log_scale = self._split(theta)

@@ -15,7 +15,9 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-__all__ = ["Gaussian", "Mixed", "Observation", "bounded", "to_float32", "unbounded"]
+from loglik.networks.soft_bound import inverse_tanh_bound, tanh_bound
+
+__all__ = ["Gaussian", "Mixed", "Observation", "to_float32"]
 
 
 class Observation(nn.Module, ABC):
@@ -103,8 +105,8 @@ class Gaussian(Observation):
     def _split(self, theta: Float[Tensor, "B P"]) -> tuple[Float[Tensor, "B D"], Tensor]:
         if self.scale == "example":
             mean, log_scale = self._per_dim(theta).unbind(1)
-            return mean, bounded(log_scale)
-        return theta, self.log_scale if isinstance(self.scale, (int, float)) else bounded(self.log_scale)
+            return mean, tanh_bound(log_scale)
+        return theta, self.log_scale if isinstance(self.scale, (int, float)) else tanh_bound(self.log_scale)
 
     def log_prob(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
         mean, log_scale = self._split(theta)
@@ -128,14 +130,14 @@ class Gaussian(Observation):
         v = x.flatten(1)
         if self.scale != "example":
             return v.mean(0)
-        return torch.cat([v.mean(0), unbounded(v.std(0, unbiased=False).log())])
+        return torch.cat([v.mean(0), inverse_tanh_bound(v.std(0, unbiased=False).log())])
 
     @torch.no_grad()
     def initialise(self, x: Shaped[Tensor, "N ..."]) -> None:
         if self.scale in ("dim", "shared"):
             variance = x.flatten(1).var(0, unbiased=False)
             variance = variance if self.scale == "dim" else variance.mean().unsqueeze(0)
-            self.log_scale.copy_(unbounded(0.5 * variance.log()))
+            self.log_scale.copy_(inverse_tanh_bound(0.5 * variance.log()))
 
 
 class Mixed(Observation):
@@ -150,7 +152,7 @@ class Mixed(Observation):
     """
 
     order: Tensor
-    place: Tensor
+    position: Tensor
 
     def __init__(self, parts: Sequence[Observation], columns: Sequence[Sequence[int]] | None = None) -> None:
         for part in parts:
@@ -169,7 +171,7 @@ class Mixed(Observation):
         self.outputs = sum(part.outputs for part in parts)
         self.discrete = all(part.discrete for part in parts)
         self.register_buffer("order", order, persistent=False)
-        self.register_buffer("place", order.argsort(), persistent=False)
+        self.register_buffer("position", order.argsort(), persistent=False)
 
     @property
     def inputs(self) -> int:
@@ -180,7 +182,7 @@ class Mixed(Observation):
 
     def _together(self, columns: Sequence[Tensor], like: Tensor) -> Shaped[Tensor, "B D"]:
         """The parts' columns in the table's order."""
-        return torch.cat([part.to(like.dtype) for part in columns], 1)[:, self.place]
+        return torch.cat([part.to(like.dtype) for part in columns], 1)[:, self.position]
 
     def _theta(self, theta: Float[Tensor, "B P"]) -> list[Float[Tensor, "B P2"]]:
         return list(theta.split([part.outputs for part in self.parts], dim=1))
@@ -213,13 +215,3 @@ class Mixed(Observation):
 def to_float32(x: Tensor) -> Tensor:
     """At least float32: densities are not computed in half precision."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-
-
-def bounded(x: Tensor, bound: float = 6.0) -> Tensor:
-    r"""$b \tanh(x / b)$: the identity near 0, within ±b everywhere; of log-scales, so that none overflows."""
-    return bound * (x / bound).tanh()
-
-
-def unbounded(x: Tensor, bound: float = 6.0) -> Tensor:
-    """The inverse of `bounded`, of x brought within ±(b - 0.1) first."""
-    return bound * (x.clamp(0.1 - bound, bound - 0.1) / bound).atanh()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -12,40 +11,15 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from loglik.density import Bound, Density, StandardNormal, conditioned, draw_terms, draw_weights, embed, sum_terms
+from loglik.networks.soft_bound import tanh_bound
 from loglik.transforms import Transform
-from loglik.vae.observation import Observation, bounded, to_float32
+from loglik.vae.kl import KLWeighting, gaussian_kl
+from loglik.vae.observation import Observation, to_float32
 from loglik.vae.vamp import VampPrior
 
-__all__ = ["VAE", "Draw", "Objective", "gaussian_kl", "gaussian_log_prob"]
+__all__ = ["VAE", "Draw"]
 
 CACHED = 2**19  # outputs of a decoder that a CPU's cache holds
-
-
-@dataclass(frozen=True, kw_only=True)
-class Objective:
-    r"""What training minimises instead of the ELBO alone; `log_prob` never knows of it.
-
-    $-\mathbb E_q[\log p(x \mid z)] + w \sum_d \max(\lambda, \mathrm{KL}_d)$, with
-    $w = \beta \min(1, \max(n / \text{warmup}, 4 t))$ at step n, after the part t of a `fit`.
-
-    Attributes:
-        beta: β (Higgins et al. 2017).
-        free_bits: λ in nats a latent dimension, over the batch's mean (Kingma et al. 2016, section 4); where the KL is
-            sampled its dimensions cannot be told apart, and λL bounds their sum.
-        warmup: training steps in which the KL's weight rises from 0 (Sønderby et al. 2016), at most a quarter of a
-            `fit`.
-
-    Raises ValueError for a negative number.
-    """
-
-    beta: float = 1.0
-    free_bits: float = 0.0
-    warmup: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("beta", "free_bits", "warmup"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
 
 class Draw(NamedTuple):
@@ -100,7 +74,7 @@ class VAE(Density):
         latent: int | None = None,
         context: nn.Module | None = None,
         posterior: Sequence[Transform] = (),
-        objective: Objective | None = None,
+        objective: KLWeighting | None = None,
     ) -> None:
         super().__init__()
         if prior is None:
@@ -117,7 +91,7 @@ class VAE(Density):
         self.context, self.prior, self.encoder = context, prior, encoder
         self.posterior_flow: Sequence[Transform] = nn.ModuleList(posterior)  # type: ignore[assignment]
         self.decoder, self.observation = decoder, observation
-        self.objective = objective or Objective()
+        self.objective = objective or KLWeighting()
         self.latent = prior.event_shape[0]
         self.event_shape = observation.event_shape
         self.discrete = observation.discrete
@@ -187,7 +161,7 @@ class VAE(Density):
                 f"dimension; it gave {width}"
             )
         mean, log_scale, extra = to_float32(parameters).flatten(1).split([self.latent, self.latent, width - want], 1)
-        log_scale = bounded(log_scale)
+        log_scale = tanh_bound(log_scale)
         return (mean, log_scale, extra) if width > want else (mean, log_scale)
 
     def _component(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -312,25 +286,3 @@ class VAE(Density):
     ) -> Float[Tensor, "B ..."]:
         """The expected data given each example's own latents, in the units of the data."""
         return self.decode(self.encode(x, context), context)
-
-
-def gaussian_kl(
-    mean: Float[Tensor, "..."],
-    log_scale: Float[Tensor, "..."],
-    prior_mean: Float[Tensor, "..."] | float = 0.0,
-    prior_log_scale: Float[Tensor, "..."] | float = 0.0,
-) -> Float[Tensor, "..."]:
-    r"""KL of one Gaussian from another in each dimension.
-
-    $\log \frac{\sigma_p}{\sigma} + \frac{\sigma^2 + (\mu - \mu_p)^2}{2 \sigma_p^2} - \tfrac12$
-    """
-    gap = torch.as_tensor(prior_log_scale) - log_scale
-    inverse = torch.as_tensor(-2 * prior_log_scale).exp()
-    return gap + 0.5 * ((-2 * gap).exp() + (mean - prior_mean).square() * inverse - 1)
-
-
-def gaussian_log_prob(
-    z: Float[Tensor, "..."], mean: Float[Tensor, "..."], log_scale: Float[Tensor, "..."]
-) -> Float[Tensor, "..."]:
-    """Log density of a Gaussian in each dimension."""
-    return -0.5 * ((z - mean) * (-log_scale).exp()).square() - log_scale - 0.5 * math.log(2 * math.pi)
