@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +13,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 from loglik.inspection.layers import WHOLE, evaluating, first_tensor, hooked
 from loglik.verification.subject import DoesNotApply, Subject
 
-__all__ = ["Call", "calls", "floats", "loss_of", "rerun"]
+__all__ = ["Call", "calls", "loss_of", "recorded", "rerun"]
 
 EXAMPLES = 16
+Kinds = type[nn.Module] | tuple[type[nn.Module], ...]
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,26 @@ def loss_of(subject: Subject, examples: int = EXAMPLES) -> Callable[[], Tensor]:
 
 
 def calls(
-    subject: Subject,
-    kind: type[nn.Module] | tuple[type[nn.Module], ...] = nn.Module,
-    *,
-    examples: int = EXAMPLES,
-    graph: bool = False,
+    subject: Subject, kind: Kinds = nn.Module, *, what: str = "layer", examples: int = EXAMPLES
 ) -> list[Call]:
     """Run the density in evaluation mode and return the calls of its modules of a kind, the first of each module.
 
-    With `graph` the tensors are those of the loss's autograd graph; else they are copies without one.
+    The tensors are copies without a graph. Raises DoesNotApply, in which `what` is what the modules are called, where no
+    module of the kind receives and returns floating-point numbers.
+    """
+    if not any(isinstance(module, kind) for module in subject.density.modules()):
+        raise DoesNotApply(f"this model has no {what}")
+    with torch.no_grad():
+        found = [_copied(call) for call in recorded(subject, kind, examples)[1] if _is_of_floats(call)]
+    if not found:
+        raise DoesNotApply(f"no {what} of this model is a map of floating-point numbers that can be seen as it runs")
+    return found
 
-    Raises DoesNotApply where no module of the kind receives and returns tensors.
+
+def recorded(subject: Subject, kind: Kinds = nn.Module, examples: int = EXAMPLES) -> tuple[Tensor, list[Call]]:
+    """Compute the loss in evaluation mode; return it and the calls of modules of a kind, with the tensors themselves.
+
+    Only the first call of each module is kept, and none whose tensors are inside `torch.func`.
     """
     found: list[Call] = []
 
@@ -78,43 +87,34 @@ def calls(
             return
         if first_tensor(inputs) is None or first_tensor(output) is None or not _all_stored((inputs, output)):
             return
-        args, kwargs = inputs
-        call = Call(name, module, args, kwargs, output)
-        found.append(call if graph else Call(name, module, *_copied((args, kwargs, output))))
+        found.append(Call(name, module, *inputs, output))
 
-    subject.modules(kind)
-    mode = torch.enable_grad() if graph else torch.no_grad()
-    with mode, evaluating(subject.density, subject.seed), hooked(subject.density, after=after):
-        loss_of(subject, examples)()
-    if not found:
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        raise DoesNotApply(f"no {' or '.join(k.__name__ for k in kinds)} runs as a layer of its own in this model")
-    return found
+    with evaluating(subject.density, subject.seed), hooked(subject.density, after=after):
+        loss = loss_of(subject, examples)()
+    return loss, found
 
 
-def floats(found: Sequence[Call]) -> list[Call]:
-    """Return the calls that map floating-point numbers to floating-point numbers."""
-    return [call for call in found if call.x.is_floating_point() and call.y.is_floating_point()]
-
-
-def rerun(call: Call, x: Tensor, module: nn.Module | None = None, *, graph: bool = False) -> Tensor:
+def rerun(call: Call, x: Tensor, module: nn.Module | None = None) -> Tensor:
     """Run a call's module, or another in its place, on `x` in the place of what it received first."""
     own = call.x
     args, kwargs = tree_map(lambda value: x if value is own else value, (call.args, call.kwargs))
-    with nullcontext() if graph else torch.no_grad():
-        y = first_tensor((module or call.module)(*args, **kwargs))
+    y = first_tensor((module or call.module)(*args, **kwargs))
     assert y is not None
     return y
 
 
-def _copied(value: Any) -> Any:
+def _copied(call: Call) -> Call:
     """Copy every tensor once, so that what is one tensor in two places stays one."""
     copies: dict[int, Tensor] = {}
 
     def copy(leaf: Any) -> Any:
         return copies.setdefault(id(leaf), leaf.detach().clone()) if isinstance(leaf, Tensor) else leaf
 
-    return tree_map(copy, value)
+    return Call(call.name, call.module, *tree_map(copy, (call.args, call.kwargs, call.output)))
+
+
+def _is_of_floats(call: Call) -> bool:
+    return call.x.is_floating_point() and call.y.is_floating_point()
 
 
 def _all_stored(value: Any) -> bool:

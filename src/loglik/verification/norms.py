@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from loglik.verification.calls import Call, calls, floats, rerun
+from loglik.verification.calls import Call, calls, rerun
 from loglik.verification.check import Finding, check
 from loglik.verification.subject import DoesNotApply, Subject
 
@@ -36,11 +36,9 @@ def layer_norm(subject: Subject) -> Iterator[Finding]:
 
     RMSNorm takes the mean square in the place of the variance and no mean, $\gamma \odot h / \sqrt{\overline{h^2} + \varepsilon}$.
     """
-    found = floats(calls(subject, (nn.LayerNorm, nn.RMSNorm)))
-    if not found:
-        raise DoesNotApply("no LayerNorm or RMSNorm of this model receives floating-point numbers")
+    found = calls(subject, (nn.LayerNorm, nn.RMSNorm), what="LayerNorm or RMSNorm")
     formula = max(_difference(call.y, _layer_norm(call)) for call in found)
-    alone = max(_difference(call.y[:1], rerun(call, call.x[:1])) for call in found)
+    alone = max(_difference(call.y[:1], _rerun(call, call.x[:1])) for call in found)
     size = len(found[0].x)
     yield Finding.equal(f"largest difference from the formula, {_layers(found)}", formula, 0, tolerance=ROUNDING)
     computed = f"largest change of an example's output, alone against in a batch of {size}"
@@ -55,13 +53,13 @@ def layer_norm(subject: Subject) -> Iterator[Finding]:
 )
 def batch_norm(subject: Subject) -> Iterator[Finding]:
     """BatchNorm depends on the batch in training, and in testing on its moving averages only."""
-    found = [call for call in floats(calls(subject, BATCH_NORMS)) if _varies(call)]
+    found = [call for call in calls(subject, BATCH_NORMS, what="BatchNorm") if _varies(call)]
     if not found:
         raise DoesNotApply("no BatchNorm of this model receives numbers that vary over the batch")
     size = len(found[0].x)
     trained = [_trained(call) for call in found]
     pairs = list(zip(found, trained, strict=True))
-    alone = [_change(call.y[:1], rerun(call, call.x[:1])) for call in found]
+    alone = [_change(call.y[:1], _rerun(call, call.x[:1])) for call in found]
     formula = [_difference(y, _normed(call.module, call.x, *_moments(call.x))) for call, (y, _) in pairs]
     few = [_change(y[:2], _trained(call, call.x[:2])[0]) for call, (y, _) in pairs]
     yield Finding.equal(
@@ -173,10 +171,15 @@ def _normed(module: nn.Module, x: Tensor, mean: Tensor, variance: Tensor) -> Ten
     return _affine(module, y, shape)
 
 
+def _rerun(call: Call, x: Tensor, module: nn.Module | None = None) -> Tensor:
+    with torch.no_grad():
+        return rerun(call, x, module)
+
+
 def _trained(call: Call, x: Tensor | None = None) -> tuple[Tensor, nn.Module]:
     """The output in training mode, and the copy of the layer that has seen the batch."""
     module = copy.deepcopy(call.module).train()
-    return rerun(call, call.x if x is None else x, module), module
+    return _rerun(call, call.x if x is None else x, module), module
 
 
 def _average_error(call: Call, after: nn.Module) -> float:
@@ -202,7 +205,7 @@ def _varies(call: Call) -> bool:
 def _sequences(subject: Subject) -> tuple[Float[Tensor, "B T D"], str]:
     """Features as sequences: what the first norm receives, or the data; 8 examples are one where they have no places."""
     try:
-        found = floats(calls(subject, (nn.LayerNorm, nn.RMSNorm, *BATCH_NORMS), examples=MANY))
+        found = calls(subject, (nn.LayerNorm, nn.RMSNorm, *BATCH_NORMS), examples=MANY)
     except DoesNotApply:
         found = []
     if found:

@@ -1,5 +1,5 @@
 """Importing this module registers every statement, in the order of the notes."""
 
-from loglik.verification import attention, classifier, likelihood, norms
+from loglik.verification import attention, classifier, convolution, depth, likelihood, norms, shortcuts
 
-__all__ = ["attention", "classifier", "likelihood", "norms"]
+__all__ = ["attention", "classifier", "convolution", "depth", "likelihood", "norms", "shortcuts"]
