@@ -8,24 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from loglik.inspection import fit_power, permutation_errors, sequence_cost
 from loglik.inspection.counts import FlopCount
 from loglik.inspection.equivariance import POSITION
-from loglik.inspection.layers import evaluating, hooked
+from loglik.inspection.layers import evaluating
 from loglik.networks.attention import CrossAttention, SelfAttention
 from loglik.verification.calls import calls, loss_of
 from loglik.verification.check import Finding, check
 from loglik.verification.subject import DoesNotApply, Subject
+from loglik.verification.weights import SOFTMAX, weights_of
 
 __all__ = ["attention_cost", "heads_differ", "permutation", "softmax_rows"]
 
@@ -34,26 +32,6 @@ ROUNDING = 1e-4
 MIN_ORDER = 1e-4  # relative change of the output by the order, with positions
 MIN_APART = 1e-5  # total variation between two heads: rounding is 100 times smaller
 LENGTHS = (127, 251, 509)  # primes, so that no width is one of them
-SOFTMAX = (torch.ops.aten._softmax, torch.ops.aten._safe_softmax)
-
-
-@dataclass(frozen=True)
-class Weights:
-    """What one softmax inside an attention layer returned."""
-
-    layer: str
-    module: nn.Module
-    values: Float[Tensor, "... T S"]
-
-    @property
-    def heads(self) -> Float[Tensor, "B H T S"] | None:
-        """The weights by head; None where the layer does not say how many heads it has."""
-        number = getattr(self.module, "num_heads", getattr(self.module, "heads", None))
-        if not isinstance(number, int) or self.values.dim() not in (3, 4):
-            return None
-        if self.values.dim() == 4:
-            return self.values if self.values.shape[1] == number else None
-        return self.values.unflatten(0, (-1, number)) if len(self.values) % number == 0 else None
 
 
 @check(
@@ -63,7 +41,7 @@ class Weights:
 )
 def softmax_rows(subject: Subject) -> Iterator[Finding]:
     """Each query takes from the keys with weights that are not negative and sum to 1, row by row."""
-    found = _weights(subject)
+    found = weights_of(subject)
     layers = len({w.layer for w in found})
     total = max(float((w.values.double().sum(-1) - 1).abs().max()) for w in found)
     least = min(float(w.values.min()) for w in found)
@@ -82,7 +60,7 @@ def permutation(subject: Subject) -> Iterator[Finding]:
     Masks are taken off for it: a causal mask tells positions apart by itself, and padding would have to move along.
     """
     density, call = subject.density, loss_of(subject)
-    _weights(subject)
+    weights_of(subject)
     with _unmasked(density) as masked:
         found = permutation_errors(density, call, seed=subject.seed)
     if not found:
@@ -114,7 +92,7 @@ def permutation(subject: Subject) -> Iterator[Finding]:
 def attention_cost(subject: Subject) -> Iterator[Finding]:
     """Attention costs time and memory by the square of the length; a recurrence and a convolution by the length.
 
-    Exponents p of $c\\,n^p$ are fitted to counts: to FLOPs, and to bytes held for the backward pass. Times are reported.
+    Exponents p of $c\\,n^p$ are fitted to counts: FLOPs, and bytes held for the backward pass. Times are reported.
     """
     layer, name, width = _self_attention(subject)
     flops, numbers, whole = [], [], []
@@ -136,7 +114,8 @@ def attention_cost(subject: Subject) -> Iterator[Finding]:
             yield _exponent(f"memory of a {cost.kind}", cost.held, 1, tolerance=0.1)
     for cost in costs:
         words = "attention, fused" if cost.kind == "attention" else cost.kind
-        yield Finding.reported(f"exponent of n of the measured time, {words}, n = {LENGTHS[0]} to {LENGTHS[-1]}", cost.law.p)
+        computed = f"exponent of n of the measured time, {words}, n = {LENGTHS[0]} to {LENGTHS[-1]}"
+        yield Finding.reported(computed, cost.law.p)
 
 
 @check(
@@ -147,9 +126,9 @@ def attention_cost(subject: Subject) -> Iterator[Finding]:
 def heads_differ(subject: Subject) -> Iterator[Finding]:
     r"""The heads of a layer attend differently: each has maps of its own.
 
-    The distance of two heads is the total variation $\frac12 \sum_s \lvert A_i - A_j \rvert$, averaged over the queries.
+    The distance of two heads is the total variation $\frac12 \sum_s \lvert A_i - A_j \rvert$, averaged over queries.
     """
-    layers = {w.layer: w.heads for w in _weights(subject) if w.values.shape[-1] > 1}
+    layers = {w.layer: w.heads for w in weights_of(subject) if w.values.shape[-1] > 1}
     several = {name: heads for name, heads in layers.items() if heads is not None and heads.shape[1] > 1}
     if not several:
         raise DoesNotApply("no attention layer of this model has several heads and several keys")
@@ -161,20 +140,6 @@ def heads_differ(subject: Subject) -> Iterator[Finding]:
     computed = f"smallest distance of two heads of a layer, {_counted(len(several))}"
     yield Finding.at_least(computed, min(distances), MIN_APART)
     yield Finding.reported("largest distance of two heads of a layer", max(distances))
-
-
-class _Softmaxes(TorchDispatchMode):
-    """Calls `record` with what each softmax returns."""
-
-    def __init__(self, record: Callable[[bool, Tensor], None]) -> None:
-        super().__init__()
-        self.record = record
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func.overloadpacket in SOFTMAX:
-            self.record(func.overloadpacket is SOFTMAX[1], out)
-        return out
 
 
 class _Products(FlopCount):
@@ -195,44 +160,9 @@ class _Products(FlopCount):
         return out
 
 
-def _weights(subject: Subject) -> list[Weights]:
-    """The attention weights of a forward pass. Raises DoesNotApply where no attention layer runs."""
-    running: list[tuple[str, nn.Module]] = []
-    found: list[Weights] = []
-
-    def before(name: str, module: nn.Module, inputs: Any) -> None:
-        running.append((name, module))
-
-    def after(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        running.pop()
-
-    def record(fused: bool, values: Tensor) -> None:
-        inner = next(((n, m) for n, m in reversed(running) if _is_attention(m)), running[-1] if fused else None)
-        if inner is not None and values.dim() >= 2:
-            found.append(Weights(*inner, values.detach().clone()))
-
-    density = subject.density
-    with (
-        torch.no_grad(),
-        evaluating(density, subject.seed),
-        hooked(density, before=before, after=after),
-        sdpa_kernel(SDPBackend.MATH),  # which computes the softmax as an operation of its own
-        _Softmaxes(record),
-    ):
-        loss_of(subject)()
-    if not found:
-        raise DoesNotApply("this model has no attention layer")
-    return found
-
-
-def _is_attention(module: nn.Module) -> bool:
-    name = type(module).__name__.lower()
-    return "attention" in name or "attn" in name
-
-
 def _self_attention(subject: Subject) -> tuple[Callable[[Tensor], Any], str, int]:
     """The first layer that maps a sequence to itself by attention, as a function of the sequence, and its width."""
-    names = {w.layer for w in _weights(subject)}
+    names = {w.layer for w in weights_of(subject)}
     for call in calls(subject):
         module = call.module
         if call.name not in names or isinstance(module, CrossAttention) or call.x.dim() != 3:

@@ -58,13 +58,12 @@ def loss_of(subject: Subject, examples: int = EXAMPLES) -> Callable[[], Tensor]:
     return lambda: subject.density.loss(event[:examples], few)
 
 
-def calls(
-    subject: Subject, kind: Kinds = nn.Module, *, what: str = "layer", examples: int = EXAMPLES
-) -> list[Call]:
+def calls(subject: Subject, kind: Kinds = nn.Module, *, what: str = "layer", examples: int = EXAMPLES) -> list[Call]:
     """Run the density in evaluation mode and return the calls of its modules of a kind, the first of each module.
 
-    The tensors are copies without a graph. Raises DoesNotApply, in which `what` is what the modules are called, where no
-    module of the kind receives and returns floating-point numbers.
+    The tensors are copies without a graph. `what` is what an error calls such a module.
+
+    Raises DoesNotApply where no module of the kind receives and returns floating-point numbers.
     """
     if not any(isinstance(module, kind) for module in subject.density.modules()):
         raise DoesNotApply(f"this model has no {what}")
@@ -87,7 +86,8 @@ def recorded(subject: Subject, kind: Kinds = nn.Module, examples: int = EXAMPLES
             return
         if first_tensor(inputs) is None or first_tensor(output) is None or not _all_stored((inputs, output)):
             return
-        found.append(Call(name, module, *inputs, output))
+        args, kwargs = inputs
+        found.append(Call(name, module, args, kwargs, output))
 
     with evaluating(subject.density, subject.seed), hooked(subject.density, after=after):
         loss = loss_of(subject, examples)()
@@ -110,7 +110,8 @@ def _copied(call: Call) -> Call:
     def copy(leaf: Any) -> Any:
         return copies.setdefault(id(leaf), leaf.detach().clone()) if isinstance(leaf, Tensor) else leaf
 
-    return Call(call.name, call.module, *tree_map(copy, (call.args, call.kwargs, call.output)))
+    args, kwargs, output = tree_map(copy, (call.args, call.kwargs, call.output))
+    return Call(call.name, call.module, args, kwargs, output)
 
 
 def _is_of_floats(call: Call) -> bool:

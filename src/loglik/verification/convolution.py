@@ -45,11 +45,11 @@ def translation(subject: Subject) -> Iterator[Finding]:
     pooled = [c for c in found if isinstance(c.module, POOLINGS) and _stride(c.module) > 1]
     if whole:
         errors = [_moved(call, subject.seed) for call in whole]
-        computed = f"largest relative error away from the border, {len(whole)} of stride 1"
+        computed = f"largest relative error away from the border, {_counted(len(whole))} of stride 1"
         yield Finding.equal(computed, max(inside for inside, _ in errors), 0, tolerance=ROUNDING)
-        padded = max((every for call, (_, every) in zip(whole, errors, strict=True) if any(_paddings(call.module))), default=None)
-        if padded is not None:
-            yield Finding.reported("largest relative error with the border, where padding shows", padded)
+        padded = [every for call, (_, every) in zip(whole, errors, strict=True) if any(_paddings(call.module))]
+        if padded:
+            yield Finding.reported("largest relative error with the border, where padding shows", max(padded))
     for words, some in (("a convolution with a stride above 1", strided), ("a pooling with a stride above 1", pooled)):
         if some:
             error = max(_moved(call, subject.seed)[0] for call in some)
@@ -69,12 +69,14 @@ def convolution_parameters(subject: Subject) -> Iterator[Finding]:
         raise DoesNotApply("the weights of all convolutions of this model are computed from other parameters")
     wrong = {name: abs(sum(p.numel() for p in m.parameters()) - _formula(m)) for name, m in plain.items()}
     worst = max(wrong, key=lambda name: wrong[name])
-    what = f"largest |count - formula|, {len(plain)} layers" if len(plain) > 1 else f"|count - formula|, {worst}"
+    what = f"largest |count - formula|, {_counted(len(plain))}, at {worst}"
     yield Finding.equal(what, wrong[worst], 0)
     rows = [row for row in layer_counts(subject.density, loss_of(subject, 2)) if row.layer.split("#")[0] in plain]
     dense = [row for row in rows if row.dense_parameters is not None]
     if dense:
-        yield Finding.reported(f"parameters of {len(dense)} convolutions", float(sum(row.parameters for row in dense)))
+        yield Finding.reported(
+            f"parameters of {_counted(len(dense))} that ran", float(sum(row.parameters for row in dense))
+        )
         total = sum(row.dense_parameters or 0 for row in dense)
         yield Finding.reported("parameters of dense layers between the same inputs and outputs", float(total))
 
@@ -91,10 +93,14 @@ def receptive_field(subject: Subject) -> Iterator[Finding]:
     other = [call for call in found if type(call.module) not in CONVOLUTIONS]
     if own:
         wrong = max(max(abs(a - b) for a, b in _fields(call)) for call in own)
-        yield Finding.equal(f"largest |gradients - formula| in positions, {len(own)} layers each by itself", wrong, 0)
+        yield Finding.equal(
+            f"largest |gradients - formula| in positions, {_counted(len(own))}, each by itself", wrong, 0
+        )
     if other:
         beyond = max(max(a - b for a, b in _fields(call)) for call in other)
-        yield Finding.at_most(f"largest gradients - formula in positions, {len(other)} of other classes", beyond, 0)
+        yield Finding.at_most(
+            f"largest gradients - formula in positions, {_counted(len(other))} of other classes", beyond, 0
+        )
     if isinstance(subject.density, Classifier) and subject.data.spec.kind == "image":
         network, images = _images(subject)
         fields = receptive_fields(network, images)
@@ -138,12 +144,12 @@ def _moved(call: Call, seed: int) -> tuple[float, float]:
     sides = [2 * n + 8 * stride for n in margins]
     generator = torch.Generator().manual_seed(seed)
     large = torch.randn(2, call.x.shape[1], *(side + 1 for side in sides), generator=generator).to(call.x)
-    still, moved = (large[(..., *(slice(i, i + n) for n in sides))] for i in (1, 0))
+    still, moved = (large[(..., *[slice(i, i + n) for n in sides])] for i in (1, 0))
     with torch.no_grad():
         a, b = module(still), module(moved)  # b shows the same one position further on
     ends = (slice(None, -1), slice(1, None)) if stride == 1 else (slice(None), slice(None))
-    a, b = a[(..., *[ends[0]] * dims)], b[(..., *[ends[1]] * dims)]
-    inner = (..., *(slice(n // stride + 1, -(n // stride) - 1) for n in margins))
+    a, b = (out[(..., *[end] * dims)] for out, end in zip((a, b), ends, strict=True))
+    inner = (..., *[slice(n // stride + 1, -(n // stride) - 1) for n in margins])
     if stride == 1:
         return _relative(a[inner], b[inner]), _relative(a, b)
     a, b = a[inner], b[inner]
@@ -193,6 +199,10 @@ def _values(value: object, dims: int) -> list[int]:
 
 def _stride(module: nn.Module) -> int:
     return max(_values(module.stride, 1))
+
+
+def _counted(layers: int) -> str:
+    return f"{layers} convolution{'s' * (layers > 1)}"
 
 
 def _relative(a: Tensor, b: Tensor) -> float:

@@ -34,7 +34,7 @@ MIN_CHANGE = 1e-3  # of BatchNorm's output, relative, by the rest of the batch
 def layer_norm(subject: Subject) -> Iterator[Finding]:
     r"""LayerNorm takes its mean and variance over the features of one position, whatever else is in the batch.
 
-    RMSNorm takes the mean square in the place of the variance and no mean, $\gamma \odot h / \sqrt{\overline{h^2} + \varepsilon}$.
+    RMSNorm takes no mean, and the mean square in the place of the variance.
     """
     found = calls(subject, (nn.LayerNorm, nn.RMSNorm), what="LayerNorm or RMSNorm")
     formula = max(_difference(call.y, _layer_norm(call)) for call in found)
@@ -84,10 +84,10 @@ def batch_norm(subject: Subject) -> Iterator[Finding]:
         yield Finding.equal(
             "in testing, largest difference from the formula with the moving averages", test, 0, tolerance=ROUNDING
         )
-        yield Finding.equal(
-            "largest difference of the moving averages from their formula, after one batch", moved, 0, tolerance=ROUNDING
-        )
-        yield Finding.reported("largest distance of a moving mean from this batch's mean, in standard deviations", apart)
+        computed = "largest difference of the moving averages from their formula, after one batch"
+        yield Finding.equal(computed, moved, 0, tolerance=ROUNDING)
+        computed = "largest distance of a moving mean from this batch's mean, in standard deviations"
+        yield Finding.reported(computed, apart)
 
 
 @check(
@@ -161,7 +161,9 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _running(module: nn.Module) -> tuple[Tensor, Tensor]:
-    return module.running_mean.double(), module.running_var.double()  # type: ignore[operator, union-attr]
+    mean, variance = module.running_mean, module.running_var
+    assert isinstance(mean, Tensor) and isinstance(variance, Tensor)
+    return mean.double(), variance.double()
 
 
 def _normed(module: nn.Module, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
@@ -203,7 +205,7 @@ def _varies(call: Call) -> bool:
 
 
 def _sequences(subject: Subject) -> tuple[Float[Tensor, "B T D"], str]:
-    """Features as sequences: what the first norm receives, or the data; 8 examples are one where they have no places."""
+    """What the first norm receives, or the data, as sequences: 8 examples are one where they have no positions."""
     try:
         found = calls(subject, (nn.LayerNorm, nn.RMSNorm, *BATCH_NORMS), examples=MANY)
     except DoesNotApply:
