@@ -39,7 +39,7 @@ def translation(subject: Subject) -> Iterator[Finding]:
     give moved outputs where no padding is seen. With a stride above 1 the output is compared with the nearer of itself
     and itself moved by one, as no output lies between.
     """
-    found = calls(subject, (*CONVOLUTIONS, *POOLINGS), what="convolution or pooling")
+    found = _of_maps(calls(subject, (*CONVOLUTIONS, *POOLINGS), what="convolution or pooling"))
     whole = [c for c in found if isinstance(c.module, CONVOLUTIONS) and _stride(c.module) == 1]
     strided = [c for c in found if isinstance(c.module, CONVOLUTIONS) and _stride(c.module) > 1]
     pooled = [c for c in found if isinstance(c.module, POOLINGS) and _stride(c.module) > 1]
@@ -88,7 +88,7 @@ def receptive_field(subject: Subject) -> Iterator[Finding]:
     Each convolution by itself sees $d (k - 1) + 1$ positions, one of masked weights at most as many. In a classifier of
     images the recursion is followed through the whole network, with its border.
     """
-    found = calls(subject, CONVOLUTIONS, what="convolution")
+    found = _of_maps(calls(subject, CONVOLUTIONS, what="convolution"))
     own = [call for call in found if type(call.module) in CONVOLUTIONS]
     other = [call for call in found if type(call.module) not in CONVOLUTIONS]
     if own:
@@ -111,6 +111,19 @@ def receptive_field(subject: Subject) -> Iterator[Finding]:
         if growing:
             last = max(growing, key=lambda field: field.size)
             yield Finding.reported(f"largest field by the recursion, {last.layer}", float(max(last.size)))
+
+
+def _of_maps(found: list[Call]) -> list[Call]:
+    """The calls on a batch of maps (B, C, ...), which torch's own convolutions receive; classes of a user's own may not."""
+
+    def plain(call: Call) -> bool:
+        channels = getattr(call.module, "in_channels", call.x.shape[1] if call.x.dim() > 1 else 0)
+        return call.x.dim() == _dims(call.module) + 2 and call.x.shape[1] == channels
+
+    kept = [call for call in found if plain(call)]
+    if not kept:
+        raise DoesNotApply("no convolution of this model receives maps with its channels behind the batch")
+    return kept
 
 
 def _images(subject: Subject) -> tuple[nn.Module, Float[Tensor, "B C H W"]]:

@@ -32,6 +32,7 @@ EXAMPLES = 2  # in a chain of layers
 SPECTRA = 4  # layers whose singular values are computed
 TRIES = 16  # chains that are tried
 LAYERS, WIDTH = 24, 32  # of the new stack
+SHORTCUT = 1.0  # the factor of its shortcuts
 
 
 @check(
@@ -217,7 +218,7 @@ def _orders(x: Float[Tensor, "B D"], shortcut: bool, seed: int) -> float:
         outputs = [layers[0].double()(x).tanh()]
         for layer in layers[1:]:
             h = layer.double()(outputs[-1]).tanh()
-            outputs.append(outputs[-1] + h if shortcut else h)
+            outputs.append(SHORTCUT * outputs[-1] + h if shortcut else h)
         norms = [g.norm() for g in torch.autograd.grad(outputs[-1].square().mean(), [outputs[0], outputs[-1]])]
     return math.log10(norms[0] / norms[1])
 

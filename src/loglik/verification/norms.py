@@ -55,7 +55,7 @@ def batch_norm(subject: Subject) -> Iterator[Finding]:
     """BatchNorm depends on the batch in training, and in testing on its moving averages only."""
     found = [call for call in calls(subject, BATCH_NORMS, what="BatchNorm") if _varies(call)]
     if not found:
-        raise DoesNotApply("no BatchNorm of this model receives numbers that vary over the batch")
+        raise DoesNotApply("no BatchNorm of this model receives channels, behind the batch, that vary over it")
     size = len(found[0].x)
     trained = [_trained(call) for call in found]
     pairs = list(zip(found, trained, strict=True))
@@ -201,7 +201,8 @@ def _apart(call: Call) -> float:
 
 
 def _varies(call: Call) -> bool:
-    return len(call.x) > 2 and bool((call.x.double().std(0) > 1e-6).any())
+    channels = call.x.shape[1] == call.module.num_features
+    return channels and len(call.x) > 2 and bool((call.x.double().std(0) > 1e-6).any())
 
 
 def _sequences(subject: Subject) -> tuple[Float[Tensor, "B T D"], str]:
