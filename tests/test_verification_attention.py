@@ -58,7 +58,7 @@ def test_holds_under_a_mask_of_torchs_own_layers():
 
 def test_holds_for_padded_texts(tmp_path):
     words = ["good", "bad", "a film", "plot", "the end was not"]
-    lines = [f'"{" ".join(words[(i + j) % 5] for j in range(1 + i % 3))}",{"ab"[i % 2]}' for i in range(60)]
+    lines = [f'"{" ".join(words[(i + j) % 5] for j in range(1 + i % 7))}",{"ab"[i % 2]}' for i in range(60)]
     path = tmp_path / "reviews.csv"
     path.write_text("\n".join(["text,label", *lines]), encoding="utf-8")
     subject = subject_of("classifier", str(path), label="label")

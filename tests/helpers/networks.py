@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from loglik.data import as_data
 from loglik.classification import Classifier
+from loglik.data import as_data
 from loglik.verification import Subject
 
 

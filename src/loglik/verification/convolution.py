@@ -104,7 +104,10 @@ def receptive_field(subject: Subject) -> Iterator[Finding]:
     if isinstance(subject.density, Classifier) and subject.data.spec.kind == "image":
         network, images = _images(subject)
         fields = receptive_fields(network, images)
-        measured = measured_fields(network, images, draws=2, seed=subject.seed)
+        try:
+            measured = measured_fields(network, images, draws=2, seed=subject.seed)
+        except RuntimeError:  # gradients are measured in float64, in which not every network runs
+            return
         differ = sum(measured.get(field.layer) != field.seen for field in fields)
         yield Finding.equal(f"layers of {len(fields)} whose fields differ, recursion against gradients", differ, 0)
         growing = [field for field in fields if field.jump is not None]
@@ -114,7 +117,7 @@ def receptive_field(subject: Subject) -> Iterator[Finding]:
 
 
 def _of_maps(found: list[Call]) -> list[Call]:
-    """The calls on a batch of maps (B, C, ...), which torch's own convolutions receive; classes of a user's own may not."""
+    """The calls on a batch of maps (B, C, ...): a user's own classes may receive something else."""
 
     def plain(call: Call) -> bool:
         channels = getattr(call.module, "in_channels", call.x.shape[1] if call.x.dim() > 1 else 0)
@@ -160,8 +163,8 @@ def _moved(call: Call, seed: int) -> tuple[float, float]:
     still, moved = (large[(..., *[slice(i, i + n) for n in sides])] for i in (1, 0))
     with torch.no_grad():
         a, b = module(still), module(moved)  # b shows the same one position further on
-    ends = (slice(None, -1), slice(1, None)) if stride == 1 else (slice(None), slice(None))
-    a, b = (out[(..., *[end] * dims)] for out, end in zip((a, b), ends, strict=True))
+    ends: tuple[slice, slice] = (slice(None, -1), slice(1, None)) if stride == 1 else (slice(None), slice(None))
+    a, b = (out[(..., *[end for _ in range(dims)])] for out, end in zip((a, b), ends, strict=True))
     inner = (..., *[slice(n // stride + 1, -(n // stride) - 1) for n in margins])
     if stride == 1:
         return _relative(a[inner], b[inner]), _relative(a, b)

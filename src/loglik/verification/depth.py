@@ -52,6 +52,7 @@ def jacobian_product(subject: Subject) -> Iterator[Finding]:
         chain, first, last = _chain(loss, [call for call in found if _differentiable(call)])
         spectra = [singular_values(call.y, call.x, exact=64, iterations=12) for call in _weighted(chain)[:SPECTRA]]
         layers = [_double(call) for call in chain]
+        _check_precision(layers)
         product = last.double()
         for call in reversed(layers):
             product = _from_left(call, product)
@@ -175,6 +176,18 @@ def _double(call: Call) -> Call:
     copies: dict[int, Tensor] = {}
     args, kwargs, output = tree_map(convert, (call.args, call.kwargs, call.output))
     return Call(call.name, copy.deepcopy(call.module).double().eval(), args, kwargs, output)
+
+
+def _check_precision(layers: list[Call]) -> None:
+    """Raise DoesNotApply where a layer does not run in float64, which finite differences need."""
+    for call in layers:
+        try:
+            with torch.no_grad():
+                double = rerun(call, call.x).dtype == torch.float64
+        except RuntimeError:
+            double = False
+        if not double:
+            raise DoesNotApply(f"{call.name} does not run in float64, which finite differences need")
 
 
 def _from_left(call: Call, gradient: Tensor) -> Tensor:
