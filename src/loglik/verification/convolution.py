@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -160,17 +161,22 @@ def _moved(call: Call, seed: int) -> tuple[float, float]:
     sides = [2 * n + 8 * stride for n in margins]
     generator = torch.Generator().manual_seed(seed)
     large = torch.randn(2, call.x.shape[1], *(side + 1 for side in sides), generator=generator).to(call.x)
-    still, moved = (large[(..., *[slice(i, i + n) for n in sides])] for i in (1, 0))
+    still, moved = (_at(large, [slice(i, i + n) for n in sides]) for i in (1, 0))
     with torch.no_grad():
         a, b = module(still), module(moved)  # b shows the same one position further on
-    ends: tuple[slice, slice] = (slice(None, -1), slice(1, None)) if stride == 1 else (slice(None), slice(None))
-    a, b = (out[(..., *[end for _ in range(dims)])] for out, end in zip((a, b), ends, strict=True))
-    inner = (..., *[slice(n // stride + 1, -(n // stride) - 1) for n in margins])
+    inner = [slice(n // stride + 1, -(n // stride) - 1) for n in margins]
+    before, after = [slice(None, -1)] * dims, [slice(1, None)] * dims
     if stride == 1:
-        return _relative(a[inner], b[inner]), _relative(a, b)
-    a, b = a[inner], b[inner]
-    further = _relative(a[(..., *[slice(None, -1)] * dims)], b[(..., *[slice(1, None)] * dims)])
-    return min(_relative(a, b), further), _relative(a, b)
+        a, b = _at(a, before), _at(b, after)
+        return _relative(_at(a, inner), _at(b, inner)), _relative(a, b)
+    nearer = min(_relative(_at(a, inner), _at(b, inner)), _relative(_at(a, before), _at(b, after)))
+    return nearer, _relative(a, b)
+
+
+def _at(x: Tensor, parts: Sequence[slice]) -> Tensor:
+    """Slices of the last dimensions."""
+    index: tuple[Any, ...] = (..., *parts)
+    return x[index]
 
 
 def _fields(call: Call) -> list[tuple[int, int]]:

@@ -213,14 +213,13 @@ def _change(loss: Tensor, first: Tensor, last: Tensor) -> float | None:
 
 
 def _features(subject: Subject) -> Float[Tensor, "B D"]:
-    """The data as standardised numbers, or standard normal noise in the place of tokens."""
-    x = subject.examples.x[:]
+    """The data as standardised numbers; noise in the place of tokens, and of columns with values that are missing."""
+    x = subject.examples.x[:].flatten(1).cpu().double()
     if subject.data.spec.kind == "text":
-        return torch.randn(64, WIDTH, dtype=torch.float64)
-    x = x.flatten(1).cpu().double()
+        return torch.randn(len(x), WIDTH, dtype=torch.float64)
+    x = torch.where(x.isfinite().all(0), x, torch.randn_like(x))
     std = x.std(0)
-    x = (x - x.mean(0)) / torch.where(std > 0, std, torch.ones_like(std))
-    return x[:, x.isfinite().all(0)]
+    return (x - x.mean(0)) / torch.where(std > 0, std, torch.ones_like(std))
 
 
 def _orders(x: Float[Tensor, "B D"], shortcut: bool, seed: int) -> float:
