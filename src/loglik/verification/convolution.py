@@ -114,7 +114,7 @@ def receptive_field(subject: Subject) -> Iterator[Finding]:
         growing = [field for field in fields if field.jump is not None]
         if growing:
             last = max(growing, key=lambda field: field.size)
-            yield Finding.reported(f"largest field by the recursion, {last.layer}", float(max(last.size)))
+            yield Finding.reported(f"largest field by the recursion in pixels, {last.layer}", float(max(last.size)))
 
 
 def _of_maps(found: list[Call]) -> list[Call]:

@@ -120,7 +120,7 @@ def batch_norm_breaks(subject: Subject) -> Iterator[Finding]:
         computed = f"BatchNorm's relative error in batches of {size} against one of {len(h)}, {source}"
         yield Finding.reported(computed, errors[size])
     ratio = errors[sizes[-1]] / max(errors[sizes[0]], 1e-30)
-    yield Finding.at_least(f"its error in batches of {sizes[-1]} by that of {sizes[0]}", ratio, 1)
+    yield Finding.at_least(f"ratio of its error in batches of {sizes[-1]} to that in batches of {sizes[0]}", ratio, 1)
     yield Finding.equal("LayerNorm's relative error in these batches", unmoved, 0, tolerance=ROUNDING)
     real = _cut(h, subject.seed)
     padded = h * real.unsqueeze(-1)

@@ -19,7 +19,7 @@ from loglik.verification.calls import loss_of
 from loglik.verification.check import Finding, check
 from loglik.verification.subject import DoesNotApply, Subject
 
-__all__ = ["Shortcut", "Sum", "Sums", "shortcut", "shortcuts_of", "sums_of"]
+__all__ = ["Shortcut", "Sum", "Sums", "counted", "shortcut", "shortcuts_of", "sums_of"]
 
 SECTION = "Convolutional and deep networks"
 ADDITIONS = ("add", "__add__", "__radd__", "__iadd__")
@@ -86,7 +86,7 @@ def shortcut(subject: Subject) -> Iterator[Finding]:
         worst = max(worst, float((whole - branch - v).norm() / (v.norm() + branch.norm())))
         kept.append(float(whole.norm() / v.norm()))
         alone.append(float(branch.norm() / v.norm()))
-    computed = f"largest relative error of ∂H/∂x - ∂F/∂x against the identity, {len(found)} shortcuts"
+    computed = f"largest relative error of ∂H/∂x - ∂F/∂x against the identity, {counted(found)}"
     yield Finding.equal(computed, worst, 0, tolerance=ROUNDING)
     yield Finding.reported("mean of ‖vᵀ ∂H/∂x‖ / ‖v‖, with the shortcut", sum(kept) / len(kept))
     yield Finding.reported("mean of ‖vᵀ ∂F/∂x‖ / ‖v‖, of the branch alone", sum(alone) / len(alone))
@@ -116,6 +116,11 @@ class Sums(TorchFunctionMode):
         block, x = self.running[-1] if self.running else ("", None)
         self.found.append(Sum(number, block, x, a, b, out))
         return out.clone()  # an activation in place would change the sum
+
+
+def counted(found: list[Shortcut]) -> str:
+    """The number of shortcuts in words."""
+    return f"{len(found)} shortcut{'s' * (len(found) > 1)}"
 
 
 def shortcuts_of(subject: Subject) -> tuple[Tensor, list[Shortcut]]:
