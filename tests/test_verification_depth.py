@@ -21,7 +21,7 @@ def resnet():
 
 @pytest.fixture(scope="module")
 def vit():
-    return subject_of("classifier", "digits", network="vit")
+    return subject_of("classifier", "digits", network="vit", width=64, train=2)
 
 
 class Halved(torch.autograd.Function):
@@ -52,7 +52,7 @@ def test_holds_for_torchs_own_layers(name):
 
 
 def test_holds_for_a_unet():
-    subject = subject_of("diffusion", "digits", kind="unet", width=16)
+    subject = subject_of("diffusion", "digits", kind="unet", width=8, train=2)
     assert [outcome(name, subject) for name in NAMES] == ["holds"] * 3
 
 
@@ -65,10 +65,10 @@ def test_a_recurrence_has_no_shortcut():
     assert outcome("shortcut", built(nn.LSTM(16, 16, batch_first=True))) == "does not apply"
 
 
-@pytest.mark.parametrize("family", ["flow", "vae", "autoregressive"])
+@pytest.mark.parametrize("family", ["flow", "vae"])
 def test_nothing_fails_for_a_density_of_a_table(family):
     x = torch.randn(400, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 100.0, 0.01])
-    subject = subject_of(family, x.round().clamp(0, 3).byte().numpy() if family == "autoregressive" else x.numpy())
+    subject = subject_of(family, x.numpy(), train=1)
     assert "fails" not in [outcome(name, subject) for name in NAMES]
 
 
