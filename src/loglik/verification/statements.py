@@ -1,5 +1,20 @@
 """Importing this module registers every statement, in the order of the notes."""
 
-from loglik.verification import classifier, diffusion, likelihood, minimal_kl, normalisation
+# isort: off
+from loglik.verification import attention, norms, convolution, depth, shortcuts
+from loglik.verification import classifier, diffusion
+from loglik.verification import likelihood, normalisation, minimal_kl
+# isort: on
 
-__all__ = ["classifier", "diffusion", "likelihood", "minimal_kl", "normalisation"]
+__all__ = [
+    "attention",
+    "classifier",
+    "convolution",
+    "depth",
+    "diffusion",
+    "likelihood",
+    "minimal_kl",
+    "normalisation",
+    "norms",
+    "shortcuts",
+]
