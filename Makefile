@@ -1,5 +1,5 @@
 # make compare   the main job: every family on real digits, one table, one page
-# make test      lint, types, arrows between the rooms, tests
+# make test      lint, types, import directions, tests
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -7,7 +7,7 @@ READY  := $(VENV)/ready
 # versions to install; `make setup CONSTRAINTS=` installs the newest that pyproject.toml allows
 CONSTRAINTS ?= constraints.txt
 
-# threads that wait asleep, after a few microseconds of spinning: see docs/decisions.md
+# waiting threads spin for a few microseconds, then sleep: see docs/decisions/networks.md
 ifndef OMP_WAIT_POLICY
 export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT ?= 500
@@ -17,7 +17,7 @@ endif
 
 setup: $(READY)
 
-$(READY): pyproject.toml $(CONSTRAINTS) hatch_build.py src/loglik/flows/native/spline.c
+$(READY): pyproject.toml $(CONSTRAINTS) hatch_build.py src/loglik/cpu/native/spline.c
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[dev]'
 	touch $@

@@ -232,7 +232,7 @@ def test_the_t_step_bound_of_whole_numbers_sums_to_at_most_one():
     [
         (lambda: VLB(steps=0), "steps must be at least 2, or None for continuous time, got 0"),
         (lambda: VLB(10, spacing="even"), "unknown spacing 'even': use logsnr, time, quadratic, karras"),
-        (lambda: VLB(whole=True), "continuous time has no whole sum: give steps"),
+        (lambda: VLB(whole=True), "continuous time has no whole sum: pass steps"),
         (lambda: ODE(steps=0), "steps must be at least 2, got 0"),
         (lambda: ODE(probes=0), "probes must be at least 1, or None, got 0"),
     ],
@@ -277,7 +277,7 @@ def test_the_adaptive_solver_steps_for_each_example(float64):
     found = solve(lambda x, u: -x.square(), start, *ends, tolerance=1e-8)
     assert (found.x - start / (1 + start)).abs().max() < 1e-6 and found.rows < 1.7 * found.evaluations
     with pytest.raises(ValueError, match="more than 3 steps"):
-        solve(lambda x, u: -x.square(), start, *ends, tolerance=1e-12, most=3)
+        solve(lambda x, u: -x.square(), start, *ends, tolerance=1e-12, max_steps=3)
 
 
 def test_the_flow_and_the_marginals_agree(float64):

@@ -174,6 +174,29 @@ def test_simple_is_ddpms_loss_and_v_is_the_error_of_v(float64):
     torch.testing.assert_close(factor * alpha(logsnr) ** 2, torch.ones(1000))  # ‖v - v̂‖² = ‖ε - ε̂‖² / α²
 
 
+@pytest.mark.parametrize("steps", [None, 30])
+@pytest.mark.parametrize("times", TIMES)
+def test_a_weighting_of_ones_own_is_that_of_score_matching(float64, times, steps):
+    """λ(t) = σ_t²/2 is DDPM's simple loss, and λ(t) = β(t)/2 the likelihood's."""
+    schedule, u = LinearBeta(), (torch.arange(64) + 0.5) / 64
+    own = {
+        "simple": lambda t: schedule.sigma(t).square() / 2,
+        "likelihood": lambda t: schedule.beta(t) / 2,
+    }
+    for name, weight in own.items():
+        logsnr, factor, _ = ScoreMatching(name, times=times, steps=steps).draw(schedule, u)
+        same, mine, _ = ScoreMatching(weight, times=times, steps=steps).draw(schedule, u)
+        torch.testing.assert_close(same, logsnr)
+        if steps is None or name == "simple":  # a chain's likelihood weighs by its steps, not by β(t)
+            torch.testing.assert_close(mine, factor)
+
+
+def test_a_weighting_of_ones_own_trains():
+    density = Diffusion(small().denoiser, (2,), objective=ScoreMatching(lambda t: 1 + t))
+    density.loss(torch.randn(16, 2)).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in density.denoiser.parameters())
+
+
 def test_the_objective_in_t_steps_is_the_bound_in_t_steps(float64):
     schedule, x = LinearLogSNR(6.0, -6.0), torch.randn(2, 2).repeat(4000, 1)
     diffusion = small(schedule=schedule, objective=ScoreMatching(steps=10)).double()
@@ -246,10 +269,10 @@ def test_classifier_free_guidance_is_its_formula():
     diffusion = conditional(sampler=Sampler(guidance=3.0)).eval()
     x_t, logsnr, y = torch.randn(3, 2), torch.zeros(3), torch.arange(3)
     guided, cost = diffusion._guided(y)
-    given = diffusion.denoiser(x_t, logsnr, y)
+    with_y = diffusion.denoiser(x_t, logsnr, y)
     without = diffusion.denoiser(x_t, logsnr, y, torch.zeros(3, dtype=torch.bool))
-    torch.testing.assert_close(guided(x_t, logsnr), without + 3 * (given - without))
-    assert cost == 2 and not torch.allclose(given, without)
+    torch.testing.assert_close(guided(x_t, logsnr), without + 3 * (with_y - without))
+    assert cost == 2 and not torch.allclose(with_y, without)
     diffusion.sampler = Sampler(method="unipc", steps=4, guidance=3.0)
     assert diffusion.draw(3, y)[1] == 8
 
@@ -302,7 +325,7 @@ def test_a_classifier_of_noised_data_guides(float64):
 
 
 def test_inpainting_is_the_conditional_density(float64):
-    """Of a correlated Gaussian: x_2 given x_1 = 1 is N(ρ, 1 - ρ²)."""
+    """For a correlated Gaussian, x_2 given x_1 = 1 is N(ρ, 1 - ρ²)."""
     rho = 0.8
     covariance = torch.tensor([[1.0, rho], [rho, 1.0]])
     diffusion = Diffusion(CorrelatedDenoiser(torch.zeros(2), covariance), (2,), sampler=Sampler(steps=40))

@@ -117,7 +117,7 @@ def test_a_warm_up_can_be_turned_off():
 
 
 def test_recipes_tell_their_options():
-    assert recipe("flow").options["conditional"] is False
+    assert recipe("flow").options["conditional"].default is False
     for name, entry in RECIPES.items():
         assert entry.name == name and entry.summary and "size" in entry.options
 
@@ -170,7 +170,7 @@ def test_every_network_classifies_every_size_of_image(network, spec):
 
 def test_convolutions_are_for_images():
     table = DataSpec(kind="array", event_shape=(5,), classes=("a", "b"))
-    with pytest.raises(ValueError, match="network=resnet takes images"):
+    with pytest.raises(ValueError, match="network=resnet classifies images"):
         build("classifier", table, network="resnet")
     with pytest.raises(ValueError, match="unknown network 'gru'"):
         build("classifier", table, network="gru")

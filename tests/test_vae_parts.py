@@ -325,11 +325,14 @@ def test_posterior_collapse_is_named():
         (lambda: Gaussian((2,), -1.0), "scale must be .* got -1.0"),
         (lambda: Mixed([]), "at least one part"),
         (lambda: Mixed([Gaussian((2, 2))]), r"events of shape \(D,\), got \(2, 2\)"),
-        (lambda: local(shape=(4,)), r"takes images \(C, H, W\), got events of shape \(4,\)"),
+        (lambda: local(shape=(4,)), r"needs images \(C, H, W\), got events of shape \(4,\)"),
         (lambda: VampPrior(2, (3,), 0), "components must be at least 1, got 0"),
         (lambda: VampPrior(2, (3,)).log_prob(torch.zeros(1, 2)), "needs the encoder of a VAE"),
         (lambda: two_pixel_vae(prior=VampPrior(2, SHAPE), posterior=maf(2)), "leave the posterior's transforms out"),
-        (lambda: VAE(MLP(2, 4), MLP(2, 5), Categorical(SHAPE, 3), latent=2).sample(1), "must give 6 numbers.* gave 5"),
+        (
+            lambda: VAE(MLP(2, 4), MLP(2, 5), Categorical(SHAPE, 3), latent=2).sample(1),
+            "return 6 values.* returned 5",
+        ),
         (lambda: prior_of("vampire", 2, 8, SHAPE), "unknown prior 'vampire': use normal, vamp"),
     ],
 )

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import loglik.networks.attention
-from helpers.networks import built, changed, running
 from helpers.verified import outcome, subject_of
+from helpers.verified_networks import built, changed, running
 from loglik.networks import ViT
 from loglik.networks.attention import SelfAttention, attention_weights
 

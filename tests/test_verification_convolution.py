@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from helpers.networks import Mean, built, changed, of_images, running
 from helpers.verified import outcome, subject_of
+from helpers.verified_networks import Mean, built, changed, of_images, running
 
 NAMES = ["translation", "convolution-parameters", "receptive-field"]
 

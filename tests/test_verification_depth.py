@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from helpers.networks import Mean, built, changed, of_images, running
 from helpers.verified import outcome, subject_of
+from helpers.verified_networks import Mean, built, changed, of_images, running
 from loglik.networks.resnet import _Block as Block
 from loglik.networks.transformer import _Block as TransformerBlock
 from loglik.verification import depth

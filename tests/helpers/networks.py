@@ -1,77 +1,47 @@
-"""Networks built by hand from torch's own layers, in densities, and copies of a subject with some layers changed."""
-
-from __future__ import annotations
-
-import copy
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+"""Networks to inspect: residual networks written out here, and the vision networks of the library."""
 
 import torch
 from torch import nn
 
-from loglik.classification import Classifier
-from loglik.data import as_data
-from loglik.verification import Subject
+from loglik.networks import ConvNet, ResNet, ViT
 
 
-class Rows(nn.Module):
-    """Digits (B, 1, 8, 8) as sequences of 8 rows, read by a network of sequences, as their mean."""
+class Block(nn.Module):
+    """A residual block, with a projection where the shapes differ; the sum is in place, as many write it."""
 
-    def __init__(self, network: nn.Module, width: int = 16, positions: bool = True) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> None:
         super().__init__()
-        self.embed, self.network = nn.Linear(8, width), network
-        self.positions = nn.Parameter(torch.randn(8, width)) if positions else None
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=dilation, dilation=dilation, bias=False)
+        self.norm1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        same = stride == 1 and inputs == outputs
+        self.shortcut = nn.Identity() if same else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride))
+        self.act = nn.ReLU(inplace=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = self.embed(x.flatten(1, 2).float() / 16)
-        h = self.network(h if self.positions is None else h + self.positions)
-        return (h[0] if isinstance(h, tuple) else h).mean(1)
+        h = self.norm2(self.conv2(self.act(self.norm1(self.conv1(x)))))
+        h += self.shortcut(x)
+        return self.act(h)
 
 
-def built(network: nn.Module, width: int = 16, **kwargs: Any) -> Subject:
-    """A classifier of digits over a network of sequences (B, 8, E), untrained."""
-    torch.manual_seed(0)
-    density = Classifier(Rows(network, width, **kwargs), nn.Linear(width, 10), 10)
-    return Subject(density.eval(), as_data("digits"))
+def resnet(channels: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, 4, 7, 2, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2, 1),
+        Block(4, 4, dilation=2),
+        Block(4, 6, stride=2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 3),
+    )
 
 
-def of_images(*layers: nn.Module) -> Subject:
-    """A classifier of digits over layers that give 4 features, untrained."""
-    density = Classifier(nn.Sequential(*layers), nn.Linear(4, 10), 10, prepare=Scaled())
-    return Subject(density.eval(), as_data("digits"))
-
-
-class Scaled(nn.Module):
-    """Grey levels 0 ... 16 as numbers 0 ... 1."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.float() / 16
-
-
-class Mean(nn.Module):
-    """The mean over positions of maps (B, C, H, W)."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.mean((2, 3))
-
-
-def changed(subject: Subject, kind: type[nn.Module], change: Callable[[Any], object]) -> Subject:
-    """The subject with a change made to each module of a kind, in a copy."""
-    density = copy.deepcopy(subject.density)
-    modules = [module for module in density.modules() if isinstance(module, kind)]
-    assert modules
-    with torch.no_grad():
-        for module in modules:
-            change(module)
-    return replace(subject, density=density)
-
-
-def running(forward: Callable[..., Any]) -> Callable[[nn.Module], None]:
-    """A change: the module runs another forward, and keeps its class's name and its weights."""
-
-    def change(module: nn.Module) -> None:
-        kind = type(module)
-        module.__class__ = type(kind.__name__, (kind,), {"forward": forward})
-
-    return change
+VISION = {
+    "resnet": lambda: ResNet(1, widths=(4, 8), blocks=(2, 1)),
+    "bottlenecks": lambda: ResNet(1, widths=(4, 8), blocks=(1, 1), block="bottleneck", stem="large"),
+    "plain": lambda: ConvNet(1, widths=(4, 8), blocks=(1, 1), norm="none"),
+    "vit": lambda: ViT((1, 96, 96), patch=16, width=8, depth=1, heads=2),
+    "hybrid": lambda: ViT((1, 96, 96), patch=8, stem=(4,), width=8, depth=2, heads=2, pool="class"),
+}

@@ -1,4 +1,4 @@
-"""Diffusion models as densities: noise schedules, denoisers, objectives, likelihoods and samplers."""
+"""Diffusion models as densities: noise schedules, denoisers, score matching, likelihoods and samplers."""
 
 from loglik.diffusion.chain import Chain, Discrete, ddpm_betas
 from loglik.diffusion.columns import ColumnDenoiser

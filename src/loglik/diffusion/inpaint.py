@@ -1,4 +1,4 @@
-"""Inpainting: the unknown part of events drawn given the known part."""
+"""Inpainting: draw the unknown part of events given the known part."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def inpaint(
     steps: int,
     repeats: int,
 ) -> tuple[Float[Tensor, "B ..."], Float[Tensor, ""]]:
-    r"""RePaint: the ancestral chain with the known part replaced by its noised self at every level.
+    r"""Run RePaint: the ancestral chain, with the known part replaced by its noised version at every step.
 
     After each step from t to s the point is noised back to t and the step is made again, `repeats` times in all, so
     that the unknown part comes to agree with the known one: replacement alone ($r = 1$) makes it agree only roughly.
-    Gives z and the log-SNR at the last level.
+    Returns z and the log-SNR at the last noise level.
 
     Source: Lugmayr et al. 2022, "RePaint: inpainting using denoising diffusion probabilistic models", algorithm 1.
     """

@@ -163,7 +163,8 @@ class ScoreMatching(nn.Module):
     Draws are spread evenly over the batch, as in Kingma et al. 2021, appendix I.1.
 
     Args:
-        weighting: `likelihood` (the bound itself), `simple` (DDPM's), `data`, `v`, `min-snr` or `sigmoid`.
+        weighting: `likelihood` (the bound itself), `simple` (DDPM's), `data`, `v`, `min-snr` or `sigmoid`; or a
+            function λ(t), from times (B,) to the weights (B,) of denoising score matching.
         times: `uniform` in the log-SNR (a learned schedule's own density; for the likelihood the importance sampling of
             Song et al. 2021); `time`, uniform in t; or `importance`, in proportion to the root mean square of the
             losses seen in each part of the log-SNR (Nichol and Dhariwal 2021, eq. 18).
@@ -174,10 +175,16 @@ class ScoreMatching(nn.Module):
 
     moments: Tensor
 
-    def __init__(self, weighting: str = "likelihood", *, times: str = "uniform", steps: int | None = None) -> None:
+    def __init__(
+        self,
+        weighting: str | Callable[[Tensor], Tensor] = "likelihood",
+        *,
+        times: str = "uniform",
+        steps: int | None = None,
+    ) -> None:
         super().__init__()
-        if weighting not in WEIGHTINGS:
-            raise ValueError(f"unknown weighting {weighting!r}: use {', '.join(WEIGHTINGS)}")
+        if not callable(weighting) and weighting not in WEIGHTINGS:
+            raise ValueError(f"unknown weighting {weighting!r}: use {', '.join(WEIGHTINGS)}, or a function λ(t)")
         if times not in TIMES:
             raise ValueError(f"unknown times {times!r}: use {', '.join(TIMES)}")
         if steps is not None and steps < 2:
@@ -208,7 +215,13 @@ class ScoreMatching(nn.Module):
             logsnr, p = schedule.draw(u)
             rate = p if self.weighting in ("likelihood", "sigmoid") else schedule.rate(schedule.time(logsnr))
             measure = 1 / p
-        return logsnr, WEIGHTINGS[self.weighting](logsnr, rate) * measure / density, u
+        return logsnr, self._weight(schedule, logsnr, rate) * measure / density, u
+
+    def _weight(self, schedule: NoiseSchedule, logsnr: Tensor, rate: Tensor) -> Float[Tensor, " B"]:
+        r"""Return $w(\lambda)$: by name, or $2 r \lambda(t) / \sigma_t^2$ for a function λ(t)."""
+        if isinstance(self.weighting, str):
+            return WEIGHTINGS[self.weighting](logsnr, rate)
+        return 2 * rate * self.weighting(schedule.time(logsnr)) * (1 + torch.exp(logsnr))
 
     def measure(self, schedule: NoiseSchedule, ends: Ends) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
         """Return the log-SNRs and weights of the likelihood's sum over a chain, or of a quadrature of its integral."""

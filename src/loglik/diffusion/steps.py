@@ -1,4 +1,4 @@
-r"""Update rules: from the noise level t to the lower level s, each with the denoiser's $\hat x(x_t)$ as all it knows.
+r"""Update rules of samplers: from the noise level t to the lower level s, with the denoiser's $\hat x(x_t)$.
 
 λ is the log-SNR, $\ell = \lambda/2 = \log(\alpha/\sigma)$, $h = \ell_s - \ell_t > 0$, and $y = x/\alpha$ with
 $\rho = \sigma/\alpha$, in which the probability-flow ODE is $dy/d\rho = \hat\epsilon$ (Karras et al. 2022, "Elucidating
@@ -26,7 +26,7 @@ __all__ = ["RULES", "Level", "SamplerState"]
 
 @dataclass(frozen=True)
 class Level:
-    """A noise level, in every form that a rule may want; numbers of shape ()."""
+    """A noise level in the forms that rules use; tensors of shape ()."""
 
     t: Tensor
     logsnr: Tensor
@@ -56,7 +56,16 @@ class Level:
 
 @dataclass
 class SamplerState:
-    """What a walk from noise to data carries along; `past` has the levels before, the newest first."""
+    """The state of a sampler on its way from noise to data.
+
+    Attributes:
+        denoiser, schedule: of the diffusion.
+        noise: from a tensor to N(0, I) of its shape.
+        eta: of `ddim`.
+        evaluations: number of network evaluations so far.
+        past: earlier noise levels, each with a value that its rule keeps, the newest first.
+        before: x at the noise level before, for UniPC.
+    """
 
     denoiser: Denoise
     schedule: NoiseSchedule
@@ -64,7 +73,7 @@ class SamplerState:
     eta: float = 0.0
     evaluations: int = 0
     past: list[tuple[Level, Tensor]] = field(default_factory=list)
-    before: Tensor | None = None  # x at the level before, of UniPC
+    before: Tensor | None = None
 
     def denoise(self, x: Tensor, level: Level) -> Tensor:
         self.evaluations += 1
@@ -109,8 +118,10 @@ def euler_maruyama(x: Float[Tensor, "B ..."], t: Level, s: Level, state: Sampler
 def predictor_corrector(x: Float[Tensor, "B ..."], t: Level, s: Level, state: SamplerState) -> Float[Tensor, "B ..."]:
     r"""The ancestral chain's step, then one of Langevin at s: $x + \delta\,s(x) + \sqrt{2\delta}\,\epsilon$.
 
-    $\delta = \sigma_s^2 c / 4$ falls with the step, so that the whole converges; Song et al. take it from a constant
-    signal-to-noise ratio, whose error stays. Source: Song et al. 2021, "Score-based generative modeling", algorithm 3.
+    $\delta = \sigma_s^2 c / 4$ falls with the step, so that the whole converges; Song et al. set it from a
+    constant signal-to-noise ratio, whose error stays.
+
+    Source: Song et al. 2021, "Score-based generative modeling", algorithm 3.
     """
     x = ddpm(x, t, s, state)
     step = -0.25 * s.sigma.square() * torch.expm1(t.logsnr - s.logsnr)
@@ -134,10 +145,12 @@ ADAMS = {
 
 
 def ipndm(x: Float[Tensor, "B ..."], t: Level, s: Level, state: SamplerState) -> Float[Tensor, "B ..."]:
-    r"""Adams-Bashforth's weights of order up to 4 on $\hat\epsilon$, in ρ: as if its steps were even.
+    r"""Apply Adams-Bashforth's weights of order up to 4, which are for even steps, to $\hat\epsilon$ in ρ.
 
-    They are not, so its order is 2 in theory. Source: Zhang and Chen 2023, "Fast sampling of diffusion models with
-    exponential integrator", section 3.3; Liu et al. 2022, "Pseudo numerical methods".
+    The steps in ρ are not even, so the order is 2 in theory.
+
+    Source: Zhang and Chen 2023, "Fast sampling of diffusion models with exponential
+    integrator", section 3.3; Liu et al. 2022, "Pseudo numerical methods".
     """
     state.remember(t, t.noise(x, state.denoise(x, t)), 4)
     slope = sum(weight * value for weight, (_, value) in zip(ADAMS[len(state.past)], state.past, strict=True))
@@ -145,7 +158,7 @@ def ipndm(x: Float[Tensor, "B ..."], t: Level, s: Level, state: SamplerState) ->
 
 
 def exponential_weights(nodes: Sequence[Tensor], h: Tensor) -> Float[Tensor, " n"]:
-    r"""Weights $w_j$ with $\int_0^h e^{-(h-u)} p(u)\,du = \sum_j w_j\,p(u_j)$ for polynomials below degree n.
+    r"""Return weights $w_j$ with $\int_0^h e^{-(h-u)} p(u)\,du = \sum_j w_j\,p(u_j)$ for polynomials below degree n.
 
     From the moments $m_k = \int_0^h e^{-(h-u)} (u/h)^k du$: $m_0 = 1 - e^{-h}$, $m_k = 1 - \frac kh m_{k-1}$.
     """

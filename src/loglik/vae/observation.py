@@ -1,8 +1,8 @@
-r"""Observation models: normalised densities $p(x \mid \theta)$ whose parameters a decoder gives.
+r"""Observation models: normalised densities $p(x \mid \theta)$ whose parameters a decoder returns.
 
-D dimensions of an event, Q parameters of one dimension, P = Q·D of an event in all, in the order (Q, D): a
-convolution's outputs flattened. Those of integers 0 ... K-1 are in `levels`, that of images whose pixels see one
-another in `pixels`.
+D dimensions of an event, Q parameters of one dimension, P = Q·D of an event, in the order (Q, D): a convolution's
+outputs flattened. The models of integers 0 ... K-1 are in `levels`, the model of images whose pixels depend on one
+another is in `pixels`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ __all__ = ["Gaussian", "Mixed", "Observation", "to_float32"]
 
 
 class Observation(nn.Module, ABC):
-    """Independent dimensions given the parameters: `outputs` numbers of a decoder for one event.
+    """A density with independent dimensions given θ, the `outputs` parameters of an event from a decoder.
 
     Attributes:
         discrete: `log_prob` is the logarithm of a probability.
-        adds_marginal: the decoder's numbers are added to `marginal` of the training data; else they are all there is.
+        adds_marginal: the VAE adds the decoder's outputs to the `marginal` parameters of the training data.
     """
 
     discrete: bool
@@ -40,12 +40,12 @@ class Observation(nn.Module, ABC):
 
     @property
     def inputs(self) -> int:
-        """How many numbers `centre` gives an encoder for one event."""
+        """Return the number of values of an event after `centre`, which an encoder reads."""
         return self.dims
 
     @abstractmethod
     def log_prob(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
-        """Log p(x | θ) in nats."""
+        """Return log p(x | θ) in nats."""
 
     @abstractmethod
     def sample(self, theta: Float[Tensor, "B P"]) -> Shaped[Tensor, "B ..."]:
@@ -53,18 +53,18 @@ class Observation(nn.Module, ABC):
 
     @abstractmethod
     def mean(self, theta: Float[Tensor, "B P"]) -> Float[Tensor, "B ..."]:
-        """The expected x given θ, in the units of the data."""
+        """Return the expected x given θ, in the units of the data."""
 
     @abstractmethod
     def centre(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
-        """Numbers of order one that an encoder reads."""
+        """Scale x to values of order one, which an encoder reads."""
 
     @abstractmethod
     def marginal(self, x: Shaped[Tensor, "N ..."]) -> Float[Tensor, " P"]:
-        """Parameters that fit each dimension alone; a decoder starts from them."""
+        """Return the parameters that fit each dimension alone, from which a decoder starts."""
 
     def initialise(self, x: Shaped[Tensor, "N ..."]) -> None:
-        """Set what is not the decoder's to give from training data, before the first step."""
+        """Set the parameters that do not depend on the latents from training data, before the first step."""
         return None
 
     def _per_dim(self, theta: Float[Tensor, "B P"]) -> Float[Tensor, "B Q D"]:
@@ -81,8 +81,8 @@ class Gaussian(Observation):
     - \tfrac D2 \log 2\pi$; $\log \sigma$ stays within ±6 where it is learned.
 
     Args:
-        scale: where σ comes from. `example`: the decoder gives it, for each dimension of each example; `dim`: learned,
-            one a dimension; `shared`: learned, one for all; a number: fixed, so that $-\log p$ is the mean squared
+        scale: the source of σ. `example`: the decoder, for each dimension of each example; `dim`: learned, one per
+            dimension; `shared`: learned, one for all; a number: fixed, so that $-\log p$ is the mean squared
             error times $D / 2\sigma^2$, and a constant (the notes' reconstruction error has σ = 1).
 
     Raises ValueError for another scale.
@@ -111,7 +111,7 @@ class Gaussian(Observation):
     def log_prob(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
         mean, log_scale = self._split(theta)
         squares, precision = (x.flatten(1) - mean).square(), (-2 * log_scale).exp()
-        # one scale for all is taken out of the sum: a pass over all numbers less
+        # a shared scale factors out of the sum, which saves a pass over the data
         distance = squares.sum(1) * precision if log_scale.shape == (1,) else (squares * precision).sum(1)
         log_scales = log_scale.sum(-1) * (self.dims // log_scale.shape[-1])
         return -0.5 * distance - log_scales - 0.5 * self.dims * math.log(2 * math.pi)
@@ -141,11 +141,11 @@ class Gaussian(Observation):
 
 
 class Mixed(Observation):
-    r"""For tables: groups of columns have observation models of their own, independent given the parameters.
+    r"""Combine an observation model per group of columns, independent given the parameters, for tables.
 
     Args:
-        parts: each over events of shape (D_i,), D in all; the decoder's outputs are theirs in turn, (P_1, P_2, ...).
-        columns: of each part, which columns it models; consecutive ones by default.
+        parts: observation models of events of shape (D_i,), D in sum; the decoder's outputs are (P_1, P_2, ...).
+        columns: the columns of each part; consecutive by default.
 
     Raises:
         ValueError: no parts, a part over another shape, or columns that are not 0 ... D-1.
@@ -181,7 +181,7 @@ class Mixed(Observation):
         return list(x[:, self.order].split([part.dims for part in self.parts], dim=1))
 
     def _together(self, columns: Sequence[Tensor], like: Tensor) -> Shaped[Tensor, "B D"]:
-        """The parts' columns in the table's order."""
+        """Join the parts' columns in the table's order."""
         return torch.cat([part.to(like.dtype) for part in columns], 1)[:, self.position]
 
     def _theta(self, theta: Float[Tensor, "B P"]) -> list[Float[Tensor, "B P2"]]:
@@ -213,5 +213,5 @@ class Mixed(Observation):
 
 
 def to_float32(x: Tensor) -> Tensor:
-    """At least float32: densities are not computed in half precision."""
+    """Convert half precision to float32, in which densities are computed."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -17,8 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from loglik.inspection import fit_power, permutation_errors, sequence_cost
 from loglik.inspection.counts import FlopCount
-from loglik.inspection.equivariance import POSITION
 from loglik.inspection.layers import evaluating
+from loglik.inspection.permutation import POSITION
 from loglik.networks.attention import CrossAttention, SelfAttention
 from loglik.verification.calls import calls, loss_of
 from loglik.verification.check import Finding, check
@@ -113,7 +113,7 @@ def attention_cost(subject: Subject) -> Iterator[Finding]:
         if cost.kind in ("convolution", "recurrence"):
             computed = f"exponent of n, FLOPs of a {cost.kind}"
             yield Finding.equal(computed, cost.flops_law.p, 1, tolerance=0.01)
-            yield Finding.equal(f"exponent of n, memory of a {cost.kind}", cost.held_law.p, 1, tolerance=0.1)
+            yield Finding.equal(f"exponent of n, memory of a {cost.kind}", cost.saved_law.p, 1, tolerance=0.1)
     for cost in costs:
         words = "attention, fused" if cost.kind == "attention" else cost.kind
         computed = f"exponent of n of the measured time, {words}, n = {TIMED[0]} and {TIMED[-1]}"
