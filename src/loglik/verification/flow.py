@@ -32,7 +32,7 @@ SOLVER = 1e-2  # of the trace's integral in a few Runge-Kutta steps
 @check(
     "log-determinant",
     section=SECTION,
-    statement=r"\text{log\_det} = \log \left\lvert \det \frac{\partial z}{\partial x} \right\rvert",
+    statement=r"\log p(x) = \log p(z) + \log \left\lvert \det \frac{\partial z}{\partial x} \right\rvert",
 )
 def log_determinant(subject: Subject) -> Iterator[Finding]:
     r"""The log-determinant of every layer is that of its Jacobian, which autograd computes.
