@@ -146,7 +146,7 @@ class _Trained:
 
 
 def _trained(subject: Subject, beta: float) -> _Trained:
-    part = subject.part(VAE)
+    subject.part(VAE)
     name = subject.model.partition(":")[0]
     if name not in RECIPES or "beta" not in RECIPES[name].options:
         raise DoesNotApply("this density has no recipe by which a second one could be trained without the KL")
