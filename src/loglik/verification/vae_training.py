@@ -23,6 +23,7 @@ __all__ = ["reparameterised_gradient", "without_kl"]
 SECTION = "Deep generative models and the VAE"
 EXAMPLES = 8
 DRAWS = 512  # of the latents of each example, fewer of many latents
+MOVED = 0.5  # of a standard deviation
 LATENTS = 2**16  # numbers drawn for an example
 ROWS = 400  # of the data, for the two small VAEs
 BATCH = 32
@@ -41,8 +42,9 @@ def reparameterised_gradient(subject: Subject) -> Iterator[Finding]:
     r"""The gradient through the noise is unbiased, and of less variance than the score-function estimator.
 
     $f = \log p(x, z) - \log q(z \mid x)$, by a shift of $\mu_d$ and of $\log \sigma_d$ of all examples, for each
-    latent dimension d of the (top) posterior. The score-function estimator has each example's mean f as a baseline,
-    which leaves it unbiased; its variance is that without a baseline.
+    latent dimension d of the (top) posterior, whose mean is first moved by half a standard deviation. The
+    score-function estimator has the mean f of an example's other draws as a baseline, which leaves it unbiased; its
+    variance is that without a baseline.
     """
     part = subject.part(VAE)
     if len(part.density.posterior_flow):
@@ -89,11 +91,14 @@ def without_kl(subject: Subject) -> Iterator[Finding]:
 
 @dataclass(frozen=True)
 class _Gradients:
-    """Of f by a shift of μ and of log σ, N draws: through the noise, by the score function, and without a baseline."""
+    """Of f by D = 2L shifts, of μ and of log σ, in N draws.
 
-    noise: Float[Tensor, "N 2L"]
-    score: Float[Tensor, "N 2L"]
-    plain: Float[Tensor, "N 2L"]
+    `noise` through the noise, `score` by the score function with a baseline, `plain` without one.
+    """
+
+    noise: Float[Tensor, "N D"]
+    score: Float[Tensor, "N D"]
+    plain: Float[Tensor, "N D"]
 
 
 def _gradients(part: Part[VAE]) -> _Gradients:
@@ -118,7 +123,9 @@ def _gradients_of(vae: VAE, x: Tensor, context: Tensor | None) -> tuple[Tensor, 
     """Return the three estimates of the gradient for rows that are all one example."""
     with torch.no_grad():
         top = _top(vae)
-        parameters = torch.cat([part[:, :top] for part in vae.posterior(x, context)], 1)
+        mean, log_scale = (part[:, :top] for part in vae.posterior(x, context))
+        mean = mean + MOVED * log_scale.exp()  # at the best q the gradient is 0, as that of a wrong estimator may be
+        parameters = torch.cat([mean, log_scale + MOVED / 2], 1)
         inferred = vae._infer(x, context)
     shifted = parameters.requires_grad_()  # a row for each draw: a gradient for each
     mu, log_sigma = shifted.chunk(2, 1)
