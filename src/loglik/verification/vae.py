@@ -23,7 +23,7 @@ SECTION = "Deep generative models and the VAE"
 SAMPLES = (1, 4, 16, 64, 256)
 EXAMPLES = 16
 LATENTS = 64  # examples whose latents are compared
-KL_DRAWS = 64
+KL_DRAWS = 256
 REPEATS = 16
 DRAWS = 512
 ROUNDING = 1e-4
@@ -133,7 +133,9 @@ def closed_kl(subject: Subject) -> Iterator[Finding]:
     computed = f"closed KL less its mean over samples, {len(x)} examples; it is {size:.4g} nats"
     yield Finding.equal(computed, mean.mean().item(), 0, stderr=standard_error(mean), tolerance=ROUNDING)
     worst = (mean.abs() / (found.std(0) / math.sqrt(KL_DRAWS) + ROUNDING)).max().item()
-    yield Finding.at_most("the same of the worst example, in standard errors", worst, Z + 1)
+    yield Finding.at_most(
+        "the same of the worst example, in standard errors", worst, Z + 2
+    )  # of many examples, with heavy tails
 
 
 @check(

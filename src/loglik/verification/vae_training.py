@@ -16,6 +16,7 @@ from loglik.evaluation.scores import arguments, evaluating
 from loglik.recipes import RECIPES
 from loglik.vae import VAE, LadderVAE
 from loglik.verification.check import Finding, Z, check
+from loglik.verification.linear_vae import LinearVAE
 from loglik.verification.subject import DoesNotApply, Part, Subject
 
 __all__ = ["reparameterised_gradient", "without_kl"]
@@ -27,7 +28,7 @@ MOVED = 0.5  # of a standard deviation
 LATENTS = 2**16  # numbers drawn for an example
 ROWS = 400  # of the data, for the two small VAEs
 BATCH = 32
-STEPS = 200
+STEPS = 150
 RATE = 5e-3
 SMALLEST_FALL = 0.1  # of the mean log σ without the KL
 
@@ -39,12 +40,15 @@ SMALLEST_FALL = 0.1  # of the mean log σ without the KL
     r" \epsilon)] = \mathbb E_{q_\phi}[f(z) \nabla_\phi \log q_\phi(z)]",
 )
 def reparameterised_gradient(subject: Subject) -> Iterator[Finding]:
-    r"""The gradient through the noise is unbiased, and of less variance than the score-function estimator.
+    r"""The gradient through the noise is unbiased, as the score-function estimator is, whose variance is larger.
 
     $f = \log p(x, z) - \log q(z \mid x)$, by a shift of $\mu_d$ and of $\log \sigma_d$ of all examples, for each
     latent dimension d of the (top) posterior, whose mean is first moved by half a standard deviation. The
     score-function estimator has the mean f of an example's other draws as a baseline, which leaves it unbiased; its
-    variance is that without a baseline.
+    variance is that without a baseline. That it is the larger is no theorem for every f, so it is judged for a linear
+    VAE, whose f is quadratic.
+
+    Reference: Mohamed et al. 2020, "Monte Carlo gradient estimation in machine learning", section 5.
     """
     part = subject.part(VAE)
     if len(part.density.posterior_flow):
@@ -59,15 +63,19 @@ def reparameterised_gradient(subject: Subject) -> Iterator[Finding]:
         error = ((noise.var(0) + score.var(0)) / n).sqrt()
         worst = ((noise.mean(0) - score.mean(0)).abs() / (error + 1e-9)).max().item()
         computed = f"difference of the two gradients by {name}, {n:,} draws, largest of {half}, in standard errors"
-        yield Finding.at_most(computed, worst, Z + 1)
+        yield Finding.at_most(computed, worst, Z + 2)  # of many dimensions, with heavy tails
         difference = (noise - score).mean(1)  # by a shift of all dimensions at once
         mean, error_of_mean = difference.mean().item(), difference.std().item() / math.sqrt(n)
         computed = f"the same, mean over dimensions; through the noise it is {noise.mean().item():.4g}"
         yield Finding.equal(computed, mean, 0, stderr=error_of_mean, tolerance=1e-6)
-    variance, other = gradients.noise.var(0).sum().item(), gradients.plain.var(0).sum().item()
-    yield Finding.reported("variance of a draw through the noise, sum over dimensions", variance)
-    yield Finding.reported("variance of a draw by the score function", other)
-    yield Finding.at_least("variance by the score function over that through the noise", other / (variance + 1e-30), 1)
+    yield Finding.reported("variance of a draw through the noise, sum over dimensions", _variance(gradients.noise))
+    yield Finding.reported("variance of a draw by the score function", _variance(gradients.plain))
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(subject.seed)
+        linear = LinearVAE(subject.seed)
+        of_linear = _gradients(Part(linear.vae, linear.examples(EXAMPLES), None))
+    ratio = _variance(of_linear.plain) / _variance(of_linear.noise)
+    yield Finding.at_least("variance by the score function over that through the noise, of a linear VAE", ratio, 1)
 
 
 @check("without-kl", section=SECTION, statement=r"\beta = 0: \quad \sigma_\phi(x) \to 0")
@@ -112,6 +120,10 @@ def _gradients(part: Part[VAE]) -> _Gradients:
         context = None if part.context is None else part.context[n].expand(draws, *part.context.shape[1:])
         pieces.append(_gradients_of(vae, x, context))
     return _Gradients(*(torch.cat(rows) for rows in zip(*pieces, strict=True)))
+
+
+def _variance(gradients: Float[Tensor, "N D"]) -> float:
+    return gradients.var(0).sum().item()
 
 
 def _top(vae: VAE) -> int:
