@@ -85,7 +85,11 @@ def composed_log_determinant(subject: Subject) -> Iterator[Finding]:
         x = layers[0].x if layers else call.x
         dims = math.prod(x.shape[1:])
         if not layers or not x.is_floating_point() or dims > MAX_DIMS_ONE:
-            reason = f"a Jacobian of {dims:,} dimensions is too large" if layers else "every layer is random"
+            reason = (
+                f"a Jacobian of {dims:,} dimensions is too large"
+                if layers
+                else "every layer draws noise or gives codes"
+            )
             reasons.append(f"{call.label}: {reason}")
             continue
         yield _composed(call, layers, calls, EXAMPLES if dims <= MAX_DIMS else 1)
