@@ -2,8 +2,9 @@
 
 # isort: off
 from loglik.verification import attention, norms, convolution, depth, shortcuts
+from loglik.verification import vae, vae_training
 from loglik.verification import classifier, diffusion
-from loglik.verification import likelihood, normalisation, minimal_kl
+from loglik.verification import likelihood, normalisation, minimal_kl, flow
 # isort: on
 
 __all__ = [
@@ -12,9 +13,12 @@ __all__ = [
     "convolution",
     "depth",
     "diffusion",
+    "flow",
     "likelihood",
     "minimal_kl",
     "normalisation",
     "norms",
     "shortcuts",
+    "vae",
+    "vae_training",
 ]
