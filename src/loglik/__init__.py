@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from loglik.training import TrainingSettings
     from loglik.training.fit import fit
     from loglik.vae import VAE
+    from loglik.verification.verify import verify
 
 _HOME = {
     "Autoregressive": "autoregressive",
@@ -51,10 +52,11 @@ _HOME = {
     "kl_divergence": "divergence",
     "load": "runs",
     "sample": "tasks",
+    "verify": "verification.verify",
 }
 _ROOMS = (
     "autoregressive", "baselines", "classification", "data", "diffusion", "divergence", "evaluation", "flows",
-    "inspection", "networks", "recipes", "report", "tasks", "training", "transforms", "vae",
+    "inspection", "networks", "recipes", "report", "tasks", "training", "transforms", "vae", "verification",
 )  # fmt: skip
 
 __all__ = [
@@ -79,6 +81,7 @@ __all__ = [
     "kl_divergence",
     "load",
     "sample",
+    "verify",
 ]
 
 

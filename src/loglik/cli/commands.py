@@ -301,6 +301,42 @@ def inspect(
     print(f"page: {write_page(folder / 'inspection.html', found)}")
 
 
+@app.command()
+def verify(
+    model: Annotated[
+        str, typer.Argument(metavar="RUN|MODEL", help="A folder that `loglik fit` wrote, or a family, untrained.")
+    ],
+    data: Annotated[
+        str | None, typer.Argument(metavar="[DATA]", help="The run's own, or digits for a family, by default.")
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Names of checks, or beginnings of names: flow,normalised.")
+    ] = None,
+    out: Out = None,
+    json: Json = None,
+    label: Label = None,
+    seed: Seed = 0,
+) -> int:
+    """Check the theorems of the notes on a model: what holds, with the numbers; exit status 1 if one fails."""
+    from loglik.inspection import load_or_build
+    from loglik.runs import new_folder
+    from loglik.verification import print_verification, write_page
+    from loglik.verification.subject import Subject
+    from loglik.verification.verify import selected, verify_subject
+
+    checks = selected(None if only is None else [name.strip() for name in only.split(",") if name.strip()])
+    density, dataset, name, _ = load_or_build(model, data, label=label, seed=seed)
+    folder = folder_for(out, model, before="verify-")
+    new_folder(folder, resumable=False)
+    subject = Subject(density, dataset, name, split="all" if data else dataset.scored_split, seed=seed)
+    verification = verify_subject(subject, checks)
+    print_verification(verification)
+    if json is not None:
+        verification.write_json(json)
+    print(f"page: {write_page(folder / 'verification.html', verification)}")
+    return int(bool(verification.failed))
+
+
 listing = typer.Typer(no_args_is_help=True, help="List the models or the named data sets.")
 app.add_typer(listing, name="list")
 
