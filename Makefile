@@ -1,5 +1,5 @@
 # make compare   the main job: every family on real digits, one table, one page
-# make test      lint, types, arrows between the rooms, tests
+# make test      lint, types, import directions, tests
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -7,7 +7,7 @@ READY  := $(VENV)/ready
 # versions to install; `make setup CONSTRAINTS=` installs the newest that pyproject.toml allows
 CONSTRAINTS ?= constraints.txt
 
-# threads that wait asleep, after a few microseconds of spinning: see docs/decisions.md
+# waiting threads spin for a few microseconds, then sleep: see docs/decisions/networks.md
 ifndef OMP_WAIT_POLICY
 export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT ?= 500

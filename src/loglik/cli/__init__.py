@@ -20,7 +20,7 @@ MISTAKES = (ValueError, OSError, FloatingPointError, ImportError)
 
 def main() -> None:
     """Run the command line: a user's mistake is one line and exit status 2, with `--debug` a traceback."""
-    # threads that wait asleep, after a few microseconds of spinning: docs/decisions.md
+    # waiting threads spin for a few microseconds, then sleep: docs/decisions/networks.md
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ.setdefault("GOMP_SPINCOUNT", "500")
