@@ -11,6 +11,7 @@ NAMESPACE = "http://www.w3.org/1998/Math/MathML"
 ROWS = ("math", "mrow", "mtd", "mstyle", "mpadded")  # elements with any number of children
 FUNCTIONS = ("log", "ln", "exp", "sin", "cos", "tan", "tanh", "dim", "ker")
 THIN = {"width": "0.167em"}
+OPERATORS = {"~": "\u223c", "\u27fa": "\u27fa", "\u00b1": "\u00b1"}  # relations that latex2mathml writes as names
 BARS = ("|", "\N{DOUBLE VERTICAL LINE}")
 
 ET.register_namespace("", NAMESPACE)
@@ -36,12 +37,14 @@ def formula(text: str, where: str) -> str:
 
 
 def typeset(mathml: str) -> str:
-    """Return MathML with what browsers need beyond latex2mathml's: spaces, bars of one line's height, columns."""
+    """Return MathML with what browsers need beyond latex2mathml's: operators, spaces, short bars, columns."""
     root = ET.fromstring(mathml)
     for element in list(root.iter()):
         name = _name(element)
         if name == "mo" and element.text in BARS and not element.attrib:
             element.set("stretchy", "false")
+        if name == "mi" and element.text in OPERATORS:
+            element.tag, element.text = f"{{{NAMESPACE}}}mo", OPERATORS[element.text]
         if name == "mtable":
             _align(element)
         if name in ROWS:

@@ -1,16 +1,17 @@
 """A density of integers: spikes without noise, and a proper density of x + u."""
 
 import torch
+from loglik.flows.bases import GaussianMixture
 
 from loglik.flows import Flow
-from loglik.flows.bases import GaussianMixture
 from loglik.transforms import Dequantize
 
 CAPTION = {
-    "en": "Integers 0 ... 7. Left: a mixture of Gaussians trained on the integers themselves puts ever thinner spikes on them, and its "
-    "log-density rises without end. Right: the same model of x + u; its mass in each cell (line) is near the frequencies (bars).",
-    "zh": "整数 0 ... 7。左：直接用整数训练的高斯混合模型在整数上形成越来越细的尖峰，对数密度无限上升。右：对 x + u 训练的同一模型，"
-    "它在每个单元内的概率（线）接近数据的频率（柱）。",
+    "en": "Integers 0 ... 7. Left: a mixture of Gaussians trained on the integers themselves puts ever thinner "
+    "spikes on them, and its log-density rises without end. Right: the same model of x + u; its mass in each cell "
+    "(line) is near the frequencies (bars).",
+    "zh": "整数 0 ... 7。左：直接用整数训练的高斯混合模型在整数上形成越来越细的尖峰，对数密度无限上升。右：对 x + u "
+    "训练的同一模型，它在每个单元内的概率（线）接近数据的频率（柱）。",
 }
 
 

@@ -9,10 +9,10 @@ from torch.distributions import Normal
 from loglik.vae import VAE, Gaussian
 
 CAPTION = {
-    "en": "A VAE with one latent. Left: for one x, the posterior p(z | x) and a Gaussian q(z | x). Right: the bound of K "
-    "importance weights rises from the ELBO (K = 1) to log p(x), which is integrated on a grid.",
-    "zh": "只有一个隐变量的 VAE。左：给定一个 x，后验 p(z | x) 与高斯分布 q(z | x)。右：K 个重要性权重的下界从 ELBO（K = 1）"
-    "上升到 log p(x)，后者由网格积分得到。",
+    "en": "A VAE with one latent. Left: for one x, the posterior p(z | x) and a Gaussian q(z | x). Right: the bound "
+    "of K importance weights rises from the ELBO (K = 1) to log p(x), which is integrated on a grid.",
+    "zh": "只有一个隐变量的 VAE。左：给定一个 x，后验 p(z | x) 与高斯分布 q(z | x)。右：K 个重要性权重的下界从 ELBO"
+    "（K = 1）上升到 log p(x)，后者由网格积分得到。",
 }
 
 

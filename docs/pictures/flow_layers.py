@@ -7,9 +7,10 @@ from loglik.density import StandardNormal
 from loglik.flows import Flow, nsf
 
 CAPTION = {
-    "en": "A flow of four couplings on two moons. From left: the data x, the same points after two couplings, z after all four, which is "
-    "near N(0, I), and the density p(x) of the flow.",
-    "zh": "四个耦合层的流，数据是两个月牙。从左到右：数据 x，同样的点经过两层之后，经过全部四层之后的 z（接近 N(0, I)），以及流的密度 p(x)。",
+    "en": "A flow of four couplings on two moons. From left: the data x, the same points after two couplings, z "
+    "after all four, which is near N(0, I), and the density p(x) of the flow.",
+    "zh": "四个耦合层的流，数据是两个月牙。从左到右：数据 x，同样的点经过两层之后，经过全部四层之后的 z（接近 N(0, I"
+    ")），以及流的密度 p(x)。",
 }
 
 

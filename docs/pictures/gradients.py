@@ -9,11 +9,11 @@ from torch.distributions import Normal
 from loglik.vae import VAE, Gaussian
 
 CAPTION = {
-    "en": "Gradient of the ELBO by μ of one example of a VAE with 8 latents, by two estimators. Left: one draw. Right: the "
-    "error of a mean of draws. Both are unbiased; the score function needs far more draws for the same error, and a baseline "
-    "helps.",
-    "zh": "一个有 8 个隐变量的 VAE：某个样本的 ELBO 对 μ 的梯度，用两种估计量计算。左：单次抽样。右：多次抽样平均的误差。"
-    "两者都无偏，但要达到相同误差，得分函数估计量需要的抽样次数多得多；减去基线会有所改善。",
+    "en": "Gradient of the ELBO by μ of one example of a VAE with 8 latents, by two estimators. Left: one draw. "
+    "Right: the error of a mean of draws. Both are unbiased; the score function needs far more draws for the same "
+    "error, and a baseline helps.",
+    "zh": "一个有 8 个隐变量的 VAE：某个样本的 ELBO 对 μ 的梯度，用两种估计量计算。左：单次抽样。右：多次抽样平均的"
+    "误差。两者都无偏，但要达到相同误差，得分函数估计量需要的抽样次数多得多；减去基线会有所改善。",
 }
 LATENT, DRAWS = 8, 2**14
 
@@ -40,7 +40,7 @@ def draw(plt):
     figure, (left, right) = plt.subplots(1, 2)
     sizes = [2**k for k in range(12)]
     for (name, draws), line in zip(estimates.items(), ("-", ":", "--"), strict=True):
-        left.hist(draws.numpy(), bins=100, range=(-400, 400), density=True, histtype="step", linestyle=line, label=name)
+        left.hist(draws.numpy(), bins=100, range=(-700, 700), density=True, histtype="step", linestyle=line, label=name)
         errors = [(draws[: DRAWS // n * n].view(-1, n).mean(1) - truth).square().mean().sqrt() for n in sizes]
         right.loglog(sizes, errors, line, label=f"{name}, std {math.sqrt(draws.var()):.3g}")
     left.set(xlabel="gradient by one draw", yscale="log", yticks=[])

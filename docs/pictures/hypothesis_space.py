@@ -10,8 +10,10 @@ from loglik.networks import MLP
 
 CAPTION = {
     "en": "Two spirals and p(y | x) of three classifiers, each trained with the same number of steps. A line and "
-    "four hidden units are too few for the spirals; a wider and deeper hypothesis space has a member that separates them.",
-    "zh": "两条螺旋线，以及三个分类器的 p(y | x)，训练步数相同。一条直线或四个隐藏单元不足以分开螺旋线；更宽更深的假设空间里有能分开它们的成员。",
+    "four hidden units are too few for the spirals; a wider and deeper hypothesis space has a member that separates "
+    "them.",
+    "zh": "两条螺旋线，以及三个分类器的 p(y | x)，训练步数相同。一条直线或四个隐藏单元不足以分开螺旋线；更宽更深的假"
+    "设空间里有能分开它们的成员。",
 }
 
 

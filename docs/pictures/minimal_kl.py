@@ -1,17 +1,17 @@
 """Along training, the NLL less the entropy is the KL divergence."""
 
 import torch
-
-from loglik.density import StandardNormal
 from loglik.divergence import cross_entropy, entropy
-from loglik.flows import Flow, nsf
 from loglik.flows.bases import GaussianMixture
 
+from loglik.density import StandardNormal
+from loglik.flows import Flow, nsf
+
 CAPTION = {
-    "en": "A flow learns data from a known mixture of Gaussians. Left: its NLL falls to the entropy of the data. Right: the NLL "
-    "less the entropy (dots, with fresh samples) is the KL divergence (line, summed over a grid).",
-    "zh": "流模型学习来自已知高斯混合分布的数据。左：负对数似然降到数据的熵。右：负对数似然减去熵（点，用新样本计算）"
-    "就是 KL 散度（线，对网格求和）。",
+    "en": "A flow learns data from a known mixture of Gaussians. Left: its NLL falls to the entropy of the data. "
+    "Right: the NLL less the entropy (dots, with fresh samples) is the KL divergence (line, summed over a grid).",
+    "zh": "流模型学习来自已知高斯混合分布的数据。左：负对数似然降到数据的熵。右：负对数似然减去熵（点，用新样本计算"
+    "）就是 KL 散度（线，对网格求和）。",
 }
 
 

@@ -7,10 +7,11 @@ from loglik.data import load
 from loglik.networks import MLP
 
 CAPTION = {
-    "en": "A classifier of 200 digits, of which 30 have random labels. Without regularisation the training loss (dashed) falls towards 0 while the validation loss "
-    "(solid) rises again; weight decay and dropout slow both. Early stopping keeps the weights at the dot.",
-    "zh": "用 200 个数字图像训练的分类器，其中 30 个的标签是随机的。不加正则化时，训练损失（虚线）降到 0，验证损失（实线）却重新上升；"
-    "权重衰减和随机丢弃使二者都变缓。提前停止保留圆点处的权重。",
+    "en": "A classifier of 200 digits, of which 30 have random labels. Without regularisation the training loss "
+    "(dashed) falls towards 0 while the validation loss (solid) rises again; weight decay and dropout slow both. "
+    "Early stopping keeps the weights at the dot.",
+    "zh": "用 200 个数字图像训练的分类器，其中 30 个的标签是随机的。不加正则化时，训练损失（虚线）降到 0，验证损失（"
+    "实线）却重新上升；权重衰减和随机丢弃使二者都变缓。提前停止保留圆点处的权重。",
 }
 
 
@@ -19,7 +20,8 @@ def draw(plt):
     data = load("digits")
     (x, y), (v, w) = ((split.tensor().float() / 8 - 1, split.y) for split in (data.train, data.validation))
     x, y = x[:200], y[:200].clone()
-    y[:30] = torch.randint(10, (30,), generator=torch.Generator().manual_seed(0))  # wrong labels, which can only be memorised
+    noise = torch.Generator().manual_seed(0)
+    y[:30] = torch.randint(10, (30,), generator=noise)  # wrong labels, which can only be memorised
     figure, ax = plt.subplots()
     for number, (name, dropout, decay) in enumerate((("none", 0.0, 0.0), ("weight decay and dropout", 0.4, 0.3))):
         torch.manual_seed(0)

@@ -1,13 +1,13 @@
 """The Gaussian that is nearest to a mixture, by the KL divergence in either order."""
 
 import torch
-
 from loglik.flows.bases import GaussianMixture
 
 CAPTION = {
-    "en": "One Gaussian fitted to two modes. Maximum likelihood minimises KL(data ‖ model) and covers both; the divergence in the "
-    "other order, KL(model ‖ data), settles on one.",
-    "zh": "用一个高斯分布拟合两个峰。最大似然最小化 KL(数据 ‖ 模型)，覆盖两个峰；次序相反的 KL(模型 ‖ 数据) 只停在一个峰上。",
+    "en": "One Gaussian fitted to two modes. Maximum likelihood minimises KL(data ‖ model) and covers both; the "
+    "divergence in the other order, KL(model ‖ data), settles on one.",
+    "zh": "用一个高斯分布拟合两个峰。最大似然最小化 KL(数据 ‖ 模型)，覆盖两个峰；次序相反的 KL(模型 ‖ 数据) 只停在一"
+    "个峰上。",
 }
 
 
