@@ -12,6 +12,7 @@ ROWS = ("math", "mrow", "mtd", "mstyle", "mpadded")  # elements with any number 
 FUNCTIONS = ("log", "ln", "exp", "sin", "cos", "tan", "tanh", "dim", "ker")
 THIN = {"width": "0.167em"}
 OPERATORS = {"~": "\u223c", "\u27fa": "\u27fa", "\u00b1": "\u00b1"}  # relations that latex2mathml writes as names
+CLOSING = (")", "]", "}")
 BARS = ("|", "\N{DOUBLE VERTICAL LINE}")
 
 ET.register_namespace("", NAMESPACE)
@@ -42,12 +43,13 @@ def typeset(mathml: str) -> str:
     for element in list(root.iter()):
         name = _name(element)
         if name == "mo" and element.text in BARS and not element.attrib:
-            element.set("stretchy", "false")
+            element.attrib.update(stretchy="false", lspace="0", rspace="0")
         if name == "mi" and element.text in OPERATORS:
             element.tag, element.text = f"{{{NAMESPACE}}}mo", OPERATORS[element.text]
         if name == "mtable":
             _align(element)
         if name in ROWS:
+            _mark_signs(element)
             _space_functions(element)
     return ET.tostring(root, encoding="unicode")
 
@@ -60,6 +62,14 @@ def _align(table: ET.Element) -> None:
             cell.set("style", f"text-align: {side}{touching}")
 
 
+def _mark_signs(row: ET.Element) -> None:
+    """Mark a minus after another operator as a sign, which has no space after it."""
+    children = list(row)
+    for before, child in zip(children, children[1:], strict=False):
+        if child.text in ("-", "\u2212") and _name(before) == "mo" and before.text not in CLOSING:
+            child.set("form", "prefix")
+
+
 def _space_functions(row: ET.Element) -> None:
     """Put a thin space before and after log p, as TeX does, but none before log(p)."""
     children = list(row)
@@ -70,7 +80,7 @@ def _space_functions(row: ET.Element) -> None:
         if after is not None and not _is_operator(after) and not _opens(after):
             row.insert(number + 1, ET.Element(f"{{{NAMESPACE}}}mspace", THIN))
         before = children[number - 1] if number else None
-        if before is not None and _name(before) != "mspace" and (not _is_operator(before) or before.text in (")", "]")):
+        if before is not None and _name(before) != "mspace" and (not _is_operator(before) or before.text in CLOSING):
             row.insert(number, ET.Element(f"{{{NAMESPACE}}}mspace", THIN))
 
 
@@ -85,8 +95,8 @@ def _is_operator(element: ET.Element) -> bool:
 
 
 def _opens(element: ET.Element) -> bool:
-    """Whether an element is a fence in its own row, such as that of \\left( and \\right)."""
-    return _name(element) == "mrow" and len(element) > 0 and element[0].get("form") == "prefix"
+    """Whether an element is a fence in its own row, such as that of \\left( and \\right); bars are set apart."""
+    return _name(element) == "mrow" and len(element) > 0 and element[0].text in ("(", "[", "{")
 
 
 def _name(element: ET.Element) -> str:
