@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT ?= 500
 endif
 
-.PHONY: setup compare test test-all bench format clean
+.PHONY: setup compare test test-all bench docs docs-serve format clean
 
 setup: $(READY)
 
@@ -37,6 +37,17 @@ test-all: $(READY)
 
 bench: $(READY)
 	PYTHON=$(PYTHON) $(BIN)/python benchmarks/run.py $(if $(ONLY),--only $(ONLY)) $(if $(NANOGPT),--nanogpt $(NANOGPT)) $(ARGS)
+
+docs: $(VENV)/docs-ready
+	rm -rf site build/verified.json docs/assets/pictures
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: $(VENV)/docs-ready
+	$(BIN)/mkdocs serve
+
+$(VENV)/docs-ready: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[docs]'
+	touch $@
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
