@@ -17,7 +17,8 @@ from loglik.classification import Classifier
 from loglik.data import load
 from loglik.flows import real_nvp
 from loglik.inspection.counts import layer_counts
-from loglik.inspection.equivariance import invariance_error, permutation_error
+from loglik.inspection.equivariance import invariance_error
+from loglik.inspection.permutation import permutation_error
 from loglik.networks import MLP
 from loglik.networks.attention import SelfAttention, attention_weights
 from loglik.networks.positions import sinusoids
