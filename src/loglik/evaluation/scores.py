@@ -15,6 +15,7 @@ from loglik.cpu.memory import keep_freed_memory
 from loglik.data.dataset import Split
 from loglik.data.spec import DataSpec
 from loglik.density import Bound, Density, evaluation_mode
+from loglik.devices import fork_generators
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -41,8 +42,7 @@ def evaluating(density: Density, seed: int) -> Iterator[torch.device]:
     Restores the mode and the random state at the end.
     """
     device = density.device
-    cuda = [device] if device.type == "cuda" else []
-    with evaluation_mode(density), torch.no_grad(), torch.random.fork_rng(cuda):
+    with evaluation_mode(density), torch.no_grad(), fork_generators(device):
         torch.manual_seed(seed)
         yield device
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from loglik.cpu.private import tree_leaves
 from loglik.density import evaluation_mode
+from loglik.devices import fork_generators
 
 __all__ = ["WHOLE", "device_of", "evaluating", "first_tensor", "hooked", "kind_of", "owners"]
 
@@ -64,7 +65,7 @@ def evaluating(network: nn.Module, seed: int = 0) -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)  # it runs a Transformer's layer without its submodules
     try:
         device = device_of(network)
-        with evaluation_mode(network), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with evaluation_mode(network), fork_generators(device):
             torch.manual_seed(seed)
             yield
     finally:

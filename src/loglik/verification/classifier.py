@@ -11,6 +11,7 @@ from torch import Tensor
 
 from loglik.classification import Classifier
 from loglik.classification.calibration import reliability
+from loglik.devices import fork_generators
 from loglik.verification.check import Finding, check
 from loglik.verification.subject import DoesNotApply, Subject
 
@@ -102,7 +103,7 @@ def _gradient(subject: Subject, rows: Tensor, salt: int = 0) -> Float[Tensor, " 
     density, (event, context) = subject.density, subject.arguments
     rows = rows.to(event.device)
     parameters = [p for p in density.parameters() if p.requires_grad]
-    with torch.random.fork_rng(), torch.enable_grad():
+    with fork_generators(event.device), torch.enable_grad():
         torch.manual_seed(subject.seed + salt)
         loss = density.loss(event[rows], None if context is None else context[rows])
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)

@@ -102,7 +102,7 @@ def batch_norm_breaks(subject: Subject) -> Iterator[Finding]:
     """
     h, source = _sequences(subject)
     batch, layer = nn.BatchNorm1d(h.shape[-1], affine=False), nn.LayerNorm(h.shape[-1], elementwise_affine=False)
-    batch, layer = batch.to(h), layer.to(h)
+    batch, layer = batch.to(h.device, h.dtype), layer.to(h.device, h.dtype)
 
     def run(norm: nn.Module, h: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         with torch.no_grad():

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loglik.density import Density
+from loglik.devices import fork_generators
 from loglik.flows import Flow
 from loglik.transforms import Transform
 from loglik.verification.subject import Subject
@@ -68,7 +68,7 @@ def record_calls(subject: Subject, rows: int) -> Calls:
             _record(name, module, calls)
     event, context = subject.arguments
     given = None if context is None else context[:rows]
-    with double(), torch.no_grad(), torch.random.fork_rng(_devices(density)):
+    with double(), torch.no_grad(), fork_generators(density.device):
         torch.manual_seed(subject.seed)
         density.log_prob(event[:rows], given)
         density.sample(rows, given)
@@ -102,7 +102,3 @@ def _record(name: str, module: Transform | Flow, calls: Calls) -> None:
     methods: dict[str, Any] = {"encode": recorded_encode, "decode": recorded_decode}
     for key, method in methods.items():
         object.__setattr__(module, key, method)
-
-
-def _devices(density: Density) -> list[torch.device]:
-    return [density.device] if density.device.type == "cuda" else []

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loglik.density import Density, StandardNormal
+from loglik.devices import fork_generators
 from loglik.evaluation.scores import arguments, evaluating
 from loglik.recipes import RECIPES, build
 from loglik.vae import VAE, LadderVAE
@@ -53,7 +54,7 @@ def reparameterised_gradient(subject: Subject) -> Iterator[Finding]:
     part = subject.part(VAE)
     if len(part.density.posterior_flow):
         raise DoesNotApply("its q is a flow: z is no longer μ + σ ε")
-    with torch.random.fork_rng(_devices(part.event)), torch.enable_grad():
+    with fork_generators(part.event.device), torch.enable_grad():
         torch.manual_seed(subject.seed)
         gradients = _gradients(part)
     n = len(gradients.noise)
@@ -70,7 +71,7 @@ def reparameterised_gradient(subject: Subject) -> Iterator[Finding]:
         yield Finding.equal(computed, mean, 0, stderr=error_of_mean, tolerance=1e-6)
     yield Finding.reported("variance of a draw through the noise, sum over dimensions", _variance(gradients.noise))
     yield Finding.reported("variance of a draw by the score function", _variance(gradients.plain))
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with fork_generators(part.event.device), torch.enable_grad():
         torch.manual_seed(subject.seed)
         linear = LinearVAE(subject.seed)
         of_linear = _gradients(Part(linear.vae, linear.examples(EXAMPLES), None))
@@ -216,7 +217,3 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
     off = len(x) * (len(x) - 1)
     inside = torch.cdist(x, x).sum() / off + torch.cdist(y, y).sum() / (len(y) * (len(y) - 1))
     return (2 * torch.cdist(x, y).mean() - inside).item()
-
-
-def _devices(x: Tensor) -> list[torch.device]:
-    return [x.device] if x.device.type == "cuda" else []

@@ -14,6 +14,7 @@ import torch
 
 from loglik.data import as_data
 from loglik.density import Density
+from loglik.devices import fork_generators
 from loglik.runs import Run
 from loglik.verification.check import CHECKS, Check, Finding
 from loglik.verification.subject import DoesNotApply, Subject
@@ -145,7 +146,7 @@ def run_check(check: Check, subject: Subject) -> Row:
     outcome: Outcome = "reported"
     reason = ""
     try:
-        with torch.random.fork_rng(devices=_devices(subject.density)):
+        with fork_generators(subject.density.device):
             torch.manual_seed(subject.seed)
             found = check.compute(subject)
             findings = (found,) if isinstance(found, Finding) else tuple(found)
@@ -156,10 +157,6 @@ def run_check(check: Check, subject: Subject) -> Row:
     except Exception as error:  # a user's density may raise anything, and the other statements are still worth knowing
         outcome, reason = "fails", f"{type(error).__name__}: {' '.join(str(error).split())}"
     return Row(check, findings, outcome, reason, time.perf_counter() - start)
-
-
-def _devices(density: Density) -> list[torch.device]:
-    return [density.device] if density.device.type == "cuda" else []
 
 
 def ordered(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:

@@ -1,0 +1,58 @@
+"""Devices by name, and the state of their random numbers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+__all__ = ["available_devices", "fork_generators", "resolve_device"]
+
+NAMES = "auto, cpu, cuda, cuda:1 (or another number) or mps"
+
+
+def available_devices() -> list[torch.device]:
+    """Return the devices of this machine that torch can use: the CPU first."""
+    gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    apple = [torch.device("mps")] if torch.backends.mps.is_available() else []
+    return [torch.device("cpu"), *gpus, *apple]
+
+
+def resolve_device(name: str | torch.device) -> torch.device:
+    """Return the device of a name; `auto` is the first CUDA GPU if there is one, else the CPU.
+
+    `auto` leaves an Apple GPU alone, since torch has no float64 there, which log-probabilities are summed in. A
+    `torch.device` is returned as it is.
+
+    Raises ValueError for an unknown name, and for a device that this machine does not have.
+
+    >>> resolve_device("cpu")
+    device(type='cpu')
+    """
+    if isinstance(name, torch.device):
+        return name
+    there = available_devices()
+    if name == "auto":
+        return next((device for device in there if device.type == "cuda"), there[0])
+    found = re.fullmatch(r"cpu|mps|cuda(:\d+)?", name)
+    if not found:
+        raise ValueError(f"unknown device {name!r}: use {NAMES}")
+    device = torch.device("cuda:0" if name == "cuda" else name)
+    if device not in there:
+        built = getattr(torch.backends, device.type).is_built()
+        why = "" if built else f"; torch is built without {device.type}"
+        raise ValueError(f"there is no device {name!r}: this machine has {', '.join(map(str, there))}{why}")
+    return device
+
+
+@contextmanager
+def fork_generators(device: torch.device) -> Iterator[None]:
+    """Restore the random state of the CPU and of one device at the end of a block."""
+    if device.type in ("cpu", "meta"):
+        with torch.random.fork_rng([]):
+            yield
+    else:
+        with torch.random.fork_rng([device], device_type=device.type):
+            yield
