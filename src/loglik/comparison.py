@@ -18,6 +18,7 @@ from loglik.recipes import RECIPES, Unsuitable, build, recipe
 from loglik.runs import Run
 from loglik.tasks import diagnose_latents
 from loglik.training import NotFinite, TrainingSettings, fit, undertrained
+from loglik.training.settings import with_device
 from loglik.vae.diagnostics import Diagnosis
 
 __all__ = ["Row", "best_density", "better_compressors", "by_score", "compare", "evaluate_run", "ranked", "scored_part"]
@@ -49,6 +50,7 @@ def compare(
     samples: int | None = None,
     seed: int = 0,
     label: str | None = None,
+    device: str | None = None,
     progress: bool | None = None,
     report: Callable[[str], None] = lambda line: None,
     **options: Any,
@@ -63,27 +65,31 @@ def compare(
         samples: Monte Carlo samples per example where `log_prob` is a bound; chosen by the split's size if None.
         seed: of the splits, the initial weights and all noise.
         label: the label's column, where data is a table's path.
+        device: where the models are trained and scored, as in `fit`.
         progress: show progress bars; on a terminal only if None.
         report: called with one line for each model: its score, or why it is left out.
         **options: options of `fit`, for all models.
 
-    Raises ValueError where an option is unknown, and where none of the requested models fits the data.
+    Raises ValueError where an option is unknown, where this machine does not have the device, and where none of the
+    requested models fits the data.
     """
     text, options = TextSettings.split_options(options)
     dataset: Data = as_data(data, label=label, seed=seed, text=text, beside=None if out is None else Path(out))
     names = list(RECIPES) if models is None else [BASELINE, *(m for m in models if m != BASELINE)]
     _check_options(names, options)
+    with_device(device, options)
     fitting = _that_fit(names, dataset, report)
     if models is not None and fitting == [BASELINE] and list(models) != [BASELINE]:
         raise ValueError(f"none of {', '.join(models)} can take {dataset.spec.describe()}")
 
     part = scored_part(dataset)
+    how: dict[str, Any] = {"device": device, "progress": progress}
     rows: list[Row] = []
     baseline: Tensor | StreamScores | None = None
     for name in fitting:
         path = None if out is None else Path(out) / name.replace(":", "-")
         try:
-            run = fit(name, dataset, out=path, label=label, max_time=budget, seed=seed, progress=progress, **options)
+            run = fit(name, dataset, out=path, label=label, max_time=budget, seed=seed, **how, **options)
         except NotFinite as error:
             report(f"{name} is left out: {error}")
             continue

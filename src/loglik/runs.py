@@ -25,6 +25,7 @@ from loglik.data import TextSettings, as_data
 from loglik.data.dataset import Data
 from loglik.data.spec import DataSpec
 from loglik.density import Density
+from loglik.devices import resolve_device
 from loglik.recipes import build
 
 __all__ = [
@@ -154,12 +155,12 @@ def load(path: str | Path, *, density: Density | None = None, device: str | torc
     Args:
         path: the run's folder.
         density: for a run of a density that was built by hand: a density built the same way, which gets the weights.
-        device: the device of the density.
+        device: of the density: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto` for a CUDA GPU if there is one, else the CPU.
 
     Raises FileNotFoundError if the folder is not a run, and ValueError if the run is damaged or newer than this
-    version.
+    version, and for a device that this machine does not have.
     """
-    path = Path(path)
+    path, device = Path(path), resolve_device(device)
     config = read_config(path)
     try:
         spec, name, options = DataSpec.from_dict(config["spec"]), config["model"], dict(config["options"])

@@ -10,6 +10,7 @@ import typer
 
 from loglik.cli.options import (
     DataArgument,
+    Device,
     Json,
     Label,
     Out,
@@ -52,10 +53,12 @@ def compare(
     samples: Samples = None,
     seed: Seed = 0,
     set_: Settings = None,
+    device: Device = "auto",
 ) -> None:
     """Train one density of each family and compare them: one table, one page."""
     from loglik.comparison import compare as run_comparison
     from loglik.data import TextSettings, as_data
+    from loglik.devices import resolve_device
     from loglik.evaluation import write_json
     from loglik.report import print_comparison, write_report
     from loglik.runs import new_folder
@@ -65,6 +68,7 @@ def compare(
     if names == []:
         raise ValueError("--models names no model: write flow,vae, or leave it out")
     max_time = seconds(budget)
+    resolve_device(device)
     text, options = TextSettings.split_options(settings_of(set_))
     folder = folder_for(out, data, before="compare-")
     dataset = as_data(data, label=label, seed=seed, text=text, beside=folder)
@@ -72,7 +76,15 @@ def compare(
         new_folder(folder, resumable=False)
     print(dataset.describe())
     rows = run_comparison(
-        dataset, models=names, budget=max_time, out=folder, samples=samples, seed=seed, report=_report, **options
+        dataset,
+        models=names,
+        budget=max_time,
+        out=folder,
+        samples=samples,
+        seed=seed,
+        device=device,
+        report=_report,
+        **options,
     )
     if follower():
         return
@@ -99,6 +111,7 @@ def fit(
     seed: Seed = 0,
     set_: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    device: Device = "auto",
 ) -> None:
     """Train one density and write it as a run."""
     from loglik.comparison import evaluate_run
@@ -115,7 +128,7 @@ def fit(
     dataset = as_data(data, label=label, seed=seed, text=text, beside=folder)
     options = {"size": size, **options, **without_none(max_time=max_time, max_steps=max_steps)}
     print(dataset.describe())
-    run = train(model, dataset, out=folder, resume=resume, seed=seed, **options)
+    run = train(model, dataset, out=folder, resume=resume, seed=seed, device=device, **options)
     if follower():
         return
     row, split, spec = evaluate_run(run, dataset, seed=seed), dataset.scored_split, dataset.spec
@@ -154,6 +167,7 @@ def evaluate(
             metavar="N", help="Number of steps: T for `vlb` (continuous time if omitted), or solver steps for `ode`."
         ),
     ] = None,
+    device: Device = "auto",
 ) -> None:
     """Score a run's density on data, in nats and bits/dim."""
     from loglik.evaluation import evaluate as score
@@ -162,7 +176,7 @@ def evaluate(
     from loglik.report import print_classes
     from loglik.runs import load
 
-    trained = load(run)
+    trained = load(run, device=device)
     result = score(trained, data, split=split, samples=samples, seed=seed, per_row=per_row, method=method, steps=steps)
     draws = "" if result.unit == "token" else f", {result.samples} sample{'s' * (result.samples > 1)} each"
     if draws and per_row is not None and samples is None and result.samples > 1:
@@ -213,6 +227,7 @@ def sample(
             metavar="W", help="For a diffusion: the guidance weight; above 1 samples agree more with the label."
         ),
     ] = None,
+    device: Device = "auto",
 ) -> None:
     """Draw samples from a run's density, in the units of the data, or continue a text from a prompt."""
     from loglik.report import numbered, samples_file, write_samples
@@ -220,7 +235,7 @@ def sample(
     from loglik.tasks import continue_text
     from loglik.tasks import sample as draw_samples
 
-    trained = load(run)
+    trained = load(run, device=device)
     options = without_none(length=length, temperature=temperature, top_k=top_k, top_p=top_p, stop=stop)
     if trained.density.event == "x" and (prompt is not None or options):
         n = n or 1
@@ -248,13 +263,14 @@ def encode(
         Path | None, typer.Option(metavar="FILE", help="A .csv file; latents.csv in the run by default.")
     ] = None,
     split: Annotated[str, typer.Option(help="train, validation, test or all.")] = "all",
+    device: Device = "auto",
 ) -> None:
     """Write a table of embeddings: the latents of each example in a row."""
     from loglik.runs import load
     from loglik.tasks import write_latents
 
     path = out or run / "latents.csv"
-    print(f"{write_latents(load(run), path, data, split=split)} rows of latents: {path}")
+    print(f"{write_latents(load(run, device=device), path, data, split=split)} rows of latents: {path}")
 
 
 @app.command()
@@ -265,12 +281,13 @@ def fill(
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The filled table, a .csv file.")] = Path("filled.csv"),
     seed: Seed = 0,
+    device: Device = "auto",
 ) -> None:
     """Fill a table's missing values with draws from a run's density, given the rest of each row."""
     from loglik.runs import load
     from loglik.tasks import fill_table
 
-    print(f"{fill_table(load(run), data, out, seed=seed)} missing values filled: {out}")
+    print(f"{fill_table(load(run, device=device), data, out, seed=seed)} missing values filled: {out}")
 
 
 @app.command()
@@ -287,13 +304,14 @@ def inspect(
     out: Out = None,
     label: Label = None,
     seed: Seed = 0,
+    device: Device = "auto",
 ) -> None:
     """Inspect a network: receptive fields, parameters and FLOPs, gradient flow, equivariance, cost."""
     from loglik.inspection import inspect as inspect_density
     from loglik.inspection import load_or_build, print_inspection, write_page
     from loglik.runs import new_folder
 
-    density, dataset, name, trained = load_or_build(model, data, label=label, seed=seed)
+    density, dataset, name, trained = load_or_build(model, data, label=label, seed=seed, device=device)
     folder = folder_for(out, model, before="inspect-")
     new_folder(folder, resumable=False)
     found = inspect_density(density, dataset, split="all" if data else None, model=name, trained=trained, seed=seed)
@@ -316,6 +334,7 @@ def verify(
     json: Json = None,
     label: Label = None,
     seed: Seed = 0,
+    device: Device = "auto",
 ) -> int:
     """Check the theorems of the notes on a model: what holds, with the numbers; exit status 1 if one fails."""
     from loglik.inspection import load_or_build
@@ -325,7 +344,7 @@ def verify(
     from loglik.verification.verify import selected, verify_subject
 
     checks = selected(None if only is None else [name.strip() for name in only.split(",") if name.strip()])
-    density, dataset, name, _ = load_or_build(model, data, label=label, seed=seed)
+    density, dataset, name, _ = load_or_build(model, data, label=label, seed=seed, device=device)
     folder = folder_for(out, model, before="verify-")
     new_folder(folder, resumable=False)
     subject = Subject(density, dataset, name, split="all" if data else dataset.scored_split, seed=seed)

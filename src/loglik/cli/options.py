@@ -13,6 +13,7 @@ import typer
 
 __all__ = [
     "DataArgument",
+    "Device",
     "Json",
     "Label",
     "Out",
@@ -43,6 +44,13 @@ Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write; a
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the numbers as JSON.")]
 Samples = Annotated[int | None, typer.Option(min=1, help="Monte Carlo samples per example, for bounds.")]
 Seed = Annotated[int, typer.Option(min=0, help="Fixes the split, the initial weights and all noise.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Where to compute: cpu, cuda, cuda:1, mps, or auto, a CUDA GPU if there is one, else the CPU.",
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A training setting or recipe option; repeatable."),
@@ -55,12 +63,13 @@ OWN_OPTIONS = {
     "out": "--out",
     "resume": "--resume",
     "samples": "--samples",
+    "device": "--device",
     "models": "--models",
     "budget": "--budget",
     "max_time": "--max-time or --budget",
 }
 # Python's arguments in messages, such as `resume=True` or `label="COLUMN"`: options of the commands, and of --set
-OPTION = re.compile(r'(?<![\w./-])(label|models|out|per_row|resume|samples|seed|split)=(?:"([^"]*)"|(\w*))')
+OPTION = re.compile(r'(?<![\w./-])(device|label|models|out|per_row|resume|samples|seed|split)=(?:"([^"]*)"|(\w*))')
 SETTING = re.compile(r"(?<![\w./-])(conditional|window)=(\w+)")
 NOT_SETTINGS = {"data", "density", "settings", "progress", "report"}
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from loglik.data import as_data
 from loglik.density import Bound, Density
+from loglik.devices import resolve_device
 from loglik.diffusion import with_likelihood
 from loglik.evaluation.result import Result
 from loglik.evaluation.rows import row_scores, write_rows
@@ -26,6 +29,7 @@ def evaluate(
     per_row: str | Path | None = None,
     method: str | None = None,
     steps: int | None = None,
+    device: str | torch.device | None = None,
 ) -> Result:
     """Score a run or a density on data, in nats per example or token.
 
@@ -39,11 +43,16 @@ def evaluate(
             log-probability in nats, and its standard error. `row_scores` says how many draws each row needs.
         method: of a diffusion: `vlb`, a lower bound, or `ode`, an estimate; the density's own if None.
         steps: of the method: T for `vlb` (continuous time if None), or the solver steps for `ode`.
+        device: the density is moved there first, and stays there: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto` for a CUDA
+            GPU if there is one, else the CPU; where it is if None.
 
-    Raises ValueError where data are needed, where the split is empty, and where an option does not fit the density.
+    Raises ValueError where data are needed, where the split is empty, and where an option does not fit the
+    density or the machine.
     """
     run = model if isinstance(model, Run) else None
     density = model.density if isinstance(model, Run) else model
+    if device is not None:
+        density.to(resolve_device(device))
     if method is not None or steps is not None:
         density = with_likelihood(density, method or "vlb", steps)
     if run is not None:

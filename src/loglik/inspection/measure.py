@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from loglik.data import as_data
 from loglik.data.dataset import Data
 from loglik.density import Density
+from loglik.devices import fork_generators, resolve_device
 from loglik.evaluation.scores import arguments
 from loglik.inspection.cost import Cost, saved_bytes, sequence_cost
 from loglik.inspection.counts import LayerCount, layer_counts
@@ -83,19 +84,25 @@ class Inspection:
 
 
 def load_or_build(
-    model: str, data: str | None = None, *, label: str | None = None, seed: int = 0
+    model: str,
+    data: str | None = None,
+    *,
+    label: str | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
 ) -> tuple[Density, Data, str, bool]:
     """Load the density of a run, or build an untrained one of a family; return it with its data.
 
     The last two values are the name of the family, and whether the density is a run's. A family without data is built
-    for digits.
+    for digits. The density is on the device, of which `resolve_device` knows the names.
 
     Raises:
-        ValueError: if `model` is neither a run nor a family.
+        ValueError: if `model` is neither a run nor a family, or there is no such device.
     """
+    device = resolve_device(device)
     path = Path(model)
     if (path / "config.yaml").is_file():
-        run = load(path)
+        run = load(path, device=device)
         return run.density, run.data_for(data, label=label), run.model, True
     if model.partition(":")[0] not in RECIPES:
         what = "is not a run (it has no config.yaml)" if path.exists() else "is neither a run nor a model"
@@ -103,9 +110,9 @@ def load_or_build(
             f"{model} {what}: pass a folder that `loglik fit` wrote, or one of the models {', '.join(RECIPES)}"
         )
     dataset = as_data(data or "digits", label=label, seed=seed)
-    with torch.random.fork_rng(devices=[]):
+    with fork_generators(device):
         torch.manual_seed(seed)
-        density = build(model, dataset.spec)
+        density = build(model, dataset.spec).to(device)
         density.initialise(*arguments(density, dataset.train.x[: 2**12], _rows(dataset.train.y, 2**12)))
     return density.eval(), dataset, model, False
 

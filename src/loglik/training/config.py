@@ -74,4 +74,6 @@ def check_same_config(old: dict[str, Any], new: dict[str, Any], path: Path) -> N
             raise ValueError(f"{path} was begun with another {key}: {was}, now {now}")
     for key, value in new["training"].items():
         if key not in LIMITS and old["training"].get(key) != value:
-            raise ValueError(f"{path} was begun with {key}={old['training'].get(key)}, now {key}={value}")
+            was = old["training"].get(key)
+            hint = f': pass device="{was}"' if key == "accelerator" else ""
+            raise ValueError(f"{path} was begun with {key}={was}, now {key}={value}{hint}")

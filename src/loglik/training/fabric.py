@@ -9,6 +9,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
+from loglik.devices import resolve_device
 from loglik.training.precision import multiplies_bfloat16
 from loglik.training.settings import TrainingSettings
 
@@ -20,7 +21,9 @@ def make_fabric(settings: TrainingSettings) -> Fabric:
 
     Raises ValueError for a device, strategy or precision that this machine does not have.
     """
-    precision = settings.precision
+    precision, accelerator = settings.precision, settings.accelerator
+    if accelerator == "auto" and torch.backends.mps.is_available():
+        accelerator = resolve_device("auto").type  # Fabric would take the Apple GPU
     if precision == "auto":
         on_gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
         fast = multiplies_bfloat16(torch.device("cuda" if on_gpu else "cpu"))
@@ -28,7 +31,7 @@ def make_fabric(settings: TrainingSettings) -> Fabric:
     logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)  # it announces the precision
     try:
         return Fabric(
-            accelerator=settings.accelerator,
+            accelerator=accelerator,
             devices=settings.devices,
             strategy=settings.strategy,
             num_nodes=settings.num_nodes,

@@ -14,12 +14,13 @@ from loglik.cpu.memory import keep_freed_memory
 from loglik.data import as_data
 from loglik.data.text_settings import TextSettings
 from loglik.density import Density
+from loglik.devices import fork_generators
 from loglik.training.checks import check_fits, check_trainable
 from loglik.training.config import check_same_config, run_config, split_options
 from loglik.training.fabric import launch_fabric
 from loglik.training.loop import Trainer
 from loglik.training.progress import progress_bar
-from loglik.training.settings import TrainingSettings
+from loglik.training.settings import TrainingSettings, with_device
 
 __all__ = ["fit"]
 
@@ -32,6 +33,7 @@ def fit(
     resume: bool = False,
     label: str | None = None,
     settings: TrainingSettings | None = None,
+    device: str | None = None,
     progress: bool | None = None,
     **options: Any,
 ) -> runs.Run:
@@ -44,18 +46,21 @@ def fit(
         resume: continue the run in `out` from its newest checkpoint.
         label: the name of the label's column, if data is the path of a table.
         settings: how to train; the recipe's own if None.
+        device: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto` for a CUDA GPU if there is one, else the CPU; it sets
+            `accelerator` and, with a number, `devices`. The settings' own if None.
         progress: show a progress bar; on a terminal only if None.
         **options: fields of `TrainingSettings` (`max_time="30s"`, `batch_size=64`, ...), of `TextSettings` for text
             (`tokenizer="characters"`, ...) and, for a family's name, options of its recipe (`size="medium"`, ...).
 
     Returns the run, with the weights of the best validation.
 
-    Raises ValueError for data or options that do not fit, FileExistsError if `out` is in use, and `NotFinite`
+    Raises ValueError for data, options or a device that do not fit, FileExistsError if `out` is in use, and `NotFinite`
     if training diverges.
     """
     path = None if out is None else Path(out)
     text, options = TextSettings.split_options(options)
     chosen, options = split_options(density, options)
+    chosen = with_device(device, chosen)
     base = settings or TrainingSettings()
     data = as_data(data, label=label, seed=replace(base, **chosen).seed, text=text, beside=path)
     if settings is None and isinstance(density, str):
@@ -67,7 +72,7 @@ def fit(
     keep_freed_memory()
     fabric = launch_fabric(settings)
     writes = fabric.is_global_zero
-    with torch.random.fork_rng(devices=[fabric.device] if fabric.device.type == "cuda" else []):
+    with fork_generators(fabric.device):
         torch.manual_seed(settings.seed)
         name = density if isinstance(density, str) else None
         built = recipes.build(density, data.spec, **options) if isinstance(density, str) else density

@@ -6,9 +6,10 @@ import re
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from loglik.devices import resolve_device
 from loglik.recipes.options import check_types
 
-__all__ = ["TrainingSettings", "seconds"]
+__all__ = ["TrainingSettings", "seconds", "with_device"]
 
 
 OPTIMIZERS = ("adamw", "sgd", "muon")
@@ -24,6 +25,25 @@ def seconds(text: str | float) -> float:
     if not match or float(match[1]) <= 0:
         raise ValueError(f"{text!r} is not a time: write 45s, 5m or 1h")
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def with_device(device: str | None, chosen: dict[str, Any]) -> dict[str, Any]:
+    """Return the chosen settings with those of Lightning Fabric that stand for a device; `auto` and None add nothing.
+
+    Raises ValueError for a device that this machine does not have, and where `chosen` names another.
+
+    >>> with_device("cpu", {"max_steps": 5})
+    {'max_steps': 5, 'accelerator': 'cpu'}
+    """
+    if device is None or device == "auto":
+        return chosen
+    resolve_device(device)
+    kind, _, index = device.partition(":")
+    named = {"accelerator": kind, **({"devices": f"{index},"} if index else {})}  # "1," is the device with number 1
+    twice = [f"{name}=" for name in named if name in chosen]
+    if twice:
+        raise ValueError(f'device="{device}" chooses the device: leave out {" and ".join(twice)}')
+    return {**chosen, **named}
 
 
 @dataclass(frozen=True, kw_only=True)
