@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from helpers.elsewhere import DEVICE, second_device, there
 from loglik.data.spec import Column, DataSpec
 from loglik.data.tokenizers import Bytes
 from loglik.density import Bound, Density
@@ -120,7 +121,7 @@ def tiny(family: str, spec: DataSpec, **options: Any) -> Density:
     return build(family, spec, **known | options)
 
 
-def ready(case: Case, n: int = 16, device: str = "cpu") -> tuple[Density, Tensor, Tensor | None]:
+def ready(case: Case, n: int = 16, device: str | torch.device = "cpu") -> tuple[Density, Tensor, Tensor | None]:
     """A case's density, initialised and perturbed, in evaluation mode, with events and their context."""
     spec = SPECS[case.spec]
     torch.manual_seed(1)
@@ -361,6 +362,25 @@ def check_gpu(case: Case) -> None:
     if density.bound is Bound.EXACT:
         here = density.cpu().log_prob(event.cpu(), None if context is None else context.cpu())
         torch.testing.assert_close(here, log_p.cpu(), rtol=1e-3, atol=1e-3)
+
+
+def check_elsewhere(case: Case) -> None:
+    """On another device, where mixing devices is an error: what a training and its report call."""
+    with second_device():
+        density, event, context = ready(case, n=4, device=DEVICE)
+        assert density.device == DEVICE
+        density.train()
+        loss = density.loss(event, context)
+        parameters = [p for p in density.parameters() if p.requires_grad]
+        if parameters:
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            assert all(g is None or g.isfinite().all() for g in gradients)
+        density.eval()
+        with torch.no_grad():
+            density.calibrate(event, context)
+            assert there(density.log_prob(event.cpu(), context, samples=2))  # a user's may be on the CPU
+            assert all(there(values) for values in density.terms(event, context, samples=2).values())
+            assert there(density.sample(3, None if context is None else context[:3]))
 
 
 CHECKS: list[Callable[[Case], None]] = [
