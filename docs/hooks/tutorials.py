@@ -13,6 +13,7 @@ import html
 import os
 import re
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -42,8 +43,11 @@ plt.rcParams.update({STYLE!r})
 
 def on_pre_build(config, **kwargs) -> None:
     """Run the tutorials and write their figures and notebooks, before the site looks which files there are."""
-    for path in sorted(SOURCES.glob("*.py")):
-        write_assets(path.stem, Path(config["docs_dir"]))
+    names = sorted(path.stem for path in SOURCES.glob("*.py"))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(executed, names))
+    for name in names:
+        write_assets(name, Path(config["docs_dir"]))
 
 
 def on_page_markdown(markdown: str, page, **kwargs) -> str:
@@ -72,10 +76,11 @@ def executed(name: str):
         return nbformat.read(stored, as_version=4)
     notebook = jupytext.reads(source, fmt="py:percent")
     notebook.cells.insert(0, nbformat.v4.new_code_cell(SETUP))
-    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # the kernel's debugger would warn
+    # one thread a kernel: the models are small, and the tutorials run side by side
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     with tempfile.TemporaryDirectory() as folder:
         resources = {"metadata": {"path": folder}}
-        NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", resources=resources).execute()
+        NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", resources=resources).execute(env=environment)
     del notebook.cells[0]
     EXECUTED.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, stored)

@@ -35,10 +35,10 @@ from loglik import VAE, Autoregressive, Diffusion, Flow, StandardNormal
 from loglik.diffusion import Denoiser
 from loglik.flows import nsf
 from loglik.networks import MLP, CausalTransformer, ResidualMLP
-from loglik.transforms import Standardise
+from loglik.transforms import Scale, Standardise
 from loglik.vae import Gaussian
 
-STEPS = 1000  # of training, for each model
+STEPS = 1200  # of training, for each model
 torch.manual_seed(0)
 
 # %% [markdown]
@@ -57,7 +57,7 @@ t = 3 * np.pi * np.sqrt(rng.uniform(0.1, 1, 3000))
 spiral = np.stack([t * np.cos(t), t * np.sin(t)], 1) / 4 + 0.12 * rng.normal(size=(3000, 2))
 x = torch.tensor(spiral * [0.01, 100], dtype=torch.float32)
 
-figure, axis = plt.subplots(figsize=(4, 3.3))
+_, axis = plt.subplots(figsize=(4, 3.3))
 axis.scatter(*x.T, s=2, alpha=0.4)
 axis.set(xlabel="first column", ylabel="second column")
 plt.show()
@@ -133,7 +133,7 @@ print(f"{'sum':18} {sum(terms.values()):8.3f}\n{'log_prob':18} {total:8.3f}")
 assert abs(sum(terms.values()) - total) < 1e-2
 
 # %% en="Samples of each density, in the units of the data." zh="各密度的样本，单位与数据相同。"
-figure, axes = plt.subplots(2, 2, figsize=(5.6, 4.6), sharex=True, sharey=True)
+_, axes = plt.subplots(2, 2, figsize=(5.6, 4.6), sharex=True, sharey=True)
 for axis, (name, density) in zip(axes.flat, densities.items(), strict=True):
     axis.scatter(*density.sample(2000).T, s=2, alpha=0.4)
     axis.set_title(name, fontsize=11)
@@ -147,11 +147,11 @@ plt.show()
 # the exponential of a VAE's `log_prob` is an importance weight $w$ with $\mathbb{E}[w] = p(x)$. So
 #
 # $$
-# \int e^{\log p(x)}\,dx = 1 \quad \text{(exact)}, \qquad \mathbb{E} \int w(x)\,dx = 1 \quad \text{(importance weights)},
-# \qquad \int e^{\text{ELBO}(x)}\,dx \le 1 .
+# \int e^{\log p(x)}\,dx = 1 , \qquad \mathbb{E} \int w(x)\,dx = 1 , \qquad \int e^{\text{ELBO}(x)}\,dx \le 1 .
 # $$
 #
-# A diffusion's draws are no importance weights: with such a prior the integral is below 1, as that of the ELBO is.
+# The three are of an exact density, of importance weights, and of the ELBO. A diffusion's draws are no importance
+# weights: with such a prior the integral is below 1, as that of the ELBO is.
 
 # %% [markdown] tags=["zh"]
 # ## 总和是一吗？
@@ -160,8 +160,7 @@ plt.show()
 # VAE 的 `log_prob` 取指数，是满足 $\mathbb{E}[w] = p(x)$ 的重要性权重 $w$。于是
 #
 # $$
-# \int e^{\log p(x)}\,dx = 1 \quad \text{(exact)}, \qquad \mathbb{E} \int w(x)\,dx = 1 \quad \text{(importance weights)},
-# \qquad \int e^{\text{ELBO}(x)}\,dx \le 1 .
+# \int e^{\log p(x)}\,dx = 1 , \qquad \mathbb{E} \int w(x)\,dx = 1 , \qquad \int e^{\text{ELBO}(x)}\,dx \le 1 .
 # $$
 #
 # 三种情形依次是：精确的密度、重要性权重、ELBO。扩散模型的抽样不是重要性权重：以它为先验时，积分与 ELBO 一样小于 1。
@@ -171,7 +170,7 @@ first, second = torch.linspace(-0.045, 0.045, 90), torch.linspace(-450, 450, 90)
 grid = torch.stack(torch.meshgrid(first, second, indexing="ij"), -1).view(-1, 2)
 cell = (first[1] - first[0]) * (second[1] - second[0])
 integrals = {}
-figure, axes = plt.subplots(2, 2, figsize=(5.6, 4.9), sharex=True, sharey=True)
+_, axes = plt.subplots(2, 2, figsize=(5.6, 4.9), sharex=True, sharey=True)
 for axis, (name, density) in zip(axes.flat, densities.items(), strict=True):
     with torch.no_grad():
         log_prob = density.log_prob(grid, samples=16)
@@ -190,8 +189,6 @@ plt.show()
 # 单位也以同样的方式计入。数据乘以 1000，每个对数密度就减少 $D \log 1000$，而积分仍为 1。
 
 # %%
-from loglik.transforms import Scale
-
 flow = densities["flow"]
 larger = Flow([Scale(1 / 1000)], base=flow)  # the same density, of data in a thousandth of the unit
 with torch.no_grad():
@@ -229,4 +226,5 @@ print(f"{len(every)} images, from {mass.min():.1e} to {mass.max():.1e}; the sum 
 for name in ("VAE, flow prior", "flow"):
     for row in loglik.verify(runs[name], x, only=["normalised", "change-of-units"]).rows:
         for finding in row.findings:
-            print(f"{name:16} {row.check.name:16} {row.outcome:8} {finding.value:8.4f}  {finding.expected}")
+            value = f"{finding.value:.4f}" + (f" ± {finding.stderr:.4f}" if finding.stderr else "")
+            print(f"{name:16} {row.check.name:16} {row.outcome:8} {value:16} {finding.expected}")

@@ -52,7 +52,7 @@ def show(rows, titles=None, columns=8):
     """Draw images in a grid."""
     rows = np.asarray(rows).reshape(len(rows), 8, 8)
     lines = -(-len(rows) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(5.6, 0.8 * lines if titles is None else lines))
+    _, axes = plt.subplots(lines, columns, figsize=(5.6, 0.8 * lines if titles is None else lines))
     for i, axis in enumerate(axes.flat):
         axis.axis("off")
         if i < len(rows):
@@ -96,7 +96,9 @@ runs, results = {}, {}
 for name in ("independent", "vae", "flow", "diffusion"):
     runs[name] = loglik.fit(name, "digits", max_steps=STEPS, progress=False)
     result = results[name] = loglik.evaluate(runs[name])
-    print(f"{name:12} {result.nats:8.2f} ± {result.stderr:.2f} nats  {result.bits_per_dim:.3f} bits/dim  {result.bound}")
+    print(
+        f"{name:12} {result.nats:8.2f} ± {result.stderr:.2f} nats  {result.bits_per_dim:.3f} bits/dim  {result.bound}"
+    )
 
 # %% [markdown]
 # `exact` means that the number is the log-likelihood. `lower` means that it is a lower bound: the model is at least as
@@ -120,7 +122,7 @@ baseline = runs["independent"].density.log_prob(test.x)
 names = list(runs)[1:]
 with torch.no_grad():
     gains = [runs[name].density.log_prob(test.x, samples=16) - baseline for name in names]
-figure, axis = plt.subplots(figsize=(5.6, 2.2))
+_, axis = plt.subplots(figsize=(5.6, 2.2))
 axis.barh(names, [g.mean() for g in gains], xerr=[g.std() / len(g) ** 0.5 for g in gains], ecolor="gray", capsize=4)
 axis.set_xlabel("nats gained over independent pixels")
 plt.show()
@@ -155,7 +157,7 @@ with torch.no_grad():
     upright = runs["vae"].density.log_prob(test.x, samples=32)
     flipped = runs["vae"].density.log_prob(test.x.flip(-2), samples=32)
 edges = np.linspace(min(flipped.min(), upright.min()), max(flipped.max(), upright.max()), 40)
-figure, axis = plt.subplots(figsize=(5.6, 2.6))
+_, axis = plt.subplots(figsize=(5.6, 2.6))
 axis.hist(upright, edges, alpha=0.7, label="test images")
 axis.hist(flipped, edges, alpha=0.7, label="upside down")
 axis.set(xlabel="log p(x), nats", ylabel="images")

@@ -236,7 +236,7 @@ gains = {name: score - baseline for name, score in scores.items()}
 for name, gain in gains.items():
     print(f"{name:20} {gain.mean():6.3f} ± {gain.std() / len(gain) ** 0.5:.3f} nats over independent columns")
 
-figure, axis = plt.subplots(figsize=(5.6, 2.2))
+_, axis = plt.subplots(figsize=(5.6, 2.2))
 errors = [gain.std() / len(gain) ** 0.5 for gain in gains.values()]
 axis.barh(list(gains), [gain.mean() for gain in gains.values()], xerr=errors, ecolor="gray", capsize=4)
 axis.set_xlabel("nats gained over independent columns")

@@ -64,7 +64,9 @@ print(", ".join(f"{column.name}: {column.type}" for column in data.spec.columns)
 # `independent` 对每一列单独建模。其他模型比它多得的部分，来自列与列之间的依赖关系。
 
 # %% en="Nats per row gained over independent columns, with the standard error of the paired differences." zh="每行比各列独立多得的 nat 数，以及配对差的标准误差。"
-runs = {name: loglik.fit(name, "patients.csv", max_steps=STEPS, progress=False) for name in ("independent", "vae", "flow")}
+runs = {
+    name: loglik.fit(name, "patients.csv", max_steps=STEPS, progress=False) for name in ("independent", "vae", "flow")
+}
 test = data.test.x
 with torch.no_grad():
     scores = {name: run.density.log_prob(test, samples=64) for name, run in runs.items()}
@@ -72,7 +74,7 @@ gains = {name: score - scores["independent"] for name, score in scores.items() i
 for name, score in scores.items():
     print(f"{name:12} {score.mean():7.2f} nats per row, {runs[name].density.bound.value}")
 
-figure, axis = plt.subplots(figsize=(5.6, 1.8))
+_, axis = plt.subplots(figsize=(5.6, 1.8))
 errors = [gain.std() / len(gain) ** 0.5 for gain in gains.values()]
 axis.barh(list(gains), [gain.mean() for gain in gains.values()], xerr=errors, ecolor="gray", capsize=4)
 axis.set_xlabel("nats gained over independent columns")
@@ -97,7 +99,7 @@ plt.show()
 names = frame.columns
 s1, s3, s4 = (names.index(name) for name in ("s1", "s3", "s4"))
 rows = {"patients": data.split("all").x, **{name: runs[name].density.sample(442) for name in ("flow", "independent")}}
-figure, axes = plt.subplots(1, 3, figsize=(5.6, 2.4), sharex=True, sharey=True)
+_, axes = plt.subplots(1, 3, figsize=(5.6, 2.4), sharex=True, sharey=True)
 for axis, (name, sample) in zip(axes, rows.items(), strict=True):
     axis.scatter(sample[:, s1] / sample[:, s3], sample[:, s4], s=3, alpha=0.5)
     axis.set(title=name, xlabel="s1 / s3", xlim=(0, 10), ylim=(0, 10))
@@ -122,7 +124,7 @@ for row in runs["flow"].density.sample(3):
 # 多次抽样的离散程度反映这个值有多不确定。下面依次遮住两列：s4，由同一行的其余列决定；病情进展，则不能由它们决定。
 
 # %% en="Hidden values of the test split against the mean and standard deviation of draws." zh="测试集中被遮住的值，与多次抽样的均值和标准差。"
-figure, axes = plt.subplots(1, 2, figsize=(5.6, 2.9))
+_, axes = plt.subplots(1, 2, figsize=(5.6, 2.9))
 for axis, name in zip(axes, ("s4", "progression"), strict=True):
     column = names.index(name)
     missing = torch.zeros(test.shape, dtype=torch.bool)
@@ -160,7 +162,7 @@ with torch.no_grad():
         before, after = (run.density.log_prob(rows, samples=64) for rows in (test, wrong))
         found = (before[:, None] > after).double().mean()
         print(f"{name:12} ranks a row as it was above an exchanged one in {found:.0%} of all pairs")
-figure, axis = plt.subplots(figsize=(5.6, 2.4))
+_, axis = plt.subplots(figsize=(5.6, 2.4))
 edges = np.linspace(max(after.min().item(), -100), before.max().item(), 30)
 axis.hist(before, edges, alpha=0.7, label="as they were")
 axis.hist(after.clamp(min=edges[0]), edges, alpha=0.7, label="s4 exchanged")

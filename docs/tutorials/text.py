@@ -99,7 +99,7 @@ print(f"{result.bits_per_byte:.4f} bits per byte, perplexity {result.perplexity:
 # %% en="Nats per character of the validation split while training, and the entropy, below which no model can be." zh="训练过程中验证集上每个字符的 nat 数，以及任何模型都不能低于的熵。"
 steps = [row["step"] for row in run.history]
 nats = [-row["validation_nats"] / 28 for row in run.history]
-figure, axis = plt.subplots(figsize=(5.6, 2.8))
+_, axis = plt.subplots(figsize=(5.6, 2.8))
 axis.plot(steps, nats, marker="o", label="model")
 axis.axhline(entropy, linestyle="--", color="C1", label="entropy")
 axis.set(xlabel="step", ylabel="nats per character", ylim=(0, None))
@@ -122,7 +122,7 @@ plt.show()
 windows = run.data_for().split("test").tensor()
 with torch.no_grad():
     cost = -run.density.token_log_probs(windows).mean(0)
-figure, axis = plt.subplots(figsize=(5.6, 2.8))
+_, axis = plt.subplots(figsize=(5.6, 2.8))
 axis.bar(range(28), cost, color=["C0" if i % 7 in (0, 2) else "C1" for i in range(28)])
 axis.axhline(math.log(10), linestyle="--", color="gray")
 axis.set_xticks(range(28), list("a+b=cc↵" * 4))
