@@ -66,6 +66,7 @@ def executed(name: str):
     import jupytext
     import nbformat
     from nbclient import NotebookClient
+    from traitlets.config import Config
 
     path = SOURCES / f"{name}.py"
     if not path.is_file():
@@ -80,7 +81,10 @@ def executed(name: str):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     with tempfile.TemporaryDirectory() as folder:
         resources = {"metadata": {"path": folder}}
-        NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", resources=resources).execute(env=environment)
+        # sockets in a folder of this user's: ipykernel warns of TCP
+        sockets = Config(ConnectionFileMixin={"transport": "ipc", "ip": f"{folder}/kernel"})
+        client = NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", resources=resources, config=sockets)
+        client.execute(env=environment)
     del notebook.cells[0]
     EXECUTED.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, stored)
