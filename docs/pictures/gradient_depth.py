@@ -7,9 +7,9 @@ from loglik.inspection import gradient_flow
 
 CAPTION = {
     "en": "The norm of the gradient at the output of each layer, by that of the last layer, in stacks of 30 tanh layers. "
-    "Plain stacks whose weights have a gain of 0.7 or 1.8 lose the gradient or let it grow; the same layers with "
-    "shortcuts keep it.",
-    "zh": "30 层 tanh 网络中各层输出处的梯度范数，除以最后一层的范数。权重增益为 0.7 或 1.8 的普通网络使梯度消失或增大；同样的层加上捷径连接后，梯度得以保持。",
+    "Plain stacks whose weights have a gain of 0.7 or 1.8 lose the gradient or let it grow; the same layers as "
+    "residual branches, divided by √30, keep it.",
+    "zh": "30 层 tanh 网络中各层输出处的梯度范数，除以最后一层的范数。权重增益为 0.7 或 1.8 的普通网络使梯度消失或增大；同样的层除以 √30 后作为残差分支，梯度得以保持。",
 }
 LAYERS, WIDTH = 30, 64
 
