@@ -30,7 +30,7 @@ class Layer(nn.Module):
 def draw(plt):
     """Draw the norms against the layer, on a logarithmic axis."""
     x, target = torch.randn(64, WIDTH), torch.randn(64, WIDTH)
-    figure, axis = plt.subplots()
+    figure, axis = plt.subplots(figsize=(5, 3.6))
     for color, gain in (("#2e86ab", 0.7), ("#d1495b", 1.8)):
         for residual in (False, True):
             network = nn.Sequential(*(Layer(gain, residual, LAYERS**-0.5 if residual else 1) for _ in range(LAYERS)))

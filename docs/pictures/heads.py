@@ -30,7 +30,7 @@ def draw(plt):
         tokens = network.patches(density.prepare(image)).flatten(2).transpose(1, 2) + network.positions
         block = network.encoder.blocks[0]
         maps = block.attention.maps(block.norm_attention(tokens))[0, :, CENTRE]
-    figure, axes = plt.subplots(1, 1 + len(maps), figsize=(7.6, 1.9))
+    figure, axes = plt.subplots(1, 1 + len(maps), figsize=(5.4, 1.5))
     axes[0].imshow(image[0, 0], cmap="Greys")
     axes[0].set_title("x")
     for number, (axis, head) in enumerate(zip(axes[1:], maps, strict=True), start=1):

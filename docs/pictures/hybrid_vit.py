@@ -8,9 +8,9 @@ import loglik
 from loglik.data import load
 
 CAPTION = {
-    "en": "Left: cross-entropy on the validation digits over training, with and without the convolution before the "
-    "patches. Right: a test digit, and the attention of its four patches, averaged over the heads of the first layer.",
-    "zh": "左：训练过程中验证集上的交叉熵，分别为图块前有卷积和没有卷积。右：一个测试数字，以及它的四个图块的注意力（第一层各头的平均）。",
+    "en": "Top: cross-entropy on the validation digits over training, with and without the convolution before the "
+    "patches. Bottom: a test digit, and the attention of its four patches, averaged over the heads of the first layer.",
+    "zh": "上：训练过程中验证集上的交叉熵，分别为图块前有卷积和没有卷积。下：一个测试数字，以及它的四个图块的注意力（第一层各头的平均）。",
 }
 STEPS = 200
 
@@ -25,7 +25,8 @@ def trained(stem):
 
 def draw(plt):
     """Draw the validation curves, a digit and the attention weights of the hybrid."""
-    figure, axes = plt.subplots(1, 3, figsize=(7.8, 2.9), width_ratios=(2, 1, 1))
+    figure, panels = plt.subplot_mosaic([["curve", "curve"], ["digit", "weights"]], figsize=(5, 5.2))
+    axes = [panels[name] for name in ("curve", "digit", "weights")]
     for stem, label in (("none", "patches alone"), ("convolution", "hybrid")):
         rows = [row for row in trained(stem).history if row.get("validation_nats") is not None]
         axes[0].plot([row["step"] for row in rows], [-row["validation_nats"] for row in rows], label=label)

@@ -22,7 +22,7 @@ def draw(plt):
     convolution = ResNet(1, widths=(8,), blocks=(1,)).stem[0]
     with torch.no_grad():
         first, last = convolution(move(x))[0, 0], move(convolution(x))[0, 0]
-    figure, axes = plt.subplots(1, 4, figsize=(7.4, 2.1))
+    figure, axes = plt.subplots(1, 4, figsize=(5.2, 1.7))
     largest = float(torch.stack([first, last]).abs().max())
     axes[0].imshow(x[0, 0], cmap="Greys")
     for axis, image in zip(axes[1:], (first, last, first - last), strict=True):

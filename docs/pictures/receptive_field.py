@@ -16,7 +16,7 @@ SIDE = 64
 
 def draw(plt):
     """Draw the effective field of three depths, with the square of the recursion."""
-    figure, axes = plt.subplots(1, 3, figsize=(7.2, 2.7))
+    figure, axes = plt.subplots(1, 3, figsize=(5.2, 2.1))
     for axis, blocks in zip(axes, ((1,), (1, 1), (1, 1, 1)), strict=True):
         network = ConvNet(1, widths=(8, 16, 32)[: len(blocks)], blocks=blocks)
         x = torch.randn(8, 1, SIDE, SIDE)
@@ -27,5 +27,6 @@ def draw(plt):
         axis.add_patch(
             Rectangle((left - 0.5, top - 0.5), right - left + 1, bottom - top + 1, fill=False, edgecolor="#f2a65a")
         )
-        axis.set(title=f"{1 + 2 * len(blocks)} layers: {field.size[0]}×{field.size[1]}", xticks=[], yticks=[])
+        axis.set(xticks=[], yticks=[])
+        axis.set_title(f"{1 + 2 * len(blocks)} layers: {field.size[0]}×{field.size[1]}", fontsize=10)
     return figure

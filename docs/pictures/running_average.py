@@ -26,7 +26,7 @@ def draw(plt):
         running.append(float(norm.running_mean[feature]))
         formula.append((1 - MOMENTUM) * formula[-1] + MOMENTUM * means[-1])
     steps = range(1, STEPS + 1)
-    figure, axis = plt.subplots()
+    figure, axis = plt.subplots(figsize=(5, 3.2))
     axis.plot(steps, means, ".", color="gray", label=r"$\mu_B$")
     axis.plot(steps, running, linewidth=4, label="torch")
     axis.plot(steps, formula[1:], "--", label=r"$(1-m)\bar\mu+m\mu_B$")

@@ -12,7 +12,7 @@ LENGTHS = (256, 512, 1024, 2048)
 
 def draw(plt):
     """Draw FLOPs and saved bytes on logarithmic axes."""
-    figure, axes = plt.subplots(1, 2, figsize=(7.4, 3.4))
+    figure, axes = plt.subplots(2, 1, figsize=(5, 6.4))
     for cost in sequence_cost(LENGTHS, width=32, repeats=1):
         axes[0].plot(cost.lengths, cost.flops, "o-", markersize=4, label=f"{cost.kind}: {cost.flops_law.p:.2f}")
         saved = [size / 2**20 for size in cost.saved_bytes]
@@ -21,5 +21,5 @@ def draw(plt):
         axis.set(title=title, xlabel="n", xscale="log", yscale="log")
         axis.set_xticks(LENGTHS, [str(n) for n in LENGTHS])
         axis.minorticks_off()
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=10)
     return figure

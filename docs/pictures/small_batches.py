@@ -19,7 +19,7 @@ def draw(plt):
     x = x[:, x.std(0) > 1]
     h = (x - x.mean(0)) / x.std(0)
     scale, shift = torch.ones(h.shape[1]).to(h), torch.zeros(h.shape[1]).to(h)
-    figure, axis = plt.subplots()
+    figure, axis = plt.subplots(figsize=(5, 3.2))
     for name, norm in (("BatchNorm", batch_norm_formula), ("LayerNorm", layer_norm_formula)):
         whole = norm(h, scale, shift)
         errors = []
