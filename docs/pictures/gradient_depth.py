@@ -6,10 +6,11 @@ from torch import nn
 from loglik.inspection import gradient_flow
 
 CAPTION = {
-    "en": "The norm of the gradient at the output of each layer, by that of the last layer, in stacks of 30 tanh layers. "
-    "Plain stacks whose weights have a gain of 0.7 or 1.8 lose the gradient or let it grow; the same layers as "
-    "residual branches, divided by √30, keep it.",
-    "zh": "30 层 tanh 网络中各层输出处的梯度范数，除以最后一层的范数。权重增益为 0.7 或 1.8 的普通网络使梯度消失或增大；同样的层除以 √30 后作为残差分支，梯度得以保持。",
+    "en": "The norm of the gradient at the output of each layer, by that of the last layer, in stacks of 30 "
+    "tanh layers. Plain stacks whose weights have a gain of 0.7 or 1.8 lose the gradient or let it grow; "
+    "the same layers as residual branches, divided by √30, keep it.",
+    "zh": "30 层 tanh 网络中各层输出处的梯度范数，除以最后一层的范数。权重增益为 0.7 或 1.8 的普通网络使梯度消"
+    "失或增大；同样的层除以 √30 后作为残差分支，梯度得以保持。",
 }
 LAYERS, WIDTH = 30, 64
 
@@ -34,7 +35,7 @@ def draw(plt):
     for color, gain in (("#2e86ab", 0.7), ("#d1495b", 1.8)):
         for residual in (False, True):
             network = nn.Sequential(*(Layer(gain, residual, LAYERS**-0.5 if residual else 1) for _ in range(LAYERS)))
-            flow = gradient_flow(network, lambda: (network(x) * target).mean(), jacobians=False)
+            flow = gradient_flow(network, lambda network=network: (network(x) * target).mean(), jacobians=False)
             norms = [layer.output_norm for layer in flow.layers]
             label = f"gain {gain}, {'with shortcuts' if residual else 'plain'}"
             depth = [layer.depth for layer in flow.layers]

@@ -8,7 +8,8 @@ import loglik
 from loglik.data import load
 
 CAPTION = {
-    "en": "A digit, and what four heads of one layer attend to from its patch marked +, after 100 steps: each head differently.",
+    "en": "A digit, and what four heads of one layer attend to from its patch marked +, after 100 steps: each "
+    "head differently.",
     "zh": "一个数字，以及训练 100 步后，同一层的四个头从标 + 的图块出发各自关注的位置：各不相同。",
 }
 PATCHES, CENTRE = 4, 9

@@ -8,9 +8,11 @@ import loglik
 from loglik.data import load
 
 CAPTION = {
-    "en": "Top: cross-entropy on the validation digits over training, with and without the convolution before the "
-    "patches. Bottom: a test digit, and the attention of its four patches, averaged over the heads of the first layer.",
-    "zh": "上：训练过程中验证集上的交叉熵，分别为图块前有卷积和没有卷积。下：一个测试数字，以及它的四个图块的注意力（第一层各头的平均）。",
+    "en": "Top: cross-entropy on the validation digits over training, with and without the convolution before "
+    "the patches. Bottom: a test digit, and the attention of its four patches, averaged over the heads "
+    "of the first layer.",
+    "zh": "上：训练过程中验证集上的交叉熵，分别为图块前有卷积和没有卷积。下：一个测试数字，以及它的四个图块的注"
+    "意力（第一层各头的平均）。",
 }
 STEPS = 200
 

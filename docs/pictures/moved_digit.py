@@ -6,8 +6,8 @@ from loglik.data import load
 from loglik.networks import ResNet
 
 CAPTION = {
-    "en": "A digit x, the translation g by one pixel to the right, and one channel of the convolution f. The difference "
-    "in the last panel is 0 except at the border, where the padding of f shows.",
+    "en": "A digit x, the translation g by one pixel to the right, and one channel of the convolution f. The "
+    "difference in the last panel is 0 except at the border, where the padding of f shows.",
     "zh": "数字 x、向右平移一个像素的 g，以及卷积 f 的一个通道。最后一图的差除边界外为 0，边界处是 f 的填充造成的。",
 }
 

@@ -3,8 +3,8 @@
 from loglik.networks.positions import sinusoids
 
 CAPTION = {
-    "en": "Top: the table PE, 64 positions of 64 features. Bottom: the inner product of two positions depends on their "
-    "distance only, so the three curves are one.",
+    "en": "Top: the table PE, 64 positions of 64 features. Bottom: the inner product of two positions depends "
+    "on their distance only, so the three curves are one.",
     "zh": "上：64 个位置、每个 64 维的 PE 表。下：两个位置的内积只取决于它们的距离，因此三条曲线重合。",
 }
 

@@ -7,9 +7,10 @@ from loglik.inspection import effective_field, receptive_fields
 from loglik.networks import ConvNet
 
 CAPTION = {
-    "en": "The middle unit of the last maps of three plain networks at their initial weights: the square is the field by "
-    "the recursion, the colour is how much each pixel changes the unit.",
-    "zh": "三个普通网络（初始权重）最后一层特征图的中间单元：方框是按递推公式算出的感受野，颜色是每个像素对该单元的影响大小。",
+    "en": "The middle unit of the last maps of three plain networks at their initial weights: the square is "
+    "the field by the recursion, the colour is how much each pixel changes the unit.",
+    "zh": "三个普通网络（初始权重）最后一层特征图的中间单元：方框是按递推公式算出的感受野，颜色是每个像素对该单"
+    "元的影响大小。",
 }
 SIDE = 64
 

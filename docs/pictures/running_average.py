@@ -6,9 +6,10 @@ from torch import nn
 from loglik.data import load
 
 CAPTION = {
-    "en": "One feature of BatchNorm: the mean of each mini-batch of 16 digits, torch's running mean, and its formula. "
-    "The running mean starts at 0; after 3/m = 30 steps its start has a weight of 4%.",
-    "zh": "BatchNorm 的一个特征：每个含 16 个数字的小批量的均值、torch 的滑动均值及其公式。滑动均值从 0 开始，3/m = 30 步后初值的权重只剩 4%。",
+    "en": "One feature of BatchNorm: the mean of each mini-batch of 16 digits, torch's running mean, and its "
+    "formula. The running mean starts at 0; after 3/m = 30 steps its start has a weight of 4%.",
+    "zh": "BatchNorm 的一个特征：每个含 16 个数字的小批量的均值、torch 的滑动均值及其公式。滑动均值从 0 开始，"
+    "3/m = 30 步后初值的权重只剩 4%。",
 }
 STEPS, SIZE, MOMENTUM = 100, 16, 0.1
 

@@ -3,9 +3,10 @@
 from loglik.inspection import sequence_cost
 
 CAPTION = {
-    "en": "FLOPs, and bytes saved for the backward pass, against the length n at width 32. The numbers in the legend are "
-    "the fitted exponents p of n^p: attention by its formula tends to 2, the others to 1.",
-    "zh": "宽度为 32 时，浮点运算次数与反向传播所保存的字节数随长度 n 的变化。图例中的数是拟合 n^p 的指数 p：按公式计算的注意力趋于 2，其余为 1。",
+    "en": "FLOPs, and bytes saved for the backward pass, against the length n at width 32. The numbers in the "
+    "legend are the fitted exponents p of n^p: attention by its formula tends to 2, the others to 1.",
+    "zh": "宽度为 32 时，浮点运算次数与反向传播所保存的字节数随长度 n 的变化。图例中的数是拟合 n^p 的指数 p：按"
+    "公式计算的注意力趋于 2，其余为 1。",
 }
 LENGTHS = (256, 512, 1024, 2048)
 

@@ -6,9 +6,10 @@ from loglik.data import load
 from loglik.networks.norms import batch_norm_formula, layer_norm_formula
 
 CAPTION = {
-    "en": "Relative error of the output in batches of B against one batch of all digits: BatchNorm's falls as 1/√B, and "
-    "LayerNorm's is 0 for every B.",
-    "zh": "分成大小为 B 的批次时，输出相对于整批计算的误差：BatchNorm 的误差按 1/√B 下降，LayerNorm 的误差对任何 B 都是 0。",
+    "en": "Relative error of the output in batches of B against one batch of all digits: BatchNorm's falls as "
+    "1/√B, and LayerNorm's is 0 for every B.",
+    "zh": "分成大小为 B 的批次时，输出相对于整批计算的误差：BatchNorm 的误差按 1/√B 下降，LayerNorm 的误差对任"
+    "何 B 都是 0。",
 }
 SIZES = (2, 4, 8, 16, 32, 64, 128, 256)
 
