@@ -163,7 +163,7 @@ def test_text_has_bits_per_byte(tmp_path) -> None:
     for entry in entries:
         assert entry.result.bits_per_byte == pytest.approx(entry.result.bits_per_dim)
         assert entry.result.unit == "token"
-    assert said[0].startswith("vae is left out: vae takes images, tables and arrays; for text use autoregressive")
+    assert said[0].startswith("vae is left out: vae models images, tables and arrays; for text use autoregressive")
 
 
 def test_a_mixed_table_and_what_is_left_out() -> None:
@@ -199,14 +199,14 @@ def test_the_chosen_models_must_be_known_and_fit() -> None:
 
 
 def test_a_model_that_diverges_leaves_the_others(monkeypatch) -> None:
-    run = loop._Trainer.run
+    run = loop.Trainer.run
 
     def fails(self, bar, resume):
         if type(self.density).__name__ == "VAE":
             raise NotFinite("step 3: the loss is nan")
         return run(self, bar, resume)
 
-    monkeypatch.setattr(loop._Trainer, "run", fails)
+    monkeypatch.setattr(loop.Trainer, "run", fails)
     said: list[str] = []
     entries = loglik.compare(IMAGES, models=["vae", "flow"], say=said.append, **BUDGET)
     assert [e.result.model for e in entries if e.run] == ["independent", "flow"]

@@ -103,7 +103,7 @@ def test_arrays_are_converted_to_the_densitys_own_dtype():
     x = torch.ones(1, 2, requires_grad=True)
     normal.log_prob(x).sum().backward()
     assert x.grad is not None and torch.equal(x.grad, -torch.ones(1, 2))
-    with pytest.raises(ValueError, match="expected numbers, got an array of type <U1: give each example as numbers"):
+    with pytest.raises(ValueError, match="expected numbers, got an array of type <U1: pass each example as numbers"):
         normal.log_prob([["a", "b"]])
 
 

@@ -1,4 +1,4 @@
-"""Rows on the CPU, a density on another device: what uses a trained density moves them."""
+"""With rows on the CPU and a density on another device, the functions that use a trained density move the rows."""
 
 from dataclasses import replace
 
@@ -28,7 +28,7 @@ def table(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(table):
-    """A run of each family on a table, as it stands after a step of training on the CPU."""
+    """A run of each family on a table, after one training step on the CPU."""
     options = {"label": "label", "progress": False}
     short = {"max_steps": 1, "width": 8, **options}
     return {
@@ -42,7 +42,7 @@ def runs(table):
 
 @pytest.fixture
 def moved(runs):
-    """The runs on the other device, where they go back from."""
+    """The runs on the other device; they are moved back afterwards."""
     with Elsewhere():
         for run in runs.values():
             run.density.to(DEVICE)
@@ -51,8 +51,8 @@ def moved(runs):
             run.density.to("cpu")
 
 
-def few(data, n=12):
-    """The same data with a few examples in each split."""
+def shortened(data, n=12):
+    """Return the data with n examples in each split."""
     cut = lambda split: Split(split.x[:n], None if split.y is None else split.y[:n])  # noqa: E731
     return replace(data, train=cut(data.train), validation=cut(data.validation), test=cut(data.test))
 
@@ -102,11 +102,11 @@ def test_gaps_are_filled_wherever_the_density_is(moved, table, tmp_path, model):
 
 @pytest.mark.parametrize("model", ["classifier", "flow", "vae", "diffusion"])
 def test_a_run_is_evaluated_and_drawn_wherever_it_is(model, tmp_path):
-    """All that `loglik fit` does after training: scores, terms, rates, latents, samples and the page."""
+    """What `loglik fit` does after training: scores, terms, rates, latents, samples and the report."""
     digits = load("digits")
     options = {"classifier": {"network": "convnet"}, "vae": {"network": "mlp"}, "diffusion": {"depth": 1, "steps": 2}}
     run = loglik.fit(model, digits, max_steps=1, batch_size=8, width=8, progress=False, **options.get(model, {}))
-    digits = few(digits)
+    digits = shortened(digits)
     here = judge(run, digits, samples=2, seed=0).result
     with Elsewhere():
         run.density.to(DEVICE)

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from loglik.data.spec import DataSpec
     from loglik.density import Bound, Density, StandardNormal
     from loglik.diffusion import Diffusion
+    from loglik.divergence import kl_divergence
     from loglik.flows import Flow
     from loglik.runs import Run, load
-    from loglik.training import TrainingSettings, fit
+    from loglik.training import TrainingSettings
+    from loglik.training.fit import fit
     from loglik.vae import VAE
     from loglik.verification.verify import verify
 
@@ -42,12 +44,14 @@ _HOME = {
     "compare": "comparison",
     "evaluate": "comparison",
     "fit": "training",
+    "kl_divergence": "divergence",
     "load": "runs",
     "verify": "verification.verify",
 }
 _ROOMS = (
-    "autoregressive", "baselines", "classification", "data", "diffusion", "evaluation", "flows", "inspection",
-    "networks", "recipes", "report", "training", "transforms", "vae", "verification",
+    "autoregressive", "baselines", "classification", "data", "diffusion", "divergence", "evaluation", "flows",
+    "inspection", "networks", "recipes", "report", "training", "transforms", "vae",
+    "verification",
 )  # fmt: skip
 
 __all__ = [
@@ -66,6 +70,7 @@ __all__ = [
     "compare",
     "evaluate",
     "fit",
+    "kl_divergence",
     "load",
     "verify",
 ]

@@ -23,7 +23,7 @@ from loglik.runs import Run
 from loglik.transforms import Dequantize, Reshape, Standardise, Transform
 from loglik.vae import VAE, LadderVAE, LocalPixels
 from loglik.vae.diagnostics import Diagnosis, diagnose
-from loglik.vae.vae import gaussian_log_prob
+from loglik.vae.kl import gaussian_log_prob
 
 __all__ = ["EACH_ALONE", "Latents", "diagnose_latents", "write_latents"]
 

@@ -20,9 +20,9 @@ from loglik.cli.options import (
     as_options,
     folder_for,
     follower,
-    given,
     prompt_of,
     settings_of,
+    without_none,
 )
 
 __all__ = ["app"]
@@ -107,7 +107,7 @@ def fit(
     text, options = TextSettings.split_options(settings_of(set_))
     folder = folder_for(out, data, after=f"-{model.replace(':', '-')}")
     held = as_data(data, label=label, seed=seed, text=text, beside=folder)
-    options = {"size": size, **options, **given(max_time=max_time, max_steps=max_steps)}
+    options = {"size": size, **options, **without_none(max_time=max_time, max_steps=max_steps)}
     print(held.describe())
     run = train(model, held, out=folder, resume=resume, seed=seed, **options)
     if follower():
@@ -204,7 +204,7 @@ def sample(
     density, spec = loaded.density, loaded.spec
     if density.event == "y":
         raise ValueError(f"{run} is a classifier, p(label | data): it has no data to draw; use another family")
-    asked = given(length=length, temperature=temperature, top_k=top_k, top_p=top_p, stop=stop)
+    asked = without_none(length=length, temperature=temperature, top_k=top_k, top_p=top_p, stop=stop)
     if prompt is not None or asked:
         n, start = n or 1, prompt_of(prompt)
         say = _say if n == 1 and out is None and sys.stdout.isatty() else None
@@ -215,7 +215,7 @@ def sample(
         print(f"{len(texts)} samples: {out}" if out else "" if say else numbered(texts).removesuffix("\n"))
         return
     n = n or 64
-    if how := given(method=method, steps=steps, until=until, guidance=guidance):
+    if how := without_none(method=method, steps=steps, until=until, guidance=guidance):
         from loglik.diffusion import with_sampler
 
         density = with_sampler(density, **how)
@@ -321,19 +321,24 @@ app.add_typer(listing, name="list")
 
 
 @listing.command("models")
-def list_models() -> None:
-    """The families, and what they take."""
+def list_models(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="The model whose options to describe; all, in short, if omitted."),
+    ] = None,
+) -> None:
+    """List the models and their options; with NAME, describe each option of one model."""
+    from loglik.cli.reference import describe, overview
     from loglik.data.text import TextSettings
     from loglik.data.tokenizers import KINDS
-    from loglik.recipes import RECIPES
 
-    for recipe in RECIPES.values():
-        variants = f"\n{'':<15} variants: {', '.join(f'{recipe.name}:{k}' for k in recipe.kinds)}" * bool(recipe.kinds)
-        options = ", ".join(f"{k}={v}" for k, v in recipe.options.items() if v is not None)
-        print(f"{recipe.name:<15} {recipe.summary}\n{'':<15} options: {options}{variants}")
-    read = TextSettings()
-    options = ", ".join(f"{k}={v}" for k, v in read.to_dict().items() if v is not None)
+    if name is not None:
+        print(describe(name))
+        return
+    print(overview())
+    options = ", ".join(f"{k}={v}" for k, v in TextSettings().to_dict().items() if v is not None)
     print(f"\ntext, for any of them: {options}, window; tokenizer is {', '.join(KINDS)}")
+    print("`loglik list models NAME` describes the options of a model.")
 
 
 @listing.command("data")

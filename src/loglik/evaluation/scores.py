@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from loglik.cpu.memory import keep_freed_memory
 from loglik.data.dataset import Split
 from loglik.density import Bound, Density
-from loglik.networks.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
