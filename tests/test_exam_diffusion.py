@@ -327,3 +327,17 @@ def test_more_steps_come_nearer_to_the_log_density_at_order_one(float64):
     assert all(gap > 0 for gap in gaps)
     for before, after in zip(gaps[:-1], gaps[1:], strict=True):
         assert before / after == pytest.approx(2, abs=0.15)
+
+
+@pytest.mark.parametrize("t", range(1, len(BETAS)))
+def test_the_best_variance_of_the_decoder(chain, t):
+    """It is the posterior's for data that are one point and β_t for N(0, 1): there the expected KL has no slope."""
+    low, high, bar = chain.logsnr[t], chain.logsnr[t - 1], chain.alpha_bar
+    factor, std = posterior(torch.zeros(1), torch.ones(1), low, high)  # of x_0 in the mean
+    for error, best in ((torch.zeros(1), std.square()), (1 - bar[t], chain.betas[t])):  # E(x_0 - x̂)²
+        gap = factor.square() * error
+        torch.testing.assert_close(std.square() + gap, best.expand(1))
+        variance = best.expand(1).clone().requires_grad_()
+        kl = 0.5 * (variance / std.square()).log() - 0.5 + (std.square() + gap) / (2 * variance)
+        (slope_there,) = torch.autograd.grad(kl.sum(), variance)
+        assert slope_there.abs().max() < 1e-9
