@@ -157,6 +157,31 @@ def test_the_conditional_kernel_is_the_integrating_factors(float64):
     assert alpha(logsnr).square() == pytest.approx(math.exp(-10.05), rel=1e-6)  # ᾱ at t = 1: 4.3e-5 of the data is left
 
 
+@pytest.mark.parametrize(
+    ("t", "area", "mean", "variance"),
+    [(0.1, 0.1095, 0.9467, 0.1037), (0.5, 2.5375, 0.2812, 0.9209), (1.0, 10.05, 0.0066, 0.99996)],
+)
+def test_the_kernels_numbers(float64, t, area, mean, variance):
+    """The table of part (c), to the digits that it prints."""
+    schedule, at = LinearBeta(), torch.tensor(t)
+    assert schedule.integral(at).item() == pytest.approx(area, abs=5e-5)
+    assert schedule.alpha(at).item() == pytest.approx(mean, abs=5e-5)
+    assert schedule.sigma(at).square().item() == pytest.approx(variance, abs=5e-5)
+
+
+def test_the_constant_of_normal_data(float64):
+    """Of N(0, 1) it is 1 - 1/σ_t² in each dimension: -8.64 at t = 0.1."""
+    logsnr = LinearBeta().logsnr(torch.tensor(0.1))
+    epsilon = torch.linspace(-9, 9, 1001)
+    density = Normal(0.0, 1.0).log_prob(epsilon).exp() * (epsilon[1] - epsilon[0])
+    x_0, noise = (v.reshape(-1, 1) for v in torch.meshgrid(epsilon, epsilon, indexing="ij"))
+    weights = (density[:, None] * density).flatten()
+    each = score_matching_constant(lambda x, lam: -x, x_0, noise, logsnr.expand(len(x_0)))
+    constant = -(weights * each).sum()
+    torch.testing.assert_close(constant, 1 - 1 / sigma(logsnr).square(), rtol=1e-9, atol=0)
+    assert constant.item() == pytest.approx(-8.64, abs=0.005)
+
+
 def test_the_final_loss_is_the_error_of_the_noise(float64):
     """With s = -ε̂/σ: λ(t)‖s - ∇log p(x_t | x_0)‖² = λ(t)/σ² ‖ε - ε̂‖², and ‖ε - ε̂‖² where λ(t) = σ²."""
     x_0, epsilon, level = torch.randn(50, 3), torch.randn(50, 3), torch.linspace(-6, 6, 50)
@@ -341,3 +366,22 @@ def test_the_best_variance_of_the_decoder(chain, t):
         kl = 0.5 * (variance / std.square()).log() - 0.5 + (std.square() + gap) / (2 * variance)
         (slope_there,) = torch.autograd.grad(kl.sum(), variance)
         assert slope_there.abs().max() < 1e-9
+
+
+def test_a_chain_of_two_steps_in_numbers(float64):
+    """The worked example: β = (0.2, 0.3), data N(0, 1), the exact denoiser √ᾱ_t x_t."""
+    chain = Chain.of(Discrete([0.2, 0.3]), 2, torch.empty(()))
+    first, last = chain.logsnr
+    torch.testing.assert_close(chain.alpha_bar, torch.tensor([0.8, 0.56]))
+    zero, one = torch.zeros(1), torch.ones(1)
+    of_data, std = posterior(zero, one, last, first)
+    of_noised, _ = posterior(one, zero, last, first)
+    assert of_data.item() == pytest.approx(0.610, abs=5e-4)
+    assert of_noised.item() == pytest.approx(0.380, abs=5e-4)
+    assert std.square().item() == pytest.approx(0.136, abs=5e-4)
+    prior = -prior_term(one[:, None], last).item()  # E x_0² = 1
+    kl = (0.5 * (first.exp() - last.exp()) * (1 - chain.alpha_bar[1])).item()
+    reconstruction = gaussian_reconstruction(1, first).item()
+    assert (prior, kl, reconstruction) == pytest.approx((0.4105, 0.6, -0.7258), abs=5e-5)
+    assert -prior - kl + reconstruction == pytest.approx(-1.7363, abs=1e-4)
+    assert -0.5 * math.log(2 * math.pi * math.e) == pytest.approx(-1.4189, abs=5e-5)
