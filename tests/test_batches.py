@@ -5,14 +5,14 @@ import torch
 from helpers.training import REAL, Drift, flow, settings
 from loglik.data.dataset import Split
 from loglik.training import fit
-from loglik.training.batches import Batches, evenly_spaced
+from loglik.training.batches import Batches
 
 
 def test_a_subset_is_evenly_spaced_with_its_labels() -> None:
     split = Split(torch.arange(10), torch.arange(10) % 3)
-    subset = evenly_spaced(split, 4)
+    subset = split.evenly(4)
     assert subset.x.tolist() == [0, 3, 6, 9] and subset.y.tolist() == [0, 0, 0, 0]
-    assert evenly_spaced(split, 10).x.tolist() == list(range(10)) and evenly_spaced(Split(split.x), 100).y is None
+    assert split.evenly(10).x.tolist() == list(range(10)) and Split(split.x).evenly(100).y is None
 
 
 def test_the_order_of_the_data_is_a_function_of_seed_and_epoch(monkeypatch) -> None:

@@ -352,7 +352,7 @@ def test_runs_that_exist_are_newer_or_are_none(data, runs, tmp_path) -> None:
 
 
 def test_data_that_the_run_cannot_take(runs, data) -> None:
-    assert "this is text, but the model takes images 1×4×4" in refused("evaluate", runs.images, data.text)
+    assert "this is text, but the model accepts images 1×4×4" in refused("evaluate", runs.images, data.text)
     assert "no split named 'dev'" in refused("evaluate", runs.images, "--split", "dev")
     assert "NaN" not in well("evaluate", runs.array, data.array)
 

@@ -8,13 +8,12 @@ import torch
 import loglik
 from helpers.elsewhere import DEVICE, Elsewhere, there
 from helpers.mixed import mixed_rows, write_rows
-from loglik.comparison import judge
+from loglik.comparison import evaluate_run
 from loglik.data import load
 from loglik.data.dataset import Split
-from loglik.filling import fill, fill_table
-from loglik.latents import Latents, diagnose_latents, write_latents
 from loglik.recipes import build
-from loglik.report import continue_text, draw, write_report
+from loglik.report import write_report
+from loglik.tasks import Latents, continue_text, diagnose_latents, draw, fill, fill_table, write_latents
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +90,7 @@ def test_the_latents_of_a_ladder_are_looked_at_wherever_it_is():
     digits = load("digits")
     density = build("vae", digits.spec, width=8)
     with Elsewhere():
-        assert diagnose_latents(density.to(DEVICE), digits, "test", 0, most=8)
+        assert diagnose_latents(density.to(DEVICE), digits, "test", 0, max_examples=8)
 
 
 @pytest.mark.parametrize("model", ["independent", "vae", "diffusion", "flow", "autoregressive"])
@@ -107,10 +106,10 @@ def test_a_run_is_evaluated_and_drawn_wherever_it_is(model, tmp_path):
     options = {"classifier": {"network": "convnet"}, "vae": {"network": "mlp"}, "diffusion": {"depth": 1, "steps": 2}}
     run = loglik.fit(model, digits, max_steps=1, batch_size=8, width=8, progress=False, **options.get(model, {}))
     digits = shortened(digits)
-    here = judge(run, digits, samples=2, seed=0).result
+    here = evaluate_run(run, digits, samples=2, seed=0).result
     with Elsewhere():
         run.density.to(DEVICE)
-        entry = judge(run, digits, samples=2, seed=0)
+        entry = evaluate_run(run, digits, samples=2, seed=0)
         assert entry.result.nats == pytest.approx(here.nats, abs=1e-2)
         write_report(tmp_path / "report.html", digits, [entry], title="t", seed=0, split="test")
         diagnose_latents(run.density, digits, "test", 0)
@@ -124,5 +123,5 @@ def test_text_is_scored_and_continued_wherever_it_is(tmp_path):
     run = loglik.fit("autoregressive", text, max_steps=1, window=16, width=8, depth=1, heads=1, progress=False)
     with Elsewhere():
         run.density.to(DEVICE)
-        assert judge(run, run.data_for(text)).result.n > 100
-        assert len(continue_text(run.density, run.spec, prompt="the ", length=5)[0]) > 4
+        assert evaluate_run(run, run.data_for(text)).result.n > 100
+        assert len(continue_text(run, "the ", length=5)[0]) > 4

@@ -33,7 +33,7 @@ def rows(batches: Batches, steps: int) -> list[list[int]]:
 def batches_of(path, seed: int) -> Batches:
     data = load(path, text=TextSettings(**READ))
     fabric = make_fabric(loglik.TrainingSettings(accelerator="cpu"))
-    return Batches(data.train, dims=data.spec.dims, batch_size=16, seed=seed, fabric=fabric)
+    return Batches(data.train, batch_size=16, seed=seed, fabric=fabric)
 
 
 def test_order_is_a_function_of_seed_and_step(path) -> None:

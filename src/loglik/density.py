@@ -10,6 +10,7 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from itertools import chain
 from typing import Any, Literal, TypeVar
@@ -30,6 +31,7 @@ __all__ = [
     "draw_terms",
     "draw_weights",
     "embed",
+    "evaluation_mode",
     "expand_context",
     "output_layer",
     "sum_terms",
@@ -357,3 +359,15 @@ def _combined(log_weights: Float[Tensor, "B S"], importance_weighted: bool) -> F
     if importance_weighted:
         return log_weights.logsumexp(1) - math.log(log_weights.shape[1])
     return log_weights.mean(1)
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Put a module in evaluation mode; restore the mode of each of its parts at the end."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

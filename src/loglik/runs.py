@@ -71,14 +71,21 @@ class Run:
         """Seconds of training, validations included."""
         return self.config.get("train_seconds", 0.0)
 
-    def data_for(self, data: Any = None) -> Data:
-        """Data coded as this run's density takes them; what it was trained on if None, cut as it was then."""
+    def data_for(self, data: Any = None, *, label: str | None = None) -> Data:
+        """Read data in the codes of this run's density.
+
+        Args:
+            data: what `fit` accepts; if None, what the run was trained on, with the same splits.
+            label: the label's column; the run's own if None.
+
+        Raises ValueError where data is None and the run was trained on data in memory.
+        """
         if data is None and self.config["source"] is None:
-            raise ValueError("this run was trained on data in memory: pass data to use it on")
+            raise ValueError(f"{self.path or 'this run'} was trained on data in memory: pass data")
         own = data is None and self.config.get("text")
         return as_data(
             self.config["source"] if data is None else data,
-            label=self.config["label"],
+            label=label or self.config["label"],
             seed=self.config["training"]["seed"],
             like=self.spec,
             text=TextSettings(**self.config["text"]) if own else None,

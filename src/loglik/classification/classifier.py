@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
-from loglik.density import Density, check_levels, output_layer
+from loglik.density import Density, check_levels, evaluation_mode, output_layer
 
 __all__ = ["Classifier"]
 
@@ -111,9 +111,9 @@ class Classifier(Density):
         and is concave in β. Without the prior, a small validation set without errors would make every prediction
         certain.
         """
-        self.eval()
         self.temperature.fill_(1)
-        logits = torch.cat([self.logits(rows) for rows in _require(context).split(256)]).double()
+        with evaluation_mode(self):
+            logits = torch.cat([self.logits(rows) for rows in _require(context).split(256)]).double()
         inverse = torch.ones((), dtype=torch.float64, device=logits.device)
         for _ in range(50):  # Newton's method; a step at most doubles or halves β
             p = (inverse * logits).softmax(1)

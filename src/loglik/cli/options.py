@@ -62,7 +62,7 @@ OWN_OPTIONS = {
 # Python's arguments in messages, such as `resume=True` or `label="COLUMN"`: options of the commands, and of --set
 OPTION = re.compile(r'(?<![\w./-])(label|models|out|per_row|resume|samples|seed|split)=(?:"([^"]*)"|(\w*))')
 SETTING = re.compile(r"(?<![\w./-])(conditional|window)=(\w+)")
-NOT_SETTINGS = {"data", "density", "settings", "progress", "say"}
+NOT_SETTINGS = {"data", "density", "settings", "progress", "report"}
 
 
 def settings_of(pairs: Sequence[str] | None) -> dict[str, Any]:

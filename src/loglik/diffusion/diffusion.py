@@ -287,7 +287,7 @@ def with_likelihood(density: Density, method: str, steps: int | None = None) -> 
         raise ValueError(f"unknown method {method!r}: use vlb or ode")
     changed, diffusions = _copied(density, "method and steps choose how a diffusion's likelihood is computed")
     for diffusion in diffusions:
-        chain = steps in (diffusion.schedule.steps, diffusion.score_matching.steps)
+        chain = steps in (diffusion.schedule.steps, diffusion.objective.steps)
         if method == "vlb":
             diffusion.likelihood = VLB(steps, spacing="time" if chain else "logsnr")
         else:

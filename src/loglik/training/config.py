@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from loglik import __version__, recipes, runs
+from loglik import recipes, runs
 from loglik.data.dataset import Data
-from loglik.data.text import TextSettings
+from loglik.data.text_settings import TextSettings
 from loglik.density import Density
 from loglik.training.settings import TrainingSettings, seconds
+from loglik.version import __version__
 
 __all__ = ["check_same_config", "run_config", "split_options"]
 

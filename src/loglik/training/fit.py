@@ -12,7 +12,7 @@ import torch
 from loglik import recipes, runs
 from loglik.cpu.memory import keep_freed_memory
 from loglik.data import as_data
-from loglik.data.text import TextSettings
+from loglik.data.text_settings import TextSettings
 from loglik.density import Density
 from loglik.training.checks import check_fits, check_trainable
 from loglik.training.config import check_same_config, run_config, split_options

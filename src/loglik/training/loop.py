@@ -25,12 +25,11 @@ from torch import Tensor, nn
 from loglik import runs
 from loglik.cpu.private import keep_saved_tensors
 from loglik.data.dataset import Data, Split
-from loglik.data.windows import Windows
 from loglik.density import Density
 from loglik.evaluation.scores import arguments, default_samples, log_probs
 from loglik.training import checkpoint
 from loglik.training.average import MovingAverage
-from loglik.training.batches import Batches, evenly_spaced, to_device
+from loglik.training.batches import MAX_BYTES, Batches
 from loglik.training.early_stopping import EarlyStopping
 from loglik.training.learning_rate import rate_factor
 from loglik.training.not_finite import NotFinite, find_not_finite
@@ -68,11 +67,11 @@ class Trainer:
         self, fabric: Fabric, density: Density, data: Data, settings: TrainingSettings, path: Path | None
     ) -> None:
         self.fabric, self.density, self.data, self.settings, self.path = fabric, density, data, settings, path
-        dims, text = data.spec.dims, isinstance(data.train.x, Windows)
-        self.tokens = dims if text else 1  # the bar shows nats per token of a text, else per example
+        dims, text = data.spec.dims, data.train.unit == "token"
+        self.tokens = data.train.units_per_example  # the bar shows nats per token of a text, else per example
         max_examples = max(64, VALIDATION_TOKENS // dims) if text else max(128, min(1024, 2**19 // dims))
-        self.validation = to_device(evenly_spaced(data.validation, max_examples), fabric.device)
-        self.batches = Batches(data.train, dims=dims, batch_size=settings.batch_size, seed=settings.seed, fabric=fabric)
+        self.validation = data.validation.evenly(max_examples).to(fabric.device, max_bytes=MAX_BYTES)
+        self.batches = Batches(data.train, batch_size=settings.batch_size, seed=settings.seed, fabric=fabric)
         epoch = self.batches.steps_per_epoch
         self.last_step = min([settings.max_steps or math.inf, (settings.max_epochs or math.inf) * epoch])
         self.validate_every = settings.validate_every or max(25, min(500, epoch))
@@ -158,7 +157,7 @@ class Trainer:
 
     def _examples(self, split: Split) -> tuple[Tensor, Tensor | None]:
         """Return the event and the context of evenly spaced examples, on the device."""
-        split = evenly_spaced(split, CALIBRATION_EXAMPLES)
+        split = split.evenly(CALIBRATION_EXAMPLES)
         y = None if split.y is None else split.y.to(self.fabric.device)
         return arguments(self.density, split.tensor().to(self.fabric.device), y)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from loglik.data.dataset import Data
-from loglik.data.windows import Windows
 from loglik.runs import Run
 
 __all__ = ["undertrained"]
@@ -27,8 +26,7 @@ def undertrained(run: Run, data: Data, stderr: float | None) -> str | None:
     """
     if not run.steps or not run.history:
         return None
-    text = isinstance(data.train.x, Windows)
-    per = data.spec.dims if text else 1  # nats of a history are per window
+    per = data.train.units_per_example  # nats of a history are per window
     settings = run.config["training"]
     batch = min(settings["batch_size"], len(data.train))
     epoch = max(1, data.train.size // (batch * per))
@@ -43,6 +41,6 @@ def undertrained(run: Run, data: Data, stderr: float | None) -> str | None:
         return f"undertrained: it was validated once, after {steps}"
     rise = max(last, default=-math.inf) - max(before)
     if rise > (stderr or 0.0):
-        unit = "token" if text else "example"
+        unit = data.train.unit
         return f"undertrained: its validation still rose by {rise:.2g} nats per {unit} in the last fifth of its {steps}"
     return None

@@ -14,8 +14,8 @@ from helpers.exact import CorrelatedDenoiser
 from helpers.mixed import mixed_rows, write_rows
 from loglik.density import Density
 from loglik.diffusion import Diffusion, Sampler
-from loglik.filling import fill, fill_table
 from loglik.flows import Flow
+from loglik.tasks import fill, fill_table
 from loglik.transforms import Permute, Standardise
 
 COVARIANCE = torch.tensor([[1.0, 0.8, 0.3], [0.8, 1.0, 0.0], [0.3, 0.0, 1.0]], dtype=torch.float64)
@@ -89,7 +89,7 @@ def test_gaps_of_codes(float64):
 def test_what_cannot_fill_is_named():
     x, missing = torch.zeros(4, 3), torch.zeros(4, 3, dtype=torch.bool)
     mixed = Flow([Permute([1, 0, 2])], Diffusion(CorrelatedDenoiser(torch.zeros(3), COVARIANCE), (3,)))
-    with pytest.raises(ValueError, match="a diffusion does not fill gaps behind these transforms"):
+    with pytest.raises(ValueError, match="a diffusion does not fill missing values behind these transforms"):
         fill(mixed, x, missing)
     given = loglik.Flow([], loglik.StandardNormal((3,)), context=nn.Embedding(2, 4))
     with pytest.raises(ValueError, match=r"missing values are filled in rows \(B, D\), by a density p\(row\)"):
@@ -132,7 +132,7 @@ def test_runs_that_cannot_fill_are_one_line(table, tmp_path):
     with pytest.raises(ValueError, match="train one without conditional=True"):
         fill_table(conditional, whole, tmp_path / "no.csv")
     array = loglik.fit("independent", np.random.default_rng(0).normal(size=(30, 2)), progress=False)
-    with pytest.raises(ValueError, match="fill takes tables, and this run's data are"):
+    with pytest.raises(ValueError, match="fill needs a run of a table, and this run's data are"):
         fill_table(array, whole, tmp_path / "no.csv")
 
 
