@@ -68,17 +68,18 @@ def executed(name: str):
     from nbclient import NotebookClient
     from traitlets.config import Config
 
-    path = SOURCES / f"{name}.py"
-    if not path.is_file():
-        raise ValueError(f"there is no tutorial {name!r}: {path} is missing")
-    source = path.read_text(encoding="utf-8")
+    file = SOURCES / f"{name}.py"
+    if not file.is_file():
+        raise ValueError(f"there is no tutorial {name!r}: {file} is missing")
+    source = file.read_text(encoding="utf-8")
     stored = EXECUTED / f"{name}-{hashlib.sha256((SETUP + source).encode()).hexdigest()[:16]}.ipynb"
     if stored.is_file():
         return nbformat.read(stored, as_version=4)
     notebook = jupytext.reads(source, fmt="py:percent")
     notebook.cells.insert(0, nbformat.v4.new_code_cell(SETUP))
     # one thread a kernel: the models are small, and the tutorials run side by side
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    path = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     with tempfile.TemporaryDirectory() as folder:
         resources = {"metadata": {"path": folder}}
         # sockets in a folder of this user's: ipykernel warns of TCP
@@ -145,13 +146,26 @@ def rendered(name: str, language: str, up: str) -> str:
         for output in cell.outputs:
             if output.get("name") == "stderr":
                 raise ValueError(f"the tutorial {name!r}, cell {number}, writes to stderr: {output.text}")
-            data = output.get("data", {})
-            if "image/svg+xml" in data:
+        for figure_or_text in shown(cell.outputs):
+            if figure_or_text is None:
                 parts.append(figure(f"{up}{ASSETS.as_posix()}/{next(stems)}", cell.metadata.get(language), name))
-            elif text := output.get("text") or data.get("text/plain"):
-                parts.append(f"``` {{ .text .no-copy .output }}\n{text.rstrip()}\n```")
+            else:
+                parts.append(f"``` {{ .text .no-copy .output }}\n{figure_or_text.rstrip()}\n```")
     parts.append(f"[{DOWNLOAD[language]}]({up}{ASSETS.as_posix()}/{name}-{language}.ipynb)")
     return "\n\n".join(parts)
+
+
+def shown(outputs) -> list[str | None]:
+    """Return a cell's outputs in order: None for a figure, and texts, those that follow each other as one."""
+    found: list[str | None] = []
+    for output in outputs:
+        data = output.get("data", {})
+        text = None if "image/svg+xml" in data else output.get("text") or data.get("text/plain", "")
+        if text and found and found[-1] is not None:
+            found[-1] += text
+        elif text != "":
+            found.append(text)
+    return found
 
 
 def figure(stem: str, caption: str | None, name: str) -> str:

@@ -52,7 +52,9 @@ def show(rows, titles=None, columns=8):
     """Draw images in a grid."""
     rows = np.asarray(rows).reshape(len(rows), 8, 8)
     lines = -(-len(rows) // columns)
-    _, axes = plt.subplots(lines, columns, figsize=(5.6, 0.8 * lines if titles is None else lines))
+    _, axes = plt.subplots(
+        lines, columns, figsize=(5.6, 0.8 * lines if titles is None else lines)
+    )
     for i, axis in enumerate(axes.flat):
         axis.axis("off")
         if i < len(rows):
@@ -121,9 +123,17 @@ test = runs["vae"].data_for().split("test")
 baseline = runs["independent"].density.log_prob(test.x)
 names = list(runs)[1:]
 with torch.no_grad():
-    gains = [runs[name].density.log_prob(test.x, samples=16) - baseline for name in names]
+    gains = [
+        runs[name].density.log_prob(test.x, samples=16) - baseline for name in names
+    ]
 _, axis = plt.subplots(figsize=(5.6, 2.2))
-axis.barh(names, [g.mean() for g in gains], xerr=[g.std() / len(g) ** 0.5 for g in gains], ecolor="gray", capsize=4)
+axis.barh(
+    names,
+    [g.mean() for g in gains],
+    xerr=[g.std() / len(g) ** 0.5 for g in gains],
+    ecolor="gray",
+    capsize=4,
+)
 axis.set_xlabel("nats gained over independent pixels")
 plt.show()
 
@@ -156,7 +166,9 @@ show(samples)
 with torch.no_grad():
     upright = runs["vae"].density.log_prob(test.x, samples=32)
     flipped = runs["vae"].density.log_prob(test.x.flip(-2), samples=32)
-edges = np.linspace(min(flipped.min(), upright.min()), max(flipped.max(), upright.max()), 40)
+edges = np.linspace(
+    min(flipped.min(), upright.min()), max(flipped.max(), upright.max()), 40
+)
 _, axis = plt.subplots(figsize=(5.6, 2.6))
 axis.hist(upright, edges, alpha=0.7, label="test images")
 axis.hist(flipped, edges, alpha=0.7, label="upside down")
@@ -190,9 +202,22 @@ show(test.x[lowest], [f"{upright[i]:.0f}" for i in lowest])
 # $$
 
 # %%
-run = loglik.fit("vae", "digits", conditional=True, network="mlp", max_steps=2 * STEPS, progress=False)
+run = loglik.fit(
+    "vae",
+    "digits",
+    conditional=True,
+    network="mlp",
+    max_steps=2 * STEPS,
+    progress=False,
+)
 with torch.no_grad():
-    joint = torch.stack([run.density.log_prob(test.x, torch.full((len(test.x),), k), samples=16) for k in range(10)], 1)
+    joint = torch.stack(
+        [
+            run.density.log_prob(test.x, torch.full((len(test.x),), k), samples=16)
+            for k in range(10)
+        ],
+        1,
+    )
 posterior = joint.log_softmax(1)  # all classes are equally frequent
 accuracy = (posterior.argmax(1) == test.y).double().mean()
 nats = posterior.gather(1, test.y[:, None]).mean()

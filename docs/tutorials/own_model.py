@@ -40,8 +40,8 @@ from loglik.transforms import Standardise
 from loglik.vae import Categorical
 from loglik.verification import Finding, check
 
-STEPS = 1000  # of training, for each model
 torch.manual_seed(0)
+STEPS = 1000  # of training, for each model
 
 # %% [markdown]
 # ## Your network
@@ -70,18 +70,22 @@ decoder = nn.Sequential(nn.Linear(LATENT, 256), nn.GELU(), nn.Linear(256, 64 * 1
 vae = VAE(encoder, decoder, Categorical((1, 8, 8), levels=17), latent=LATENT)
 run = loglik.fit(vae, "digits", max_steps=STEPS // 4, progress=False)
 result = loglik.evaluate(run)
-print(f"{result.nats:.2f} ± {result.stderr:.2f} nats per image, {result.bound}, {result.params:,} parameters")
+print(
+    f"{result.nats:.2f} ± {result.stderr:.2f} nats per image, {result.bound}, {result.params:,} parameters"
+)
 
 # %% [markdown]
 # ## Your density
 #
-# The logarithms of six measurements of tumours have heavy tails, and a Gaussian has none. Student's t has, with the degrees of freedom
-# ν as a parameter:
+# The logarithms of six measurements of tumours have heavier tails than a Gaussian. Student's t has such tails, with the
+# degrees of freedom ν as a parameter:
 #
 # $$
-# \log p(x) = \log \Gamma\left(\tfrac{\nu + D}{2}\right) - \log \Gamma\left(\tfrac{\nu}{2}\right)
-# - \tfrac{D}{2} \log (\nu \pi) - \sum_d \log L_{dd} - \tfrac{\nu + D}{2} \log \left(1 + \tfrac{\|z\|^2}{\nu}\right),
-# \quad z = L^{-1}(x - m).
+# \begin{aligned}
+# \log p(x) = {} & \log \Gamma\left(\tfrac{\nu + D}{2}\right) - \log \Gamma\left(\tfrac{\nu}{2}\right)
+# - \tfrac{D}{2} \log (\nu \pi) - \sum_d \log L_{dd} \\
+# & - \tfrac{\nu + D}{2} \log \left(1 + \tfrac{\|z\|^2}{\nu}\right), \quad z = L^{-1}(x - m)
+# \end{aligned}
 # $$
 #
 # `log_prob` and `sample` make it a density. `initialise`, which is optional, sets parameters from the training data
@@ -90,12 +94,14 @@ print(f"{result.nats:.2f} ± {result.stderr:.2f} nats per image, {result.bound},
 # %% [markdown] tags=["zh"]
 # ## 自己的密度
 #
-# 肿瘤六项测量值的对数有重尾，高斯分布没有。学生 t 分布有，自由度 ν 是它的参数：
+# 肿瘤六项测量值取对数后，尾部比高斯分布重。学生 t 分布有这样的尾部，自由度 ν 是它的参数：
 #
 # $$
-# \log p(x) = \log \Gamma\left(\tfrac{\nu + D}{2}\right) - \log \Gamma\left(\tfrac{\nu}{2}\right)
-# - \tfrac{D}{2} \log (\nu \pi) - \sum_d \log L_{dd} - \tfrac{\nu + D}{2} \log \left(1 + \tfrac{\|z\|^2}{\nu}\right),
-# \quad z = L^{-1}(x - m).
+# \begin{aligned}
+# \log p(x) = {} & \log \Gamma\left(\tfrac{\nu + D}{2}\right) - \log \Gamma\left(\tfrac{\nu}{2}\right)
+# - \tfrac{D}{2} \log (\nu \pi) - \sum_d \log L_{dd} \\
+# & - \tfrac{\nu + D}{2} \log \left(1 + \tfrac{\|z\|^2}{\nu}\right), \quad z = L^{-1}(x - m)
+# \end{aligned}
 # $$
 #
 # 有 `log_prob` 和 `sample`，就是一个密度。可选的 `initialise` 在第一步之前用训练数据设定参数。
@@ -119,14 +125,26 @@ class StudentT(Density):
 
     def log_prob(self, x, context=None, *, samples=1):
         dims, dof = self.event_shape[0], self.log_dof.exp()
-        z = torch.linalg.solve_triangular(self.scale(), (x - self.location).T, upper=False)
-        constant = torch.lgamma((dof + dims) / 2) - torch.lgamma(dof / 2) - dims / 2 * torch.log(dof * math.pi)
-        return constant - self.log_diagonal.sum() - (dof + dims) / 2 * torch.log1p(z.square().sum(0) / dof)
+        z = torch.linalg.solve_triangular(
+            self.scale(), (x - self.location).T, upper=False
+        )
+        constant = (
+            torch.lgamma((dof + dims) / 2)
+            - torch.lgamma(dof / 2)
+            - dims / 2 * torch.log(dof * math.pi)
+        )
+        return (
+            constant
+            - self.log_diagonal.sum()
+            - (dof + dims) / 2 * torch.log1p(z.square().sum(0) / dof)
+        )
 
     def sample(self, n, context=None):
         normal = torch.randn(n, *self.event_shape)
         chi2 = torch.distributions.Chi2(self.log_dof.exp()).sample((n, 1))
-        return self.location + normal * (self.log_dof.exp() / chi2).sqrt() @ self.scale().T
+        return (
+            self.location + normal * (self.log_dof.exp() / chi2).sqrt() @ self.scale().T
+        )
 
     def initialise(self, x, context=None):
         self.location.data = x.median(0).values
@@ -146,7 +164,9 @@ def standardised(base, *transforms):
 student = standardised(StudentT(6))
 run = loglik.fit(student, x, max_steps=STEPS, learning_rate=1e-2, progress=False)
 result = loglik.evaluate(student, run.data_for(x).split("test").x)
-print(f"{result.nats:.3f} ± {result.stderr:.3f} nats per row, {student.base.log_dof.exp():.2f} degrees of freedom")
+print(
+    f"{result.nats:.3f} ± {result.stderr:.3f} nats per row, {student.base.log_dof.exp():.2f} degrees of freedom"
+)
 
 # %% [markdown]
 # ## Verify it
@@ -185,7 +205,9 @@ wrong.load_state_dict(student.state_dict())
 verification = loglik.verify(wrong, x)
 for row in verification.failed:
     finding = row.findings[0]
-    print(f"{row.check.name} fails: {finding.computed} is {finding.value:.3f}, expected {finding.expected}")
+    print(
+        f"{row.check.name} fails: {finding.computed} is {finding.value:.3f}, expected {finding.expected}"
+    )
 
 # %% [markdown]
 # A check of your own is a function with the decorator `check`. The tails of this density fall as a power: along any ray
@@ -197,18 +219,32 @@ for row in verification.failed:
 
 
 # %%
-@check("student-tail", section="My densities", statement=r"\frac{d \log p}{d \log r} \to -(\nu + D)")
+@check(
+    "student-tail",
+    section="My densities",
+    statement=r"\frac{d \log p}{d \log r} \to -(\nu + D)",
+)
 def student_tail(subject):
     """The tails of Student's t fall as a power of the distance."""
     density = subject.part(StudentT).density.double()
     ray = torch.ones(1, 6, dtype=torch.float64)
     slope = (density.log_prob(1e6 * ray) - density.log_prob(1e5 * ray)) / math.log(10)
     density.float()
-    return Finding.equal("the slope far out", slope.item(), -(density.log_dof.exp().item() + 6), tolerance=1e-3)
+    return Finding.equal(
+        "the slope far out",
+        slope.item(),
+        -(density.log_dof.exp().item() + 6),
+        tolerance=1e-3,
+    )
 
 
 (row,) = loglik.verify(run, x, only="student-tail").rows
-print(row.check.name, row.outcome, f"{row.findings[0].value:.4f}", row.findings[0].expected)
+print(
+    row.check.name,
+    row.outcome,
+    f"{row.findings[0].value:.4f}",
+    row.findings[0].expected,
+)
 
 # %% [markdown]
 # ## Compare it
@@ -226,19 +262,32 @@ runs = {"Student t": run}
 for name in ("independent", "vae", "flow"):
     runs[name] = loglik.fit(name, x, max_steps=STEPS // 2, progress=False)
 runs["flow, Student base"] = loglik.fit(
-    standardised(StudentT(6), *nsf(6, layers=2)), x, max_steps=STEPS // 2, progress=False
+    standardised(StudentT(6), *nsf(6, layers=2)),
+    x,
+    max_steps=STEPS // 2,
+    progress=False,
 )
 test = run.data_for(x).split("test").x
 with torch.no_grad():
-    scores = {name: fitted.density.log_prob(test, samples=64) for name, fitted in runs.items()}
+    scores = {
+        name: fitted.density.log_prob(test, samples=64) for name, fitted in runs.items()
+    }
 baseline = scores.pop("independent")
 gains = {name: score - baseline for name, score in scores.items()}
 for name, gain in gains.items():
-    print(f"{name:20} {gain.mean():6.3f} ± {gain.std() / len(gain) ** 0.5:.3f} nats over independent columns")
+    print(
+        f"{name:20} {gain.mean():6.3f} ± {gain.std() / len(gain) ** 0.5:.3f} nats over independent columns"
+    )
 
 _, axis = plt.subplots(figsize=(5.6, 2.2))
 errors = [gain.std() / len(gain) ** 0.5 for gain in gains.values()]
-axis.barh(list(gains), [gain.mean() for gain in gains.values()], xerr=errors, ecolor="gray", capsize=4)
+axis.barh(
+    list(gains),
+    [gain.mean() for gain in gains.values()],
+    xerr=errors,
+    ecolor="gray",
+    capsize=4,
+)
 axis.set_xlabel("nats gained over independent columns")
 plt.show()
 
@@ -254,6 +303,17 @@ plt.show()
 # 自己的密度用 `out=` 写到磁盘，读取时把类的实例交给 `loglik.load(path, density=...)`。
 
 # %%
-loglik.fit(standardised(StudentT(6)), x, out="runs/student", max_steps=STEPS // 4, progress=False)
+loglik.fit(
+    standardised(StudentT(6)),
+    x,
+    out="runs/student",
+    max_steps=STEPS // 4,
+    progress=False,
+)
 again = loglik.load("runs/student", density=standardised(StudentT(6)))
-print(again.model, again.steps, "steps,", f"{again.density.log_prob(test).mean():.3f} nats per row")
+print(
+    again.model,
+    again.steps,
+    "steps,",
+    f"{again.density.log_prob(test).mean():.3f} nats per row",
+)

@@ -38,9 +38,13 @@ DRAWS = 20  # of each missing value
 torch.manual_seed(0)
 
 diabetes = load_diabetes(scaled=False)
-frame = pl.DataFrame({name: diabetes.data[:, d] for d, name in enumerate(diabetes.feature_names)})
+frame = pl.DataFrame(
+    {name: diabetes.data[:, d] for d, name in enumerate(diabetes.feature_names)}
+)
 frame = frame.with_columns(progression=diabetes.target)
-integers = [name for name in frame.columns if (frame[name] == frame[name].floor()).all()]
+integers = [
+    name for name in frame.columns if (frame[name] == frame[name].floor()).all()
+]
 frame = frame.with_columns(pl.col(integers).cast(pl.Int64))
 frame.write_csv("patients.csv")
 
@@ -65,18 +69,33 @@ print(", ".join(f"{column.name}: {column.type}" for column in data.spec.columns)
 
 # %% en="Nats per row gained over independent columns, with the standard error of the paired differences." zh="每行比各列独立多得的 nat 数，以及配对差的标准误差。"
 runs = {
-    name: loglik.fit(name, "patients.csv", max_steps=STEPS, progress=False) for name in ("independent", "vae", "flow")
+    name: loglik.fit(name, "patients.csv", max_steps=STEPS, progress=False)
+    for name in ("independent", "vae", "flow")
 }
 test = data.test.x
 with torch.no_grad():
-    scores = {name: run.density.log_prob(test, samples=64) for name, run in runs.items()}
-gains = {name: score - scores["independent"] for name, score in scores.items() if name != "independent"}
+    scores = {
+        name: run.density.log_prob(test, samples=64) for name, run in runs.items()
+    }
+gains = {
+    name: score - scores["independent"]
+    for name, score in scores.items()
+    if name != "independent"
+}
 for name, score in scores.items():
-    print(f"{name:12} {score.mean():7.2f} nats per row, {runs[name].density.bound.value}")
+    print(
+        f"{name:12} {score.mean():7.2f} nats per row, {runs[name].density.bound.value}"
+    )
 
 _, axis = plt.subplots(figsize=(5.6, 1.8))
 errors = [gain.std() / len(gain) ** 0.5 for gain in gains.values()]
-axis.barh(list(gains), [gain.mean() for gain in gains.values()], xerr=errors, ecolor="gray", capsize=4)
+axis.barh(
+    list(gains),
+    [gain.mean() for gain in gains.values()],
+    xerr=errors,
+    ecolor="gray",
+    capsize=4,
+)
 axis.set_xlabel("nats gained over independent columns")
 plt.show()
 
@@ -98,7 +117,10 @@ plt.show()
 # %% en="s4 against the ratio s1 / s3: patients, rows of the flow, rows of the independent model." zh="s4 与 s1 / s3 的关系：患者数据、流模型的样本、各列独立的样本。"
 names = frame.columns
 s1, s3, s4 = (names.index(name) for name in ("s1", "s3", "s4"))
-rows = {"patients": data.split("all").x, **{name: runs[name].density.sample(442) for name in ("flow", "independent")}}
+rows = {
+    "patients": data.split("all").x,
+    **{name: runs[name].density.sample(442) for name in ("flow", "independent")},
+}
 _, axes = plt.subplots(1, 3, figsize=(5.6, 2.4), sharex=True, sharey=True)
 for axis, (name, sample) in zip(axes, rows.items(), strict=True):
     axis.scatter(sample[:, s1] / sample[:, s3], sample[:, s4], s=3, alpha=0.5)
@@ -129,13 +151,34 @@ for axis, name in zip(axes, ("s4", "progression"), strict=True):
     column = names.index(name)
     missing = torch.zeros(test.shape, dtype=torch.bool)
     missing[:, column] = True
-    draws = torch.stack([loglik.fill(runs["flow"].density, test, missing)[:, column] for _ in range(DRAWS)])
+    draws = torch.stack(
+        [
+            loglik.fill(runs["flow"].density, test, missing)[:, column]
+            for _ in range(DRAWS)
+        ]
+    )
     truth = test[:, column]
-    axis.errorbar(truth, draws.mean(0), draws.std(0), fmt="o", markersize=3, elinewidth=0.7, alpha=0.7)
-    axis.axline((truth.mean(), truth.mean()), slope=1, color="gray", linestyle="--", linewidth=1)
-    axis.set(title=name, xlabel="hidden value", ylabel="mean of draws" if name == "s4" else None)
+    axis.errorbar(
+        truth,
+        draws.mean(0),
+        draws.std(0),
+        fmt="o",
+        markersize=3,
+        elinewidth=0.7,
+        alpha=0.7,
+    )
+    axis.axline(
+        (truth.mean(), truth.mean()), slope=1, color="gray", linestyle="--", linewidth=1
+    )
+    axis.set(
+        title=name,
+        xlabel="hidden value",
+        ylabel="mean of draws" if name == "s4" else None,
+    )
     inside = ((draws.mean(0) - truth).abs() < 2 * draws.std(0)).double().mean()
-    print(f"{name}: {inside:.0%} of the hidden values are within two standard deviations of the draws' mean")
+    print(
+        f"{name}: {inside:.0%} of the hidden values are within two standard deviations of the draws' mean"
+    )
 plt.show()
 
 # %% [markdown]
@@ -156,12 +199,18 @@ plt.show()
 
 # %% en="Log-likelihoods of rows as they were and with s4 exchanged, under the flow." zh="原有的行与 s4 被调换的行在流模型下的对数似然。"
 wrong = test.clone()
-wrong[:, s4] = test[torch.randperm(len(test), generator=torch.Generator().manual_seed(0)), s4]
+wrong[:, s4] = test[
+    torch.randperm(len(test), generator=torch.Generator().manual_seed(0)), s4
+]
 with torch.no_grad():
     for name, run in runs.items():
-        before, after = (run.density.log_prob(rows, samples=64) for rows in (test, wrong))
+        before, after = (
+            run.density.log_prob(rows, samples=64) for rows in (test, wrong)
+        )
         found = (before[:, None] > after).double().mean()
-        print(f"{name:12} ranks a row as it was above an exchanged one in {found:.0%} of all pairs")
+        print(
+            f"{name:12} ranks a row as it was above an exchanged one in {found:.0%} of all pairs"
+        )
 _, axis = plt.subplots(figsize=(5.6, 2.4))
 edges = np.linspace(max(after.min().item(), -100), before.max().item(), 30)
 axis.hist(before, edges, alpha=0.7, label="as they were")

@@ -40,7 +40,9 @@ torch.manual_seed(0)
 
 rng = np.random.default_rng(0)
 a, b = rng.integers(0, 10, (2, LINES))
-Path("sums.txt").write_text("".join(f"{i}+{j}={i + j:02}\n" for i, j in zip(a, b, strict=True)))
+Path("sums.txt").write_text(
+    "".join(f"{i}+{j}={i + j:02}\n" for i, j in zip(a, b, strict=True))
+)
 print(Path("sums.txt").read_text()[:35])
 
 # %% [markdown]
@@ -93,8 +95,12 @@ run = loglik.fit(
 )
 result = loglik.evaluate(run)
 entropy = 2 * math.log(10) / 7
-print(f"{-result.nats:.4f} ± {result.stderr:.4f} nats per character, of which {entropy:.4f} are entropy")
-print(f"{result.bits_per_byte:.4f} bits per byte, perplexity {result.perplexity:.3f}, {result.bound}")
+print(
+    f"{-result.nats:.4f} ± {result.stderr:.4f} nats per character, of which {entropy:.4f} are entropy"
+)
+print(
+    f"{result.bits_per_byte:.4f} bits per byte, perplexity {result.perplexity:.3f}, {result.bound}"
+)
 
 # %% en="Nats per character of the validation split while training, and the entropy, below which no model can be." zh="训练过程中验证集上每个字符的 nat 数，以及任何模型都不能低于的熵。"
 steps = [row["step"] for row in run.history]
@@ -107,12 +113,19 @@ axis.legend()
 plt.show()
 
 # %% [markdown]
+# `evaluate` scores tokens that have at least half a window before them, and comes within a thousandth of the entropy.
+# The validation loss counts every token of a window, also the first ones, before which the network cannot know where
+# in a line it is. So it stays above.
+#
 # ## What each character costs
 #
 # `token_log_probs` gives $\log p(x_t \mid x_{<t})$. In a window of four lines the digits a and b cost $\ln 10 = 2.30$
 # nats each, and nothing else costs anything, from the moment on that the network knows where in a line it is.
 
 # %% [markdown] tags=["zh"]
+# `evaluate` 只给前面至少有半个窗口的 token 打分，结果与熵相差约千分之一。验证损失则计入窗口中的每个 token，
+# 包括最前面的几个，那时网络还无法知道自己在一行的什么位置，所以它停在熵之上。
+#
 # ## 每个字符的代价
 #
 # `token_log_probs` 给出 $\log p(x_t \mid x_{<t})$。在四行长的窗口中，数字 a 和 b 各需 $\ln 10 = 2.30$ nat；
@@ -165,7 +178,9 @@ def scores(shift):
     """Return the log-probability of the two digits after =, of every sum with its result shifted."""
     encode = run.spec.tokenizer.encode  # bytes to tokens
     lines = [f"{i}+{j}={i + j + shift:02}\n" for i in range(10) for j in range(10)]
-    tokens = torch.stack([torch.as_tensor(encode(("1+1=02\n" * 3 + line).encode())) for line in lines])
+    tokens = torch.stack(
+        [torch.as_tensor(encode(("1+1=02\n" * 3 + line).encode())) for line in lines]
+    )
     with torch.no_grad():
         return run.density.token_log_probs(tokens)[:, -3:-1].sum(1)
 
