@@ -60,7 +60,7 @@ spiral = np.stack([t * np.cos(t), t * np.sin(t)], 1) / 4 + 0.12 * rng.normal(
 x = torch.tensor(spiral * [0.01, 100], dtype=torch.float32)
 
 _, axis = plt.subplots(figsize=(4, 3.3))
-axis.scatter(*x.T, s=2, alpha=0.4)
+axis.scatter(*x.T.numpy(), s=2, alpha=0.4)
 axis.set(xlabel="first column", ylabel="second column")
 plt.show()
 
@@ -146,7 +146,7 @@ assert abs(sum(terms.values()) - total) < 1e-2
 # %% en="Samples of each density, in the units of the data." zh="各密度的样本，单位与数据相同。"
 _, axes = plt.subplots(2, 2, figsize=(5.6, 4.6), sharex=True, sharey=True)
 for axis, (name, density) in zip(axes.flat, densities.items(), strict=True):
-    axis.scatter(*density.sample(2000).T, s=2, alpha=0.4)
+    axis.scatter(*density.sample(2000).T.numpy(), s=2, alpha=0.4)
     axis.set_title(name, fontsize=11)
     axis.set(xlim=(-0.035, 0.035), ylim=(-350, 350))
 plt.show()
@@ -187,7 +187,7 @@ for axis, (name, density) in zip(axes.flat, densities.items(), strict=True):
         log_prob = density.log_prob(grid, samples=16)
     integrals[name] = (log_prob.exp().sum() * cell).item()
     extent = (first[0], first[-1], second[0], second[-1])
-    picture = log_prob.clamp(min=-10).view(90, 90).T
+    picture = log_prob.clamp(min=-10).view(90, 90).T.numpy()
     axis.imshow(picture, origin="lower", extent=extent, aspect="auto", vmin=-10, vmax=2)
     axis.set_title(f"{name}\n∫ = {integrals[name]:.3f}", fontsize=11)
 plt.show()

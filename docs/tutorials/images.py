@@ -123,9 +123,8 @@ test = runs["vae"].data_for().split("test")
 baseline = runs["independent"].density.log_prob(test.x)
 names = list(runs)[1:]
 with torch.no_grad():
-    gains = [
-        runs[name].density.log_prob(test.x, samples=16) - baseline for name in names
-    ]
+    scores = [runs[name].density.log_prob(test.x, samples=16) for name in names]
+gains = [(score - baseline).numpy() for score in scores]
 _, axis = plt.subplots(figsize=(5.6, 2.2))
 axis.barh(
     names,
@@ -170,8 +169,8 @@ edges = np.linspace(
     min(flipped.min(), upright.min()), max(flipped.max(), upright.max()), 40
 )
 _, axis = plt.subplots(figsize=(5.6, 2.6))
-axis.hist(upright, edges, alpha=0.7, label="test images")
-axis.hist(flipped, edges, alpha=0.7, label="upside down")
+axis.hist(upright.numpy(), edges, alpha=0.7, label="test images")
+axis.hist(flipped.numpy(), edges, alpha=0.7, label="upside down")
 axis.set(xlabel="log p(x), nats", ylabel="images")
 axis.legend()
 plt.show()

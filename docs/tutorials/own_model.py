@@ -11,8 +11,6 @@
 # ---
 
 # %% [markdown]
-
-# %% [markdown]
 # # A model of your own
 #
 # A network of yours becomes a part of a density that loglik has. A density of yours is a class with two methods, and is
@@ -202,7 +200,9 @@ class Forgetful(StudentT):
 
 wrong = standardised(Forgetful(6))
 wrong.load_state_dict(student.state_dict())
-verification = loglik.verify(wrong, x)
+verification = loglik.verify(
+    wrong, x, only=["normalised", "expected-score", "change-of-units"]
+)
 for row in verification.failed:
     finding = row.findings[0]
     print(
@@ -273,7 +273,7 @@ with torch.no_grad():
         name: fitted.density.log_prob(test, samples=64) for name, fitted in runs.items()
     }
 baseline = scores.pop("independent")
-gains = {name: score - baseline for name, score in scores.items()}
+gains = {name: (score - baseline).numpy() for name, score in scores.items()}
 for name, gain in gains.items():
     print(
         f"{name:20} {gain.mean():6.3f} ± {gain.std() / len(gain) ** 0.5:.3f} nats over independent columns"

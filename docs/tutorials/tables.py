@@ -11,8 +11,6 @@
 # ---
 
 # %% [markdown]
-
-# %% [markdown]
 # # Tables
 #
 # A density of rows answers many questions with one model: how likely is a row, which rows are wrong, what stood in a
@@ -78,7 +76,7 @@ with torch.no_grad():
         name: run.density.log_prob(test, samples=64) for name, run in runs.items()
     }
 gains = {
-    name: score - scores["independent"]
+    name: (score - scores["independent"]).numpy()
     for name, score in scores.items()
     if name != "independent"
 }
@@ -118,8 +116,9 @@ plt.show()
 names = frame.columns
 s1, s3, s4 = (names.index(name) for name in ("s1", "s3", "s4"))
 rows = {
-    "patients": data.split("all").x,
-    **{name: runs[name].density.sample(442) for name in ("flow", "independent")},
+    "patients": data.split("all").x.numpy(),
+    "flow": runs["flow"].density.sample(442).numpy(),
+    "independent": runs["independent"].density.sample(442).numpy(),
 }
 _, axes = plt.subplots(1, 3, figsize=(5.6, 2.4), sharex=True, sharey=True)
 for axis, (name, sample) in zip(axes, rows.items(), strict=True):
@@ -157,7 +156,7 @@ for axis, name in zip(axes, ("s4", "progression"), strict=True):
             for _ in range(DRAWS)
         ]
     )
-    truth = test[:, column]
+    truth, draws = test[:, column].numpy(), draws.numpy()
     axis.errorbar(
         truth,
         draws.mean(0),
@@ -175,7 +174,7 @@ for axis, name in zip(axes, ("s4", "progression"), strict=True):
         xlabel="hidden value",
         ylabel="mean of draws" if name == "s4" else None,
     )
-    inside = ((draws.mean(0) - truth).abs() < 2 * draws.std(0)).double().mean()
+    inside = (abs(draws.mean(0) - truth) < 2 * draws.std(0)).mean()
     print(
         f"{name}: {inside:.0%} of the hidden values are within two standard deviations of the draws' mean"
     )
@@ -213,8 +212,8 @@ with torch.no_grad():
         )
 _, axis = plt.subplots(figsize=(5.6, 2.4))
 edges = np.linspace(max(after.min().item(), -100), before.max().item(), 30)
-axis.hist(before, edges, alpha=0.7, label="as they were")
-axis.hist(after.clamp(min=edges[0]), edges, alpha=0.7, label="s4 exchanged")
+axis.hist(before.numpy(), edges, alpha=0.7, label="as they were")
+axis.hist(after.numpy().clip(min=edges[0]), edges, alpha=0.7, label="s4 exchanged")
 axis.set(xlabel="log p(row), nats", ylabel="rows")
 axis.legend()
 plt.show()

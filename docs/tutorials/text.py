@@ -11,8 +11,6 @@
 # ---
 
 # %% [markdown]
-
-# %% [markdown]
 # # Text
 #
 # A Transformer learns a text one token at a time. The text here is made by a rule whose entropy is known, so the page
@@ -134,7 +132,7 @@ plt.show()
 # %% en="Mean cost of each character in a window of four lines; the dashed line is ln 10." zh="四行长的窗口中每个字符的平均代价；虚线为 ln 10。"
 windows = run.data_for().split("test").tensor()
 with torch.no_grad():
-    cost = -run.density.token_log_probs(windows).mean(0)
+    cost = -run.density.token_log_probs(windows).mean(0).numpy()
 _, axis = plt.subplots(figsize=(5.6, 2.8))
 axis.bar(range(28), cost, color=["C0" if i % 7 in (0, 2) else "C1" for i in range(28)])
 axis.axhline(math.log(10), linestyle="--", color="gray")
