@@ -186,7 +186,7 @@ for axis, (name, density) in zip(axes.flat, densities.items(), strict=True):
     with torch.no_grad():
         log_prob = density.log_prob(grid, samples=16)
     integrals[name] = (log_prob.exp().sum() * cell).item()
-    extent = (first[0], first[-1], second[0], second[-1])
+    extent = (-0.045, 0.045, -450, 450)
     picture = log_prob.clamp(min=-10).view(90, 90).T.numpy()
     axis.imshow(picture, origin="lower", extent=extent, aspect="auto", vmin=-10, vmax=2)
     axis.set_title(f"{name}\n∫ = {integrals[name]:.3f}", fontsize=11)

@@ -165,9 +165,8 @@ show(samples)
 with torch.no_grad():
     upright = runs["vae"].density.log_prob(test.x, samples=32)
     flipped = runs["vae"].density.log_prob(test.x.flip(-2), samples=32)
-edges = np.linspace(
-    min(flipped.min(), upright.min()), max(flipped.max(), upright.max()), 40
-)
+both = torch.cat([upright, flipped])
+edges = np.linspace(both.min().item(), both.max().item(), 40)
 _, axis = plt.subplots(figsize=(5.6, 2.6))
 axis.hist(upright.numpy(), edges, alpha=0.7, label="test images")
 axis.hist(flipped.numpy(), edges, alpha=0.7, label="upside down")
