@@ -17,7 +17,7 @@ endif
 
 setup: $(READY)
 
-$(READY): pyproject.toml $(CONSTRAINTS) hatch_build.py src/loglik/flows/native/spline.c
+$(READY): pyproject.toml $(CONSTRAINTS) hatch_build.py src/loglik/cpu/native/spline.c
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[dev]'
 	touch $@

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from loglik.cpu.memory import keep_freed_memory
 from loglik.data.spec import DataSpec
 from loglik.density import Density
 from loglik.evaluation.scores import arguments
-from loglik.networks.memory import keep_freed_memory
 from loglik.recipes import build, recipe
 from loglik.training import TrainingSettings
 from loglik.training.optimizers import Muon, optimizers_of

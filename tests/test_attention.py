@@ -10,6 +10,8 @@ from torch import nn
 
 from loglik.networks import BlockSettings, CausalTransformer, Decoder, Encoder, EncoderDecoder
 from loglik.networks.attention import (
+    ATTENTION_TYPES,
+    Attention,
     CrossAttention,
     KeyValueCache,
     SelfAttention,
@@ -24,8 +26,8 @@ from loglik.networks.positions import rotate, rotations, sinusoids
 
 B, H, T, S, D = 3, 2, 5, 7, 4
 EVERY = [
-    BlockSettings(norm=norm, place=place, mlp=mlp, qk_norm=own, rotary=own, bias=not own)
-    for norm, place, mlp, own in itertools.product(
+    BlockSettings(norm=norm, norm_position=position, mlp=mlp, qk_norm=own, rotary=own, bias=not own)
+    for norm, position, mlp, own in itertools.product(
         ("layer", "rms"), ("pre", "post"), ("gelu", "squared_relu", "swiglu"), (False, True)
     )
 ]
@@ -47,7 +49,7 @@ def scatter(module: nn.Module, std: float = 0.3) -> nn.Module:
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("kind", ["none", "padding", "any"])
 @pytest.mark.parametrize(("queries", "keys"), [(T, T), (T, S), (1, S)])
-def test_attention_is_torchs_and_its_formula(float64, kind, causal, queries, keys):
+def test_attention_is_torchs_and_the_formulas(float64, kind, causal, queries, keys):
     q, k, v = torch.randn(B, H, queries, D), torch.randn(B, H, keys, D), torch.randn(B, H, keys, D)
     mask = masks(queries, keys)[kind]
     allowed = torch.ones(B, H, queries, keys, dtype=torch.bool) if mask is None else mask
@@ -133,7 +135,7 @@ def test_attention_in_bfloat16_is_the_formula_rounded(kind, causal, queries, key
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_linear_map_of_many_vectors_is_the_same_map(bias):
-    """By oneDNN or not: output, gradients, and each position by itself."""
+    """Output and gradients are equal with oneDNN and without, and for each position alone."""
     layer, plain = Linear(24, 40, bias=bias), nn.Linear(24, 40, bias=bias)
     plain.load_state_dict(layer.state_dict())
     for shape in ((64, 16, 24), (16, 80, 24), (3, 16, 24), (70, 17, 24), (640, 24)):
@@ -167,8 +169,8 @@ def test_rotations_turn_planes_and_products_see_distances_only(float64):
 
 
 @pytest.mark.parametrize("settings", EVERY, ids=str)
-def test_every_block_keeps_the_transformers_promises(float64, settings):
-    """Causal exactly, cached the same, permutable without positions, and all of it trained."""
+def test_every_block_is_causal_cached_and_trained(float64, settings):
+    """Exactly causal, equal with a cache, equivariant without positions, and each parameter has a gradient."""
     causal, encoder = (scatter(kind(H * D, 2, H, settings=settings)) for kind in (CausalTransformer, Encoder))
     x, order = torch.randn(B, T, H * D), torch.tensor([3, 0, 4, 1, 2])
     y = causal(x)
@@ -190,7 +192,7 @@ def test_every_block_keeps_the_transformers_promises(float64, settings):
 
 
 def test_padding_is_never_seen(float64):
-    """A sequence alone is what it is beside a longer one."""
+    """A sequence has the same features alone as beside a longer one."""
     encoder = scatter(Encoder(H * D, 2, H))
     x = torch.randn(2, T, H * D)
     together = encoder(x, padding_mask(torch.tensor([3, T]), T))
@@ -236,7 +238,7 @@ def test_the_cache_is_written_in_place():
     assert keys.shape == (2, 2, 6, 4) and cache.length == 4
     network(torch.randn(2, 2, 8), cache)
     assert cache.pairs[0][0] is keys
-    with pytest.raises(ValueError, match="the cache holds 6 positions, got 7"):
+    with pytest.raises(ValueError, match="the cache has room for 6 positions, got 7"):
         network(torch.randn(2, 1, 8), cache)
     cache.clear()
     x = torch.randn(2, 6, 8)
@@ -244,13 +246,20 @@ def test_the_cache_is_written_in_place():
     assert cache.pairs[0][0] is keys
 
 
+def test_attention_is_found_by_type():
+    decoder = Decoder(8, 3, 2)
+    found = [type(module) for module in decoder.modules() if isinstance(module, Attention)]
+    assert found == 3 * [SelfAttention, CrossAttention]
+    assert isinstance(nn.MultiheadAttention(8, 2), ATTENTION_TYPES) and not isinstance(decoder, ATTENTION_TYPES)
+
+
 def test_wrong_settings_are_refused():
-    for name in ("norm", "place", "mlp"):
+    for name in ("norm", "norm_position", "mlp"):
         with pytest.raises(ValueError, match=f"unknown {name} 'other': use "):
             BlockSettings(**{name: "other"})
     with pytest.raises(ValueError, match=r"heads of an even size, got 9 / 3 = 3"):
         CausalTransformer(9, 1, 3, settings=BlockSettings(rotary=True))
-    with pytest.raises(ValueError, match="must have one width, got 8 and 4"):
+    with pytest.raises(ValueError, match="must have the same width, got 8 and 4"):
         EncoderDecoder(Encoder(8, 1, 2), Decoder(4, 1, 2))
     with pytest.raises(ValueError, match=r"lengths must be 1 ... 5, got 0 ... 3"):
         padding_mask(torch.tensor([0, 3]), 5)

@@ -38,7 +38,7 @@ def test_a_later_token_never_changes_an_earlier_logit():
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_nor_does_it_where_the_kernels_are_for_many_tokens(bf16):
+def test_kernels_for_many_tokens_are_causal(bf16):
     density = Autoregressive(CausalTransformer(32, 2, 2), (32,), LEVELS)
     perturb(density, 0.3)
     x = torch.randint(0, LEVELS, (64, 32))
@@ -80,7 +80,7 @@ def test_the_cache_draws_what_full_recomputation_draws(float64, classes):
     assert drawn.dtype == torch.uint8 and torch.equal(drawn.long(), x)
 
 
-def test_it_draws_what_it_scores():
+def test_samples_follow_the_density():
     density = model(shape=(1, 1, 2), levels=3)
     events = events_of(DataSpec(kind="image", event_shape=(1, 1, 2), levels=3))
     check_draws_what_it_scores(density, events, check_sums_to_one(density, events))
@@ -144,7 +144,7 @@ def test_token_log_probs_are_the_logits_of_the_tokens(float64, positions, shared
     torch.testing.assert_close(density.log_prob(x), truth.sum(1))
 
 
-def test_positions_that_are_not_allowed_hold_nothing(float64):
+def test_levels_that_are_not_allowed_have_probability_zero(float64):
     allowed = torch.tensor([[True, True, False, False], [False, True, True, True]])
     density = Autoregressive(CausalTransformer(8, 1, 2), (2,), 4, allowed=allowed)
     perturb(density, 0.3)
@@ -156,7 +156,7 @@ def test_positions_that_are_not_allowed_hold_nothing(float64):
 
 
 def recomputed(density, prompt, length, choice, context=None):
-    """Generation without a cache: the whole window again for each token, its latter half kept where it is full."""
+    """Generate without a cache: read the window again for each token, and keep its second half when it is full."""
     tokens, first, window = prompt, 0, density.length
     for _ in range(length):
         t = tokens.shape[1]
@@ -176,7 +176,7 @@ def recomputed(density, prompt, length, choice, context=None):
     ids=str,
 )
 def test_generation_with_the_cache_is_generation_without_it(float64, settings, options):
-    """Token for token, within the window and beyond it, from a prompt and from none, with a context and without."""
+    """Tokens are equal within the window and beyond it, with and without prompt and context."""
     positions = "none" if settings.rotary else "learned"
     for window, classes, many in ((LENGTH, 0, 1), (LENGTH, 3, 5), (5, 0, 5), (1, 0, 4)):
         density = Autoregressive(
@@ -205,7 +205,7 @@ def test_sample_is_generation_at_temperature_one():
     assert torch.equal(drawn.long(), density.generate(9).view(9, 2, 3))
 
 
-def test_a_prompt_stands_first_and_is_followed_by_what_is_likely():
+def test_a_prompt_is_followed_by_probable_tokens():
     density = model(levels=3, shape=(3,))
     prompt = torch.tensor([2, 0])
     drawn = density.generate(20_000, prompt=prompt)
@@ -230,7 +230,7 @@ def test_top_k_and_top_p_are_their_definitions():
     assert Choice(temperature=1e-30).probabilities(logits)[0].tolist() == [1, 0, 0, 0]
 
 
-def test_a_stop_token_ends_a_sequence_and_the_stream_brings_every_token():
+def test_a_stop_token_ends_a_sequence_and_stream_receives_each_token():
     density = model(shape=(LENGTH,), levels=3)
     torch.manual_seed(1)
     free = density.generate(6, length=40)
@@ -246,7 +246,7 @@ def test_a_stop_token_ends_a_sequence_and_the_stream_brings_every_token():
     assert torch.equal(torch.stack(brought, 1), drawn[:, :length])
 
 
-def test_wrong_wishes_are_refused():
+def test_wrong_arguments_are_refused():
     density = model()
     for options, message in (
         ({"prompt": torch.zeros(LENGTH + 1, dtype=torch.long)}, "at most the 6 tokens of the window, got 7"),

@@ -21,7 +21,7 @@ def test_known_levels_are_smoothed_counts():
     assert density.discrete and density.bound is Bound.EXACT
 
 
-def test_before_it_has_seen_data_it_is_uniform():
+def test_without_data_it_is_uniform():
     density = Independent((2,), (True, True), levels=4)
     assert density.log_prob(torch.tensor([[0, 3]])).item() == pytest.approx(-2 * math.log(4))
 
@@ -39,7 +39,7 @@ def test_text_shares_one_histogram():
 
 @pytest.mark.parametrize("spread", [0.3, 3.0, 200.0])
 def test_open_integers_sum_to_one(spread):
-    """With both tails: over all integers that carry mass."""
+    """The sum runs over all integers with mass, both tails included."""
     density = Independent((1,), (True,), bins=8)
     density.initialise((spread * torch.randn(1000, 1)).round() - 17)
     x = torch.arange(-30_000, 30_000).unsqueeze(1)
@@ -67,22 +67,22 @@ def test_real_numbers_integrate_to_one(spread, n):
 
 
 def test_mixed_columns_are_a_product():
-    """A whole column's sum, times a real column's integral, is one."""
+    """The sum over an integer column times the integral over a real column is one."""
     density = Independent((2,), (True, False), bins=8)
     rows = torch.randn(400, 2) * torch.tensor([3.0, 5.0])
     rows[:, 0] = rows[:, 0].round()
     density.initialise(rows)
     grid = torch.linspace(-150, 150, 6001, dtype=torch.float64)
-    whole = torch.arange(-100, 101, dtype=torch.float64)
+    integers = torch.arange(-100, 101, dtype=torch.float64)
     middle = (grid[1:] + grid[:-1]) / 2
-    mass = density.log_prob(torch.cartesian_prod(whole, middle)).exp().sum() * grid.diff()[0]
+    mass = density.log_prob(torch.cartesian_prod(integers, middle)).exp().sum() * grid.diff()[0]
     assert mass.item() == pytest.approx(1, abs=2e-3) and not density.discrete
 
 
 @pytest.mark.parametrize("value", [0.0, -3.0, 1e7])
-@pytest.mark.parametrize("whole", [True, False])
-def test_constant_columns_are_finite(value, whole):
-    density = Independent((1,), (whole,), bins=8)
+@pytest.mark.parametrize("integer", [True, False])
+def test_constant_columns_are_finite(value, integer):
+    density = Independent((1,), (integer,), bins=8)
     density.initialise(torch.full((50, 1), value))
     log_p = density.log_prob(torch.tensor([[value], [value + 1], [value - 1e6]]))
     assert log_p.isfinite().all() and log_p[0] > log_p[1] > log_p[2]
@@ -133,7 +133,7 @@ def test_codes_are_smoothed_counts_and_nothing_else():
 
 
 def leave_one_out_fit(values: list[float], edges: list[float], bandwidth: float, pseudo: float) -> tuple:
-    """Masses of bins and tails, and the score that chooses among fits, with each row left out in turn."""
+    """Return masses of bins, tails, and the leave-one-out score of a fit."""
     m = len(edges) - 1
     bins = [sum(v >= edge for edge in edges) - 1 for v in values]
     counts = [bins.count(k) for k in range(m)]
@@ -162,14 +162,14 @@ def leave_one_out_fit(values: list[float], edges: list[float], bandwidth: float,
 
 @pytest.mark.parametrize("skewed", [False, True])
 def test_a_real_column_is_the_best_of_the_smoothed_histograms(skewed):
-    """The chosen masses and tails, worked out again with plain loops, to 1e-9."""
+    """Masses and tails agree to 1e-9 with a computation in plain loops."""
     m, n = 8, 120
     x = torch.randn(n, 1, dtype=torch.float64)
     values = (x.exp() if skewed else x).float().double()
     density = Independent((1,), (False,), bins=m)
     density.initialise(values)
     ordered = sorted(values.flatten().tolist())
-    low, high = ordered[0], ordered[-1]  # of 120 rows half a percent is none
+    low, high = ordered[0], ordered[-1]  # half a percent of 120 rows is 0 rows
     even = [low + (high - low) * j / m for j in range(m + 1)]
     quantiles = [0.9 * ordered[round(j / m * (n - 1))] + 0.1 * even[j] for j in range(m + 1)]
     fits = [
@@ -189,7 +189,7 @@ def test_a_real_column_is_the_best_of_the_smoothed_histograms(skewed):
 
 
 def test_an_integer_column_with_gaps_has_a_mass_at_each_integer():
-    """With far more rows than integers nothing is smoothed: counts, a pseudo-count each, and two tails."""
+    """With far more rows than integers there is no smoothing: counts, pseudo-counts, and two tails."""
     values = torch.tensor([0.0] * 500 + [5.0] * 300 + [9.0] * 200).unsqueeze(1)
     density = Independent((1,), (True,))
     density.initialise(values)

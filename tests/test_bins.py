@@ -30,7 +30,7 @@ def table(*columns: Column, n: int = 400) -> tuple[DataSpec, torch.Tensor]:
 
 
 def grid(density, d: int, column: Column) -> tuple[torch.Tensor, torch.Tensor]:
-    """Points of a column and what each weighs: middles of cells that respect the bins' edges, codes, integers."""
+    """Return points of a column and their quadrature weights: midpoints within bins, codes, or integers."""
     if column.categories:
         return torch.arange(len(column.categories)).double(), torch.ones(len(column.categories)).double()
     bins = density.transforms[0]
@@ -47,7 +47,7 @@ def grid(density, d: int, column: Column) -> tuple[torch.Tensor, torch.Tensor]:
     "columns", [(c,) for c in MIXED] + list(itertools.permutations(MIXED, 2)), ids=lambda c: "-".join(x.type for x in c)
 )
 def test_a_table_of_one_or_two_columns_sums_to_one(float64, columns):
-    """And the marginal over the second column is the density of the first."""
+    """The marginal over the second column is the density of the first."""
     spec, x = table(*columns)
     density = build("autoregressive", spec, width=8, depth=1, heads=2, bins=6)
     density.initialise(x)
@@ -88,7 +88,7 @@ def test_every_real_number_has_a_density_and_no_code_beyond_the_categories():
         density.log_prob(far)
 
 
-def test_bins_draw_what_they_score(float64):
+def test_samples_follow_the_density(float64):
     """Within each bin of a real column uniformly, and tails with the scale that the data have."""
     _, x = table(NUMERIC, n=5000)
     bins = Bins((1,), (False,), bins=4)
@@ -110,10 +110,10 @@ def test_bins_draw_what_they_score(float64):
             torch.testing.assert_close(log_p, -excess / scale - scale.log())
 
 
-@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("integer", [False, True])
 @pytest.mark.parametrize("kind", ["constant", "two", "spike", "wide", "far"])
-def test_every_column_gets_its_bins(kind, whole):
-    """Distinct, ascending, as many as asked for, whatever the values."""
+def test_every_column_gets_its_bins(kind, integer):
+    """Edges are ascending and distinct, and as many as requested, for any values."""
     x = {
         "constant": torch.full((50,), 7.0),
         "two": torch.tensor([1.0, 3.0]).repeat(20),
@@ -121,20 +121,20 @@ def test_every_column_gets_its_bins(kind, whole):
         "wide": torch.randn(200).exp() * 1000,
         "far": 1e7 + torch.arange(60.0),
     }[kind]
-    x = (x.floor() if whole else x)[:, None]
-    bins = Bins((1,), (whole,), bins=16)
+    x = (x.floor() if integer else x)[:, None]
+    bins = Bins((1,), (integer,), bins=16)
     bins.initialise(x)
     edges = bins.edges[0]
     assert edges.shape == (17,) and (edges.diff() > 0).all()
-    assert not whole or torch.equal(edges, edges.floor())
+    assert not integer or torch.equal(edges, edges.floor())
     _, log_p = bins.encode(x)
-    assert log_p.isfinite().all() and (not whole or (log_p <= 0).all())
+    assert log_p.isfinite().all() and (not integer or (log_p <= 0).all())
     drawn = bins.decode(bins.encode(x)[0])
-    assert drawn.shape == x.shape and (not whole or torch.equal(drawn, drawn.floor()))
+    assert drawn.shape == x.shape and (not integer or torch.equal(drawn, drawn.floor()))
 
 
-def test_dependent_columns_are_learnt():
-    """Two columns that say the same are worth more together than each alone."""
+def test_dependence_between_columns_is_learned():
+    """Two equal columns have a higher likelihood together than independently."""
     spec, x = table(NUMERIC, NUMERIC, n=2000)
     density = build("autoregressive", spec, width=32, depth=1, heads=2, bins=16, dropout=0.0)
     density.initialise(x)
@@ -151,7 +151,7 @@ def test_wide_tables_and_wrong_arguments_are_refused():
     wide = DataSpec(kind="array", event_shape=(9, 9))
     with pytest.raises(Unsuitable, match="at most 64 numbers and these have 81; use flow"):
         build("autoregressive", wide)
-    with pytest.raises(ValueError, match="2 dimensions, but 1 discrete_dims, 2 categories"):
+    with pytest.raises(ValueError, match="use 2 discrete_dims and categories, got 1 and 2"):
         Bins((2,), (True,))
     with pytest.raises(ValueError, match="bins must be at least 1, got 0"):
         Bins((1,), (True,), bins=0)

@@ -59,14 +59,14 @@ def test_wilsons_interval_covers_a_share_near_1():
     assert covered > 0.9 and plain < 0.5
 
 
-def test_nothing_has_an_interval_from_0_to_1():
+def test_the_interval_of_no_examples_is_0_to_1():
     assert wilson_interval(0, 0) == (0, 1)
     with pytest.raises(ValueError, match="successes must be between 0 and n = 3, got 4"):
         wilson_interval(4, 3)
 
 
 def test_calibration_error_has_an_interval_that_does_not_vanish():
-    """16 rows, all right and certain: the accuracy, so the gap, is known to a fifth only."""
+    """With 16 rows, all correct and certain, accuracy is known to about 0.2 only."""
     certain = torch.eye(2)[torch.zeros(16, dtype=torch.long)]
     table = reliability(certain, torch.zeros(16, dtype=torch.long))
     assert table.error == 0 and table.error_interval == pytest.approx((0, 1 - wilson_interval(16, 16)[0]))

@@ -62,7 +62,7 @@ def test_one_class_is_refused():
         Classifier(nn.Identity(), nn.Identity(), 1)
 
 
-def test_data_must_be_given():
+def test_a_context_is_required():
     with pytest.raises(ValueError, match=r"pass the data x as the context"):
         classifier().log_prob(torch.zeros(2, dtype=torch.long))
 
@@ -95,7 +95,7 @@ def test_columns_of_categories_only():
     assert columns(torch.tensor([[0.0, 1.0], [1.0, 1.0]])).tolist() == [[1, 0, 0, 1], [0, 1, 0, 1]]
 
 
-def test_initialise_fits_what_prepares_the_data():
+def test_initialise_fits_the_preparation():
     density = Classifier(nn.Identity(), nn.Linear(3, 2), 2, prepare=Columns([0, 0, 0]))
     x = 50 + 9 * torch.randn(200, 3)
     density.initialise(torch.zeros(200, dtype=torch.long), x)
@@ -107,7 +107,7 @@ def test_initialise_fits_what_prepares_the_data():
 
 
 class Logits(nn.Module):
-    """Features that are the data: logits by themselves."""
+    """Return a classifier whose logits are the data."""
 
     def forward(self, x):
         return x

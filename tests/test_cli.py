@@ -17,6 +17,7 @@ from PIL import Image
 import loglik
 from helpers.commands import refused, run, well
 from loglik.cli.options import settings_of
+from loglik.recipes import RECIPES
 
 RNG = np.random.default_rng(0)
 
@@ -218,7 +219,13 @@ def test_lists() -> None:
     models = well("list", "models")
     for name in ("independent", "classifier", "autoregressive", "flow", "vae", "diffusion"):
         assert any(line.startswith(name) for line in models.splitlines())
-    assert "conditional=False" in models
+    for variant in RECIPES["flow"].kinds:
+        assert f"flow:{variant}" in models
+    flow = well("list", "models", "flow:glow")
+    for option in RECIPES["flow"].options.values():
+        assert f"\n{option.name}=" in flow and option.values in flow and option.help.split(":")[0] in flow
+    assert "\nconditional=false  (true or false)\n" in flow and "\nkind=glow  (auto, nsf, " in flow
+    assert "unknown model 'gan': use independent, " in refused("list", "models", "gan")
     names = [line.split()[0] for line in well("list", "data").splitlines()]
     assert names == list(loglik.data.names())
 
@@ -345,7 +352,7 @@ def test_runs_that_exist_are_newer_or_are_none(data, runs, tmp_path) -> None:
 
 
 def test_data_that_the_run_cannot_take(runs, data) -> None:
-    assert "this is text, but the model takes images 1×4×4" in refused("evaluate", runs.images, data.text)
+    assert "this is text, but the model accepts images 1×4×4" in refused("evaluate", runs.images, data.text)
     assert "no split named 'dev'" in refused("evaluate", runs.images, "--split", "dev")
     assert "NaN" not in well("evaluate", runs.array, data.array)
 
@@ -357,9 +364,9 @@ def test_data_that_the_run_cannot_take(runs, data) -> None:
         (("--model", "classifier"), "classifier needs labels"),
         (("--model", "flow", "--max-time", "soon"), "'soon' is not a time: write 45s, 5m or 1h"),
         (("--model", "flow", "--size", "huge"), "unknown size 'huge': use small, medium, large"),
-        (("--model", "flow", "--set", "width"), "--set takes key=value, got 'width'"),
-        (("--model", "flow", "--set", "=3"), "--set takes key=value, got '=3'"),
-        (("--model", "flow", "--set", "wide=3"), "unknown option 'wide': flow has size, width"),
+        (("--model", "flow", "--set", "width"), "--set needs key=value, got 'width'"),
+        (("--model", "flow", "--set", "=3"), "--set needs key=value, got '=3'"),
+        (("--model", "flow", "--set", "wide=3"), "unknown option 'wide': flow has size, kind"),
         (("--model", "flow", "--set", "learning_rate=-1"), "learning_rate must be above 0, got -1"),
         (("--model", "flow", "--set", "width=[1"), "--set: '[1' is not a value"),
         (("--model", "flow", "--set", "seed=3"), "--set cannot set 'seed': use --seed"),
@@ -371,10 +378,13 @@ def test_data_that_the_run_cannot_take(runs, data) -> None:
         (("--model", "flow", "--set", "width=abc"), "width must be an integer above 0, got 'abc'"),
         (("--model", "flow", "--set", "depth=2.5"), "depth must be an integer above 0, got 2.5"),
         (("--model", "flow", "--set", "bins=0"), "bins must be an integer above 0, got 0"),
-        (("--model", "vae", "--set", "kl_warmup=-1"), "kl_warmup must be an integer, not below 0, got -1"),
-        (("--model", "flow", "--set", "dropout=much"), "dropout must be a number, got 'much'"),
+        (("--model", "vae", "--set", "kl_warmup=-1"), "kl_warmup must be an integer of at least 0, got -1"),
+        (
+            ("--model", "flow", "--set", "dropout=much"),
+            "dropout must be a number of at least 0 and below 1, got ",
+        ),
         (("--model", "flow", "--set", "conditional=maybe"), "conditional must be true or false, got 'maybe'"),
-        (("--model", "flow", "--set", "size=3"), "size must be a text, got 3"),
+        (("--model", "flow", "--set", "size=3"), "unknown size 3: use small, medium, large"),
         (("--model", "flow", "--set", "conditional=true"), "--set conditional=true needs labels: class folders, --lab"),
     ],
 )
@@ -445,15 +455,15 @@ def test_settings_of_a_wrong_type_are_one_clear_line(data) -> None:
     command = [sys.executable, "-c", PLAIN, str(data.array), *settings]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stderr.splitlines() == [
-        "error: batch_size must be int, got 'many'",
+        "error: batch_size must be an integer, got 'many'",
         "2",
-        "error: validate_every must be int or None, got 2.5",
+        "error: validate_every must be an integer, got 2.5",
         "2",
-        "error: learning_rate must be float, got True",
+        "error: learning_rate must be a number, got True",
         "2",
-        "error: max_epochs must be int or None, got [3]",
+        "error: max_epochs must be an integer, got [3]",
         "2",
-        "error: warmup must be int, got None",
+        "error: warmup must be an integer, got None",
         "2",
     ]
     assert not Path("runs").exists()

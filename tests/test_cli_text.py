@@ -11,7 +11,7 @@ import torch
 import loglik
 from helpers.commands import refused, well
 from loglik.cli import commands
-from loglik.report import continue_text
+from loglik.tasks import continue_text
 
 TEXT = "".join(f"{i} cats sat on {i % 7} mats; ünder it all.\n" for i in range(150))
 SMALL = ("width=8", "depth=1", "batch_size=4", "window=16", "precision=32-true")
@@ -42,7 +42,7 @@ def folder(source) -> Path:
     changes = sets(*SMALL, "tokenizer=characters", "split=80/20/0")
     said = well("fit", source, "--model", "autoregressive", "--max-steps", 4, "--out", out, *changes)
     assert "characters" in said and "0 to test on" in said
-    assert "validation split: autoregressive: " in said and "nats a token" in said and "bits/byte" in said
+    assert "validation split: autoregressive: " in said and "nats per token" in said and "bits/byte" in said
     return out
 
 
@@ -79,7 +79,7 @@ def test_sample_goes_on_from_a_prompt(folder) -> None:
 
 def test_streams_to_a_terminal(folder, monkeypatch) -> None:
     pieces: list[str] = []
-    monkeypatch.setattr(commands, "_say", pieces.append)
+    monkeypatch.setattr(commands, "_print_piece", pieces.append)
     monkeypatch.setattr(io, "StringIO", Terminal)
     assert well("sample", folder, "--prompt", "7 ca", "--length", 12) == "\n"
     assert pieces[0] == "7 ca" and 12 <= len(pieces) <= 13  # a piece for each character
@@ -88,9 +88,9 @@ def test_streams_to_a_terminal(folder, monkeypatch) -> None:
 def test_what_is_streamed_is_what_is_given(folder) -> None:
     run = loglik.load(folder)
     pieces: list[str] = []
-    texts = continue_text(run.density, run.spec, prompt="on", length=50, say=pieces.append, seed=1)
+    texts = continue_text(run, "on", length=50, on_text=pieces.append, seed=1)
     assert "".join(pieces) == texts[0]
-    ended = continue_text(run.density, run.spec, prompt="on", length=400, stop="\\n", seed=1)[0]
+    ended = continue_text(run, "on", length=400, stop="\\n", seed=1)[0]
     assert ended.endswith("\n") and ended.count("\n") == 1
 
 
@@ -155,7 +155,7 @@ def test_texts_are_classified(tmp_path) -> None:
     assert "column 'text' has 120 distinct texts" in refused(
         "fit", "more.csv", "--label", "mood", "--model", "classifier"
     )
-    assert "the model takes one column of text beside 'mood', found text, n" in refused("evaluate", "run", "more.csv")
+    assert "the model accepts one column of text beside 'mood', found text, n" in refused("evaluate", "run", "more.csv")
 
 
 def test_padding_changes_nothing(float64) -> None:

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import loglik
-from loglik.comparison import Entry, best_density, judge, ranked, summary, write_json
+from loglik.comparison import Row, best_density, evaluate_run, ranked
 from loglik.data import from_arrays
 from loglik.data.spec import DataSpec
 from loglik.data.tables import from_frame
 from loglik.density import StandardNormal
-from loglik.evaluation import Result, log_probs, mean_and_stderr
+from loglik.evaluation import Result, log_probs, mean_and_stderr, summary, write_json
 from loglik.runs import Run
 from loglik.training import NotFinite, loop
 
@@ -37,11 +37,11 @@ FIELDS = {
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory) -> tuple[list[Entry], list[str], object]:
+def images(tmp_path_factory) -> tuple[list[Row], list[str], object]:
     said: list[str] = []
     held = from_arrays(IMAGES, LABELS, name="steps")
     out = tmp_path_factory.mktemp("compare") / "out"
-    entries = loglik.compare(held, out=out, samples=2, say=said.append, size="small", **BUDGET)
+    entries = loglik.compare(held, out=out, samples=2, report=said.append, size="small", **BUDGET)
     return entries, said, out
 
 
@@ -103,19 +103,19 @@ def test_a_collapsed_posterior_is_noted(images) -> None:
     run = copy.deepcopy(next(e.run for e in entries if e.result.model == "vae"))
     for parameter in run.density.encoder.parameters():
         parameter.detach().zero_()
-    result = judge(run, from_arrays(IMAGES, LABELS), samples=2).result
+    result = evaluate_run(run, from_arrays(IMAGES, LABELS), samples=2).result
     assert result.notes[1].startswith("posterior collapse: none of the")
 
 
 def test_numbers_given_the_label_are_ranked_among_themselves_only() -> None:
-    def row(model: str, nats: float, conditional: bool) -> Entry:
+    def row(model: str, nats: float, conditional: bool) -> Row:
         density = StandardNormal((2,))
         density.conditional = conditional
-        return Entry(
+        return Row(
             Result(model=model, bound="exact", nats=nats, n=9), Run(density, DataSpec(kind="array", event_shape=(2,)))
         )
 
-    xz = Entry(Result(model="xz", bound="exact", nats=-1.0, n=9))
+    xz = Row(Result(model="xz", bound="exact", nats=-1.0, n=9))
     mixed = [row("a", -3.0, False), xz, row("b", -2.0, True), row("c", math.nan, False)]
     assert [e.result.rank for e in ranked(mixed)] == [2, 1, None, None]
     assert best_density(ranked(mixed)).result.model == "a"
@@ -147,7 +147,7 @@ def test_gains_are_paired_with_the_baseline(images) -> None:
 
 def test_continuous_data_have_no_code_and_no_bits(tmp_path) -> None:
     said: list[str] = []
-    entries = loglik.compare(RNG.normal(size=(60, 2)), models=["flow"], say=said.append, **BUDGET)
+    entries = loglik.compare(RNG.normal(size=(60, 2)), models=["flow"], report=said.append, **BUDGET)
     assert [e.result.model for e in entries] == ["independent", "flow"]
     assert [e.result.bits_per_dim for e in entries] == [None, None]
     assert all(e.run is not None and e.run.path is None for e in entries)
@@ -158,12 +158,12 @@ def test_continuous_data_have_no_code_and_no_bits(tmp_path) -> None:
 def test_text_has_bits_per_byte(tmp_path) -> None:
     (tmp_path / "a.txt").write_text("the cat sat on the mat\n" * 60)
     said: list[str] = []
-    entries = loglik.compare(tmp_path / "a.txt", models=["autoregressive", "vae"], say=said.append, **BUDGET)
+    entries = loglik.compare(tmp_path / "a.txt", models=["autoregressive", "vae"], report=said.append, **BUDGET)
     assert [e.result.model for e in entries] == ["independent", "xz", "autoregressive"]
     for entry in entries:
         assert entry.result.bits_per_byte == pytest.approx(entry.result.bits_per_dim)
         assert entry.result.unit == "token"
-    assert said[0].startswith("vae is left out: vae takes images, tables and arrays; for text use autoregressive")
+    assert said[0].startswith("vae is left out: vae models images, tables and arrays; for text use autoregressive")
 
 
 def test_a_mixed_table_and_what_is_left_out() -> None:
@@ -179,7 +179,7 @@ def test_a_mixed_table_and_what_is_left_out() -> None:
     )
     held = from_frame(frame, name="things", source="things")
     said: list[str] = []
-    entries = loglik.compare(held, say=said.append, **BUDGET)
+    entries = loglik.compare(held, report=said.append, **BUDGET)
     assert [e.result.model for e in entries] == ["independent", "autoregressive", "flow", "vae", "diffusion"]
     assert [e.result.bound for e in entries][:2] == ["exact", "exact"]
     left = [line for line in said if "left out" in line]
@@ -199,16 +199,16 @@ def test_the_chosen_models_must_be_known_and_fit() -> None:
 
 
 def test_a_model_that_diverges_leaves_the_others(monkeypatch) -> None:
-    run = loop._Trainer.run
+    run = loop.Trainer.run
 
     def fails(self, bar, resume):
         if type(self.density).__name__ == "VAE":
             raise NotFinite("step 3: the loss is nan")
         return run(self, bar, resume)
 
-    monkeypatch.setattr(loop._Trainer, "run", fails)
+    monkeypatch.setattr(loop.Trainer, "run", fails)
     said: list[str] = []
-    entries = loglik.compare(IMAGES, models=["vae", "flow"], say=said.append, **BUDGET)
+    entries = loglik.compare(IMAGES, models=["vae", "flow"], report=said.append, **BUDGET)
     assert [e.result.model for e in entries if e.run] == ["independent", "flow"]
     assert "vae is left out: step 3: the loss is nan" in said
 

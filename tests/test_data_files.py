@@ -112,12 +112,12 @@ def test_images_like(tmp_path) -> None:
     for spec, words in [
         (
             DataSpec(kind="image", event_shape=(1, 8, 8), levels=256),
-            r"0\.png: 5×6 pixels; the model takes 8×8",
+            r"0\.png: 5×6 pixels; the model accepts 8×8",
         ),
         (DataSpec(kind="image", event_shape=(1, 6, 5), levels=17), "is above 16, the highest level"),
         (
             DataSpec(kind="text", event_shape=(8,), levels=256),
-            "these are images, but the model takes text windows 8 tokens",
+            "these are images, but the model accepts text windows 8 tokens",
         ),
         (
             DataSpec(kind="image", event_shape=(1, 6, 5), levels=256, classes=("cat", "fox")),
@@ -127,7 +127,7 @@ def test_images_like(tmp_path) -> None:
         with pytest.raises(ValueError, match=words):
             load(tmp_path, like=spec)
     picture(tmp_path / "dog" / "0.png", (6, 5, 3))
-    with pytest.raises(ValueError, match="a colour image; the model takes grey ones"):
+    with pytest.raises(ValueError, match="a colour image; the model accepts grey ones"):
         load(tmp_path, like=grey)
 
 
@@ -151,7 +151,7 @@ def test_text_errors(tmp_path) -> None:
     path.write_bytes(b"x" * 50)
     with pytest.raises(ValueError, match="without a tokenizer: it cannot read text"):
         load(path, like=DataSpec(kind="text", event_shape=(10,), levels=100))
-    with pytest.raises(ValueError, match="this is text, but the model takes arrays 3"):
+    with pytest.raises(ValueError, match="this is text, but the model accepts arrays 3"):
         load(path, like=DataSpec(kind="array", event_shape=(3,)))
     path.write_bytes(b"\0" * 50)
     with pytest.raises(ValueError, match="tokenizer=bytes reads any file as text"):

@@ -96,7 +96,7 @@ def test_decimal_commas(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"row 2 \(line 3\), column 'half': the value is missing"):
         load(tmp_path / "few.csv", like=points.spec)
     run_ = loglik.fit("independent", points)
-    from loglik.filling import fill_table
+    from loglik.tasks import fill_table
 
     assert fill_table(run_, tmp_path / "few.csv", tmp_path / "out.csv") == 1
     assert pl.read_csv(tmp_path / "out.csv")["size"].to_list() == [-0.25, 2.5]

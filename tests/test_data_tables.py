@@ -93,7 +93,7 @@ def test_like_errors(tmp_path, change, words) -> None:
         load(tmp_path / "c.csv", like=spec)
     with pytest.raises(ValueError, match="the label is 'town', but the model's label is 'kind'"):
         load(tmp_path / "a.csv", like=spec, label="town")
-    with pytest.raises(ValueError, match="this is a table, but the model takes images 1×8×8"):
+    with pytest.raises(ValueError, match="this is a table, but the model accepts images 1×8×8"):
         load(tmp_path / "a.csv", like=load("digits").spec)
 
 

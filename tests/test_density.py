@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributions import Normal
 
 from loglik.data.spec import DataSpec
-from loglik.density import Bound, Density, StandardNormal, draw_terms, draw_weights, expand_context
+from loglik.density import Bound, Density, StandardNormal, draw_terms, draw_weights, evaluation_mode, expand_context
 from loglik.recipes import build
 
 
@@ -103,7 +103,7 @@ def test_arrays_are_converted_to_the_densitys_own_dtype():
     x = torch.ones(1, 2, requires_grad=True)
     normal.log_prob(x).sum().backward()
     assert x.grad is not None and torch.equal(x.grad, -torch.ones(1, 2))
-    with pytest.raises(ValueError, match="expected numbers, got an array of type <U1: give each example as numbers"):
+    with pytest.raises(ValueError, match="expected numbers, got an array of type <U1: pass each example as numbers"):
         normal.log_prob([["a", "b"]])
 
 
@@ -142,3 +142,12 @@ def test_values_outside_the_levels_are_refused(family):
     assert model.log_prob(right).shape == (3,)
     with pytest.raises(ValueError, match=r"data must hold integers 0 \.\.\. 4, got 4 \.\.\. 5"):
         model.log_prob(torch.cat([right, right + 1]))
+
+
+def test_evaluation_mode_restores_each_part():
+    network = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout()))
+    network[1].eval()
+    with pytest.raises(RuntimeError, match="inside"), evaluation_mode(network):
+        assert not any(part.training for part in network.modules())
+        raise RuntimeError("inside")
+    assert [part.training for part in network.modules()] == [True, True, False, False]

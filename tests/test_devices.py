@@ -1,4 +1,4 @@
-"""Rows on the CPU, a density on another device: what uses a trained density moves them."""
+"""With rows on the CPU and a density on another device, the functions that use a trained density move the rows."""
 
 from dataclasses import replace
 
@@ -8,13 +8,12 @@ import torch
 import loglik
 from helpers.elsewhere import DEVICE, Elsewhere, there
 from helpers.mixed import mixed_rows, write_rows
-from loglik.comparison import judge
+from loglik.comparison import evaluate_run
 from loglik.data import load
 from loglik.data.dataset import Split
-from loglik.filling import fill, fill_table
-from loglik.latents import Latents, diagnose_latents, write_latents
 from loglik.recipes import build
-from loglik.report import continue_text, draw, write_report
+from loglik.report import write_report
+from loglik.tasks import Latents, continue_text, diagnose_latents, draw, fill, fill_table, write_latents
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +27,7 @@ def table(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(table):
-    """A run of each family on a table, as it stands after a step of training on the CPU."""
+    """A run of each family on a table, after one training step on the CPU."""
     options = {"label": "label", "progress": False}
     short = {"max_steps": 1, "width": 8, **options}
     return {
@@ -42,7 +41,7 @@ def runs(table):
 
 @pytest.fixture
 def moved(runs):
-    """The runs on the other device, where they go back from."""
+    """The runs on the other device; they are moved back afterwards."""
     with Elsewhere():
         for run in runs.values():
             run.density.to(DEVICE)
@@ -51,8 +50,8 @@ def moved(runs):
             run.density.to("cpu")
 
 
-def few(data, n=12):
-    """The same data with a few examples in each split."""
+def shortened(data, n=12):
+    """Return the data with n examples in each split."""
     cut = lambda split: Split(split.x[:n], None if split.y is None else split.y[:n])  # noqa: E731
     return replace(data, train=cut(data.train), validation=cut(data.validation), test=cut(data.test))
 
@@ -91,7 +90,7 @@ def test_the_latents_of_a_ladder_are_looked_at_wherever_it_is():
     digits = load("digits")
     density = build("vae", digits.spec, width=8)
     with Elsewhere():
-        assert diagnose_latents(density.to(DEVICE), digits, "test", 0, most=8)
+        assert diagnose_latents(density.to(DEVICE), digits, "test", 0, max_examples=8)
 
 
 @pytest.mark.parametrize("model", ["independent", "vae", "diffusion", "flow", "autoregressive"])
@@ -102,15 +101,15 @@ def test_gaps_are_filled_wherever_the_density_is(moved, table, tmp_path, model):
 
 @pytest.mark.parametrize("model", ["classifier", "flow", "vae", "diffusion"])
 def test_a_run_is_evaluated_and_drawn_wherever_it_is(model, tmp_path):
-    """All that `loglik fit` does after training: scores, terms, rates, latents, samples and the page."""
+    """What `loglik fit` does after training: scores, terms, rates, latents, samples and the report."""
     digits = load("digits")
     options = {"classifier": {"network": "convnet"}, "vae": {"network": "mlp"}, "diffusion": {"depth": 1, "steps": 2}}
     run = loglik.fit(model, digits, max_steps=1, batch_size=8, width=8, progress=False, **options.get(model, {}))
-    digits = few(digits)
-    here = judge(run, digits, samples=2, seed=0).result
+    digits = shortened(digits)
+    here = evaluate_run(run, digits, samples=2, seed=0).result
     with Elsewhere():
         run.density.to(DEVICE)
-        entry = judge(run, digits, samples=2, seed=0)
+        entry = evaluate_run(run, digits, samples=2, seed=0)
         assert entry.result.nats == pytest.approx(here.nats, abs=1e-2)
         write_report(tmp_path / "report.html", digits, [entry], title="t", seed=0, split="test")
         diagnose_latents(run.density, digits, "test", 0)
@@ -124,5 +123,5 @@ def test_text_is_scored_and_continued_wherever_it_is(tmp_path):
     run = loglik.fit("autoregressive", text, max_steps=1, window=16, width=8, depth=1, heads=1, progress=False)
     with Elsewhere():
         run.density.to(DEVICE)
-        assert judge(run, run.data_for(text)).result.n > 100
-        assert len(continue_text(run.density, run.spec, prompt="the ", length=5)[0]) > 4
+        assert evaluate_run(run, run.data_for(text)).result.n > 100
+        assert len(continue_text(run, "the ", length=5)[0]) > 4

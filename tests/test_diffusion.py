@@ -15,7 +15,7 @@ from loglik.density import Bound
 from loglik.diffusion import Denoiser, Diffusion, LevelDenoiser, LinearBeta, Sampler
 from loglik.diffusion.denoiser import time_features, to_data, to_score
 from loglik.diffusion.schedule import alpha, sigma
-from loglik.diffusion.steps import Level, Walk, ddpm, euler_maruyama
+from loglik.diffusion.steps import Level, SamplerState, ddpm, euler_maruyama
 from loglik.networks import ResidualMLP
 
 # ---- the schedule
@@ -170,7 +170,7 @@ def two_levels(schedule, *times):
 
 def walk_to(x, schedule):
     """A walk whose denoiser always says x."""
-    return Walk(lambda z, _: x.expand_as(z), schedule, torch.randn_like)
+    return SamplerState(lambda z, _: x.expand_as(z), schedule, torch.randn_like)
 
 
 def test_ancestral_step_is_the_posterior_of_the_chain(float64):

@@ -100,7 +100,7 @@ def test_gaps_among_codes_are_filled_by_codes():
     x = rows_of("real among codes", 300)
     density = tiny("diffusion", spec_of("real among codes"))
     train(density, x, steps=60)
-    from loglik.filling import fill
+    from loglik.tasks import fill
 
     missing = torch.rand(40, 3) < 0.5
     filled = fill(density, x[:40], missing)

@@ -6,7 +6,7 @@ from torch.distributions import MultivariateNormal
 
 from helpers.exact import CorrelatedDenoiser, two_moons_like
 from loglik.data.spec import DataSpec
-from loglik.diffusion import VLB, Denoiser, Diffusion, LinearBeta, LinearLogSNR, Objective
+from loglik.diffusion import VLB, Denoiser, Diffusion, LinearBeta, LinearLogSNR, ScoreMatching
 from loglik.diffusion.control import BINS, Control
 from loglik.networks import ResidualMLP
 from loglik.recipes import build
@@ -141,7 +141,9 @@ def test_the_loss_is_minus_the_bound_on_a_chain_too(float64):
     """The loss of T steps, with its control variate, against the sum over all of them."""
     mixture = two_moons_like()
     schedule = LinearLogSNR(6.0, -6.0)
-    diffusion = Diffusion(mixture, (2,), schedule=schedule, objective=Objective(steps=10), likelihood=VLB(10)).eval()
+    diffusion = Diffusion(
+        mixture, (2,), schedule=schedule, objective=ScoreMatching(steps=10), likelihood=VLB(10)
+    ).eval()
     odd(diffusion.control)
     x = mixture.truth.sample((4,)).repeat(4000, 1)
     with torch.no_grad():

@@ -14,13 +14,14 @@ from loglik.density import Bound
 from loglik.diffusion import (
     ODE,
     VLB,
+    Chain,
     Denoiser,
     Diffusion,
     Discrete,
     LevelDenoiser,
     LinearBeta,
     LinearLogSNR,
-    Objective,
+    ScoreMatching,
     ddpm_betas,
     with_likelihood,
 )
@@ -110,7 +111,7 @@ def elbo_by_its_gaussians(diffusion: Diffusion, x: torch.Tensor, steps: int) -> 
 
     The posterior is that of the joint Gaussian of x_{t-1} and x_t given x; the decoder is it with x̂ for x.
     """
-    betas = diffusion.schedule.chain(steps, x).betas
+    betas = Chain.of(diffusion.schedule, steps, x).betas
     alpha_bar = torch.cumprod(1 - betas, 0)
     total = -kl_divergence(Normal(alpha_bar[-1].sqrt() * x, (1 - alpha_bar[-1]).sqrt()), Normal(0.0, 1.0)).sum(1)
     for t in range(1, steps):  # the level t + 1 in the notes' counting
@@ -188,7 +189,7 @@ def test_a_chain_of_so_many_steps_keeps_its_own_levels():
 
     chain = Diffusion(Rough(), (3,), schedule=Discrete(ddpm_betas(50)))
     assert (spacing(chain, 50), spacing(chain, 10)) == ("time", "logsnr")
-    trained = Diffusion(Rough(), (3,), objective=Objective("simple", steps=20))
+    trained = Diffusion(Rough(), (3,), objective=ScoreMatching("simple", steps=20))
     assert (spacing(trained, 20), spacing(trained, 50)) == ("time", "logsnr")
 
 
@@ -231,7 +232,7 @@ def test_the_t_step_bound_of_whole_numbers_sums_to_at_most_one():
     [
         (lambda: VLB(steps=0), "steps must be at least 2, or None for continuous time, got 0"),
         (lambda: VLB(10, spacing="even"), "unknown spacing 'even': use logsnr, time, quadratic, karras"),
-        (lambda: VLB(whole=True), "continuous time has no whole sum: give steps"),
+        (lambda: VLB(whole=True), "continuous time has no whole sum: pass steps"),
         (lambda: ODE(steps=0), "steps must be at least 2, got 0"),
         (lambda: ODE(probes=0), "probes must be at least 1, or None, got 0"),
     ],
@@ -276,7 +277,7 @@ def test_the_adaptive_solver_steps_for_each_example(float64):
     found = solve(lambda x, u: -x.square(), start, *ends, tolerance=1e-8)
     assert (found.x - start / (1 + start)).abs().max() < 1e-6 and found.rows < 1.7 * found.evaluations
     with pytest.raises(ValueError, match="more than 3 steps"):
-        solve(lambda x, u: -x.square(), start, *ends, tolerance=1e-12, most=3)
+        solve(lambda x, u: -x.square(), start, *ends, tolerance=1e-12, max_steps=3)
 
 
 def test_the_flow_and_the_marginals_agree(float64):

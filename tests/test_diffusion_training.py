@@ -10,6 +10,7 @@ from helpers.exact import CorrelatedDenoiser, GaussianDenoiser, two_moons_like
 from loglik.density import Bound
 from loglik.diffusion import (
     ODE,
+    Chain,
     Cosine,
     Denoiser,
     Diffusion,
@@ -17,15 +18,15 @@ from loglik.diffusion import (
     Learned,
     LinearBeta,
     LinearLogSNR,
-    Objective,
     Sampler,
+    ScoreMatching,
     ddpm_betas,
     with_likelihood,
     with_noise_level,
     with_sampler,
 )
-from loglik.diffusion.objective import TIMES, WEIGHTINGS
 from loglik.diffusion.schedule import NoiseSchedule, alpha, sigma
+from loglik.diffusion.score_matching import TIMES, WEIGHTINGS
 from loglik.diffusion.sde import diffusion as noise_of
 from loglik.diffusion.sde import flow_in_logsnr, forward_drift, probability_flow, reverse_drift
 from loglik.flows import Flow
@@ -58,7 +59,7 @@ def test_views_are_one_schedule(float64, schedule):
     torch.testing.assert_close(schedule.beta(t), slope, rtol=1e-4, atol=1e-6)
     rate = 2 * h / (schedule.logsnr(t - h) - schedule.logsnr(t + h))
     torch.testing.assert_close(schedule.rate(t), rate, rtol=1e-4, atol=1e-8)
-    chain = schedule.chain(7)
+    chain = Chain.of(schedule, 7)
     torch.testing.assert_close(torch.cumprod(1 - chain.betas, 0), chain.alpha_bar)
     place = (torch.arange(4000) + 0.5) / 4000
     drawn, density = schedule.draw(place)
@@ -73,7 +74,7 @@ def test_ddpms_list_is_met_at_its_times(float64):
     alpha_bar = torch.cumprod(1 - torch.tensor(betas), 0)
     assert betas[0] == pytest.approx(1e-4) and betas[-1] == pytest.approx(0.02)
     torch.testing.assert_close(schedule.alpha_bar(torch.arange(1000) / 999), alpha_bar, rtol=1e-12, atol=0)
-    torch.testing.assert_close(schedule.chain(1000).betas, torch.tensor(betas), rtol=1e-8, atol=0)
+    torch.testing.assert_close(Chain.of(schedule, 1000).betas, torch.tensor(betas), rtol=1e-8, atol=0)
 
 
 class Bumpy(NoiseSchedule):
@@ -96,10 +97,10 @@ class Bumpy(NoiseSchedule):
         (lambda: LinearLogSNR(-3.0, 3.0), "must fall from `highest` to `lowest`, got -3.0 and 3.0"),
         (lambda: Cosine(math.inf, 0.0), "must fall from `highest`"),
         (lambda: Learned(units=0), "units must be at least 1, got 0"),
-        (lambda: LinearBeta().chain(1), "at least 2 steps, got 1"),
-        (lambda: Objective("best"), "unknown weighting 'best': use likelihood, simple"),
-        (lambda: Objective(times="often"), "unknown times 'often': use uniform, time, importance"),
-        (lambda: Objective(steps=0), "steps must be at least 2"),
+        (lambda: Chain.of(LinearBeta(), 1), "at least 2 steps, got 1"),
+        (lambda: ScoreMatching("best"), "unknown weighting 'best': use likelihood, simple"),
+        (lambda: ScoreMatching(times="often"), "unknown times 'often': use uniform, time, importance"),
+        (lambda: ScoreMatching(steps=0), "steps must be at least 2"),
         (lambda: Denoiser(nn.Identity(), unconditional=1.0), "a share from 0 to below 1, got 1.0"),
         (lambda: with_likelihood(Diffusion(GaussianDenoiser(0, 1), (1,)), "exact"), "unknown method 'exact'"),
     ],
@@ -140,33 +141,6 @@ def test_the_sdes_move_the_marginals(float64):
 # ---- training
 
 
-def test_denoising_and_explicit_score_matching_have_equal_gradients(float64):
-    """Their difference is a constant: E‖∇log p(x_t|x)‖² - E‖∇log p_t(x_t)‖², whatever the network."""
-    mixture, lam = two_moons_like(), torch.tensor(0.4)
-    n, rows = 120_000, 120_000
-    x = mixture.truth.sample((n,))
-    a, s = alpha(lam), sigma(lam)
-    epsilon = torch.randn_like(x)
-    x_t, logsnr = a * x + s * epsilon, lam.expand(rows)
-    explicit = (a * mixture(x_t, logsnr) - x_t) / s**2
-    gradients, gaps = [], []
-    for scale in (1.0, -0.5):
-        weight = (scale * torch.tensor([[0.3, -0.2], [0.5, 0.1]])).requires_grad_()
-        score = torch.tanh(x_t @ weight) - x_t
-        losses = [(score - target).square().sum(1) for target in (-epsilon / s, explicit)]
-        both = torch.stack([torch.autograd.grad(loss.mean(), weight, retain_graph=True)[0] for loss in losses])
-        each = torch.autograd.grad((losses[0] - losses[1]).mean(), weight)[0]
-        error = 4 * 2 * (epsilon / s + explicit).norm(dim=1).std() / math.sqrt(n) + 4e-3
-        assert both[0].norm() > 0.1
-        assert each.abs().max() < error, (each, error)
-        gradients.append(both)
-        gaps.append((losses[0] - losses[1]).mean())
-    constant = (epsilon.square().sum(1) / s**2 - explicit.square().sum(1)).mean()
-    for gap in gaps:
-        assert abs(gap - constant) < 0.03 * constant
-    assert (gradients[0][0] - gradients[1][0]).norm() > 0.1
-
-
 def small(**settings) -> Diffusion:
     network = ResidualMLP(2, 2, width=16, depth=1, context=8)
     return Diffusion(Denoiser(network, features=8), (2,), **settings)
@@ -177,7 +151,7 @@ def small(**settings) -> Diffusion:
 def test_a_weightings_draws_have_one_mean(float64, weighting, times):
     """Whichever times are drawn, the weighted integral is the same; log_prob knows nothing of the weighting."""
     schedule = Cosine(6.0, -6.0)
-    objective, plain = Objective(weighting, times=times), Objective(weighting)
+    objective, plain = ScoreMatching(weighting, times=times), ScoreMatching(weighting)
     if times == "importance":
         objective.moments.copy_(torch.linspace(0.1, 4, 64))
     place = (torch.arange(20_000) + 0.5) / 20_000
@@ -194,15 +168,38 @@ def test_a_weightings_draws_have_one_mean(float64, weighting, times):
 
 def test_simple_is_ddpms_loss_and_v_is_the_error_of_v(float64):
     schedule, place = Cosine(6.0, -6.0), (torch.arange(1000) + 0.5) / 1000
-    _, factor, _ = Objective("simple", times="time").draw(schedule, place)
+    _, factor, _ = ScoreMatching("simple", times="time").draw(schedule, place)
     torch.testing.assert_close(factor, torch.ones(1000))
-    logsnr, factor, _ = Objective("v", times="time").draw(schedule, place)
+    logsnr, factor, _ = ScoreMatching("v", times="time").draw(schedule, place)
     torch.testing.assert_close(factor * alpha(logsnr) ** 2, torch.ones(1000))  # ‖v - v̂‖² = ‖ε - ε̂‖² / α²
+
+
+@pytest.mark.parametrize("steps", [None, 30])
+@pytest.mark.parametrize("times", TIMES)
+def test_a_weighting_of_ones_own_is_that_of_score_matching(float64, times, steps):
+    """λ(t) = σ_t²/2 is DDPM's simple loss, and λ(t) = β(t)/2 the likelihood's."""
+    schedule, u = LinearBeta(), (torch.arange(64) + 0.5) / 64
+    own = {
+        "simple": lambda t: schedule.sigma(t).square() / 2,
+        "likelihood": lambda t: schedule.beta(t) / 2,
+    }
+    for name, weight in own.items():
+        logsnr, factor, _ = ScoreMatching(name, times=times, steps=steps).draw(schedule, u)
+        same, mine, _ = ScoreMatching(weight, times=times, steps=steps).draw(schedule, u)
+        torch.testing.assert_close(same, logsnr)
+        if steps is None or name == "simple":  # a chain's likelihood weighs by its steps, not by β(t)
+            torch.testing.assert_close(mine, factor)
+
+
+def test_a_weighting_of_ones_own_trains():
+    density = Diffusion(small().denoiser, (2,), objective=ScoreMatching(lambda t: 1 + t))
+    density.loss(torch.randn(16, 2)).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in density.denoiser.parameters())
 
 
 def test_the_objective_in_t_steps_is_the_bound_in_t_steps(float64):
     schedule, x = LinearLogSNR(6.0, -6.0), torch.randn(2, 2).repeat(4000, 1)
-    diffusion = small(schedule=schedule, objective=Objective(steps=10)).double()
+    diffusion = small(schedule=schedule, objective=ScoreMatching(steps=10)).double()
     with torch.no_grad():
         loss = torch.stack([diffusion.loss(x) for _ in range(8)])
         values = with_likelihood(diffusion, "vlb", 10).log_prob(x, samples=9)
@@ -210,7 +207,7 @@ def test_the_objective_in_t_steps_is_the_bound_in_t_steps(float64):
 
 
 @pytest.mark.parametrize(
-    "objective", [Objective("simple"), Objective(times="importance"), Objective("sigmoid")], ids=str
+    "objective", [ScoreMatching("simple"), ScoreMatching(times="importance"), ScoreMatching("sigmoid")], ids=str
 )
 def test_training_lowers_the_objective(objective):
     x = two_moons_like().truth.sample((256,))
@@ -272,10 +269,10 @@ def test_classifier_free_guidance_is_its_formula():
     diffusion = conditional(sampler=Sampler(guidance=3.0)).eval()
     x_t, logsnr, y = torch.randn(3, 2), torch.zeros(3), torch.arange(3)
     guided, cost = diffusion._guided(y)
-    given = diffusion.denoiser(x_t, logsnr, y)
+    with_y = diffusion.denoiser(x_t, logsnr, y)
     without = diffusion.denoiser(x_t, logsnr, y, torch.zeros(3, dtype=torch.bool))
-    torch.testing.assert_close(guided(x_t, logsnr), without + 3 * (given - without))
-    assert cost == 2 and not torch.allclose(given, without)
+    torch.testing.assert_close(guided(x_t, logsnr), without + 3 * (with_y - without))
+    assert cost == 2 and not torch.allclose(with_y, without)
     diffusion.sampler = Sampler(method="unipc", steps=4, guidance=3.0)
     assert diffusion.draw(3, y)[1] == 8
 
@@ -328,7 +325,7 @@ def test_a_classifier_of_noised_data_guides(float64):
 
 
 def test_inpainting_is_the_conditional_density(float64):
-    """Of a correlated Gaussian: x_2 given x_1 = 1 is N(ρ, 1 - ρ²)."""
+    """For a correlated Gaussian, x_2 given x_1 = 1 is N(ρ, 1 - ρ²)."""
     rho = 0.8
     covariance = torch.tensor([[1.0, rho], [rho, 1.0]])
     diffusion = Diffusion(CorrelatedDenoiser(torch.zeros(2), covariance), (2,), sampler=Sampler(steps=40))

@@ -103,7 +103,7 @@ def test_unknown_kinds_name_the_known():
         loglik.fit("flow:gloww", np.zeros((20, 2)))
     with pytest.raises(ValueError, match=r"unknown model .vae:big.: use vae:vamp, vae:flow"):
         loglik.fit("vae:big", np.zeros((20, 2)))
-    with pytest.raises(ValueError, match="kind=glow takes images"):
+    with pytest.raises(ValueError, match="kind=glow models images"):
         loglik.fit("flow:glow", np.random.default_rng(0).normal(size=(20, 2)), max_steps=1)
 
 

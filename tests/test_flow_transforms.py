@@ -34,7 +34,7 @@ from loglik.flows import (
     glow,
     random_rotation,
 )
-from loglik.flows.spline import UNIT_DERIVATIVE
+from loglik.flows.spline_bins import UNIT_DERIVATIVE
 from loglik.networks import MLP, Conditioner, MaskedMLP, PixelConditioner
 from loglik.transforms import Permute, Reshape, Scale, SoftTails, Squeeze
 from test_transforms import jacobian_log_det
@@ -136,7 +136,7 @@ def test_context_reaches_the_map(float64, kind):
 @pytest.mark.parametrize("size", [1.0, 30.0, 1e3])
 @pytest.mark.parametrize("kind", [*VECTORS, *IMAGES])
 def test_single_precision_inverts_far_out(kind, size):
-    """Where a network sees thousands, its weights are such that its answers are still of order one."""
+    """For inputs in the thousands, weights are scaled so that outputs are of order one."""
     transform = moved((VECTORS | IMAGES)[kind], 0.1 / size)
     with torch.no_grad():
         for name, parameter in transform.named_parameters():
@@ -163,8 +163,8 @@ def test_vmap_and_bfloat16(kind):
 
 def compile_kinds(*kinds):
     path = os.pathsep.join([str(HERE.parent / "src"), str(HERE)])
-    words = [sys.executable, __file__, *kinds]
-    done = subprocess.run(words, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    command = [sys.executable, __file__, *kinds]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -179,12 +179,12 @@ def test_every_transform_compiles_to_one_graph():
 
 @pytest.mark.parametrize("inverse", [False, True])
 def test_the_worked_out_gradient_is_autograds(float64, inverse):
-    from loglik.flows.spline import _spline, rational_quadratic_spline
+    from loglik.flows.spline import rational_quadratic_spline, spline_formula
 
     x, raw = (3 * torch.randn(3, 40)).requires_grad_(), (2 * torch.randn(3, 17, 40)).requires_grad_()
     weights = torch.randn(2, 3, 40)
     gradients = []
-    for function in (_spline, lambda *a: rational_quadratic_spline(a[0], a[1], bound=a[2], inverse=a[3])):
+    for function in (spline_formula, lambda *a: rational_quadratic_spline(a[0], a[1], bound=a[2], inverse=a[3])):
         outputs = function(x, raw, 3.0, inverse)[:2]
         gradients.append(torch.autograd.grad(outputs, (x, raw), tuple(weights)))
     for plain, ours in zip(*gradients, strict=True):
@@ -208,8 +208,8 @@ def test_inverse_maps_have_gradients(float64):
 def test_masks_hide_what_comes_later(context):
     network = MaskedMLP(5, 3, (7, 20, 6), context=context)
     perturb(network, 0.5)
-    x, given = torch.randn(1, 5), (torch.randn(1, context),) if context else ()
-    jacobian = torch.autograd.functional.jacobian(lambda v: network(v, *given).view(5, 3), x).squeeze(2)
+    x, inputs = torch.randn(1, 5), (torch.randn(1, context),) if context else ()
+    jacobian = torch.autograd.functional.jacobian(lambda v: network(v, *inputs).view(5, 3), x).squeeze(2)
     reads = jacobian.abs().sum(1) > 0
     assert torch.equal(reads, torch.ones(5, 5, dtype=torch.bool).tril(-1))
 
@@ -217,16 +217,16 @@ def test_masks_hide_what_comes_later(context):
 @pytest.mark.parametrize("hidden", [(3,), (7, 20), (64, 64)])
 @pytest.mark.parametrize("context", [0, E])
 @pytest.mark.parametrize("grad", [False, True])
-def test_a_walk_gives_what_a_pass_gives(float64, hidden, context, grad):
+def test_incremental_outputs_are_those_of_one_pass(float64, hidden, context, grad):
     """Also where a layer has fewer units than there are dimensions."""
     network, x = MaskedMLP(6, 2, hidden, context=context), torch.randn(9, 6)
-    given = torch.randn(9, context) if context else None
-    whole = network(x, given).view(9, 6, 2)
+    inputs = torch.randn(9, context) if context else None
+    one_pass = network(x, inputs).view(9, 6, 2)
     with torch.set_grad_enabled(grad):
-        walk = network.walk(9, given)
+        outputs = network.incremental(9, inputs)
         for d in range(6):
-            torch.testing.assert_close(walk.outputs().T, whole[:, d])
-            walk.append(x[:, d])
+            torch.testing.assert_close(outputs.next().T, one_pass[:, d])
+            outputs.append(x[:, d])
 
 
 def test_dropout_fades_with_the_rows():
@@ -236,7 +236,7 @@ def test_dropout_fades_with_the_rows():
         transform.initialise(torch.zeros(rows, 2))
         dropped = (transform.network.body(torch.ones(1, 1)) == 0).float().mean()
         assert dropped == pytest.approx(share, abs=0.05)
-    assert "network.body.2.p" in transform.state_dict()  # so a resumed training goes on with it
+    assert "network.body.2.p" in transform.state_dict()  # so that a resumed training keeps it
 
 
 def test_actnorm_starts_standardised_and_constant_channels_stay():
@@ -263,7 +263,7 @@ def test_a_spline_starts_at_the_quantiles():
 
 
 def test_variational_dequantization_bounds_no_less(float64):
-    """At its start it is uniform dequantization; moved, its weights still average to the probability."""
+    """It starts as uniform dequantization; with other weights, importance weights still average to P(x)."""
     torch.manual_seed(3)
     map = Spline(4, 1.0)
     noise = Elementwise(2, map, network=nn.Linear(2, 2 * map.parameters))
@@ -272,7 +272,7 @@ def test_variational_dequantization_bounds_no_less(float64):
     nn.init.zeros_(noise.network.weight)
     nn.init.zeros_(noise.network.bias)
     v, log_det = transform.encode(x)
-    inside = (x == 1).all(1)  # the end levels take the tails
+    inside = (x == 1).all(1)  # the cells of end levels are unbounded
     assert log_det[inside].abs().max() < 1e-9 and torch.equal(transform.decode(v), x)
     perturb(transform, 0.5)
     flow = Flow([transform, Scale(1.5, -2.25)], StandardNormal((2,)))
@@ -335,12 +335,12 @@ def test_glow_inverts_and_scores(shape, float64):
 
 
 @pytest.mark.parametrize(
-    ("build", "words"),
+    ("build", "message"),
     [
         (lambda: Spline(1), "at least 2 bins, got 1"),
         (lambda: Permute([0, 0]), "each of 0 ... 1 once"),
         (lambda: Squeeze(0), "at least 1, got 0"),
-        (lambda: Squeeze(2).encode(torch.zeros(1, 1, 3, 4)), "3×4 pixels do not divide into blocks of 2"),
+        (lambda: Squeeze(2).encode(torch.zeros(1, 1, 3, 4)), "multiples of 2, got images of 3×4"),
         (lambda: LULinear(torch.zeros(2, 2)), "invertible"),
         (lambda: Split((1, 2, 2), []), "at least 2 channels, got 1"),
         (lambda: Trim((1, 4, 2), [], nn.Identity(), Affine()), "with an odd side, got 4×2"),
@@ -349,8 +349,8 @@ def test_glow_inverts_and_scores(shape, float64):
         (lambda: SoftTails(0.0), "above 0, got 0"),
     ],
 )
-def test_what_cannot_be_is_refused(build, words):
-    with pytest.raises(ValueError, match=words):
+def test_wrong_arguments_are_refused(build, message):
+    with pytest.raises(ValueError, match=message):
         build()
 
 
@@ -358,7 +358,7 @@ def test_what_cannot_be_is_refused(build, words):
 
 
 def copy_masked(network, layers, degrees):
-    """A peer's masked layers [(weight, bias)]; its hidden units have these degrees and are sorted by them here."""
+    """Copy another library's masked layers [(weight, bias)], with hidden units sorted by their degrees."""
     order = torch.arange(layers[0][0].shape[1])
     for ours, (weight, bias), own in zip([*network.layers, network.output], layers, [*degrees, None], strict=True):
         rows = torch.arange(len(weight)) if own is None else torch.tensor(own).argsort(stable=True)
@@ -375,7 +375,7 @@ def test_zukos_maf(float64):
     for number, lazy in enumerate(theirs.transform.transforms):
         network = MaskedMLP(3, 2, (10, 7), context=2, activation=nn.ReLU)
         layers = [layer for layer in lazy.hyper if hasattr(layer, "mask")]
-        order = lazy.order.argsort()  # zuko turns the order round in place; here a permutation does
+        order = lazy.order.argsort()  # zuko reverses the order in place, ours by a permutation
         weights = [(layer.weight * layer.mask, layer.bias) for layer in layers]
         first, last = weights[0], weights[-1]
         columns = torch.cat([torch.tensor([3, 4]), order])  # the context comes first here
@@ -384,7 +384,7 @@ def test_zukos_maf(float64):
         weights[-1] = (last[0][rows], last[1][rows])
         copy_masked(network, weights, [[unit % 3 for unit in range(width)] for width in (10, 7)])
         turn = [Permute(order.tolist())] if number % 2 else []
-        map = Affine(bound=6.907755278982137)  # zuko's least slope is 1e-3
+        map = Affine(bound=6.907755278982137)  # zuko's minimal slope is 1e-3
         transforms += [*turn, MaskedAutoregressive(network, map), *turn]
     ours = Flow(transforms, StandardNormal((3,)), context=nn.Identity())
     x, c = torch.randn(20, 3), torch.randn(20, 2)
@@ -412,7 +412,7 @@ def test_nflows_spline_coupling(float64):
 
     made = []
 
-    class Plain(nn.Sequential):  # nflows gives its networks a context too, and scales by their width
+    class Plain(nn.Sequential):  # nflows passes its networks a context and divides by their width
         hidden_features = 9
 
         def forward(self, x, context=None):

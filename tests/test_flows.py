@@ -14,7 +14,8 @@ from loglik.baselines import Independent
 from loglik.data.spec import Column, DataSpec
 from loglik.density import Bound, StandardNormal
 from loglik.flows import Affine, Coupling, Elementwise, Flow, Spline, rational_quadratic_spline
-from loglik.flows.spline import MIN_BIN, MIN_DERIVATIVE, UNIT_DERIVATIVE, parameters_per_dim
+from loglik.flows.spline import parameters_per_dim
+from loglik.flows.spline_bins import MIN_BIN, MIN_DERIVATIVE, UNIT_DERIVATIVE
 from loglik.networks import MLP
 from loglik.transforms import Dequantize, Logit, Reshape, Scale, Standardise
 from loglik.vae import VAE, Gaussian
@@ -120,7 +121,7 @@ def test_log_det_is_the_jacobians_and_decode_inverts(float64, build, context):
     torch.testing.assert_close(transform.decode(z, given_), x, atol=1e-8, rtol=1e-8)
 
 
-def test_coupling_keeps_what_it_reads():
+def test_coupling_keeps_its_conditioning_dimensions():
     transform = coupling()
     perturb(transform, 0.7)
     x = torch.randn(5, 4)
@@ -135,14 +136,14 @@ def test_coupling_needs_both_sides(mask):
 
 
 def real_flow(dims: int = 4) -> Flow:
-    """The recipe's, for a table of real columns in units of their own, moved away from its start."""
+    """Return the recipe's flow for a table of real columns in different units, with perturbed weights."""
     flow = tiny("flow", DataSpec(kind="table", event_shape=(dims,), columns=(Column(name="a", type="numeric"),) * dims))
     flow.initialise(torch.arange(float(dims)) + (1 + torch.arange(dims)) * torch.randn(500, dims))
     perturb(flow, 0.1)
     return flow.eval()
 
 
-def test_a_whole_flow_is_the_change_of_variables(float64):
+def test_a_flow_is_the_change_of_variables(float64):
     flow = real_flow()
     x = torch.arange(4.0) + 2 * torch.randn(6, 4)
     z, log_det = flow.encode(x)
@@ -189,7 +190,7 @@ def test_samples_follow_the_density():
 
 
 def test_units_are_counted(float64):
-    """The same numbers in other units: densities differ by the log of the unit."""
+    """With the same data in other units, log-densities differ by the log of the unit."""
     x = torch.randn(400, 2)
     here, there = Flow([Standardise((2,))], StandardNormal((2,))), Flow([Standardise((2,))], StandardNormal((2,)))
     here.initialise(x)
@@ -197,7 +198,7 @@ def test_units_are_counted(float64):
     torch.testing.assert_close(there.log_prob(1000 * x), here.log_prob(x) - 2 * torch.tensor(1000.0).log())
 
 
-def test_initialise_sees_what_each_transform_sees():
+def test_initialise_receives_each_transforms_input():
     x = torch.randint(0, 256, (300, 1, 2, 2), dtype=torch.uint8)
     transforms = [Dequantize(256), Scale(1 / 256), Reshape((1, 2, 2), (4,)), Standardise((4,))]
     flow = Flow(transforms, StandardNormal((4,)))
@@ -223,7 +224,7 @@ def test_a_flow_without_transforms_is_its_base():
         ([Dequantize(discrete=[True, True])], True, Bound.LOWER),
     ],
 )
-def test_what_a_flow_is(transforms, discrete, bound):
+def test_discreteness_and_bound_of_a_flow(transforms, discrete, bound):
     flow = Flow(transforms, StandardNormal((2,)))
     assert (flow.discrete, flow.bound) == (discrete, bound) and flow.importance_weighted
 
@@ -238,13 +239,13 @@ def test_any_density_is_a_base():
     check_sums_to_one(flow, events_of(spec).view(-1, 1, 1, 2))
 
 
-@pytest.mark.parametrize("wide", [1.0, 2.3])
+@pytest.mark.parametrize("std", [1.0, 2.3])
 @pytest.mark.parametrize("levels", [2, 3])
-def test_dequantized_flow_sums_to_one(levels, wide):
-    """Over images of two pixels; a wide base has mass beyond the logit's margin, and the end levels have it."""
+def test_dequantized_flow_sums_to_one(levels, std):
+    """Over images of two pixels; a wide base has mass beyond the logit's margin, which belongs to the end levels."""
     spec = DataSpec(kind="image", event_shape=(1, 1, 2), levels=levels)
     logit = [Dequantize(levels), Reshape((1, 1, 2), (2,)), Scale(1 / levels), Logit()]
-    flow = Flow([*logit, Scale(1 / wide)], StandardNormal((2,)))
+    flow = Flow([*logit, Scale(1 / std)], StandardNormal((2,)))
     events = events_of(spec)
     check_draws_what_it_scores(flow, events, check_sums_to_one(flow, events))
 

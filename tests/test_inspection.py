@@ -515,7 +515,7 @@ def test_permutations_are_those_of_the_network_as_it_runs():
     found = {row.layer: row for row in inspect(density, data).permutations}
     assert list(found) == ["features.encoder.blocks.0.attention", "features.encoder"]
 
-    part = data.split(data.held_out)
+    part = data.split(data.scored_split)
     positions = vit.positions.detach()
     with torch.no_grad():
         content = vit.patches(density.prepare(part.x[:16])).flatten(2).transpose(1, 2)

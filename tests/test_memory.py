@@ -5,7 +5,7 @@ from helpers.needs import needs
 
 MEASURE = """
     import resource, sys, torch
-    from loglik.networks.memory import keep_freed_memory
+    from loglik.cpu.memory import keep_freed_memory
 
     if sys.argv[1] == "keep":
         keep_freed_memory()
@@ -13,11 +13,11 @@ MEASURE = """
     def faults():
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
-    def step():  # 64 and 16 MiB, freed in the order in which they came
+    def step():  # 64 and 16 MiB, freed in the order of their allocation
         first, second = torch.ones(2**24), torch.ones(2**22)
         del first, second
 
-    for _ in range(4):  # until the blocks have found their places
+    for _ in range(12):  # until the heap has grown to hold the blocks among the small ones
         step()
     before = faults()
     for _ in range(4):

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from helpers.alone import run_alone
 from loglik.networks import MLP, CausalTransformer, ResidualMLP
-from loglik.networks.linear import outputs_first, product
+from loglik.networks.norms import batch_norm_formula, layer_norm_formula, make_norm, rms_norm_formula
 
 
 def test_mlp_by_hand(float64):
@@ -17,34 +16,6 @@ def test_mlp_by_hand(float64):
     hidden = network.body[0]
     h = torch.nn.functional.silu(torch.cat([x, context], 1) @ hidden.weight.T + hidden.bias)
     torch.testing.assert_close(network(x, context), h @ network.output.weight.T + network.output.bias)
-
-
-COMPILED = """
-import torch
-from torch._dynamo.backends.common import aot_autograd
-from loglik.networks.linear import Linear
-
-called = []
-
-def keep(graph, inputs):
-    called.extend(node.target for node in graph.graph.nodes)
-    return graph
-
-layer, x = Linear(192, 160), torch.randn(256, 192, requires_grad=True)
-compiled = torch.compile(layer, backend=aot_autograd(fw_compiler=keep), fullgraph=True)
-with torch.autocast("cpu", torch.bfloat16):
-    assert compiled(x).dtype == torch.bfloat16
-found, truth = compiled(x), torch.nn.functional.linear(x, layer.weight, layer.bias)
-torch.testing.assert_close(found, truth, rtol=1e-4, atol=1e-5)
-weights, inputs = torch.randn_like(truth), (x, layer.weight, layer.bias)
-gradients = [torch.autograd.grad((y * weights).sum(), inputs) for y in (found, truth)]
-torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
-assert called.count(torch.ops.loglik.linear.default) == 3  # forward, and both gradients
-"""
-
-
-def test_large_linear_maps_compile_to_one_graph():
-    run_alone("-c", COMPILED)
 
 
 def test_an_mlps_norms_are_their_formulas(float64):
@@ -65,9 +36,28 @@ def test_an_mlps_norms_are_their_formulas(float64):
                 moments = scale.running_mean, scale.running_var
 
 
+def test_norms_are_their_formulas(float64):
+    """torch's modules, in training and evaluation, for vectors, sequences and images."""
+    for kind, formula in (("layer", layer_norm_formula), ("rms", rms_norm_formula)):
+        norm = make_norm(kind, 6)
+        learned = [nn.init.normal_(parameter) for parameter in norm.parameters()]
+        for h in (torch.randn(4, 6), torch.randn(2, 5, 6)):
+            torch.testing.assert_close(norm(h), formula(h, *learned))
+    for h in (torch.randn(4, 6), torch.randn(3, 6, 5, 2)):
+        norm = make_norm("batch", 6, image=h.dim() == 4)
+        learned = [nn.init.normal_(parameter) for parameter in norm.parameters()]
+        torch.testing.assert_close(norm(h), batch_norm_formula(h, *learned))
+        moments = norm.running_mean, norm.running_var
+        assert not torch.equal(moments[0], torch.zeros(6))
+        torch.testing.assert_close(norm.eval()(h), batch_norm_formula(h, *learned, moments=moments))
+    assert make_norm("layer", 6, bias=False).bias is None
+    with pytest.raises(ValueError, match="unknown norm 'group': use layer, batch or rms"):
+        make_norm("group", 6)
+
+
 def test_batch_norm_needs_two_examples():
     network, x = MLP(3, 2, (4,), norm="batch"), torch.randn(1, 3)
-    with pytest.raises(ValueError, match="at least 2 examples a batch in training, got 1: use norm='layer'"):
+    with pytest.raises(ValueError, match="at least 2 examples per batch in training, got 1: use norm='layer'"):
         network(x)
     assert network.eval()(x).shape == (1, 2)
     assert MLP(3, 2, (4,), norm="layer")(x).shape == (1, 2)
@@ -117,7 +107,7 @@ def test_residual_block_is_its_formula(float64):
 
 
 def test_attention_is_its_formula(float64):
-    """softmax(QKᵀ / √d_k) V over the positions up to each, head by head, with loops."""
+    """softmax(QKᵀ / √d_k) V with loops over heads and positions."""
     width, heads, length = 6, 3, 5
     attention = CausalTransformer(width, 1, heads).blocks[0].attention
     nn.init.normal_(attention.qkv.weight)
@@ -174,54 +164,3 @@ def test_transformer_starts_like_gpt2():
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="width 10 must be a multiple of the number of heads 4"):
         CausalTransformer(10, 1, 4)
-
-
-@pytest.mark.parametrize("outputs", [160, 173])
-def test_outputs_first_is_a_linear_map(outputs):
-    """By whichever kernel: values and gradients are those of float64."""
-    h, weight, bias = torch.randn(512, 24), torch.randn(outputs, 24), torch.randn(outputs)
-    to_y, results = torch.randn(outputs, 512), []
-    for kind in (torch.float32, torch.float64):
-        inputs = [part.to(kind).requires_grad_() for part in (h, weight, bias)]
-        y = outputs_first(*inputs)
-        results.append([y, *torch.autograd.grad(y, inputs, to_y.to(kind))])
-    assert results[0][0].is_contiguous()
-    for quick, truth in zip(*results, strict=True):
-        torch.testing.assert_close(quick.double(), truth, atol=1e-4, rtol=1e-5)
-    torch.testing.assert_close(results[1][0], nn.functional.linear(h.double(), weight.double(), bias.double()).T)
-
-
-def agrees_with_float64(apply, parts, kernel):
-    """Values, gradients, gradients of gradients, tangents and rows under vmap, and that the kernel named is used."""
-    tangents, results = [torch.randn_like(part) for part in parts], []
-    for kind in (torch.float32, torch.float64):
-        inputs = [part.to(kind).requires_grad_() for part in parts]
-        y = apply(*inputs)
-        first = torch.autograd.grad(y.sin().sum(), inputs, create_graph=True)
-        second = torch.autograd.grad(sum(part.square().mean() for part in first), inputs)
-        along = torch.func.jvp(apply, tuple(inputs), tuple(part.to(kind) for part in tangents))[1]
-        rows = torch.vmap(lambda h: apply(h, *inputs[1:]))(inputs[0].expand(2, -1, -1))  # noqa: B023
-        results.append([y, *first, *second, along, rows])
-    assert type(results[0][0].grad_fn).__name__ == kernel
-    for quick, truth in zip(*results, strict=True):
-        torch.testing.assert_close(quick.double(), truth, atol=1e-4 * truth.abs().max().item(), rtol=0)
-
-
-def test_a_staircase_by_halves_is_a_linear_map():
-    """Its gradient is where the staircase is."""
-    reach = [row * 128 // 301 for row in range(301)]
-    stairs = torch.arange(128) < torch.tensor(reach).unsqueeze(1)
-
-    def apply(h, raw, bias):
-        return outputs_first(h, raw * stairs.to(raw.dtype), bias, reach)
-
-    agrees_with_float64(
-        apply, [torch.randn(256, 128), torch.randn(301, 128), torch.randn(301)], "_OutputsFirstBackward"
-    )
-
-
-@pytest.mark.parametrize("order", ["rows", "columns", "part"])
-def test_a_large_product_is_that_of_float64(order):
-    """In any order of memory."""
-    kinds = {"rows": torch.randn(96, 192), "columns": torch.randn(192, 96).t(), "part": torch.randn(96, 256)[:, :192]}
-    agrees_with_float64(product, [torch.randn(300, 192), kinds[order], torch.randn(96)], "_ProductBackward")

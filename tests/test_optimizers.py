@@ -6,7 +6,8 @@ from torch import nn
 
 from loglik.classification import Classifier
 from loglik.data.spec import DataSpec
-from loglik.networks import ResNet
+from loglik.density import StandardNormal
+from loglik.networks import ResNet, TopDown
 from loglik.recipes import build
 from loglik.training import TrainingSettings
 from loglik.training.checkpoint import flatten_optimizers, restore_optimizers
@@ -103,7 +104,7 @@ def test_every_parameter_is_stepped_once_and_vectors_do_not_decay(name):
     count = sum(p.numel() for o in optimizers for g in o.param_groups for p in g["params"])
     assert count == sum(p.numel() for p in model.parameters())
     moved = [key for key, p in model.named_parameters() if not torch.equal(p, before[key])]
-    # a gamma of zero passes no gradient to what stands before it in the same block, at the first step
+    # a gamma of zero passes no gradient to the layers before it in the same block, at the first step
     assert {"head.weight", "head.bias", "features.stem.0.weight"} <= set(moved)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -113,9 +114,65 @@ def test_every_parameter_is_stepped_once_and_vectors_do_not_decay(name):
 def test_muon_leaves_the_last_layer_to_adamw():
     model = classifier()
     first, muon = optimizers_of(model, TrainingSettings(optimizer="muon"))
-    held = {id(p) for group in first.param_groups for p in group["params"]}
-    assert id(model.head.weight) in held and id(model.features.stem[0].weight) not in held
+    in_adamw = {id(p) for group in first.param_groups for p in group["params"]}
+    assert id(model.head.weight) in in_adamw and id(model.features.stem[0].weight) not in in_adamw
     assert isinstance(muon, Muon)
+
+
+TINY = DataSpec(kind="image", event_shape=(1, 8, 8), levels=3, classes=("a", "b"))
+CLOTHES = DataSpec(kind="image", event_shape=(1, 28, 28), levels=256, classes=("a", "b"))
+REAL = DataSpec(kind="array", event_shape=(3,), classes=("a", "b"))
+TEXT = DataSpec(kind="text", event_shape=(8,), levels=256)
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "options", "output"),
+    [
+        ("autoregressive", TEXT, {}, "head"),
+        ("autoregressive", TINY, {}, "head"),
+        ("autoregressive", REAL, {"conditional": True}, "base.head"),
+        ("classifier", TINY, {}, "head.2.output"),
+        ("classifier", CLOTHES, {"network": "resnet"}, "head.1"),
+        ("classifier", CLOTHES, {"network": "convnet"}, "head.1"),
+        ("classifier", CLOTHES, {"network": "vit", "width": 32}, "head.1"),
+        ("vae", TINY, {}, "observation.last"),
+        ("vae", TINY, {"network": "mlp"}, "decoder.output"),
+        ("vae", DataSpec(kind="image", event_shape=(1, 8, 8)), {}, "base.decoder.output"),
+        ("vae", REAL, {"prior": "diffusion"}, "base.decoder.output"),
+        ("vae:hierarchical", TINY, {}, "observation.last"),
+        ("diffusion", CLOTHES, {"kind": "unet"}, "denoiser.network.output"),
+        ("diffusion", CLOTHES, {"kind": "dit"}, "denoiser.network.output"),
+        ("diffusion", TINY, {"kind": "mlp", "conditional": True}, "denoiser.network.output"),
+        ("diffusion", REAL, {}, "base.denoiser.network.output"),
+        ("flow:nsf", REAL, {"depth": 2, "conditional": True}, "transforms.7.network.output"),
+        ("flow:glow", TINY, {"conditional": True}, "transforms.22.network.output"),
+        ("flow:continuous", REAL, {}, "transforms.6.network.output"),
+        ("flow:maf", REAL, {"conditional": True}, "transforms.3.network"),
+    ],
+)
+def test_muon_steps_all_linear_maps_and_convolutions_but_the_declared_output(name, spec, options, output):
+    """In each of these the output is also the last layer in the order of the modules."""
+    model = build(name, spec, **{"width": 8, **options})
+    optimizers = optimizers_of(model, TrainingSettings(optimizer="muon"))
+    in_muon = {id(p) for o in optimizers if isinstance(o, Muon) for p in o.param_groups[0]["params"]}
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d))}
+    assert [n for n, layer in layers.items() if id(layer.weight) not in in_muon] == [output] == list(layers)[-1:]
+    assert in_muon <= {id(layer.weight) for layer in layers.values()}
+
+
+def test_a_density_that_declares_no_output_has_none():
+    class Own(StandardNormal):
+        def __init__(self, network):
+            super().__init__((2,))
+            self.network = network
+
+    first, last = nn.Linear(2, 3), nn.Linear(3, 2)
+    assert Own(nn.Sequential(first, nn.ReLU(), last, nn.Dropout(0.1))).output_layers() == (last,)
+    assert Own(last).output_layers() == (last,)
+    assert Own(nn.ModuleList([first, last])).output_layers() == Own(nn.Sequential()).output_layers() == ()
+    assert StandardNormal((2,)).output_layers() == ()
+    top_down = TopDown(8, 8, 1, widths=(4, 4), latents=(2, 2), groups=(1, 1))
+    assert Own(top_down).output_layers() == (top_down.last,)
 
 
 @pytest.mark.parametrize("prior", ["flow", "hierarchical", "diffusion"])

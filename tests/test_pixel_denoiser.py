@@ -85,3 +85,18 @@ def test_full_precision_is_kept_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded = denoiser(x_t, logsnr)
     torch.testing.assert_close(rounded, denoiser(x_t, logsnr), atol=1e-4, rtol=1e-4)
+
+
+def test_the_derivative_is_that_of_all_that_the_noised_image_enters(float64):
+    """The ODE's divergence, guidance and a learned schedule differentiate by x_t and by the log-SNR."""
+    denoiser = built().eval()
+    for parameter in denoiser.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    x_t, logsnr = noised(2)
+    logsnr = torch.tensor([0.5, -1.0])
+    inputs = (x_t[:, :, :2, :2].clone().requires_grad_(), logsnr.requires_grad_())
+
+    def small(corner, logsnr):
+        return denoiser(torch.cat([torch.cat([corner, x_t[:, :, :2, 2:]], 3), x_t[:, :, 2:]], 2), logsnr)[:, :, :2, :2]
+
+    assert torch.autograd.gradcheck(small, inputs, atol=1e-6, rtol=1e-4)

@@ -9,7 +9,7 @@ from helpers import densities
 from helpers.alone import run_alone
 from helpers.densities import (
     CASES,
-    CHECKS,
+    CHECKED,
     REFUSED,
     SPECS,
     TWO_PIXELS,
@@ -32,8 +32,7 @@ TWO_PIXEL_CASES = [
 ]
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(("case", "check"), CHECKED)
 def test_density(case, check):
     check(case)
 
@@ -118,7 +117,7 @@ def test_a_warm_up_can_be_turned_off():
 
 
 def test_recipes_tell_their_options():
-    assert recipe("flow").options["conditional"] is False
+    assert recipe("flow").options["conditional"].default is False
     for name, entry in RECIPES.items():
         assert entry.name == name and entry.summary and "size" in entry.options
 
@@ -171,7 +170,7 @@ def test_every_network_classifies_every_size_of_image(network, spec):
 
 def test_convolutions_are_for_images():
     table = DataSpec(kind="array", event_shape=(5,), classes=("a", "b"))
-    with pytest.raises(ValueError, match="network=resnet takes images"):
+    with pytest.raises(ValueError, match="network=resnet classifies images"):
         build("classifier", table, network="resnet")
     with pytest.raises(ValueError, match="unknown network 'gru'"):
         build("classifier", table, network="gru")

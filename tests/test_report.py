@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from loglik.comparison import Entry
+from loglik.comparison import Row
 from loglik.data.dataset import Data, Split
 from loglik.data.spec import Column, DataSpec
 from loglik.density import Bound, Density
@@ -20,8 +20,9 @@ from loglik.recipes import build
 from loglik.report import figures, print_comparison, write_report, write_samples
 from loglik.report.figures import Bar, bars
 from loglik.report.numbers import number, plus_minus, unit_of
-from loglik.report.samples import draw, image_grid, text_of
+from loglik.report.samples import image_grid, text_of
 from loglik.runs import Run
+from loglik.tasks import draw
 
 COLUMNS = (
     Column(name="age", type="integer"),
@@ -98,15 +99,15 @@ def data_of(spec: DataSpec, name: str = "made up", n: int = 60) -> Data:
     return Data(name, spec, split(), split(), split())
 
 
-def entry(density: Fake, model: str, bound: str, nats: float, **more) -> Entry:
+def entry(density: Fake, model: str, bound: str, nats: float, **more) -> Row:
     spec = density.spec
     bits = -nats / (spec.dims * math.log(2)) if all(spec.discrete_dims) else None
     known = {"stderr": 0.5, "n": 60, "params": 12_345, "train_seconds": 5.0, "steps": 100} | more
     result = Result(model=model, bound=bound, nats=nats, bits_per_dim=bits, **known)
-    return Entry(result, Run(density, spec, history=list(HISTORY)))
+    return Row(result, Run(density, spec, history=list(HISTORY)))
 
 
-def written(tmp_path, data: Data, entries: list[Entry], **options) -> str:
+def written(tmp_path, data: Data, entries: list[Row], **options) -> str:
     path = write_report(tmp_path / "report.html", data, entries, **{"title": "A title", **options})
     page = path.read_text(encoding="utf-8")
     for svg in svgs(page):  # an address that names a format is not fetched; no other may be there
@@ -136,7 +137,7 @@ def small_vae() -> Density:
     return vae
 
 
-def comparison() -> list[Entry]:
+def comparison() -> list[Row]:
     return [
         entry(Fake(IMAGES), "independent", "exact", -129.25, steps=0, samples_per_second=251_234.0),
         entry(
@@ -161,7 +162,7 @@ def comparison() -> list[Entry]:
             accuracy_interval=(0.799, 0.953),
             calibration_error=0.02,
         ),
-        Entry(Result(model="xz", bound="exact", nats=-160.0, bits_per_dim=3.61, gain=-30.75, n=60)),
+        Row(Result(model="xz", bound="exact", nats=-160.0, bits_per_dim=3.61, gain=-30.75, n=60)),
     ]
 
 
@@ -204,7 +205,7 @@ def test_rows_stand_best_first_and_a_better_compressor_is_named(tmp_path):
     spec = IMAGES
     entries = [
         entry(Fake(spec), "independent", "exact", -120.0),
-        Entry(Result(model="xz", bound="exact", nats=-80.0, bits_per_dim=1.8, n=60)),
+        Row(Result(model="xz", bound="exact", nats=-80.0, bits_per_dim=1.8, n=60)),
         entry(Fake(spec), "flow", "lower", -130.0),
         entry(Fake(spec), "vae", "lower", -100.0),
     ]
@@ -424,7 +425,7 @@ def test_draw_is_seeded():
 
 def test_the_terminal_s_table_stands_best_first_with_notes(capsys):
     entries = comparison()
-    entries.insert(2, Entry(Result(model="png", bound="exact", nats=-60.0, bits_per_dim=1.35, n=60)))
+    entries.insert(2, Row(Result(model="png", bound="exact", nats=-60.0, bits_per_dim=1.35, n=60)))
     print_comparison(entries, data_of(IMAGES))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].strip() == "made up: log-likelihood of 60 test examples, best first"
@@ -444,6 +445,6 @@ def test_the_terminal_s_table_stands_best_first_with_notes(capsys):
 def test_an_error_that_is_small_or_unknown_is_not_shown_as_0(capsys):
     row = Result(model="flow", bound="exact", nats=-2.0, stderr=0.00021, n=10**6)
     certain = Result(model="c", bound="exact", nats=0.0, n=9, event="y", accuracy=1.0, calibration_error=0.0)
-    print_comparison([Entry(row), Entry(certain)], data_of(VECTORS))
+    print_comparison([Row(row), Row(certain)], data_of(VECTORS))
     out = capsys.readouterr().out
     assert "-2.00000 0.00021" in out and "± 0.0" not in out

@@ -11,7 +11,7 @@ from loglik.networks import ConvNet, ResNet
 
 
 def to_timm(name: str) -> str:
-    """The name that timm gives to a weight of ours."""
+    """Return timm's name of a weight."""
     name = re.sub(r"^stem\.0", "conv1", re.sub(r"^stem\.1", "bn1", name))
     name = re.sub(r"^stages\.(\d+)\.", lambda m: f"layer{int(m[1]) + 1}.", name)
     name = re.sub(r"convolutions\.(\d+)\.0", lambda m: f"conv{int(m[1]) + 1}", name)
@@ -24,12 +24,12 @@ def to_timm(name: str) -> str:
     [("resnet18", {}), ("resnet50", {"blocks": (3, 4, 6, 3), "block": "bottleneck"})],
     ids=["resnet18", "resnet50"],
 )
-def test_it_is_timms(float64, name, options):
+def test_outputs_are_timms(float64, name, options):
     theirs = peer("timm").create_model(name, num_classes=0).double()
     ours = ResNet(3, stem="large", **options)
     weights = dict(theirs.named_parameters()) | dict(theirs.named_buffers())
     assert {to_timm(k) for k in ours.state_dict()} == set(weights)
-    for weight in theirs.parameters():  # gammas of zero would hide what a block does
+    for weight in theirs.parameters():  # scales of zero would hide the output of a block
         nn.init.uniform_(weight, 0.5, 1.5) if weight.dim() == 1 else None
     ours.load_state_dict({k: weights[to_timm(k)].clone() for k in ours.state_dict()})
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
@@ -45,11 +45,11 @@ def test_it_is_timms(float64, name, options):
         gradient = weights[to_timm(key)].grad
         torch.testing.assert_close(weight.grad, gradient, rtol=1e-5, atol=1e-5 * gradient.abs().max().item())
     for model in (ours, theirs):
-        model.eval()  # the moving averages have moved alike
+        model.eval()  # the moving averages are equal
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
 
 
-def test_shortcuts_are_all_that_a_plain_network_lacks():
+def test_a_plain_network_is_a_residual_one_without_shortcuts():
     residual = ResNet(1, widths=(4, 8), blocks=(2, 2))
     plain = ResNet(1, widths=(4, 8), blocks=(2, 2), residual=False)
     extra = set(residual.state_dict()) - set(plain.state_dict())
@@ -103,7 +103,7 @@ def test_batch_norm_is_its_formula(float64):
 
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("norm", ["batch", "none"])
-def test_what_a_module_gave_is_not_overwritten(residual, norm):
+def test_outputs_of_modules_are_not_overwritten(residual, norm):
     """Inspection keeps the outputs that hooks see, to take gradients at them."""
     network, seen = ResNet(2, widths=(4, 8), blocks=(2, 1), residual=residual, norm=norm), []
     for module in network.modules():
@@ -147,7 +147,7 @@ def test_batch_norm_needs_two_values(stem, stride):
     network = ResNet(3, widths=(4, 8), blocks=(1, 1), stem=stem)
     one, more = torch.randn(1, 3, stride, stride), torch.randn(1, 3, stride, stride + 1)
     assert network.stride == stride
-    with pytest.raises(ValueError, match="at least 2 examples a batch in training where maps shrink to 1×1, got 1"):
+    with pytest.raises(ValueError, match="at least 2 examples per batch in training where maps shrink to 1×1, got 1"):
         network(one)
     assert network.maps(more).shape[-2:] == (1, 2)
     assert network(one.expand(2, -1, -1, -1)).isfinite().all()
@@ -156,7 +156,7 @@ def test_batch_norm_needs_two_values(stem, stride):
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         ({"blocks": (2, 2, 0, 2)}, r"at least 1 block, got \(2, 2, 0, 2\)"),
         ({"widths": (4, 8)}, "one number of blocks for each width"),
@@ -165,6 +165,6 @@ def test_batch_norm_needs_two_values(stem, stride):
         ({"norm": "group"}, "unknown norm 'group'"),
     ],
 )
-def test_wrong_options_are_refused(options, words):
-    with pytest.raises(ValueError, match=words):
+def test_wrong_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
         ResNet(3, **options)

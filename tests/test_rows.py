@@ -85,7 +85,7 @@ def test_noisier_rows_take_more_draws_up_to_the_limit(monkeypatch):
 
 @pytest.mark.parametrize("at_once", [30, 10_000])
 def test_scores_depend_on_the_seed_alone(monkeypatch, at_once):
-    monkeypatch.setattr(module, "AT_ONCE", at_once)
+    monkeypatch.setattr(module, "MAX_BATCH", at_once)
     torch.manual_seed(5)
     first = row_scores(Noisy(), noisy_split(), seed=3)
     torch.manual_seed(6)

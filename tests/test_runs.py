@@ -9,7 +9,6 @@ import yaml
 
 import loglik
 from loglik import runs
-from loglik.data import from_arrays
 from loglik.flows import Elementwise, Spline
 from loglik.training import fit
 
@@ -191,38 +190,3 @@ def test_nothing_is_overwritten(run, tmp_path) -> None:
     runs.new_folder(tmp_path / "empty")
     runs.new_folder(tmp_path / "deep" / "er")
     assert (tmp_path / "deep" / "er").is_dir()
-
-
-@pytest.mark.parametrize("rows", [3, 60])
-def test_data_that_are_passed_are_used_whole(rows, hand_run, tmp_path) -> None:
-    x = np.random.default_rng(1).normal(size=(rows, 2))
-    np.save(tmp_path / "x.npy", x)
-    truth = hand_run.density.log_prob(torch.tensor(x, dtype=torch.float32)).mean().item()
-    for data in (x, tmp_path / "x.npy", from_arrays(x)):
-        for model in (hand_run, hand_run.density):
-            result = loglik.evaluate(model, data)
-            assert result.n == rows
-            assert result.nats == pytest.approx(truth, rel=1e-5)
-    assert loglik.evaluate(hand_run, x, split="train").n == rows - 2 * (rows // 10)
-
-
-def test_a_run_of_data_in_memory_asks_for_data(run) -> None:
-    with pytest.raises(ValueError, match="trained on data in memory: pass data"):
-        loglik.evaluate(loglik.load(run.path))
-    with pytest.raises(ValueError, match="a density by itself does not know what it was trained on"):
-        loglik.evaluate(run.density)
-    with pytest.raises(ValueError, match=r"examples of shape \(3,\), expected \(2,\)"):
-        loglik.evaluate(run, RNG.normal(size=(20, 3)))
-
-
-def test_a_run_of_a_file_finds_it_again(tmp_path) -> None:
-    np.save(tmp_path / "x.npy", REAL)
-    fit("independent", tmp_path / "x.npy", out=tmp_path / "run", seed=3)
-    loaded = loglik.load(tmp_path / "run")
-    held = loglik.evaluate(loaded)
-    assert held.n == 6
-    assert held.nats == loglik.evaluate(loaded, tmp_path / "x.npy", split="test").nats
-    assert loglik.evaluate(loaded, split="all").n == 60
-    (tmp_path / "x.npy").unlink()
-    with pytest.raises(FileNotFoundError, match="no such file or folder"):
-        loglik.evaluate(loaded)

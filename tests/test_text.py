@@ -8,6 +8,7 @@ import torch
 
 from loglik.data import DataSpec, TextSettings, load
 from loglik.data import text as text_module
+from loglik.data.dataset import Split, TextSplit
 from loglik.data.windows import Stream, Windows
 
 TEXT = "".join(f"line {i}: naïve café, {i * i}\n" for i in range(400))
@@ -194,7 +195,7 @@ def test_many_windows_are_read_in_turns(path, monkeypatch) -> None:
     data = load(path, text=settings_("characters"))
     rows = torch.randint(len(data.train), (9,))
     whole = data.train.x[rows]
-    monkeypatch.setattr("loglik.data.windows.AT_ONCE", 2)
+    monkeypatch.setattr("loglik.data.windows.MAPPED_WINDOWS", 2)
     assert torch.equal(data.train.x[rows], whole) and data.train.x[rows[:0]].shape == (0, 16)
 
 
@@ -204,3 +205,21 @@ def test_streams() -> None:
     assert stream.cut(1, 99).tokens().tolist() == [3, 4, 5, 6, 7] and len(stream.cut(4, 2)) == 0
     assert [block.tolist() for block in stream.blocks(4)] == [[2, 3, 4, 5], [6, 7]]
     assert Windows(stream, 7, 1).shape == (0, 7) and Windows(stream, 4, 4)[:].tolist() == [[2, 3, 4, 5]]
+
+
+def test_a_split_of_a_text_counts_tokens_and_is_cut_in_tokens():
+    stream = Stream(np.arange(20, dtype=np.uint8), "uint8", 0, 20)
+    split, plain = TextSplit(Windows(stream, 4, 2)), Split(torch.arange(12).view(6, 2), torch.arange(6))
+    assert (split.unit, split.size, len(split), split.units_per_example) == ("token", 20, 9, 4)
+    assert (plain.unit, plain.size, len(plain), plain.units_per_example) == ("example", 6, 6, 1)
+    assert split.stream is stream and plain.stream is None
+    assert split.with_replacement and not plain.with_replacement
+    x, y = split.batch(torch.tensor([8, 0]))
+    assert x.tolist() == [[16, 17, 18, 19], [0, 1, 2, 3]] and y is None
+    x, y = plain.batch(torch.tensor([5, 0]))
+    assert x.tolist() == [[10, 11], [0, 1]] and y.tolist() == [5, 0]
+    cut = split.limit_tokens(9)
+    assert cut.size == 9 and cut.tensor().tolist() == [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 7]]
+    assert split.limit_tokens(20) is split and plain.limit_tokens(3) is plain
+    assert split.evenly(3).x.tolist() == split.tensor()[::3].tolist()
+    assert plain.evenly(4).y.tolist() == [0, 2, 4]

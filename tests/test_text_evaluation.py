@@ -10,12 +10,11 @@ from torch import nn
 import loglik
 from loglik.autoregressive import Autoregressive
 from loglik.baselines import Independent
-from loglik.comparison import summary
 from loglik.data import DataSpec, TextSettings, load
-from loglik.data.dataset import Split
+from loglik.data.dataset import TextSplit
 from loglik.data.tokenizers import Bytes
 from loglik.data.windows import Stream, Windows
-from loglik.evaluation import compress, evaluate_split, stream_scores
+from loglik.evaluation import compress, evaluate_split, stream_scores, summary
 from loglik.evaluation import text as module
 from loglik.networks import CausalTransformer
 
@@ -36,7 +35,7 @@ def stream_of(n: int, levels: int) -> Stream:
 
 @pytest.mark.parametrize(("n", "t"), [(50, 8), (53, 8), (40, 7), (8, 8), (9, 8), (11, 3), (5, 1), (6, 2)])
 def test_overlapping_windows_equal_a_loop(n, t, monkeypatch) -> None:
-    monkeypatch.setattr(module, "AT_ONCE", 3 * t)  # several batches
+    monkeypatch.setattr(module, "BATCH_TOKENS", 3 * t)  # several batches
     density, stream = model(t, 5), stream_of(n, 5)
     tokens = torch.from_numpy(stream.tokens()).long()
     hop = max(1, t // 2)
@@ -105,7 +104,7 @@ def test_standard_error_is_that_of_the_stretches() -> None:
 def test_gains_are_paired_and_a_density_without_tokens_has_windows_side_by_side() -> None:
     spec = DataSpec(kind="text", event_shape=(6,), levels=256)
     tokens = np.frombuffer(TEXT.encode(), np.uint8)
-    split = Split(Windows(Stream(tokens, "uint8", 0, len(tokens)), 6, 6))
+    split = TextSplit(Windows(Stream(tokens, "uint8", 0, len(tokens)), 6, 6))
     density = Independent((6,), (True,) * 6, levels=256, shared=True)
     density.initialise(split.tensor())
     baseline = stream_scores(density, split.x.stream, spec)
@@ -127,7 +126,7 @@ def test_gains_are_paired_and_a_density_without_tokens_has_windows_side_by_side(
         and xz.gain > 0
         and xz.bits_per_byte == pytest.approx(xz.bits_per_dim)
     )
-    assert "nats a token" in summary(row) and "perplexity" in summary(row)
+    assert "nats per token" in summary(row) and "perplexity" in summary(row)
 
 
 def test_another_tokenizer_s_xz_codes_the_same_bytes(tmp_path) -> None:

@@ -6,7 +6,9 @@ import torch
 import loglik
 from loglik import fit
 from loglik.data import TextSettings, load
-from loglik.training import checkpoint, loop
+from loglik.training import checkpoint
+from loglik.training.batches import Batches
+from loglik.training.fabric import make_fabric
 
 TEXT = "".join(f"{i} cats sat on {i % 7} mats; ünder – it all.\n" for i in range(150))
 SMALL = {"width": 8, "depth": 1, "heads": 1, "batch_size": 4, "validate_every": 6, "precision": "32-true"}
@@ -24,29 +26,23 @@ def path(tmp_path, monkeypatch):
     return tmp_path / "a.txt"
 
 
-def rows(trainer: loop._Trainer, steps: int) -> list[list[int]]:
-    found = []
-    for step in range(steps):
-        trainer.step = step
-        found.append(trainer._rows().tolist())
-    return found
+def rows(batches: Batches, steps: int) -> list[list[int]]:
+    return [batches.rows(step).tolist() for step in range(steps)]
 
 
-def trainer_of(path, seed: int) -> loop._Trainer:
+def batches_of(path, seed: int) -> Batches:
     data = load(path, text=TextSettings(**READ))
-    settings = loglik.TrainingSettings(max_steps=5, seed=seed, batch_size=16, accelerator="cpu")
-    density = loglik.recipes.build("independent", data.spec)
-    return loop._Trainer(loop._fabric(settings), density, data, settings, None)
+    fabric = make_fabric(loglik.TrainingSettings(accelerator="cpu"))
+    return Batches(data.train, batch_size=16, seed=seed, fabric=fabric)
 
 
 def test_order_is_a_function_of_seed_and_step(path) -> None:
-    first, again, other = (trainer_of(path, seed) for seed in (3, 3, 4))
+    first, again, other = (batches_of(path, seed) for seed in (3, 3, 4))
     order = rows(first, 6)
-    again.step = 4
-    assert again._rows().tolist() == order[4]  # without the steps before
+    assert again.rows(4).tolist() == order[4]  # without the steps before
     assert rows(other, 6) != order and len({tuple(batch) for batch in order}) == 6
-    assert all(0 <= row < len(first.train) for batch in order for row in batch)
-    assert first.steps_per_epoch == len(first.train) // (16 * 12)
+    assert all(0 <= row < len(first.split) for batch in order for row in batch)
+    assert first.steps_per_epoch == len(first.split) // (16 * 12)
 
 
 def test_killed_and_resumed_ends_bit_for_bit(path, tmp_path, monkeypatch) -> None:
@@ -54,9 +50,9 @@ def test_killed_and_resumed_ends_bit_for_bit(path, tmp_path, monkeypatch) -> Non
     whole = fit("autoregressive", path, out=tmp_path / "whole", **options)
     real = checkpoint.save
 
-    def save(folder, step, *rest):
-        real(folder, step, *rest)
-        if step == 12:
+    def save(folder, tensors, state):
+        real(folder, tensors, state)
+        if state.step == 12:
             raise Killed
 
     with monkeypatch.context() as patch:

@@ -1,9 +1,9 @@
-"""One thread for small steps, and all of them again afterwards."""
+"""One thread for small work, and the thread count restored afterwards."""
 
 import pytest
 import torch
 
-from loglik.networks.threads import SMALL, threads_for
+from loglik.cpu.threads import SINGLE_THREAD_FLOPS, threads_for
 
 
 @pytest.fixture
@@ -14,11 +14,11 @@ def two_threads():
     torch.set_num_threads(threads)
 
 
-def test_small_steps_take_one_thread(two_threads):
-    with threads_for(SMALL):
+def test_small_work_runs_on_one_thread(two_threads):
+    with threads_for(SINGLE_THREAD_FLOPS):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2
-    with threads_for(SMALL + 1):
+    with threads_for(SINGLE_THREAD_FLOPS + 1):
         assert torch.get_num_threads() == 2
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from loglik.density import Bound
 from loglik.transforms import Dequantize, Jitter, Logit, PartialOut, Reshape, Scale, SoftTails, Standardise
+from loglik.transforms.newton import safeguarded_newton
 
 
 def jacobian_log_det(transform, x, context=None):
@@ -75,8 +76,8 @@ def test_logit_margin_is_checked(alpha):
         Logit(alpha)
 
 
-def test_logit_is_a_map_of_the_real_line_onto_itself(float64):
-    """Finite at the ends, linear beyond them, with one slope on both sides of an end; nothing is clamped."""
+def test_logit_maps_the_real_line_onto_itself(float64):
+    """It is finite at the ends, linear beyond, with a continuous slope and without clamping."""
     transform = Logit()
     x = torch.tensor([[-3.0], [-1e-9], [0.0], [1e-9], [1.0], [1.5]])
     z, log_det = transform.encode(x)
@@ -125,7 +126,7 @@ def test_a_column_of_outliers_is_scaled_by_its_quartiles():
     assert SoftTails().encode(z)[0].abs().max() < 60
 
 
-def test_columns_that_others_determine_become_their_residuals():
+def test_near_deterministic_columns_become_residuals():
     x, transform = shares(2000), partial_out()
     z, log_det = transform.encode(x)
     assert torch.equal(z[:, :2], x[:, :2])
@@ -135,27 +136,41 @@ def test_columns_that_others_determine_become_their_residuals():
     torch.testing.assert_close(transform.decode(z), x, atol=1e-5, rtol=0)
 
 
-def test_columns_that_others_do_not_determine_stay():
+def test_other_columns_are_unchanged():
     spread = torch.randn(400, 1)
     loose = torch.cat([spread, spread + 0.1 * torch.randn(400, 1)], 1)
     outlier = torch.randn(400, 2)
-    outlier[3] = 1e6  # explains the one column by the other, but no other row
+    outlier[3] = 1e6  # correlates the two columns in this row only
     constant = torch.cat([torch.full((400, 1), 7.0), torch.randn(400, 1), torch.zeros(400, 1)], 1)
-    few = shares(30)
-    for x in (loose, outlier, constant, few):
+    short = shares(30)
+    for x in (loose, outlier, constant, short):
         transform = PartialOut(x.shape[1])
         transform.initialise(x)
         z, log_det = transform.encode(x)
         assert torch.equal(z, x) and not log_det.any()
 
 
-def test_a_column_that_is_there_thrice_stays_finite():
+def test_three_copies_of_a_column_are_finite():
     x = torch.randn(300, 1).expand(-1, 3).contiguous()
     transform = PartialOut(3)
     transform.initialise(x)
     z, log_det = transform.encode(x)
     assert z.abs().max() < 10 and log_det[0].item() == pytest.approx(-2 * math.log(1e-5), rel=1e-2)
     torch.testing.assert_close(transform.decode(z), x, atol=1e-5, rtol=0)
+
+
+def test_safeguarded_newton_finds_a_root_where_newton_alone_diverges(float64):
+    """For atan, Newton's steps from a far start leave the bracket."""
+    root = torch.linspace(-900.0, 900.0, 31)
+    low, high = torch.full_like(root, -1000.0), torch.full_like(root, 1000.0)
+
+    def residual(x):
+        value = x.atan() - root.atan()
+        return value, value * (1 + x.square())
+
+    assert (low - residual(low)[1] > high).any()
+    found = safeguarded_newton(residual, low, high, start=low, steps=60)
+    torch.testing.assert_close(found, root, rtol=1e-9, atol=1e-9)
 
 
 def test_soft_tails_keep_the_middle_and_decode_what_is_far():
@@ -182,7 +197,7 @@ def test_reshape_keeps_the_numbers_and_the_volume():
     assert z.shape == (2, 12) and log_det.tolist() == [0, 0]
     assert torch.equal(transform.decode(z), x)
     assert transform.decoded_shape((12,)) == (3, 4)
-    with pytest.raises(ValueError, match="do not hold equally many numbers"):
+    with pytest.raises(ValueError, match="before and after must have the same size"):
         Reshape((3, 4), (13,))
 
 
@@ -191,17 +206,17 @@ def test_reshape_keeps_the_numbers_and_the_volume():
 
 @settings(deadline=None, derandomize=True, max_examples=60)
 @given(levels=st.integers(2, 70_000), data=st.data())
-def test_whole_numbers_survive_dequantization(levels, data):
+def test_integers_survive_dequantization(levels, data):
     values = data.draw(st.lists(st.integers(0, levels - 1), min_size=1, max_size=20))
     x = torch.tensor([values]).to(torch.uint8 if levels <= 256 else torch.int64)
     transform = Dequantize(levels)
-    v, log_det = transform.encode(x.double() if levels > 256 else x)  # float32 has no room between large numbers
+    v, log_det = transform.encode(x.double() if levels > 256 else x)  # float32 cannot resolve u at large integers
     assert ((x == 0) | (x == levels - 1)).any() or log_det.tolist() == [0]
     assert torch.equal(transform.decode(v), x)
 
 
 @pytest.mark.parametrize(("levels", "level"), [(3, 0), (3, 2), (2, 1)])
-def test_an_end_level_has_all_of_its_half_line(float64, levels, level):
+def test_the_cell_of_an_end_level_is_a_half_line(float64, levels, level):
     """The noise is a density on the half-line: weights of a wide Gaussian average to its mass there."""
     x = torch.full((200_000, 1), level, dtype=torch.uint8)
     v, log_det = Dequantize(levels).encode(x)
@@ -213,7 +228,7 @@ def test_an_end_level_has_all_of_its_half_line(float64, levels, level):
     assert abs(weights.mean() - 0.5) < 5 * weights.std() / len(v) ** 0.5
 
 
-def test_a_single_code_has_the_whole_line(float64):
+def test_the_cell_of_a_single_code_is_the_real_line(float64):
     x = torch.zeros(100_000, 1)
     v, log_det = Dequantize(categories=[1]).encode(x)
     assert (v < 0).any() and (v > 1).any() and torch.equal(Dequantize(categories=[1]).decode(v), x.long())
@@ -226,10 +241,10 @@ def test_codes_are_dequantized_and_checked():
     x = torch.tensor([[2.0, 0.5, -7.0], [0.0, 1.5, 300.0]])
     assert torch.equal(transform.decode(transform.encode(x)[0]), x)
     far = transform.decode(torch.tensor([[-40.0, 0.5, -40.5], [99.0, 0.5, 99.5]]))
-    assert far.tolist() == [[0, 0.5, -41], [2, 0.5, 99]]  # an open range stays open
+    assert far.tolist() == [[0, 0.5, -41], [2, 0.5, 99]]  # an unlimited range stays unlimited
     with pytest.raises(ValueError, match=r"column 0 must hold codes 0 \.\.\. 2, got 3"):
         transform.encode(torch.tensor([[3.0, 0.0, 0.0]]))
-    with pytest.raises(ValueError, match="not both"):
+    with pytest.raises(ValueError, match="got both"):
         Dequantize(3, categories=[3])
 
 
@@ -242,7 +257,7 @@ def test_dequantization_is_uniform_over_the_unit_interval():
     assert Dequantize(8).bound is Bound.LOWER
 
 
-def test_only_the_whole_dimensions_are_dequantized():
+def test_only_integer_dimensions_are_dequantized():
     transform = Dequantize(discrete=[True, False])
     x = torch.tensor([[2.0, 0.25], [-3.0, 1.75]])
     v, _ = transform.encode(x)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import loglik
-from loglik.data.dataset import Data, Split
+from loglik.data.dataset import Data, Split, TextSplit
 from loglik.data.spec import DataSpec
 from loglik.data.windows import Stream, Windows
 from loglik.density import StandardNormal
@@ -49,7 +49,7 @@ def test_an_epoch_of_a_text_is_in_tokens():
     """300 tokens are 3 steps of 10 windows of 10, of which there are 291; its history is in nats per window."""
     tokens = Windows(Stream(np.zeros(300, np.uint8), "uint8", 0, 300), 10, 1)
     spec = DataSpec(kind="text", event_shape=(10,), levels=256)
-    data = Data("text", spec, Split(tokens), Split(tokens), Split(tokens))
+    data = Data("text", spec, TextSplit(tokens), TextSplit(tokens), TextSplit(tokens))
     assert undertrained(run_of(2, [-30.0, -30.0]), data, 0.1) == "undertrained: it made 2 steps, 0.67 of an epoch"
     assert undertrained(run_of(100, [-30.0, -29.5]), data, 0.1) is None
     assert "rose by 0.15 nats per token" in undertrained(run_of(100, [-30.0, -28.5]), data, 0.1)

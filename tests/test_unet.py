@@ -12,7 +12,7 @@ from loglik.networks.transformer import Encoder
 
 
 def randomised(network, scale=0.2):
-    """Nothing at a start of zeros."""
+    """Perturb all weights, so that outputs are not zero."""
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(scale * torch.randn_like(parameter))
@@ -75,7 +75,7 @@ def test_images_of_any_size_and_channels_keep_their_size(channels, height, width
     assert small(channels, outputs=5)(x, context).shape == (2, 5, height, width)
 
 
-def test_padding_is_zeros_that_are_cropped():
+def test_images_are_padded_with_zeros_and_cropped():
     network, x, context = randomised(small()), torch.randn(2, 1, 7, 5), torch.randn(2, 3)
     padded = network(F.pad(x, (0, 1, 0, 1)), context)
     torch.testing.assert_close(network(x, context), padded[:, :, :7, :5])
@@ -109,12 +109,12 @@ def test_the_order_in_memory_changes_nothing(float64, order):
     torch.testing.assert_close(network.to(memory_format=order)(x.to(memory_format=order), context), plain)
 
 
-def test_an_example_does_not_see_its_batch(float64):
+def test_outputs_do_not_depend_on_the_batch(float64):
     network, x, context = randomised(small()), torch.randn(4, 1, 6, 6), torch.randn(4, 3)
     torch.testing.assert_close(network(x, context)[1:3], network(x[1:3], context[1:3]))
 
 
-def test_a_network_without_a_vector_needs_none():
+def test_a_network_without_context_is_unmodulated():
     network, x = randomised(small(context=0)), torch.randn(2, 1, 8, 8)
     assert network(x).shape == x.shape
 
@@ -137,7 +137,7 @@ def test_a_block_is_diffusers(float64):
         theirs.norm2.weight.copy_(ours.second_norm.weight)
         theirs.norm2.bias.copy_(ours.second_norm.bias)
     x, vector = torch.randn(2, 32, 5, 5), torch.randn(2, 32)
-    # theirs applies SiLU to the vector in each block, ours once for all
+    # diffusers applies SiLU to the vector in each block, ours once
     torch.testing.assert_close(ours(x, F.silu(vector)), theirs(x, vector))
 
 
@@ -146,11 +146,11 @@ def test_wrong_networks_and_images_are_refused():
         small()(torch.randn(1, 3, 8, 8), torch.randn(1, 3))
     with pytest.raises(ValueError, match="10 channels must be a multiple of the number of groups 8"):
         UNet(1, width=10)
-    with pytest.raises(ValueError, match=r"attention names levels 0 \.\.\. 1, got \(2,\)"):
+    with pytest.raises(ValueError, match=r"attention must name levels among 0 \.\.\. 1, got \(2,\)"):
         small(attention=(2,))
     with pytest.raises(ValueError, match="multiple of the number of heads 3"):
         small(heads=3)
-    with pytest.raises(ValueError, match=r"levels of at least 1 block, got .1, 2. and 0 blocks"):
+    with pytest.raises(ValueError, match=r"use multipliers and blocks of at least 1, got .1, 2. and 0"):
         small(blocks=0)
 
 
@@ -162,7 +162,7 @@ def test_without_modulation_its_blocks_are_a_vision_transformers(float64):
     encoder.load_state_dict(network.encoder.state_dict())
     h = torch.randn(2, 4, 8)
     modulation = torch.zeros(2, 6 * 8)
-    modulation[:, 16:24] = modulation[:, 40:48] = 1  # the gates open
+    modulation[:, 16:24] = modulation[:, 40:48] = 1  # open the gates
     opened = h
     for block in network.encoder.blocks:
         opened = block(opened, modulation=modulation)
@@ -180,9 +180,9 @@ def test_the_transformer_gives_images_of_the_same_size_from_zero(shape, outputs)
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
-def test_patches_lie_where_they_were_cut(float64):
+def test_patches_keep_their_positions(float64):
     network = DiT((1, 4, 6), patch=2, width=4, depth=0, heads=1, context=2)
-    with torch.no_grad():  # the maps take the four pixels to the vector and back
+    with torch.no_grad():  # the maps send the four pixels to the vector and back
         network.patches.weight.copy_(torch.eye(4).view(4, 1, 2, 2))
         network.patches.bias.zero_()
         network.positions.zero_()

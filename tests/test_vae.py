@@ -288,7 +288,7 @@ def test_a_vae_in_odd_units_is_a_flow_over_a_vae():
 
 
 def test_latent_must_be_known():
-    with pytest.raises(ValueError, match="give a prior, or latent=L"):
+    with pytest.raises(ValueError, match="pass a prior, or latent=L"):
         VAE(nn.Identity(), nn.Identity(), Gaussian((2,)))
 
 
@@ -299,5 +299,5 @@ def test_prior_must_be_over_vectors():
 
 def test_encoder_of_the_wrong_width_is_named():
     vae = VAE(nn.Linear(2, 3), nn.Linear(2, 4), Gaussian((2,)), latent=2)
-    with pytest.raises(ValueError, match=r"the encoder must give 2·2 numbers.* it gave 3"):
+    with pytest.raises(ValueError, match=r"the encoder must return 2·2 values.* it returned 3"):
         vae.log_prob(torch.randn(5, 2))

@@ -25,10 +25,10 @@ from loglik.vae import (
     DiscretisedLogistic,
     Gaussian,
     Integers,
+    KLWeighting,
     LadderVAE,
     LocalPixels,
     Mixed,
-    Objective,
     VampPrior,
 )
 from loglik.vae.diagnostics import diagnose
@@ -241,7 +241,7 @@ def test_vamp_is_the_mixture_of_its_posteriors(float64):
 # ---- training choices
 
 
-@pytest.mark.parametrize("objective", [Objective(beta=0.1), Objective(free_bits=2.0), Objective(warmup=10)])
+@pytest.mark.parametrize("objective", [KLWeighting(beta=0.1), KLWeighting(free_bits=2.0), KLWeighting(warmup=10)])
 def test_training_choices_change_the_loss_and_never_the_likelihood(objective):
     torch.manual_seed(3)
     plain = two_pixel_vae(latent=2)
@@ -258,14 +258,14 @@ def test_training_choices_change_the_loss_and_never_the_likelihood(objective):
 
 
 def test_warm_up_rises_with_the_steps_that_are_taken(float64):
-    vae = two_pixel_vae(latent=2, objective=Objective(warmup=4, beta=2.0)).double()
+    vae = two_pixel_vae(latent=2, objective=KLWeighting(warmup=4, beta=2.0)).double()
     weights = [float(vae.train()._kl_weight()) for _ in range(6)]
     assert weights == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
     assert vae.eval()._kl_weight() == 2.0 and vae.trained == 6
 
 
 def test_free_bits_leave_a_dimension_below_them_alone(float64):
-    vae = two_pixel_vae(latent=2, objective=Objective(free_bits=100.0)).double()
+    vae = two_pixel_vae(latent=2, objective=KLWeighting(free_bits=100.0)).double()
     vae.eval().loss(events_of(SPEC)).backward()
     reconstruction = vae.encoder.output.weight.grad.clone()
     vae.zero_grad()
@@ -276,7 +276,7 @@ def test_free_bits_leave_a_dimension_below_them_alone(float64):
 @pytest.mark.parametrize("name", ["beta", "free_bits", "warmup"])
 def test_a_negative_choice_is_named(name):
     with pytest.raises(ValueError, match=f"{name} must not be negative, got -1"):
-        Objective(**{name: -1})
+        KLWeighting(**{name: -1})
 
 
 # ---- diagnostics
@@ -325,11 +325,14 @@ def test_posterior_collapse_is_named():
         (lambda: Gaussian((2,), -1.0), "scale must be .* got -1.0"),
         (lambda: Mixed([]), "at least one part"),
         (lambda: Mixed([Gaussian((2, 2))]), r"events of shape \(D,\), got \(2, 2\)"),
-        (lambda: local(shape=(4,)), r"takes images \(C, H, W\), got events of shape \(4,\)"),
+        (lambda: local(shape=(4,)), r"needs images \(C, H, W\), got events of shape \(4,\)"),
         (lambda: VampPrior(2, (3,), 0), "components must be at least 1, got 0"),
         (lambda: VampPrior(2, (3,)).log_prob(torch.zeros(1, 2)), "needs the encoder of a VAE"),
         (lambda: two_pixel_vae(prior=VampPrior(2, SHAPE), posterior=maf(2)), "leave the posterior's transforms out"),
-        (lambda: VAE(MLP(2, 4), MLP(2, 5), Categorical(SHAPE, 3), latent=2).sample(1), "must give 6 numbers.* gave 5"),
+        (
+            lambda: VAE(MLP(2, 4), MLP(2, 5), Categorical(SHAPE, 3), latent=2).sample(1),
+            "return 6 values.* returned 5",
+        ),
         (lambda: prior_of("vampire", 2, 8, SHAPE), "unknown prior 'vampire': use normal, vamp"),
     ],
 )

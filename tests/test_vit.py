@@ -26,14 +26,14 @@ NAMES = {
 
 
 def to_timm(name: str) -> str:
-    """The name that timm gives to a weight of ours."""
+    """Return timm's name of a weight."""
     for ours, theirs in NAMES.items():
         name = name.replace(ours, theirs)
     return name
 
 
 @pytest.mark.parametrize("pool", ["class", "mean"])
-def test_it_is_timms(float64, pool):
+def test_outputs_are_timms(float64, pool):
     transformer = (
         peer("timm.models.vision_transformer")
         .VisionTransformer(
@@ -111,7 +111,7 @@ def test_a_hybrid_is_its_parts(float64):
 
 
 def test_layer_norm_is_its_formula(float64):
-    """Moments over the features of each position; a block adds to its input what the normed input gives."""
+    """Moments over the features of each position; a block adds f(norm(x)) to its input x."""
     block = Encoder(8, 1, 2).blocks[0]
     norm = block.norm_attention
     nn.init.normal_(norm.weight)
@@ -135,7 +135,7 @@ def test_attention_is_torchs(float64):
     torch.testing.assert_close(block(x, None), theirs(x, x, x, need_weights=False)[0])
 
 
-def test_only_positions_tell_an_order(float64):
+def test_without_positions_order_does_not_matter(float64):
     encoder, x, order = Encoder(8, 2, 2), torch.randn(2, 5, 8), torch.randperm(5)
     torch.testing.assert_close(encoder(x)[:, order], encoder(x[:, order]))
     placed = x + sinusoids(5, 8)
@@ -180,7 +180,7 @@ def test_wrong_images_and_options_are_refused():
 
 def test_a_stems_batch_norm_needs_two_values():
     network, x = ViT((1, 2, 2), patch=1, stem=(4,), width=8, heads=2), torch.randn(1, 1, 2, 2)
-    with pytest.raises(ValueError, match="at least 2 examples a batch in training where maps shrink to 1×1, got 1"):
+    with pytest.raises(ValueError, match="at least 2 examples per batch in training where maps shrink to 1×1, got 1"):
         network(x)
     assert network(x.expand(2, -1, -1, -1)).isfinite().all()
     assert network.eval()(x).isfinite().all()

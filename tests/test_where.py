@@ -67,5 +67,5 @@ def test_formulas_are_closed():
 
 def test_an_import_or_a_missing_name_is_no_definition():
     assert not is_defined("src/loglik/diffusion/likelihood.py", "SPACINGS")
-    assert is_defined("src/loglik/diffusion/sampler.py", "SPACINGS")
+    assert is_defined("src/loglik/diffusion/time_grid.py", "SPACINGS")
     assert not is_defined("src/loglik/vae/ladder.py", "LadderVAE.loss")

@@ -10,21 +10,25 @@ Importing loglik is quick: what is named here is imported when it is first used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from loglik.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from loglik.autoregressive import Autoregressive
     from loglik.baselines import Independent
     from loglik.classification import Classifier
-    from loglik.comparison import compare, evaluate
+    from loglik.comparison import compare
     from loglik.data.spec import DataSpec
     from loglik.density import Bound, Density, StandardNormal
     from loglik.diffusion import Diffusion
+    from loglik.divergence import kl_divergence
+    from loglik.evaluation import evaluate
     from loglik.flows import Flow
     from loglik.runs import Run, load
-    from loglik.training import TrainingSettings, fit
+    from loglik.tasks import continue_text, encode, fill, sample
+    from loglik.training import TrainingSettings
+    from loglik.training.fit import fit
     from loglik.vae import VAE
     from loglik.verification.verify import verify
-
-__version__ = "0.1.0"
 
 _HOME = {
     "Autoregressive": "autoregressive",
@@ -40,14 +44,20 @@ _HOME = {
     "TrainingSettings": "training",
     "VAE": "vae",
     "compare": "comparison",
-    "evaluate": "comparison",
+    "continue_text": "tasks",
+    "encode": "tasks",
+    "evaluate": "evaluation",
+    "fill": "tasks",
     "fit": "training",
+    "kl_divergence": "divergence",
     "load": "runs",
+    "sample": "tasks",
     "verify": "verification.verify",
 }
 _ROOMS = (
-    "autoregressive", "baselines", "classification", "data", "diffusion", "evaluation", "flows", "inspection",
-    "networks", "recipes", "report", "training", "transforms", "vae", "verification",
+    "autoregressive", "baselines", "classification", "data", "diffusion", "divergence", "evaluation", "flows",
+    "inspection", "networks", "recipes", "report", "tasks", "training", "transforms", "vae",
+    "verification",
 )  # fmt: skip
 
 __all__ = [
@@ -64,9 +74,14 @@ __all__ = [
     "TrainingSettings",
     "VAE",
     "compare",
+    "continue_text",
+    "encode",
     "evaluate",
+    "fill",
     "fit",
+    "kl_divergence",
     "load",
+    "sample",
     "verify",
 ]
 

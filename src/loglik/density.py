@@ -1,7 +1,7 @@
 r"""The one interface: a density is a normalised $p(x)$ or $p(x \mid c)$ to evaluate, sample and train.
 
-Every log-probability is in nats, in the units of the data as the user holds it. Shapes: B examples,
-S Monte Carlo samples; an event is one example without its batch dimension.
+Every log-probability is in nats, in the units of the user's data. Shapes: B examples, S Monte Carlo samples; an event
+is one example without its batch dimension.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from itertools import chain
 from typing import Any, Literal, TypeVar
 
-import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
+
+from loglik.inputs import as_tensor, floating_tensor
 
 __all__ = [
     "Bound",
@@ -29,7 +31,9 @@ __all__ = [
     "draw_terms",
     "draw_weights",
     "embed",
+    "evaluation_mode",
     "expand_context",
+    "output_layer",
     "sum_terms",
 ]
 
@@ -37,10 +41,10 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class Bound(str, Enum):
-    """What a `log_prob` is, from the strongest statement to the weakest.
+    """What `log_prob` returns, from the strongest statement to the weakest.
 
-    `EXACT`: log p(x) itself. `LOWER`: an unbiased sample of a lower bound of it. `ESTIMATE`: an
-    approximation that may lie on either side.
+    `EXACT`: log p(x). `LOWER`: an unbiased sample of a lower bound of log p(x). `ESTIMATE`: an approximation, which may
+    lie above or below log p(x).
     """
 
     EXACT = "exact"
@@ -49,7 +53,7 @@ class Bound(str, Enum):
 
     @staticmethod
     def weakest(*bounds: Bound) -> Bound:
-        """The bound of a whole from the bounds of its parts.
+        """Return the bound of a composition from the bounds of its parts.
 
         >>> Bound.weakest(Bound.EXACT, Bound.LOWER).value
         'lower'
@@ -58,90 +62,46 @@ class Bound(str, Enum):
 
 
 def _accepts_arrays(method: Method) -> Method:
-    """A `log_prob` or `loss` that converts its event and context to tensors of the density's dtype and device."""
+    """Make a `log_prob` or `loss` convert its event and context to tensors of the density's dtype and device."""
 
     @functools.wraps(method)
     def wrapper(self: Density, x: Any, context: Any = None, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling():
-            anchor = _anchor(self)
-            x = _received(x, anchor, real=not self.discrete, label=self.event == "y")
+            like = floating_tensor(self)
+            x = as_tensor(x, like, real=not self.discrete, label=self.event == "y")
             if context is not None:
-                context = _received(context, anchor, label=self.event == "x")
+                context = as_tensor(context, like, label=self.event == "x")
         return method(self, x, context, **kwargs)
 
     return wrapper  # type: ignore[return-value]
 
 
 def _samples(method: Method) -> Method:
-    """A `sample` that converts its context, and records no graph."""
+    """Make a `sample` convert its context, and record no graph."""
 
     @functools.wraps(method)
     def wrapper(self: Density, n: int, context: Any = None, **kwargs: Any) -> Any:
         if context is not None and not torch.compiler.is_compiling():
-            context = _received(context, _anchor(self), label=self.event == "x")
+            context = as_tensor(context, floating_tensor(self), label=self.event == "x")
         with torch.no_grad():
             return method(self, n, context, **kwargs)
 
     return wrapper  # type: ignore[return-value]
 
 
-def _anchor(density: Density) -> Tensor | None:
-    """The density's first floating-point parameter, or else buffer: its dtype and device are the density's.
-
-    Where it is found is remembered, since a search takes as long as a small network's layer.
-    """
-    try:
-        module, name = density.__dict__["_anchor_at"]
-        return getattr(module, name)
-    except (KeyError, AttributeError):
-        pass
-    for tensors in (nn.Module.named_parameters, nn.Module.named_buffers):
-        for module in density.modules():
-            for name, tensor in tensors(module, recurse=False):
-                if tensor.is_floating_point():
-                    density.__dict__["_anchor_at"] = module, name
-                    return tensor
-    return None
-
-
-def _received(value: Any, anchor: Tensor | None, *, real: bool = False, label: bool = False) -> Tensor:
-    """A user's array as a tensor that fits a density: `real` for numbers with a density, `label` for classes.
-
-    Half precision stays as it is: it comes from autocast.
-    """
-    if isinstance(value, Tensor):
-        if anchor is not None and value.dtype is anchor.dtype and value.device == anchor.device:
-            return value
-    else:
-        array = np.asarray(value)
-        if array.dtype.kind not in "fiub":
-            raise ValueError(f"expected numbers, got an array of type {array.dtype}: give each example as numbers")
-        kept = array.dtype in (np.uint8, np.bool_)
-        value = torch.tensor(array if kept else array.astype(np.float64 if array.dtype.kind == "f" else np.int64))
-    dtype, own = value.dtype, torch.get_default_dtype() if anchor is None else anchor.dtype
-    if value.is_floating_point():
-        if {dtype, own} == {torch.float32, torch.float64}:
-            dtype = own
-    elif real:
-        dtype = own
-    elif label or dtype not in (torch.uint8, torch.int64):
-        dtype = torch.uint8 if dtype is torch.bool and not label else torch.int64
-    return value.to(value.device if anchor is None else anchor.device, dtype)
-
-
 class Density(nn.Module, ABC):
-    """A normalised p(x | context): evaluate it with `log_prob`, draw from it with `sample`, train it on `loss`.
+    """A normalised p(x | context): evaluate it with `log_prob`, sample it with `sample`, train it on `loss`.
 
-    The three accept NumPy arrays, lists and tensors of any dtype and device: real numbers become the density's own
-    dtype, integers stay integers where p is a probability, and labels become int64. Compiled code accepts only tensors
+    These methods accept NumPy arrays, lists and tensors of any dtype and device: real numbers become the density's own
+    dtype, integers stay integers if p is a probability, and labels become int64. Compiled code accepts only tensors
     that fit. `sample` returns tensors without a graph.
 
     Attributes:
         event_shape: the shape of one example.
         discrete: `log_prob` is the logarithm of a probability (a mass), not of a density.
         conditional: `log_prob`, `loss` and `sample` need a context.
-        event: which part of a labelled example is the event: the data `"x"` or the label `"y"`. Where
-            it is the label, the data are the context.
+        event: which part of a labelled example is the event: the data `"x"` or the label `"y"`. If it is the label,
+            the data are the context.
     """
 
     event_shape: tuple[int, ...]
@@ -157,7 +117,7 @@ class Density(nn.Module, ABC):
 
     @property
     def bound(self) -> Bound:
-        """What `log_prob` returns; a composition has the weakest bound of its parts."""
+        """What `log_prob` returns: exact, a lower bound or an estimate."""
         return Bound.EXACT
 
     @property
@@ -167,27 +127,24 @@ class Density(nn.Module, ABC):
 
     @property
     def warming_up(self) -> bool:
-        """Whether `loss` is not yet what it will be, as in a KL's warm-up: early stopping waits for its end."""
+        """Whether `loss` still changes its form, as in a KL's warm-up. Early stopping waits until it does not."""
         return False
 
     @abstractmethod
     def log_prob(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
     ) -> Float[Tensor, " B"]:
-        """Log p(x | context) in nats, or a sample of its bound.
+        """Return log p(x | context) in nats, or a sample of its bound.
 
-        `samples` is the number of Monte Carlo samples that a bound takes; an exact density ignores it.
+        `samples` is the number of Monte Carlo samples of a bound; an exact density ignores it.
         """
 
     @_accepts_arrays
     def loss(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, ""]:
         r"""Return what training minimises, in nats per example: by default the mean of -log p.
 
-        Of an exact density it estimates
-        $\mathbb E_{p_{data}}[-\log p_\theta(x)] = \mathrm{KL}(p_{data} \,\|\, p_\theta) + H(p_{data})$. The entropy
-        H does not depend on θ, so the maximum of the likelihood is the minimum of the KL divergence.
-
-        Reference: Bishop 2006, "Pattern recognition and machine learning", section 1.6.1.
+        Of an exact density it estimates the cross-entropy $\mathbb E_{p_{data}}[-\log p_\theta(x)]$, whose minimum is
+        that of $\mathrm{KL}(p_{data} \,\|\, p_\theta)$: see `loglik.divergence`.
         """
         return -self.log_prob(x, context).mean()
 
@@ -197,36 +154,58 @@ class Density(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """The device of its parameters and buffers; the CPU where it has none."""
+        """The device of the parameters and buffers; the CPU if there are none."""
         return next((tensor.device for tensor in chain(self.parameters(), self.buffers())), torch.device("cpu"))
 
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
-        """Set what depends on data (a mean, a histogram, a bias) from training data, before the first step."""
+        """Set a mean, a histogram or a bias from training data. `fit` calls it before the first step."""
         return None
 
-    def progress(self, part: float) -> None:
-        """Take note of how much of the training is done, from 0 to 1: `fit` tells before each step."""
+    def progress(self, fraction_done: float) -> None:
+        """Take note of how much of the training is done, from 0 to 1. `fit` calls it before each step."""
         return None
 
     def calibrate(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
-        """Set what is fitted to held-out data (a temperature) from the validation split, after the last step."""
+        """Fit a temperature, say, to the validation split. `fit` calls it after the last step."""
         return None
 
     def numerical_error(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> Float[Tensor, " B"] | None:
-        """An estimate of the error in nats that a solver's steps leave in `log_prob`; None where nothing is solved."""
+        """Return an estimate of the error in nats that a solver's steps leave in `log_prob`; None without a solver."""
         return None
 
     def terms(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
     ) -> dict[str, Float[Tensor, " B"]]:
-        """Return the named terms of a bound, in nats; empty where there is one term only.
+        """Return the named terms of a bound, in nats; empty if there is only one term.
 
-        They sum to `log_prob(x, context, samples=samples)` of the same state of the random generator, so a table of
+        They sum to `log_prob(x, context, samples=samples)` for the same state of the random generator, so a table of
         terms adds up to the number beside it.
         """
         return {}
+
+    def output_layers(self) -> tuple[nn.Module, ...]:
+        """Return the layers whose outputs are the distribution's parameters, such as logits.
+
+        Muon orthogonalises the weights of hidden layers; it leaves these layers to AdamW. By default they are the
+        output of the density's `network`, if it has one.
+        """
+        return output_layer(getattr(self, "network", None))
+
+
+def output_layer(network: nn.Module | None) -> tuple[nn.Module, ...]:
+    """Return the linear map or convolution that makes a network's output; empty if the network declares none.
+
+    It is the network itself, or the network's `output`, or the last layer with weights of a sequence.
+    """
+    if isinstance(network, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+        return (network,)
+    if isinstance(network, nn.Sequential):
+        with_weights = [layer for layer in network if next(layer.parameters(), None) is not None]
+        return output_layer(with_weights[-1]) if with_weights else ()
+    output = getattr(network, "output", None)
+    return output_layer(output) if isinstance(output, nn.Module) else ()
 
 
 class StandardNormal(Density):
@@ -239,7 +218,7 @@ class StandardNormal(Density):
     def __init__(self, event_shape: tuple[int, ...]) -> None:
         super().__init__()
         self.event_shape = tuple(event_shape)
-        self.register_buffer("anchor", torch.zeros(()), persistent=False)  # knows the device and dtype
+        self.register_buffer("anchor", torch.zeros(()), persistent=False)  # has the density's device and dtype
 
     def log_prob(
         self, x: Float[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
@@ -253,9 +232,9 @@ class StandardNormal(Density):
 
 
 def check_levels(x: Shaped[Tensor, "B ..."], levels: int | None, what: str = "data") -> None:
-    """Raise ValueError unless x holds 0 ... levels-1 only: outside, a formula gives a number that means nothing.
+    """Raise ValueError unless x holds 0 ... levels-1 only: outside, a formula returns a meaningless number.
 
-    Compiled code skips it, since reading a number would break the graph.
+    Compiled code skips the check, since reading a number would break the graph.
     """
     if levels is None or x.numel() == 0 or torch.compiler.is_compiling():
         return
@@ -267,7 +246,7 @@ def check_levels(x: Shaped[Tensor, "B ..."], levels: int | None, what: str = "da
 def check_codes(x: Shaped[Tensor, "B D"], counts: Sequence[int]) -> None:
     """Raise ValueError unless each column d with a count C_d above 0 holds codes 0 ... C_d - 1 only.
 
-    Compiled code skips it, as it skips `check_levels`.
+    Compiled code skips the check, as it skips `check_levels`.
     """
     if not any(counts) or x.numel() == 0 or torch.compiler.is_compiling():
         return
@@ -279,26 +258,27 @@ def check_codes(x: Shaped[Tensor, "B D"], counts: Sequence[int]) -> None:
 
 
 def embed(network: nn.Module | None, context: Tensor | None) -> Tensor | None:
-    """A context through the network that reads it; None where there is no such network."""
+    """Return a context as the network embeds it; None without a network."""
     if network is None:
         return None
     if context is None:
         raise ValueError("this density is p(x | context): pass a context, one row for each example")
-    return network(context)
+    embedded: Tensor = network(context)
+    return embedded
 
 
 def conditioned(network: nn.Module, x: Tensor, context: Tensor | None) -> Any:
-    """What a network makes of x, and of the context where there is one."""
+    """Return a network's output for x, and for the context if there is one."""
     return network(x) if context is None else network(x, context)
 
 
 def expand_context(context: Tensor | None, samples: int) -> Tensor | None:
-    """Repeat each of a context's B rows for S samples: (B·S, ...), samples innermost."""
+    """Repeat each of a context's B rows for S samples: (B·S, ...), with the samples of a row side by side."""
     return None if context is None else context.repeat_interleave(samples, 0)
 
 
 def sum_terms(terms: dict[str, Float[Tensor, " B"]]) -> Float[Tensor, " B"]:
-    """Sum named terms, of which there is at least one."""
+    """Return the sum of named terms; there is at least one."""
     first, *rest = terms.values()
     return sum(rest, first)
 
@@ -315,14 +295,14 @@ def draw_weights(
     r"""Combine S draws of a bound into one number per example.
 
     Importance weights combine as $\log \tfrac1S \sum_s w_s$ (Burda et al. 2016, eq. 8), which rises with S
-    towards $\log p(x)$; other bounds combine as $\tfrac1S \sum_s \log w_s$, which only loses variance.
+    towards $\log p(x)$; other bounds combine as $\tfrac1S \sum_s \log w_s$, which only reduces the variance.
     At most `at_once` rows are evaluated in one call, with the samples of an example side by side.
     """
     _check_samples(samples)
     if samples == 1:
         return log_weight(x, context)
     draws = _repeated(x, context, samples, at_once=at_once)
-    stacked = torch.cat([log_weight(rows, given).reshape(len(x), s) for s, rows, given in draws], 1)
+    stacked = torch.cat([log_weight(rows, contexts).reshape(len(x), s) for s, rows, contexts in draws], 1)
     return _combined(stacked, importance_weighted)
 
 
@@ -335,7 +315,7 @@ def draw_terms(
     importance_weighted: bool,
     at_once: int,
 ) -> dict[str, Float[Tensor, " B"]]:
-    r"""Average the terms of S draws of a bound, and add a term for what combining the draws gains.
+    r"""Average the terms of S draws of a bound, and add a term for the gain of combining the draws.
 
     With $\log w_s = \sum_j t_{sj}$, the terms $\tfrac1S \sum_s t_{sj}$ sum to the ELBO's estimate
     $\tfrac1S \sum_s \log w_s$. Importance weights give $\log \tfrac1S \sum_s w_s$, which is larger by Jensen's
@@ -347,12 +327,12 @@ def draw_terms(
     _check_samples(samples)
     if samples == 1:
         return terms(x, context)
-    parts = [
-        {name: term.reshape(len(x), s) for name, term in terms(rows, given).items()}
-        for s, rows, given in _repeated(x, context, samples, at_once=at_once)
+    chunks = [
+        {name: term.reshape(len(x), s) for name, term in terms(rows, contexts).items()}
+        for s, rows, contexts in _repeated(x, context, samples, at_once=at_once)
     ]
-    # float64: a draw of little weight is large in every term, and would leave its rounding in their sum
-    draws = {name: torch.cat([part[name] for part in parts], 1).double() for name in parts[0]}
+    # float64: a draw of small weight is large in every term, and its rounding would remain in their sum
+    draws = {name: torch.cat([chunk[name] for chunk in chunks], 1).double() for name in chunks[0]}
     means = {name: draw.mean(1) for name, draw in draws.items()}
     if importance_weighted:
         log_weights = torch.stack(list(draws.values())).sum(0)
@@ -368,7 +348,7 @@ def _check_samples(samples: int) -> None:
 def _repeated(
     x: Tensor, context: Tensor | None, samples: int, *, at_once: int
 ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-    """Yield (s, each row of x and of the context s times) until there are S draws, at most `at_once` rows in one."""
+    """Yield (s, rows, contexts) until there are S draws: each row s times, at most `at_once` rows together."""
     chunk = max(1, at_once // max(len(x), 1))
     for start in range(0, samples, chunk):
         s = min(chunk, samples - start)
@@ -379,3 +359,15 @@ def _combined(log_weights: Float[Tensor, "B S"], importance_weighted: bool) -> F
     if importance_weighted:
         return log_weights.logsumexp(1) - math.log(log_weights.shape[1])
     return log_weights.mean(1)
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Put a module in evaluation mode; restore the mode of each of its parts at the end."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

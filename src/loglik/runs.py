@@ -39,13 +39,13 @@ __all__ = [
     "write_weights",
 ]
 
-FORMAT = 1  # of a run folder; raised when an older loglik could not read it
+FORMAT = 1  # of a run's folder; a format that an older loglik cannot read gets a higher number
 METRICS = ("step", "time", "train_nats", "validation_nats", "learning_rate", "gradient_norm")
 
 
 @dataclass
 class Run:
-    """A trained density and how it came to be.
+    """A trained density with its spec, configuration and history.
 
     `history` has one row per validation, with the fields of `METRICS`; times in seconds.
     """
@@ -58,25 +58,34 @@ class Run:
 
     @property
     def model(self) -> str:
-        """The family's name, or the class of a density built by hand."""
+        """The family's name; for a density built by hand, the name of its class."""
         return self.config.get("model") or type(self.density).__name__.lower()
 
     @property
     def steps(self) -> int:
+        """Training steps made."""
         return self.config.get("steps", 0)
 
     @property
     def train_seconds(self) -> float:
+        """Seconds of training, validations included."""
         return self.config.get("train_seconds", 0.0)
 
-    def data_for(self, data: Any = None) -> Data:
-        """Data coded as this run's density takes them; what it was trained on if None, cut as it was then."""
+    def data_for(self, data: Any = None, *, label: str | None = None) -> Data:
+        """Read data in the codes of this run's density.
+
+        Args:
+            data: what `fit` accepts; if None, what the run was trained on, with the same splits.
+            label: the label's column; the run's own if None.
+
+        Raises ValueError where data is None and the run was trained on data in memory.
+        """
         if data is None and self.config["source"] is None:
-            raise ValueError("this run was trained on data in memory: pass data to use it on")
+            raise ValueError(f"{self.path or 'this run'} was trained on data in memory: pass data")
         own = data is None and self.config.get("text")
         return as_data(
             self.config["source"] if data is None else data,
-            label=self.config["label"],
+            label=label or self.config["label"],
             seed=self.config["training"]["seed"],
             like=self.spec,
             text=TextSettings(**self.config["text"]) if own else None,
@@ -85,23 +94,26 @@ class Run:
 
 
 def new_folder(path: Path, *, resumable: bool = True) -> None:
-    """Make a folder to write in, or raise FileExistsError: nothing is overwritten."""
+    """Make an empty folder. Raises FileExistsError if the path has content, since nothing is overwritten."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        other = ", or pass resume=True to go on with it" if resumable else ""
+        other = ", or pass resume=True to continue it" if resumable else ""
         raise FileExistsError(f"{path} exists and is not empty: choose another out={other}")
     path.mkdir(parents=True, exist_ok=True)
 
 
 def write_config(path: Path, config: dict[str, Any]) -> None:
+    """Write a run's config.yaml."""
     _replace(path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
 
 def write_metrics(path: Path, history: list[dict[str, float]]) -> None:
+    """Write a run's history to metrics.csv."""
     rows = [",".join(METRICS)] + [",".join(repr(row[name]) for name in METRICS) for row in history]
     _replace(path / "metrics.csv", "\n".join(rows) + "\n")
 
 
 def write_weights(path: Path, density: Density) -> None:
+    """Write a density's weights to a run's model.safetensors."""
     temporary = path / "model.safetensors.partial"
     save_file({k: v.detach().cpu().contiguous().clone() for k, v in density.state_dict().items()}, temporary)
     temporary.replace(path / "model.safetensors")
@@ -114,7 +126,11 @@ def _replace(path: Path, text: str) -> None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A run's configuration; one clear line where it is not a run, or not one that this version reads."""
+    """Return a run's configuration.
+
+    Raises FileNotFoundError if the folder is not a run, and ValueError if config.yaml is damaged or newer than this
+    version.
+    """
     file = path / "config.yaml"
     if not file.is_file():
         what = "is not a run (it has no config.yaml)" if path.exists() else "does not exist"
@@ -137,10 +153,11 @@ def load(path: str | Path, *, density: Density | None = None, device: str | torc
 
     Args:
         path: the run's folder.
-        density: for a run of a density that was built by hand, one built the same way, to take the weights.
-        device: where the weights go.
+        density: for a run of a density that was built by hand: a density built the same way, which gets the weights.
+        device: the device of the density.
 
-    Raises FileNotFoundError and ValueError, in one line, where the folder is no run, is damaged, or is newer.
+    Raises FileNotFoundError if the folder is not a run, and ValueError if the run is damaged or newer than this
+    version.
     """
     path = Path(path)
     config = read_config(path)

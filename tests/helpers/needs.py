@@ -27,7 +27,7 @@ def needs(*things: str) -> pytest.MarkDecorator:
 
 def _kernel_is_there() -> bool:
     """It is compiled when loglik is installed, where there is a C compiler."""
-    from loglik.flows import spline_kernel
+    from loglik.cpu import spline_kernel
 
     return spline_kernel.LIBRARY is not None
 

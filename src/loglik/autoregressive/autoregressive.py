@@ -1,4 +1,4 @@
-"""Autoregressive: the product of each token's probability given those before it."""
+"""Autoregressive: the product of the conditional probabilities of tokens."""
 
 from __future__ import annotations
 
@@ -11,33 +11,35 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
 from loglik.autoregressive.generation import Choice, check_prompt, generate
+from loglik.cpu.threads import threads_for
 from loglik.density import Density, check_levels, embed
 from loglik.networks.linear import Linear
 from loglik.networks.positions import sinusoids
-from loglik.networks.threads import threads_for
 
 __all__ = ["Autoregressive"]
 
 
 class Autoregressive(Density):
-    r"""$p(x) = \prod_t p(x_t \mid x_{<t})$ over the T numbers of an event in row-major order, each 0 ... K-1.
+    r"""The density $p(x) = \prod_t p(x_t \mid x_{<t})$ over the T integers 0 ... K-1 of an event, in row-major order.
 
-    A causal network reads the sequence shifted by one, so that its features at position t see $x_{<t}$ only; a
-    linear head gives the K logits. Exact.
+    A causal network reads the sequence shifted by one, so that its features at position t depend only on $x_{<t}$. A
+    linear head computes the K logits. Log-probabilities are exact.
 
     Args:
         network: from embeddings (B, T, E) to features (B, T, E), causal, with `width` E and a `cache`, such as
             `CausalTransformer`.
-        event_shape: of the data, T numbers in all.
+        event_shape: of the data, T integers in total.
         levels: K.
-        context: a network from a context to E numbers, which are added to the first position; None for p(x).
-        dropout: on the embeddings, in training.
-        positions: `learned` or `sinusoidal`, added to the embeddings; `none` where the network has its own (rotary).
-        shared: start from one distribution for all positions, for text, whose positions have no meaning of their own.
-        allowed: which of the K levels each position can take; all by default.
+        context: a network from a context to a vector (B, E), which is added to the first position; None for p(x).
+        dropout: the fraction of embeddings dropped in training.
+        positions: `learned` or `sinusoidal`, added to the embeddings; `none` for a network with rotary positions.
+        shared: whether all positions start from one distribution, as for windows of text, which start anywhere.
+        allowed: which of the K levels each position can have; all if None.
 
-    Each token has a learned embedding (tied to nothing). `initialise` raises ValueError where the data hold other
-    than 0 ... K-1.
+    Each level has a learned embedding, which is not tied to the head.
+
+    Raises:
+        ValueError: unknown positions; in `initialise`, values outside 0 ... K-1.
     """
 
     offset: Tensor
@@ -63,7 +65,7 @@ class Autoregressive(Density):
         self.discrete = True
         self.conditional = context is not None
         width: int = network.width  # type: ignore[assignment]
-        self.tokens = nn.Embedding(levels, width) if self.length > 1 else None  # a single number is never read
+        self.tokens = nn.Embedding(levels, width) if self.length > 1 else None  # a single value is never an input
         if positions == "learned":
             self.positions = nn.Parameter(0.02 * torch.randn(self.length, width))
         elif positions in ("sinusoidal", "none"):
@@ -81,17 +83,21 @@ class Autoregressive(Density):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
+    def output_layers(self) -> tuple[nn.Module, ...]:
+        """Return the head, whose rows are the levels."""
+        return (self.head,)
+
     def logits(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> Float[Tensor, "B T K"]:
-        """Unnormalised log p(x_t = k | x_<t) for every position at once."""
+        """Return the logits of p(x_t = k | x_<t) for all positions in one pass."""
         h = self._embed(x.flatten(1)[:, :-1].long(), context) + self.positions
         return self.head(self.network(self.dropout(h))) + self.offset
 
     def token_log_probs(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> Float[Tensor, "B T"]:
-        """Log p(x_t | x_<t) of every token, in nats."""
+        """Return log p(x_t | x_<t) of each token, in nats."""
         check_levels(x, self.levels)
         nll = F.cross_entropy(self.logits(x, context).flatten(0, 1), x.flatten().long(), reduction="none")
         return -nll.view(len(x), self.length)
@@ -118,20 +124,22 @@ class Autoregressive(Density):
         top_p: float | None = None,
         stop: int | None = None,
         stream: Callable[[Int64[Tensor, " n"]], object] | None = None,
-    ) -> Int64[Tensor, "n all"]:
-        """Continue a prompt by `length` tokens, with a cache of keys and values; gives both, (n, P + length).
+    ) -> Int64[Tensor, "n total"]:
+        """Return a prompt continued by `length` tokens, (n, P + length), generated with a cache of keys and values.
 
         Args:
-            n: how many sequences.
-            prompt: P tokens, (P,) for all or (n, P), at most the T of the window; none by default.
-            length: how many tokens to draw; by default what is left of the window. Beyond the window its latter half
-                is kept, and the network goes on as if the text began there.
-            context: as `sample` takes it.
-            temperature, top_k, top_p: see `Choice`; temperature 0 takes the likeliest token.
-            stop: a token after which a sequence is filled with it; all being there, generation ends.
-            stream: called with each new token of the n sequences, as soon as it is drawn.
+            n: number of sequences.
+            prompt: P tokens, at most T, of shape (P,) for all sequences or (n, P); None for no prompt.
+            length: number of tokens to generate; the rest of the window of T tokens if None. When the window is full,
+                generation continues with its second half as the start of the text.
+            context: as for `sample`.
+            temperature, top_k, top_p: see `Choice`; temperature 0 selects the most probable token.
+            stop: a token that ends a sequence, whose later tokens are then also `stop`. Generation ends when all
+                sequences have ended.
+            stream: called with each new token (n,) of the sequences, as soon as it is drawn.
 
-        Raises ValueError for a prompt that is too long or holds other than 0 ... K-1.
+        Raises:
+            ValueError: a prompt longer than T, or with values outside 0 ... K-1; a negative length; see `Choice`.
         """
         rows = check_prompt(prompt, n, self.length, self.levels, self.start.device)
         length = self.length - rows.shape[1] if length is None else length
@@ -139,7 +147,7 @@ class Autoregressive(Density):
             raise ValueError(f"length must be at least 0, got {length}")
         cache = self.network.cache(n, self.length)  # type: ignore[operator]
 
-        def following(tokens: Int64[Tensor, "n L"], fresh: bool) -> Float[Tensor, "n K"]:
+        def next_logits(tokens: Int64[Tensor, "n L"], fresh: bool) -> Float[Tensor, "n K"]:
             if fresh:
                 cache.clear()
             h = self._embed(tokens, context) if fresh else self._look_up(tokens)
@@ -148,12 +156,12 @@ class Autoregressive(Density):
             return self.head(features) + self.offset[-1 if len(self.offset) == 1 else cache.length - 1]
 
         choice = Choice(temperature=temperature, top_k=top_k, top_p=top_p)
-        with threads_for(n * sum(p.numel() for p in self.network.parameters())):
-            return generate(following, rows, length, window=self.length, choice=choice, stop=stop, stream=stream)
+        with threads_for(2 * n * sum(p.numel() for p in self.network.parameters())):
+            return generate(next_logits, rows, length, window=self.length, choice=choice, stop=stop, stream=stream)
 
     @torch.no_grad()
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
-        """Start from each position's own log-probabilities, or from those of all together where `shared`."""
+        """Set the initial logits to log-frequencies at each position, or over all positions if `shared`."""
         check_levels(x, self.levels)
         allowed = self.offset > -torch.inf
         counts = torch.zeros_like(self.offset)
@@ -162,8 +170,8 @@ class Autoregressive(Density):
         counts = (counts + 0.5).masked_fill(~allowed, 0.0)
         self.offset.copy_(counts.log() - counts.sum(1, keepdim=True).log())
 
-    def _embed(self, tokens: Int64[Tensor, "n L"], context: Tensor | None) -> Float[Tensor, "n more E"]:
-        """What the network reads first: the start, with what the context says, and the tokens after it."""
+    def _embed(self, tokens: Int64[Tensor, "n L"], context: Tensor | None) -> Float[Tensor, "n L2 E"]:
+        """Return the network's input: the start vector plus the context, then the tokens' embeddings."""
         start, vector = self.start.expand(len(tokens), 1, -1), embed(self.context, context)
         start = start if vector is None else start + vector.unsqueeze(1)
         return start if self.tokens is None else torch.cat([start, self._look_up(tokens)], dim=1)

@@ -1,6 +1,6 @@
-r"""Generation token by token: what a next token is drawn from, and the window of tokens that the network sees.
+r"""Generation token by token: the distribution of the next token, and the window that the network reads.
 
-n sequences, K tokens of the vocabulary, T positions of the window.
+n sequences, K tokens of the vocabulary, T positions of the window, P tokens of the prompt.
 """
 
 from __future__ import annotations
@@ -14,17 +14,21 @@ from torch import Tensor
 
 __all__ = ["Choice", "check_prompt", "generate"]
 
-Next = Callable[[Int64[Tensor, "n L"], bool], Float[Tensor, "n K"]]
+NextLogits = Callable[[Int64[Tensor, "n L"], bool], Float[Tensor, "n K"]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    r"""How a token is drawn from the logits $l$ of the next one.
+    r"""How a token is drawn from the logits $l$.
 
     Attributes:
-        temperature: tokens are drawn from $\text{softmax}(l / \tau)$; at 0 the likeliest is taken.
-        top_k: among the k likeliest only.
-        top_p: among the fewest that hold this much of the probability (Holtzman et al. 2020); after `top_k`.
+        temperature: τ, of the distribution $\text{softmax}(l / \tau)$; 0 selects the most probable token.
+        top_k: restrict the draw to the k most probable tokens; None for all.
+        top_p: restrict the draw, after `top_k`, to the smallest set of tokens whose total probability is at least
+            `top_p` (Holtzman et al. 2020); None for all.
+
+    Raises:
+        ValueError: a negative or infinite temperature; top_k below 1; top_p outside (0, 1].
     """
 
     temperature: float = 1.0
@@ -40,34 +44,40 @@ class Choice:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p:g}")
 
     def draw(self, logits: Float[Tensor, "n K"]) -> Int64[Tensor, " n"]:
-        """One token for each row."""
+        """Return one token for each row."""
         if self.temperature == 0 or self.top_k == 1:
             return logits.argmax(-1)
-        # An exponential race: the first of clocks with rates p is k with probability p_k. No clock stops at 0.
+        # exponential race: argmin of clocks with rates p_k is k with probability p_k; clocks of 0 are excluded
         clocks = torch.empty_like(logits).exponential_().clamp_min_(torch.finfo(logits.dtype).tiny)
         return (self.probabilities(logits) / clocks).argmax(-1)
 
     def probabilities(self, logits: Float[Tensor, "n K"]) -> Float[Tensor, "n K"]:
-        """What the tokens are drawn from, at a temperature above 0."""
+        """Return the distribution of the token, for a temperature above 0."""
         if self.temperature != 1:
-            # the largest at 0, so that a small temperature cannot make it infinite
+            # with a maximum of 0, a small temperature cannot make logits infinite
             logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature
         if self.top_k is not None and self.top_k < logits.shape[-1]:
-            values, places = logits.topk(self.top_k, dim=-1)
-            logits = torch.full_like(logits, -torch.inf).scatter(-1, places, values)
+            values, tokens = logits.topk(self.top_k, dim=-1)
+            logits = torch.full_like(logits, -torch.inf).scatter(-1, tokens, values)
         if self.top_p is not None and self.top_p < 1:
-            p, places = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)
-            beyond = p.cumsum(-1) - p >= self.top_p  # what is likelier holds enough already
-            logits = logits.masked_fill(torch.zeros_like(beyond).scatter(-1, places, beyond), -torch.inf)
+            p, tokens = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)
+            excluded = p.cumsum(-1) - p >= self.top_p  # more probable tokens already have a total of top_p
+            logits = logits.masked_fill(torch.zeros_like(excluded).scatter(-1, tokens, excluded), -torch.inf)
         return logits.softmax(-1)
 
 
 def check_prompt(prompt: Tensor | None, n: int, window: int, levels: int, device: torch.device) -> Int64[Tensor, "n P"]:
-    """The prompt as n rows; ValueError where it is no integer of the vocabulary, or longer than the window."""
+    """Return the prompt as n rows.
+
+    Raises:
+        ValueError: no integers, another shape, more tokens than the window, or tokens outside the vocabulary.
+    """
     if prompt is None:
         return torch.empty(n, 0, dtype=torch.long, device=device)
     if prompt.is_floating_point() or prompt.dim() not in (1, 2) or (prompt.dim() == 2 and len(prompt) != n):
-        raise ValueError(f"a prompt is integers of shape (P,) or ({n}, P), got {prompt.dtype} of {tuple(prompt.shape)}")
+        raise ValueError(
+            f"a prompt must be integers of shape (P,) or ({n}, P), got {prompt.dtype} of {tuple(prompt.shape)}"
+        )
     rows = prompt.to(device, torch.long).expand(n, -1)
     if rows.shape[1] > window:
         raise ValueError(f"a prompt can have at most the {window} tokens of the window, got {rows.shape[1]}")
@@ -77,7 +87,7 @@ def check_prompt(prompt: Tensor | None, n: int, window: int, levels: int, device
 
 
 def generate(
-    following: Next,
+    next_logits: NextLogits,
     prompt: Int64[Tensor, "n P"],
     length: int,
     *,
@@ -85,22 +95,28 @@ def generate(
     choice: Choice,
     stop: int | None = None,
     stream: Callable[[Int64[Tensor, " n"]], object] | None = None,
-) -> Int64[Tensor, "n all"]:
-    """The prompt and `length` tokens after it.
+) -> Int64[Tensor, "n total"]:
+    """Return the prompt and `length` tokens after it.
 
-    `following(tokens, fresh)` takes the tokens that the network has not seen yet, after forgetting those before where
-    `fresh`, and gives the logits of the next. Where the window is full, its latter half is kept.
+    Args:
+        next_logits: called as `next_logits(tokens, fresh)` with the tokens that the network has not read yet, returns
+            the logits of the next token; with `fresh`, the network first drops the tokens that it has read.
+        prompt: P tokens for each sequence.
+        length: number of tokens to generate.
+        window: T; when the window is full, its second half becomes the start of the text.
+        choice: how tokens are drawn.
+        stop, stream: see `Autoregressive.generate`.
     """
     n, start = prompt.shape
     tokens = torch.cat([prompt, prompt.new_empty(n, length)], dim=1)
     done = torch.zeros(n, dtype=torch.bool, device=prompt.device)
-    first = 0  # of the window, whose tokens up to `seen` the network has
+    first = 0  # start of the window; the network has read its tokens up to `seen`
     seen = 0
     for t in range(start, start + length):
         full = t - first == window
         if full:
             first = seen = t - window // 2
-        token = choice.draw(following(tokens[:, seen:t], full or t == start))
+        token = choice.draw(next_logits(tokens[:, seen:t], full or t == start))
         if stop is not None:
             token = torch.where(done, stop, token)
         tokens[:, t] = token

@@ -1,4 +1,4 @@
-"""Densities that learn nothing: what every trained density is read against."""
+"""Baselines: densities without dependence between dimensions, to compare trained densities with."""
 
 from loglik.baselines.independent import Independent
 

@@ -1,4 +1,4 @@
-"""Independent: each dimension by itself. Every other density is compared with it."""
+"""Independent: the product of marginal distributions, the baseline of every comparison."""
 
 from __future__ import annotations
 
@@ -9,33 +9,34 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from loglik.density import Density, check_codes, check_levels
+from loglik.transforms.exponential_tails import sample_tails, tail_log_probs
 
 __all__ = ["Independent"]
 
 SMOOTHING = 0.5  # added to the count of a code and of a tail (Krichevsky and Trofimov 1981)
-OUTER = 0.005  # of a column's numbers lie in each tail
-EVEN = 0.1  # of the widths of bins at quantiles is shared evenly, so that repeated values leave none empty
+TAIL_SHARE = 0.005  # fraction of a column's values in each tail
+EVEN_SHARE = 0.1  # of the widths of bins at quantiles, spread evenly so that repeated values leave no width of 0
 BANDWIDTHS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # in bins
 
 
 class Independent(Density):
-    r"""$p(x) = \prod_d p_d(x_d)$, each $p_d$ by the kind of its dimension, counted on the training data.
+    r"""The density $p(x) = \prod_d p_d(x_d)$ with a histogram $p_d$ of the training data for each dimension.
 
-    A code into C categories has $P(k) = (n_k + \tfrac12) / (N + \tfrac C2)$ and nothing else. A number has M bins (an
-    integer at most one for each integer) between two outer quantiles and exponential tails beyond: a density
-    $m_k / w_k$ in a bin of mass m and width w for a real number, a mass $m_k / w_k$ of each of the w integers of a bin
-    for an integer. The masses are counts smoothed with a Gaussian kernel of bandwidth h bins and a pseudo-count a per
-    bin, $m_k \propto \sum_j n_j W_h(j, k) + a$ with $\sum_k W_h(j, k) = 1$. Even or quantile-spaced edges, h (0 to 16)
-    and a ($\tfrac12$ or $1/M$) are those with the highest leave-one-out likelihood for the dimension. Nothing is
-    trained by gradients.
+    A code into C categories has $P(k) = (n_k + \tfrac12) / (N + \tfrac C2)$. A numeric dimension has M bins (integers
+    at most one bin for each) between two outer quantiles, and exponential tails beyond. A bin of mass m and width w has
+    the density $m_k / w_k$; over integers, each of its w integers has the mass $m_k / w_k$. The masses are counts,
+    smoothed with a Gaussian kernel of bandwidth h bins, plus a pseudo-count a per bin:
+    $m_k \propto \sum_j n_j W_h(j, k) + a$ with $\sum_k W_h(j, k) = 1$. The leave-one-out likelihood of each dimension
+    selects even or quantile-spaced edges, h (0 to 16) and a ($\tfrac12$ or $1/M$). There is no training by gradients.
 
     Args:
-        event_shape: of the data, D numbers in all.
+        event_shape: of the data, D numbers in total.
         discrete_dims: for each dimension, whether it holds integers.
-        levels: K, where every dimension holds integers 0 ... K-1.
-        categories: for each dimension, how many codes 0, 1, ... it has; 0 for a number. None for numbers alone.
-        bins: M, of a number.
-        shared: one distribution for all dimensions, for sequences whose positions have no meaning of their own.
+        levels: K, if each dimension holds integers 0 ... K-1.
+        categories: for each dimension, its number of codes 0, 1, ...; 0 for a numeric dimension. None if all are
+            numeric.
+        bins: M.
+        shared: whether all dimensions share one distribution, as for windows of text.
 
     Raises:
         ValueError: a value outside the levels or codes.
@@ -66,8 +67,7 @@ class Independent(Density):
         self.discrete = all(discrete_dims)
         rows = 1 if shared else len(discrete_dims)
         count = torch.full((rows,), levels) if levels else torch.tensor(list(categories or [0] * rows)[:rows])
-        numbers = count == 0
-        size = torch.where(numbers, bins, count)
+        size = torch.where(count == 0, bins, count)
         widest = int(size.max())
         edges = torch.arange(widest + 1.0, dtype=torch.float64).repeat(rows, 1)
         unused = torch.arange(widest) >= size[:, None]
@@ -90,7 +90,7 @@ class Independent(Density):
     def token_log_probs(
         self, x: Shaped[Tensor, "B T"], context: Shaped[Tensor, "B ..."] | None = None
     ) -> Float[Tensor, "B T"]:
-        """Log p of each number by itself, in nats."""
+        """Return log p of each value, in nats."""
         log_p = self._log_probs(x)
         return log_p.view(x.shape) if self.shared else log_p.T
 
@@ -100,12 +100,7 @@ class Independent(Density):
         k = self._bin_of(columns)
         low, high = self.edges[:, :1], self._upper_edge()
         inside = (self.log_mass - self.edges.diff(dim=1).log()).gather(1, k)
-        integers = self.discrete_rows[:, None]
-        # of a tail with scale s: density e^{-d/s}/s, and mass e^{-d/s}(1 - e^{-1/s}) of an integer
-        unit = torch.where(integers, torch.log(-torch.expm1(-1 / self.tail_scale)), -self.tail_scale.log())
-        below = self.log_tail[:, :1] + unit[:, :1]
-        below = below - (low - columns - integers.double()).clamp_min(0) / self.tail_scale[:, :1]
-        above = self.log_tail[:, 1:] + unit[:, 1:] - (columns - high).clamp_min(0) / self.tail_scale[:, 1:]
+        below, above = tail_log_probs(columns, (low, high), self.tail_scale, self.discrete_rows, self.log_tail)
         return torch.where(columns < low, below, torch.where(columns >= high, above, inside))
 
     def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Shaped[Tensor, "n ..."]:
@@ -117,9 +112,8 @@ class Independent(Density):
         bin_ = k.clamp_max(widest - 1)
         low = self.edges.gather(1, bin_)
         x = low + u * (self.edges.gather(1, bin_ + 1) - low)
-        excess = -(-u).log1p()
-        x = torch.where(k == widest, self.edges[:, :1] - excess * self.tail_scale[:, :1], x)
-        x = torch.where(k == widest + 1, self._upper_edge() + excess * self.tail_scale[:, 1:], x)
+        below, above = sample_tails(u, (self.edges[:, :1], self._upper_edge()), self.tail_scale)
+        x = torch.where(k == widest, below, torch.where(k == widest + 1, above, x))
         x = torch.where(self.discrete_rows[:, None], x.floor(), x)
         x = x.view(n, -1) if self.shared else x.T
         x = x.reshape(n, *self.event_shape)
@@ -135,10 +129,10 @@ class Independent(Density):
         if codes.any():
             self._count_codes(columns[codes], codes)
         if not codes.all():
-            self._fit_numbers(columns[~codes], ~codes)
+            self._fit_numeric(columns[~codes], ~codes)
 
     def _count_codes(self, columns: Float[Tensor, "R N"], rows: Shaped[Tensor, " rows"]) -> None:
-        """P(k) = (n_k + ½) / (N + C/2)."""
+        """Set P(k) = (n_k + ½) / (N + C/2)."""
         counts = torch.zeros_like(self.log_mass[rows])
         counts.scatter_add_(1, columns.long(), torch.ones_like(columns))
         size = self.count[rows, None]
@@ -146,13 +140,13 @@ class Independent(Density):
         unused = torch.arange(counts.shape[1], device=counts.device) >= size
         self.log_mass[rows] = log_mass.masked_fill(unused, -torch.inf)
 
-    def _fit_numbers(self, columns: Float[Tensor, "R N"], rows: Shaped[Tensor, " rows"]) -> None:
-        """Edges, smoothing and pseudo-count with the highest leave-one-out likelihood, for each row its own."""
+    def _fit_numeric(self, columns: Float[Tensor, "R N"], rows: Shaped[Tensor, " rows"]) -> None:
+        """Set each row's edges, smoothing and pseudo-count to those with the highest leave-one-out likelihood."""
         m, integers = self.bins, self.discrete_rows[rows, None]
-        place = torch.arange(m, dtype=torch.float64, device=columns.device)
+        index = torch.arange(m, dtype=torch.float64, device=columns.device)
         best = torch.full_like(columns[:, 0], -torch.inf)
         for edges, size in _candidate_edges(columns, integers, m):
-            used = place < size
+            used = index < size
             low, high = edges[:, :1], edges.gather(1, size)
             widths = torch.where(used, edges.diff(dim=1), 1.0)
             k = torch.minimum((torch.searchsorted(edges, columns, right=True) - 1).clamp_min(0), size - 1)
@@ -163,9 +157,9 @@ class Independent(Density):
             scale = (excess + SMOOTHING * (high - low) / size) / tails
             log_tails = (tails - SMOOTHING) * (tails.log() - scale.log()) - excess / scale  # both tails' log-likelihood
             for bandwidth in BANDWIDTHS:
-                distance = (place[:, None] - place) / (bandwidth or 1e-3)
+                distance = (index[:, None] - index) / (bandwidth or 1e-3)
                 kernel = torch.exp(-0.5 * distance.square())
-                # over the bins that are used; a bin far beyond them has none
+                # the kernel's total over used bins; 0 for a bin far beyond them
                 spread = kernel.cumsum(1)[:, size.squeeze(1) - 1].T.clamp_min(1e-300)
                 smoothed = (counts / spread) @ kernel
                 for pseudo in (torch.full_like(size, SMOOTHING, dtype=torch.float64), 1 / size):
@@ -202,25 +196,28 @@ class Independent(Density):
 def _candidate_edges(
     columns: Float[Tensor, "R N"], integers: Shaped[Tensor, "R 1"], bins: int
 ) -> list[tuple[Float[Tensor, "R edges"], Shaped[Tensor, "R 1"]]]:
-    """Even and quantile-spaced edges between the 0.5 % and 99.5 % quantiles, infinite beyond the bins that are used,
-    and how many bins are. Integers have integer edges, the last beyond the highest integer."""
+    """Return even and quantile-spaced edges between the 0.5 % and 99.5 % quantiles, and the number of bins.
+
+    Edges after the last bin are infinite. Integers have integer edges, the last one above the highest integer.
+    """
     n = columns.shape[1]
     ordered = columns.sort(dim=1).values
-    cut = int(OUTER * n)
+    cut = int(TAIL_SHARE * n)
     low, high = ordered[:, cut, None], ordered[:, -1 - cut, None]
-    flat = high <= low  # the quantiles agree: take all the data
+    flat = high <= low  # all quantiles are equal: use the whole range
     low, high = torch.where(flat, ordered[:, :1], low), torch.where(flat, ordered[:, -1:], high)
-    place = torch.arange(bins + 1, dtype=torch.float64, device=columns.device)
+    index = torch.arange(bins + 1, dtype=torch.float64, device=columns.device)
     step = (high - low) / bins
     step = torch.where(step > 1e-12 * high.abs() + 1e-30, step, torch.full_like(step, 1.0 / bins))
-    span = high - low + 1  # how many integers
+    span = high - low + 1  # number of integers
     per_bin = (span / bins).ceil()
-    even = low + torch.where(integers, per_bin, step) * place
-    at = cut + (place / bins * (n - 1 - 2 * cut)).round().long()
-    mixed = (1 - EVEN) * torch.maximum(torch.minimum(ordered[:, at], high), low) + EVEN * (low + step * place)
-    rising = (mixed.floor() - place).cummax(1).values + place  # a bin holds one integer at least
+    even = low + torch.where(integers, per_bin, step) * index
+    ranks = cut + (index / bins * (n - 1 - 2 * cut)).round().long()
+    quantiles = torch.maximum(torch.minimum(ordered[:, ranks], high), low)
+    mixed = (1 - EVEN_SHARE) * quantiles + EVEN_SHARE * (low + step * index)
+    rising = (mixed.floor() - index).cummax(1).values + index  # at least one integer per bin
     size = span.clamp_max(bins)
-    rising = torch.maximum(torch.minimum(rising, high + 1 - (size - place)), low + place)
+    rising = torch.maximum(torch.minimum(rising, high + 1 - (size - index)), low + index)
     sizes = [torch.where(integers, number, bins).long() for number in ((span / per_bin).ceil(), size)]
     candidates = zip([even, torch.where(integers, rising, mixed)], sizes, strict=True)
-    return [(edges.masked_fill(place > number, torch.inf), number) for edges, number in candidates]
+    return [(edges.masked_fill(index > number, torch.inf), number) for edges, number in candidates]

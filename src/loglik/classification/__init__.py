@@ -1,4 +1,4 @@
-"""Classifiers as densities over labels, and what is measured of them."""
+"""Classifiers as densities over labels, and their calibration and confusion."""
 
 from loglik.classification.calibration import calibration_error, confusion_matrix, per_class, reliability
 from loglik.classification.classifier import Classifier

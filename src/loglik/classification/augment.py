@@ -1,4 +1,4 @@
-"""Augmentation: random changes of a batch of images that leave the label what it is, through kornia."""
+"""Augmentation: random changes of images that preserve the label, by kornia."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ __all__ = ["Augment"]
 
 
 class Augment(nn.Module):
-    """Random crops of the padded image, mirror images, and a patch that is erased, for images scaled to [-1, 1].
+    """Random crops of padded images, mirror images and erased patches, for images scaled to [-1, 1].
 
     Args:
-        shift: by how many pixels at most each way an image is moved; what comes in from outside is its darkest level.
-        flip: mirror left and right in half of the images.
+        size: (H, W) of the images.
+        shift: maximal number of pixels by which an image is shifted in each direction; padding has the lowest level.
+        flip: whether half of the images are mirrored left to right.
         erase: the fraction of images in which a patch of 2 to 20 % of the area is set to zero (Zhong et al. 2020,
             "Random erasing data augmentation").
 
-    It uses torch's global generator, as all noise in training does.
+    Random numbers come from torch's global generator, as all noise in training.
     """
 
     def __init__(self, size: tuple[int, int], *, shift: int = 0, flip: bool = False, erase: float = 0.0) -> None:

@@ -1,4 +1,4 @@
-r"""How far a classifier's confidence can be believed: confusion, reliability and calibration error.
+r"""Confusion, reliability and calibration error of a classifier.
 
 Notation: N examples, K classes, $p$ probabilities (N, K), $y$ labels (N,). The prediction is
 $\hat y = \arg\max_k p_k$ and its confidence $\hat p = \max_k p_k$. Everything is computed in float64.
@@ -26,7 +26,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Reliability:
-    """Mean confidence, accuracy (as fractions) and number of examples in each of M bins; 0 where empty."""
+    """Mean confidence, accuracy (as fractions) and number of examples in each of M bins; 0 in empty bins."""
 
     confidence: Float64[Tensor, " M"]
     accuracy: Float64[Tensor, " M"]
@@ -34,23 +34,24 @@ class Reliability:
 
     @property
     def error(self) -> float:
-        """The expected calibration error of these bins; see `calibration_error`."""
+        """Return the expected calibration error of these bins; see `calibration_error`."""
         gap = (self.accuracy - self.confidence).abs()
         return float((gap * self.count).sum() / self.count.sum())
 
     @property
     def intervals(self) -> list[tuple[float, float]]:
-        """The 95 % Wilson interval of each bin's accuracy; 0 to 1 where the bin is empty."""
-        right = (self.accuracy * self.count).round().long().tolist()
-        return [wilson_interval(k, n) for k, n in zip(right, self.count.tolist(), strict=True)]
+        """Return the 95 % Wilson interval of each bin's accuracy; 0 to 1 for an empty bin."""
+        correct = (self.accuracy * self.count).round().long().tolist()
+        return [wilson_interval(k, n) for k, n in zip(correct, self.count.tolist(), strict=True)]
 
     @property
     def error_interval(self) -> tuple[float, float]:
-        r"""The calibration errors that are possible with each bin's accuracy within its 95 % Wilson interval.
+        r"""Return the range of calibration errors for which each bin's accuracy is in its 95 % Wilson interval.
 
-        With $[a_m, b_m]$ that of bin m and $c_m$ its confidence, from $\sum_m \tfrac{|B_m|}{N} \max(0, a_m - c_m, c_m -
-        b_m)$ to $\sum_m \tfrac{|B_m|}{N} \max(|a_m - c_m|, |b_m - c_m|)$. A conservative interval: it lets all bins err
-        together.
+        With the interval $[a_m, b_m]$ of bin m and its confidence $c_m$, the range is from
+        $\sum_m \tfrac{|B_m|}{N} \max(0, a_m - c_m, c_m - b_m)$ to
+        $\sum_m \tfrac{|B_m|}{N} \max(|a_m - c_m|, |b_m - c_m|)$. The interval is conservative: it allows all bins to
+        deviate together.
         """
         low, high = torch.tensor(self.intervals, dtype=torch.float64, device=self.count.device).unbind(1)
         share, c = self.count / self.count.sum(), self.confidence
@@ -64,10 +65,10 @@ class ClassScore:
     """Scores of one class, as fractions.
 
     Attributes:
-        precision: of the predictions of the class, the share that is right.
-        recall: of the examples of the class, the share that is found.
-        f1: the harmonic mean of the two; 0 where nothing is right.
-        count: examples of the class.
+        precision: fraction of the predictions of the class that are correct.
+        recall: fraction of the examples of the class that are predicted as it.
+        f1: harmonic mean of precision and recall; 0 if no prediction of the class is correct.
+        count: number of examples of the class.
         precision_interval, recall_interval: 95 % Wilson intervals.
     """
 
@@ -117,7 +118,7 @@ def confusion_matrix(probabilities: Float[Tensor, "N K"], labels: Int[Tensor, " 
         labels: the true classes, 0 ... K-1.
 
     Raises:
-        ValueError: where the probabilities or the labels are not what they should be.
+        ValueError: probabilities that are no distributions, or labels outside 0 ... K-1.
 
     >>> confusion_matrix(torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]]), torch.tensor([0, 1, 1])).tolist()
     [[1, 0], [1, 1]]
@@ -129,7 +130,7 @@ def confusion_matrix(probabilities: Float[Tensor, "N K"], labels: Int[Tensor, " 
 
 
 def per_class(confusion: Int64[Tensor, "K K"]) -> list[ClassScore]:
-    """Precision, recall and F1 of each class from a confusion matrix.
+    """Return precision, recall and F1 of each class from a confusion matrix.
 
     >>> [round(score.f1, 3) for score in per_class(torch.tensor([[1, 0], [1, 1]]))]
     [0.667, 0.667]
@@ -157,7 +158,7 @@ def reliability(probabilities: Float[Tensor, "N K"], labels: Int[Tensor, " N"], 
         bins: the number M of bins over [0, 1].
 
     Raises:
-        ValueError: where the probabilities, the labels or the number of bins are not what they should be.
+        ValueError: probabilities that are no distributions, labels outside 0 ... K-1, or bins below 1.
     """
     _check(probabilities, labels)
     if bins < 1:
@@ -176,9 +177,9 @@ def reliability(probabilities: Float[Tensor, "N K"], labels: Int[Tensor, " N"], 
 
 
 def calibration_error(probabilities: Float[Tensor, "N K"], labels: Int[Tensor, " N"], *, bins: int = 15) -> float:
-    r"""The expected calibration error, $\sum_m \tfrac{|B_m|}{N} \, |\mathrm{acc}(B_m) - \mathrm{conf}(B_m)|$.
+    r"""Return the expected calibration error $\sum_m \tfrac{|B_m|}{N} \, |\mathrm{acc}(B_m) - \mathrm{conf}(B_m)|$.
 
-    A fraction: 0 where among the predictions made with confidence c a fraction c is right.
+    It is a fraction, and 0 if a fraction c of the predictions with confidence c is correct.
 
     Args:
         probabilities: p(y | x), rows that sum to 1.
@@ -186,9 +187,9 @@ def calibration_error(probabilities: Float[Tensor, "N K"], labels: Int[Tensor, "
         bins: the number M of equal-width bins $B_m$ over the confidence.
 
     Raises:
-        ValueError: where the probabilities, the labels or the number of bins are not what they should be.
+        ValueError: probabilities that are no distributions, labels outside 0 ... K-1, or bins below 1.
 
-    Source: Guo et al. 2017, "On calibration of modern neural networks", eq. 3.
+    Reference: Guo et al. 2017, "On calibration of modern neural networks", eq. 3.
 
     >>> calibration_error(torch.tensor([[0.75, 0.25]] * 4), torch.tensor([0, 0, 0, 1]))
     0.0
@@ -197,7 +198,7 @@ def calibration_error(probabilities: Float[Tensor, "N K"], labels: Int[Tensor, "
 
 
 def _check(probabilities: Tensor, labels: Tensor) -> None:
-    """Raise a ValueError of one line unless these are N distributions over K classes and N labels."""
+    """Raise ValueError unless these are N distributions over K classes and N labels."""
     if probabilities.dim() != 2 or labels.shape != probabilities.shape[:1]:
         raise ValueError(
             "probabilities must have shape (N, K) and labels (N,), "

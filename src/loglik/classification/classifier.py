@@ -7,30 +7,34 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
-from loglik.density import Density, check_levels
+from loglik.density import Density, check_levels, evaluation_mode, output_layer
 
 __all__ = ["Classifier"]
 
-PRIOR = 4.0  # a: the inverse temperature's prior has mode 1 and standard deviation about 1/2
+PRIOR_STRENGTH = 4.0  # a: the prior of the inverse temperature has mode 1 and standard deviation about 1/2
 
 
 class Classifier(Density):
-    r"""$p(y \mid x) = \text{softmax}(g_{\theta_2}(f_{\theta_1}(x)))_y$: features f, then a head g to C classes.
+    r"""The distribution $p(y \mid x) = \text{softmax}(g_{\theta_2}(f_{\theta_1}(x)))_y$: features f, head g, C classes.
 
-    The label is the event and the data are the context. `-log_prob` is the cross-entropy,
-    $-\sum_c 1[y = c] \log \hat y_c$, and `loss` its mean; with `smoothing` ε, `loss` alone mixes the target with the
+    The label is the event and the data are the context. `-log_prob` is the cross-entropy
+    $-\sum_c 1[y = c] \log \hat y_c$, and `loss` its mean. With label smoothing ε, only `loss` mixes the target with the
     uniform distribution, $(1 - ε)\,1[y = c] + ε / C$ (Szegedy et al. 2016). After training, `calibrate` divides the
-    logits by the temperature T that maximises the likelihood of held-out labels (Guo et al. 2017, section 4.2).
+    logits by the temperature T that maximises the posterior on validation labels (Guo et al. 2017, section 4.2).
 
     Args:
-        features: from data of order one to (B, h).
+        features: from inputs of order one to (B, h).
         head: from (B, h) to (B, C) logits.
         classes: C.
-        prepare: from data as the user holds them to what the features take (a scaling, a one-hot code), fitted
-            by `initialise`; None where they are the same.
-        augment: changes what `prepare` gave at random, in `loss` while training only.
-        mirror: in evaluation the logits are the mean of an image's and of its mirror image's, so that p(y | x) is the
-            same for both (as training with mirrored images asks, and Krizhevsky et al. 2012, section 4.1, average).
+        prepare: from data to inputs of the features (a scaling, a one-hot code), fitted by `initialise`; None if they
+            are the same.
+        augment: random changes of the inputs, in `loss` in training only.
+        smoothing: ε.
+        mirror: whether logits in evaluation are the mean of those of an image and its mirror image (Krizhevsky et al.
+            2012, section 4.1), so that p(y | x) is the same for both.
+
+    Raises:
+        ValueError: fewer than 2 classes; smoothing outside [0, 1).
     """
 
     temperature: Tensor
@@ -60,8 +64,12 @@ class Classifier(Density):
         self.conditional = True
         self.event = "y"
 
+    def output_layers(self) -> tuple[nn.Module, ...]:
+        """Return the head's last layer, whose rows are the classes."""
+        return output_layer(self.head)
+
     def logits(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B C"]:
-        """The head's output for data x, divided by the temperature."""
+        """Return the head's output for data x, divided by the temperature."""
         if self.prepare is not None:
             x = self.prepare(x)
         logits = self.head(self.features(x))
@@ -70,18 +78,18 @@ class Classifier(Density):
         return logits / self.temperature
 
     def probabilities(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B C"]:
-        """p(y | x) for every class."""
+        """Return p(y | x) for each class."""
         return self.logits(x).softmax(-1)
 
     def log_prob(
         self, x: Int64[Tensor, " B"], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
     ) -> Float[Tensor, " B"]:
         check_levels(x, self.classes, "labels")
-        return -F.cross_entropy(self.logits(_needed(context)), x, reduction="none")
+        return -F.cross_entropy(self.logits(_require(context)), x, reduction="none")
 
     def loss(self, x: Int64[Tensor, " B"], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, ""]:
         check_levels(x, self.classes, "labels")
-        inputs = _needed(context)
+        inputs = _require(context)
         if self.prepare is not None:
             inputs = self.prepare(inputs)
         if self.augment is not None and self.training:
@@ -89,7 +97,7 @@ class Classifier(Density):
         return F.cross_entropy(self.head(self.features(inputs)), x, label_smoothing=self.smoothing)
 
     def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Int64[Tensor, " n"]:
-        return torch.multinomial(self.probabilities(_needed(context)), 1).squeeze(1)
+        return torch.multinomial(self.probabilities(_require(context)), 1).squeeze(1)
 
     def initialise(self, x: Int64[Tensor, " N"], context: Shaped[Tensor, "N ..."] | None = None) -> None:
         if self.prepare is not None and hasattr(self.prepare, "initialise"):
@@ -97,27 +105,28 @@ class Classifier(Density):
 
     @torch.no_grad()
     def calibrate(self, x: Int64[Tensor, " N"], context: Shaped[Tensor, "N ..."] | None = None) -> None:
-        r"""Set the temperature from held-out labels x and data, by maximum a posteriori.
+        r"""Set the temperature by maximum a posteriori on validation labels x and their data.
 
-        $\sum_i \log p(y_i \mid x_i) + a (\log \beta - \beta)$ with β = 1/T, a Gamma prior whose mode is 1: concave in
-        β. Without it, few labels that are all predicted right would make the classifier certain of everything.
+        The objective $\sum_i \log p(y_i \mid x_i) + a (\log \beta - \beta)$ with β = 1/T has a Gamma prior of mode 1
+        and is concave in β. Without the prior, a small validation set without errors would make every prediction
+        certain.
         """
-        self.eval()
         self.temperature.fill_(1)
-        logits = torch.cat([self.logits(rows) for rows in _needed(context).split(256)]).double()
+        with evaluation_mode(self):
+            logits = torch.cat([self.logits(rows) for rows in _require(context).split(256)]).double()
         inverse = torch.ones((), dtype=torch.float64, device=logits.device)
-        for _ in range(50):  # Newton's steps, each at most a doubling or a halving
+        for _ in range(50):  # Newton's method; a step at most doubles or halves β
             p = (inverse * logits).softmax(1)
             mean = (p * logits).sum(1)
             slope = (mean - logits.gather(1, x[:, None]).squeeze(1)).mean()
             curvature = ((p * logits.square()).sum(1) - mean.square()).mean()
-            slope = slope + PRIOR / len(x) * (1 - 1 / inverse)
-            curvature = curvature + PRIOR / len(x) / inverse.square()
+            slope = slope + PRIOR_STRENGTH / len(x) * (1 - 1 / inverse)
+            curvature = curvature + PRIOR_STRENGTH / len(x) / inverse.square()
             inverse = (inverse - slope / curvature).clamp(inverse / 2, inverse * 2).clamp(0.01, 100)
         self.temperature.copy_(1 / inverse)
 
 
-def _needed(context: Tensor | None) -> Tensor:
+def _require(context: Tensor | None) -> Tensor:
     if context is None:
-        raise ValueError("a classifier is p(y | x): pass the data x as the context")
+        raise ValueError("a classifier is p(y | x), got no context: pass the data x as the context")
     return context

@@ -1,4 +1,4 @@
-"""Inputs: from data as the user holds them to numbers of order one, for a classifier's features."""
+"""Inputs: data to numbers of order one, for a classifier's features."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ __all__ = ["Columns", "Levels"]
 
 
 class Levels(nn.Module):
-    """Integers 0 ... K-1 to [-1, 1], the shape kept."""
+    """Scale integers 0 ... K-1 to [-1, 1].
+
+    Args:
+        levels: K.
+    """
 
     def __init__(self, levels: int) -> None:
         super().__init__()
@@ -26,10 +30,10 @@ class Levels(nn.Module):
 
 
 class Columns(nn.Module):
-    """Numbers to zero mean and unit variance, categories to a one-hot code, joined in the order of columns.
+    """Standardise numeric columns and encode categorical columns as one-hot vectors, concatenated in this order.
 
     Args:
-        categories: for each dimension the number of its categories, 0 where it is a number.
+        categories: for each column, its number of categories; 0 for a numeric column.
     """
 
     def __init__(self, categories: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""Features of a text: an encoder over its tokens, and the mean of what it makes of them."""
+"""Features of a text: an encoder over its tokens, and the mean over positions."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["TokenEncoder"]
 
 
 class TokenEncoder(nn.Module):
-    """Tokens (B, T), an integer 0 ... K-1 each, to `outputs` = E features.
+    """Tokens (B, T), integers 0 ... K-1, to `outputs` = E features.
 
     Args:
         levels: K.
-        width, depth, heads: of the encoder, whose positions are rotary.
-        padding: the token that stands for nothing: it is neither looked at nor in the mean; None where there is none.
-        dropout: on the embeddings and in the encoder, in training.
+        width, depth, heads: of the encoder, which has rotary positions.
+        padding: the padding token, masked in attention and left out of the mean; None for no padding.
+        dropout: the fraction of embeddings and of the encoder's outputs dropped in training.
     """
 
     def __init__(
@@ -44,6 +44,6 @@ class TokenEncoder(nn.Module):
         if self.padding is None:
             return self.encoder(h).mean(1)
         seen = tokens != self.padding
-        seen = seen | (torch.arange(seen.shape[1], device=x.device) == 0)  # one at least, where all are padding
+        seen = seen | (torch.arange(seen.shape[1], device=x.device) == 0)  # one position even if all are padding
         h = self.encoder(h, seen[:, None, None])
         return (h * seen[:, :, None]).sum(1) / seen.sum(1, keepdim=True)

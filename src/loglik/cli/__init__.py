@@ -1,5 +1,7 @@
-"""The command line: `options` are read, `commands` run, and a user's mistake becomes one line here, in the command
-line's own words, and nowhere else."""
+"""The command line: `options` reads the options, `commands` runs the commands, `main` turns errors into one line.
+
+Only this package writes messages in the words of the command line.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,13 @@ from loglik.cli.options import as_options, follower
 
 __all__ = ["app", "main"]
 
-# a mistake in the words themselves, of the click that typer holds: its own, or the package
-UsageError: type[Exception] = typer.BadParameter.__bases__[0]
-MISTAKES = (ValueError, OSError, FloatingPointError, ImportError)
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # of typer's own click, or of the package
+USER_ERRORS = (ValueError, OSError, FloatingPointError, ImportError)
 
 
 def main() -> None:
-    """Run the command line: a user's mistake is one line and exit status 2, with `--debug` a traceback."""
-    # waiting threads spin for a few microseconds, then sleep: docs/decisions/networks.md
+    """Run the command line; a user's error prints one line and exits with 2, or raises with `--debug`."""
+    # idle threads spin for a few microseconds, then sleep: docs/decisions/networks.md
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ.setdefault("GOMP_SPINCOUNT", "500")
@@ -31,19 +32,19 @@ def main() -> None:
     try:
         sys.exit(app(standalone_mode=False))
     except UsageError as error:
-        words, asked = error.format_message(), error.ctx  # type: ignore[attr-defined]
-        if words:  # it is empty where no command was given, which shows the help
-            _complain(f"{words.rstrip('.')}: see {asked.command_path if asked else 'loglik'} --help")
+        message, context = error.format_message(), error.ctx  # type: ignore[attr-defined]
+        if message:  # empty without a command, which shows the help
+            _print_error(f"{message.rstrip('.')}: see {context.command_path if context else 'loglik'} --help")
     except typer.Abort:
         sys.exit(130)
-    except MISTAKES as error:
+    except USER_ERRORS as error:
         if debug:
             raise
         system = isinstance(error, OSError) and error.filename is not None and error.strerror
-        words = f"{error.filename}: {error.strerror.lower()}" if system else as_options(str(error))  # type: ignore[union-attr]
-        _complain(words)
+        message = f"{error.filename}: {error.strerror.lower()}" if system else as_options(str(error))  # type: ignore[union-attr]
+        _print_error(message)
     sys.exit(2)
 
 
-def _complain(words: str) -> None:
-    print(f"error: {' '.join(words.split())}", file=sys.stderr)
+def _print_error(message: str) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)

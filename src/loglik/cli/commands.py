@@ -1,4 +1,4 @@
-"""The commands. Everything heavy is imported inside them, so that help is quick."""
+"""The commands. Heavy modules are imported inside them, so that help is quick."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from loglik.cli.options import (
     as_options,
     folder_for,
     follower,
-    given,
     prompt_of,
     settings_of,
+    without_none,
 )
 
 __all__ = ["app"]
 
 app = typer.Typer(
     help="Deep learning by maximum likelihood: every model is a density, every number is comparable.",
-    epilog="Any command takes --debug, which shows the traceback of an error.",
+    epilog="Every command accepts --debug, which shows the traceback of an error.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -41,9 +41,11 @@ COUNTS = {1: "One", 2: "Two", 3: "Three", 4: "Four", 5: "Five"}
 def compare(
     data: DataArgument,
     models: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Families to train; all that fit by default.")
+        str | None, typer.Option(metavar="A,B", help="Families to train; by default all that fit the data.")
     ] = None,
-    budget: Annotated[str, typer.Option(metavar="TIME", help="Training time of each model: 20s, 1m.")] = "40s",
+    budget: Annotated[
+        str, typer.Option(metavar="TIME", help="Training time of each model, such as 20s or 1m.")
+    ] = "40s",
     out: Out = None,
     json: Json = None,
     label: Label = None,
@@ -53,8 +55,8 @@ def compare(
 ) -> None:
     """Train one density of each family and compare them: one table, one page."""
     from loglik.comparison import compare as run_comparison
-    from loglik.comparison import write_json
     from loglik.data import TextSettings, as_data
+    from loglik.evaluation import write_json
     from loglik.report import print_comparison, write_report
     from loglik.runs import new_folder
     from loglik.training import seconds
@@ -62,72 +64,79 @@ def compare(
     names = None if models is None else [name.strip() for name in models.split(",") if name.strip()]
     if names == []:
         raise ValueError("--models names no model: write flow,vae, or leave it out")
-    each = seconds(budget)
+    max_time = seconds(budget)
     text, options = TextSettings.split_options(settings_of(set_))
     folder = folder_for(out, data, before="compare-")
-    held = as_data(data, label=label, seed=seed, text=text, beside=folder)
+    dataset = as_data(data, label=label, seed=seed, text=text, beside=folder)
     if not follower():
         new_folder(folder, resumable=False)
-    print(held.describe())
-    entries = run_comparison(
-        held, models=names, budget=each, out=folder, samples=samples, seed=seed, say=_tell, **options
+    print(dataset.describe())
+    rows = run_comparison(
+        dataset, models=names, budget=max_time, out=folder, samples=samples, seed=seed, report=_report, **options
     )
     if follower():
         return
-    print_comparison(entries, held)
+    print_comparison(rows, dataset)
     for path in filter(None, (json, folder / "comparison.json")):
-        write_json([entry.result for entry in entries], path)
-    kinds = max(1, sum(entry.run is not None and entry.result.steps > 0 for entry in entries))
-    title = f"{COUNTS.get(kinds, str(kinds))} kind{'s' * (kinds != 1)} of density on {held.name}"
-    page = write_report(folder / "report.html", held, entries, title=title, seed=seed, split=held.held_out)
+        write_json([row.result for row in rows], path)
+    kinds = max(1, sum(row.run is not None and row.result.steps > 0 for row in rows))
+    title = f"{COUNTS.get(kinds, str(kinds))} kind{'s' * (kinds != 1)} of density on {dataset.name}"
+    page = write_report(folder / "report.html", dataset, rows, title=title, seed=seed, split=dataset.scored_split)
     print(f"report: {page}")
 
 
 @app.command()
 def fit(
     data: DataArgument,
-    model: Annotated[str, typer.Option(metavar="NAME", help="The family; `loglik list models` names them.")],
+    model: Annotated[str, typer.Option(metavar="NAME", help="The family; `loglik list models` lists all.")],
     out: Out = None,
-    max_time: Annotated[str | None, typer.Option(metavar="TIME", help="45s, 5m, 1h.")] = None,
-    max_steps: Annotated[int | None, typer.Option(min=1)] = None,
-    size: Annotated[str, typer.Option(help="small, medium or large.")] = "small",
+    max_time: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Longest training time, such as 45s, 5m or 1h.")
+    ] = None,
+    max_steps: Annotated[int | None, typer.Option(metavar="N", min=1, help="Maximal number of training steps.")] = None,
+    size: Annotated[str, typer.Option(help="Size of the networks: small, medium or large.")] = "small",
     label: Label = None,
     seed: Seed = 0,
     set_: Settings = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
 ) -> None:
     """Train one density and write it as a run."""
-    from loglik.comparison import judge, summary
+    from loglik.comparison import evaluate_run
     from loglik.data import TextSettings, as_data
-    from loglik.report import draw, samples_file, write_report, write_samples
+    from loglik.evaluation import summary
+    from loglik.report import samples_file, write_report, write_samples
+    from loglik.tasks import draw
     from loglik.training import fit as train
 
     if resume and out is None:
-        raise ValueError("--resume needs --out RUN, the run to go on with")
+        raise ValueError("--resume needs --out RUN, the run to continue")
     text, options = TextSettings.split_options(settings_of(set_))
     folder = folder_for(out, data, after=f"-{model.replace(':', '-')}")
-    held = as_data(data, label=label, seed=seed, text=text, beside=folder)
-    options = {"size": size, **options, **given(max_time=max_time, max_steps=max_steps)}
-    print(held.describe())
-    run = train(model, held, out=folder, resume=resume, seed=seed, **options)
+    dataset = as_data(data, label=label, seed=seed, text=text, beside=folder)
+    options = {"size": size, **options, **without_none(max_time=max_time, max_steps=max_steps)}
+    print(dataset.describe())
+    run = train(model, dataset, out=folder, resume=resume, seed=seed, **options)
     if follower():
         return
-    entry, split = judge(run, held, seed=seed), held.held_out
-    print(f"{split} split: {summary(entry.result)}")
-    for line in dict.fromkeys([*(entry.latents.lines() if entry.latents else []), *entry.result.notes]):
+    row, split, spec = evaluate_run(run, dataset, seed=seed), dataset.scored_split, dataset.spec
+    print(f"{split} split: {summary(row.result)}")
+    for line in dict.fromkeys([*(row.latents.lines() if row.latents else []), *row.result.notes]):
         print(line)
-    if entry.result.event == "x":
-        write_samples(draw(run.density, held.spec, 64, seed=seed), held.spec, samples_file(folder, held.spec))
-    page = write_report(folder / "report.html", held, [entry], title=f"{model} on {held.name}", seed=seed, split=split)
+    if row.result.event == "x":
+        write_samples(draw(run.density, spec, 64, seed=seed), spec, samples_file(folder, spec))
+    title = f"{model} on {dataset.name}"
+    page = write_report(folder / "report.html", dataset, [row], title=title, seed=seed, split=split)
     print(f"run: {folder}\nreport: {page}")
 
 
 @app.command()
 def evaluate(
     run: RunArgument,
-    data: Annotated[str | None, typer.Argument(metavar="[DATA]", help="The run's own test split by default.")] = None,
+    data: Annotated[
+        str | None, typer.Argument(metavar="[DATA]", help="Data to score; by default the run's own test split.")
+    ] = None,
     split: Annotated[
-        str | None, typer.Option(help="train, validation, test or all; a given DATA is used whole.")
+        str | None, typer.Option(help="train, validation, test or all; `all` by default where DATA is passed.")
     ] = None,
     samples: Samples = None,
     seed: Seed = 0,
@@ -137,30 +146,32 @@ def evaluate(
         typer.Option(metavar="FILE", help="Also write each row's log-likelihood and its standard error as CSV."),
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="Of a diffusion: vlb, a lower bound, or ode, an estimate by the flow.")
+        str | None, typer.Option(help="For a diffusion: `vlb`, a lower bound, or `ode`, an estimate.")
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Of the method: a bound in N steps (else continuous), or the solver's."),
+        typer.Option(
+            metavar="N", help="Number of steps: T for `vlb` (continuous time if omitted), or solver steps for `ode`."
+        ),
     ] = None,
 ) -> None:
     """Score a run's density on data, in nats and bits/dim."""
-    from loglik.comparison import evaluate as score
-    from loglik.comparison import summary, write_json
-    from loglik.evaluation.evaluate import SOLVED
+    from loglik.evaluation import evaluate as score
+    from loglik.evaluation import summary, write_json
+    from loglik.evaluation.split import SOLVED_ROWS
     from loglik.report import print_classes
     from loglik.runs import load
 
     trained = load(run)
     result = score(trained, data, split=split, samples=samples, seed=seed, per_row=per_row, method=method, steps=steps)
-    each = "" if result.unit == "token" else f", {result.samples} sample{'s' * (result.samples > 1)} each"
-    if each and per_row is not None and samples is None and result.samples > 1:
-        each += " on average"
-    print(f"{result.n} {result.unit}s{each}: {summary(result)}")
+    draws = "" if result.unit == "token" else f", {result.samples} sample{'s' * (result.samples > 1)} each"
+    if draws and per_row is not None and samples is None and result.samples > 1:
+        draws += " on average"
+    print(f"{result.n} {result.unit}s{draws}: {summary(result)}")
     for name, value in result.terms.items():
         print(f"  {name}: {value:.3f} nats")
     if result.numerical_error is not None:
-        rows = min(SOLVED, result.n)
+        rows = min(SOLVED_ROWS, result.n)
         print(f"  the solver's error: about {result.numerical_error:.2g} nats per example, on the first {rows}")
     if result.confusion is not None:
         print_classes(result.confusion, trained.spec.classes)
@@ -172,68 +183,75 @@ def evaluate(
 def sample(
     run: RunArgument,
     n: Annotated[
-        int | None, typer.Option("-n", min=1, help="How many; 64 by default, or 1 that goes on from a prompt.")
+        int | None, typer.Option("-n", min=1, help="Number of samples; 64 by default, 1 for text from a prompt.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help=".png, .csv, .txt or .npy.")] = None,
-    label: Annotated[str | None, typer.Option(help="The class to draw from, of a conditional density.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="A .png, .csv, .txt or .npy file.")] = None,
+    label: Annotated[str | None, typer.Option(help="For a conditional density: the class to draw from.")] = None,
     seed: Seed = 0,
-    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Of text: how it begins; @FILE reads it.")] = None,
-    length: Annotated[int | None, typer.Option(metavar="N", help="Of text: how many tokens to add.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="For text: the beginning; @FILE reads it from a file.")
+    ] = None,
+    length: Annotated[int | None, typer.Option(metavar="N", help="For text: the number of tokens to add.")] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="Of text: below 1 for likelier tokens, 0 for the likeliest.")
+        float | None, typer.Option(help="For text: below 1 for likelier tokens, 0 for the likeliest.")
     ] = None,
-    top_k: Annotated[int | None, typer.Option(help="Of text: draw among the k likeliest tokens.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="For text: draw among the k likeliest tokens.")] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Of text: draw among the likeliest tokens that hold this probability.")
+        float | None, typer.Option(help="For text: draw among the likeliest tokens with this total probability.")
     ] = None,
-    stop: Annotated[str | None, typer.Option(metavar="TOKEN", help="Of text: end with this token.")] = None,
-    method: Annotated[str | None, typer.Option(help="Of a diffusion: ddpm, ddim, unipc, ipndm, ...")] = None,
-    steps: Annotated[int | None, typer.Option(metavar="N", help="Of a diffusion: noise levels.")] = None,
+    stop: Annotated[str | None, typer.Option(metavar="TOKEN", help="For text: stop after this token.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="For a diffusion: the sampler: ddpm, ddim, unipc, ipndm, ...")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(metavar="N", help="For a diffusion: the number of noise levels.")] = None,
     until: Annotated[
-        float | None, typer.Option(help="Of a diffusion: the last log-SNR; 3 or 4 for images in 10 to 20 steps.")
+        float | None, typer.Option(help="For a diffusion: the last log-SNR; 3 or 4 for images in 10 to 20 steps.")
     ] = None,
     guidance: Annotated[
-        float | None, typer.Option(metavar="W", help="Of a diffusion: above 1 to agree more with the label.")
+        float | None,
+        typer.Option(
+            metavar="W", help="For a diffusion: the guidance weight; above 1 samples agree more with the label."
+        ),
     ] = None,
 ) -> None:
-    """Draw samples from a run's density, in the units of the data; text goes on from a prompt, on the terminal."""
-    from loglik.report import continue_text, draw, numbered, samples_file, write_samples
+    """Draw samples from a run's density, in the units of the data, or continue a text from a prompt."""
+    from loglik.report import numbered, samples_file, write_samples
     from loglik.runs import load
+    from loglik.tasks import continue_text
+    from loglik.tasks import sample as draw_samples
 
-    loaded = load(run)
-    density, spec = loaded.density, loaded.spec
-    if density.event == "y":
-        raise ValueError(f"{run} is a classifier, p(label | data): it has no data to draw; use another family")
-    asked = given(length=length, temperature=temperature, top_k=top_k, top_p=top_p, stop=stop)
-    if prompt is not None or asked:
-        n, start = n or 1, prompt_of(prompt)
-        say = _say if n == 1 and out is None and sys.stdout.isatty() else None
-        texts = continue_text(density, spec, prompt=start, n=n, seed=seed, label=label, say=say, **asked)
+    trained = load(run)
+    options = without_none(length=length, temperature=temperature, top_k=top_k, top_p=top_p, stop=stop)
+    if trained.density.event == "x" and (prompt is not None or options):
+        n = n or 1
+        on_text = _print_piece if n == 1 and out is None and sys.stdout.isatty() else None
+        texts = continue_text(trained, prompt_of(prompt), n=n, seed=seed, label=label, on_text=on_text, **options)
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(numbered(texts), encoding="utf-8")
-        print(f"{len(texts)} samples: {out}" if out else "" if say else numbered(texts).removesuffix("\n"))
+        print(f"{len(texts)} samples: {out}" if out else "" if on_text else numbered(texts).removesuffix("\n"))
         return
-    n = n or 64
-    if how := given(method=method, steps=steps, until=until, guidance=guidance):
-        from loglik.diffusion import with_sampler
-
-        density = with_sampler(density, **how)
-    path = out or samples_file(run, spec)
-    write_samples(draw(density, spec, n, seed=seed, label=label), spec, path)
-    print(f"{n} samples: {path}")
+    sampler = without_none(method=method, steps=steps, until=until, guidance=guidance)
+    x = draw_samples(trained, n or 64, label=label, seed=seed, **sampler)
+    path = out or samples_file(run, trained.spec)
+    write_samples(x, trained.spec, path)
+    print(f"{len(x)} samples: {path}")
 
 
 @app.command()
 def encode(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `loglik fit --model vae` wrote.")],
-    data: Annotated[str | None, typer.Argument(metavar="[DATA]", help="The run's own data by default.")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="A .csv; latents.csv in the run by default.")] = None,
+    data: Annotated[
+        str | None, typer.Argument(metavar="[DATA]", help="Data to encode; by default the run's own.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A .csv file; latents.csv in the run by default.")
+    ] = None,
     split: Annotated[str, typer.Option(help="train, validation, test or all.")] = "all",
 ) -> None:
-    """Write the latents of examples, a row each: a table of embeddings."""
-    from loglik.latents import write_latents
+    """Write a table of embeddings: the latents of each example in a row."""
     from loglik.runs import load
+    from loglik.tasks import write_latents
 
     path = out or run / "latents.csv"
     print(f"{write_latents(load(run), path, data, split=split)} rows of latents: {path}")
@@ -245,12 +263,12 @@ def fill(
     data: Annotated[
         Path, typer.Argument(metavar="TABLE", help="A table with missing values: .csv, .json, .parquet, ...")
     ],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the filled .csv goes.")] = Path("filled.csv"),
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The filled table, a .csv file.")] = Path("filled.csv"),
     seed: Seed = 0,
 ) -> None:
     """Fill a table's missing values with draws from a run's density, given the rest of each row."""
-    from loglik.filling import fill_table
     from loglik.runs import load
+    from loglik.tasks import fill_table
 
     print(f"{fill_table(load(run), data, out, seed=seed)} missing values filled: {out}")
 
@@ -258,24 +276,27 @@ def fill(
 @app.command()
 def inspect(
     model: Annotated[
-        str, typer.Argument(metavar="RUN|MODEL", help="A folder that `loglik fit` wrote, or a family, untrained.")
+        str,
+        typer.Argument(
+            metavar="RUN|MODEL", help="A folder that `loglik fit` wrote, or the name of a family, untrained."
+        ),
     ],
     data: Annotated[
-        str | None, typer.Argument(metavar="[DATA]", help="The run's own, or digits for a family, by default.")
+        str | None, typer.Argument(metavar="[DATA]", help="By default the run's own data, or digits for a family.")
     ] = None,
     out: Out = None,
     label: Label = None,
     seed: Seed = 0,
 ) -> None:
-    """Look inside a network: receptive fields, parameters and FLOPs, gradient flow, equivariance, cost."""
+    """Inspect a network: receptive fields, parameters and FLOPs, gradient flow, equivariance, cost."""
     from loglik.inspection import find, print_inspection, write_page
-    from loglik.inspection import inspect as look
+    from loglik.inspection import inspect as inspect_density
     from loglik.runs import new_folder
 
-    density, held, name, trained = find(model, data, label=label, seed=seed)
+    density, dataset, name, trained = find(model, data, label=label, seed=seed)
     folder = folder_for(out, model, before="inspect-")
     new_folder(folder, resumable=False)
-    found = look(density, held, split="all" if data else None, model=name, trained=trained, seed=seed)
+    found = inspect_density(density, dataset, split="all" if data else None, model=name, trained=trained, seed=seed)
     print_inspection(found)
     print(f"page: {write_page(folder / 'inspection.html', found)}")
 
@@ -321,33 +342,38 @@ app.add_typer(listing, name="list")
 
 
 @listing.command("models")
-def list_models() -> None:
-    """The families, and what they take."""
-    from loglik.data.text import TextSettings
+def list_models(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="The model whose options to describe; all, in short, if omitted."),
+    ] = None,
+) -> None:
+    """List the models and their options; with NAME, describe each option of one model."""
+    from loglik.cli.reference import describe, overview
+    from loglik.data.text_settings import TextSettings
     from loglik.data.tokenizers import KINDS
-    from loglik.recipes import RECIPES
 
-    for recipe in RECIPES.values():
-        variants = f"\n{'':<15} variants: {', '.join(f'{recipe.name}:{k}' for k in recipe.kinds)}" * bool(recipe.kinds)
-        options = ", ".join(f"{k}={v}" for k, v in recipe.options.items() if v is not None)
-        print(f"{recipe.name:<15} {recipe.summary}\n{'':<15} options: {options}{variants}")
-    read = TextSettings()
-    options = ", ".join(f"{k}={v}" for k, v in read.to_dict().items() if v is not None)
+    if name is not None:
+        print(describe(name))
+        return
+    print(overview())
+    options = ", ".join(f"{k}={v}" for k, v in TextSettings().to_dict().items() if v is not None)
     print(f"\ntext, for any of them: {options}, window; tokenizer is {', '.join(KINDS)}")
+    print("`loglik list models NAME` describes the options of a model.")
 
 
 @listing.command("data")
 def list_data() -> None:
-    """The data sets that are known by name."""
+    """List the data sets that have a name."""
     from loglik.data import names
 
-    for name, what in names().items():
-        print(f"{name:<15} {what}")
+    for name, description in names().items():
+        print(f"{name:<15} {description}")
 
 
-def _tell(line: str) -> None:
+def _report(line: str) -> None:
     print(as_options(line))
 
 
-def _say(text: str) -> None:
+def _print_piece(text: str) -> None:
     print(text, end="", flush=True)

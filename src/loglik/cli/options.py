@@ -1,4 +1,4 @@
-"""What the commands read: the options that several share, `--set`, and where a run goes."""
+"""What the commands share: arguments and options, `--set`, and the folder of a run."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ __all__ = [
     "as_options",
     "folder_for",
     "follower",
-    "given",
     "prompt_of",
     "settings_of",
+    "without_none",
 ]
 
 DataArgument = Annotated[
@@ -38,7 +38,7 @@ DataArgument = Annotated[
     ),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `loglik fit` wrote.")]
-Label = Annotated[str | None, typer.Option(metavar="COLUMN", help="The label's column, of a table.")]
+Label = Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of a table that holds the labels.")]
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write; a new folder under runs/ by default.")]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the numbers as JSON.")]
 Samples = Annotated[int | None, typer.Option(min=1, help="Monte Carlo samples per example, for bounds.")]
@@ -48,7 +48,7 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="A training setting or recipe option; repeatable."),
 ]
 
-# What fit and compare take besides settings: never through --set.
+# Options of fit and compare, which --set refuses.
 OWN_OPTIONS = {
     "seed": "--seed",
     "label": "--label",
@@ -59,19 +59,19 @@ OWN_OPTIONS = {
     "budget": "--budget",
     "max_time": "--max-time or --budget",
 }
-# what messages name as Python's arguments, `resume=True` or `label="COLUMN"`: options of the commands, and of --set
+# Python's arguments in messages, such as `resume=True` or `label="COLUMN"`: options of the commands, and of --set
 OPTION = re.compile(r'(?<![\w./-])(label|models|out|per_row|resume|samples|seed|split)=(?:"([^"]*)"|(\w*))')
 SETTING = re.compile(r"(?<![\w./-])(conditional|window)=(\w+)")
-NOT_SETTINGS = {"data", "density", "settings", "progress", "say"}
+NOT_SETTINGS = {"data", "density", "settings", "progress", "report"}
 
 
 def settings_of(pairs: Sequence[str] | None) -> dict[str, Any]:
-    """`key=value` words as a dictionary."""
+    """Return `key=value` words as a dictionary."""
     settings = {}
     for pair in pairs or ():
         key, equals, text = (part.strip() for part in pair.partition("="))
         if not equals or not key:
-            raise ValueError(f"--set takes key=value, got {pair!r}")
+            raise ValueError(f"--set needs key=value, got {pair!r}")
         if key in OWN_OPTIONS or key in NOT_SETTINGS:
             raise ValueError(f"--set cannot set {key!r}" + (f": use {OWN_OPTIONS[key]}" if key in OWN_OPTIONS else ""))
         settings[key] = _value(text)
@@ -79,7 +79,7 @@ def settings_of(pairs: Sequence[str] | None) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """A number (YAML takes 1e-3 for a text), or what YAML makes of it."""
+    """Return a text as a number (YAML reads 1e-3 as a text), or as YAML reads it."""
     import yaml
 
     for kind in (int, float):
@@ -92,7 +92,7 @@ def _value(text: str) -> Any:
 
 
 def as_options(message: str) -> str:
-    """A message in the words of the command line: Python's arguments as options.
+    """Return a message in the words of the command line: Python's arguments as options.
 
     >>> as_options('choose another out=, or pass resume=True; give label="COLUMN" or conditional=True')
     'choose another --out, or pass --resume; give --label COLUMN or --set conditional=true'
@@ -108,13 +108,13 @@ def as_options(message: str) -> str:
     return SETTING.sub(setting, OPTION.sub(option, message))
 
 
-def given(**options: Any) -> dict[str, Any]:
-    """The options that were given: those that are not None."""
+def without_none(**options: Any) -> dict[str, Any]:
+    """Return the options that are not None."""
     return {name: value for name, value in options.items() if value is not None}
 
 
 def folder_for(out: Path | None, source: str, before: str = "", after: str = "") -> Path:
-    """The folder asked for, or the first free one under runs/, named after the data."""
+    """Return `out`, or if it is None the first free folder under runs/, named after the data."""
     if out is not None:
         return out
     stem = Path(source).stem or "data"
@@ -127,11 +127,11 @@ def folder_for(out: Path | None, source: str, before: str = "", after: str = "")
 
 
 def prompt_of(text: str | None) -> str:
-    """A prompt, or what the file after an @ holds."""
+    """Return a prompt, or the text of the file after an @."""
     text = text or ""
     return Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") and len(text) > 1 else text
 
 
 def follower() -> bool:
-    """Whether this process is a further rank of a training on several devices: the first one writes and prints."""
+    """Return whether this process is not the first rank of a training on several devices, which writes and prints."""
     return any(int(os.environ.get(name, 0)) > 0 for name in ("LOCAL_RANK", "NODE_RANK"))

@@ -1,4 +1,4 @@
-"""From files, arrays and named sets to tensors, and what is known of them.
+"""Data from files, arrays and named sets: tensors, and a `DataSpec` that describes them.
 
 Importing this package is quick: torch and the readers are imported when they are first needed.
 """
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from loglik.data.arrays import from_arrays
     from loglik.data.dataset import Data, Split
     from loglik.data.loading import as_data, load
-    from loglik.data.text import TextSettings
+    from loglik.data.text_settings import TextSettings
 
 __all__ = ["Column", "Data", "DataSpec", "Kind", "Split", "TextSettings", "as_data", "from_arrays", "load", "names"]
 
 _LATE = {
-    "Data": "dataset", "Split": "dataset", "TextSettings": "text", "as_data": "loading", "from_arrays": "arrays",
-    "load": "loading",
+    "Data": "dataset", "Split": "dataset", "TextSettings": "text_settings", "as_data": "loading",
+    "from_arrays": "arrays", "load": "loading",
 }  # fmt: skip
 
 

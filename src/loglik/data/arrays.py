@@ -1,6 +1,6 @@
 """NumPy arrays, torch tensors and .npy and .npz files.
 
-What an array is follows from its type and shape alone:
+The type and the shape of an array decide what it holds:
 
 - floating point (N, ...): continuous, float32;
 - 8-bit unsigned or boolean (N, H, W), (N, C, H, W) or (N, H, W, C) with C = 1 or 3: images, with 256 levels,
@@ -28,7 +28,7 @@ from loglik.data.spec import DataSpec
 
 __all__ = ["assemble", "from_arrays", "load_array_file"]
 
-MOST_LEVELS = 65_536
+MAX_LEVELS = 65_536
 
 
 def from_arrays(
@@ -40,13 +40,13 @@ def from_arrays(
     like: DataSpec | None = None,
     classes: Sequence[str] | None = None,
 ) -> Data:
-    """Data from arrays or tensors in memory, split 80/10/10 at random.
+    """Return data from arrays or tensors in memory, split 80/10/10 at random.
 
     Args:
         x: examples (N, ...): see the module for what their type and shape mean.
         y: labels (N,): integers, strings or booleans.
         seed: fixes the split.
-        like: the spec of an existing model, which x and y then have to fit.
+        like: the spec of an existing model, which x and y must fit.
         classes: the names of the classes 0, 1, ...; by default the distinct labels, sorted.
 
     Raises:
@@ -56,7 +56,7 @@ def from_arrays(
 
 
 def load_array_file(path: Path, *, seed: int = 0, like: DataSpec | None = None) -> Data:
-    """A .npy file, or a .npz file with x, perhaps y, or with x_train, x_test and perhaps their labels.
+    """Read a .npy file, or a .npz file with x and optional y, or with x_train, x_test and optional labels.
 
     Raises:
         ValueError: the file is not readable, holds Python objects, or has other keys.
@@ -84,12 +84,12 @@ def assemble(
     classes: Sequence[str] | None = None,
     sizes: Mapping[str, int] | None = None,
 ) -> Data:
-    """Data from arrays, and what is shared by all that reads into arrays.
+    """Return data from arrays: the last step of every reader of arrays.
 
     Args:
         where: begins each error; by default the name.
-        spec: of x, where the array's type and shape do not say all.
-        sizes: the rows of each given split, in order.
+        spec: of x, where the array's type and shape do not determine it.
+        sizes: the number of rows of each split that exists already, in order.
     """
     where = where or name
     if x.ndim == 0 or len(x) == 0:
@@ -109,7 +109,7 @@ def assemble(
 
 
 def _infer(x: np.ndarray, where: str) -> DataSpec:
-    """The spec of an array by the module's rules."""
+    """Return the spec of an array by the module's rules."""
     if x.dtype.kind not in "fiub":
         raise ValueError(f"{where}: an array of type {x.dtype}: loglik reads real numbers, integers, booleans")
     if x.dtype.kind == "f":
@@ -118,16 +118,16 @@ def _infer(x: np.ndarray, where: str) -> DataSpec:
     images = _channels_first(x)
     if x.dtype in (np.uint8, np.bool_) and images.ndim == 4 and images.shape[1] in (1, 3):
         return DataSpec(kind="image", event_shape=images.shape[1:], levels=256 if top > 16 else max(top + 1, 2))
-    if top >= MOST_LEVELS:
+    if top >= MAX_LEVELS:
         raise ValueError(
-            f"{where}: the value {top} at {_where(x == top)}: discrete arrays have at most {MOST_LEVELS:,} "
+            f"{where}: the value {top} at {_where(x == top)}: discrete arrays have at most {MAX_LEVELS:,} "
             "levels; give floating-point numbers for continuous data"
         )
     return DataSpec(kind="array", event_shape=x.shape[1:] or (1,), levels=max(top + 1, 2))
 
 
 def _conform(x: np.ndarray, spec: DataSpec, where: str) -> Shaped[Tensor, "N ..."]:
-    """The tensor of x as the spec has it, checked value by value."""
+    """Return x as a tensor that fits the spec, with every value checked."""
     if x.ndim == 1:
         x = x[:, None]
     if spec.kind == "image" and x.shape[1:] != spec.event_shape:
@@ -157,7 +157,7 @@ def _conform(x: np.ndarray, spec: DataSpec, where: str) -> Shaped[Tensor, "N ...
 
 
 def _check_codes(x: np.ndarray, spec: DataSpec, where: str) -> None:
-    """That a table's discrete columns hold integers, and codes of their categories."""
+    """Check that a table's discrete columns hold integers, and codes of their categories."""
     for d, column in enumerate(spec.columns):
         values, k = x[:, d], len(column.categories)
         bad = (values != np.floor(values)) | ((values < 0) | (values >= k) if k else False)
@@ -168,7 +168,7 @@ def _check_codes(x: np.ndarray, spec: DataSpec, where: str) -> None:
 
 
 def _channels_first(x: np.ndarray) -> np.ndarray:
-    """(N, H, W) and (N, H, W, C) as (N, C, H, W); anything else as it is."""
+    """Return (N, H, W) and (N, H, W, C) as (N, C, H, W); other arrays unchanged."""
     if x.ndim == 3:
         return x[:, None]
     if x.ndim == 4 and x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
@@ -177,7 +177,7 @@ def _channels_first(x: np.ndarray) -> np.ndarray:
 
 
 def _where(mask: np.ndarray) -> tuple[int, ...]:
-    """The index of the first True."""
+    """Return the index of the first True."""
     return tuple(int(i) for i in np.unravel_index(int(mask.argmax()), mask.shape))
 
 
@@ -192,7 +192,7 @@ def _numpy(values: Any) -> np.ndarray:
 
 
 def _read(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
-    """The splits in a file, each with its examples and labels; one split `train` where it says nothing."""
+    """Return the splits in a file, each with examples and labels; only `train` where the file names no splits."""
     try:
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)

@@ -1,4 +1,4 @@
-"""The names of the data sets that loglik knows, without what reads them."""
+"""The names of the data sets that loglik knows, without their readers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ __all__ = ["names"]
 
 
 def names() -> dict[str, str]:
-    """Each name that `load` knows, with one line on the data set.
+    """Return each name that `load` knows, with one line on the data set.
 
     >>> list(names())
     ['digits', 'fashion-mnist', 'breast-cancer', 'wine', 'diabetes']

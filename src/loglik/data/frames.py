@@ -32,17 +32,17 @@ THOUSANDS = r"[-+]?[1-9]\d{0,2},\d{3}"  # 1,234 is 1.234 to some and 1234 to oth
 
 
 def is_table(path: Path) -> bool:
-    """Whether a file's name is that of a table."""
+    """Return whether a file's name is that of a table."""
     return _format(path) is not None
 
 
 def is_lines(path: Path) -> bool:
-    """Whether a table's rows are lines after a header."""
+    """Return whether a table's rows are lines after a header."""
     return _format(path) == "CSV"
 
 
 def read_frame(path: Path, like: DataSpec | None = None) -> pl.DataFrame:
-    """Read a table; `like` says which columns are texts for an existing model.
+    """Read a table; `like` determines which columns are texts for an existing model.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -89,12 +89,12 @@ def _decompressed(path: Path) -> bytes:
     if suffix == ".bz2":
         return bz2.decompress(path.read_bytes())
     # polars brings the only reader of .zst: all of the text as one field of one row
-    whole = {"has_header": False, "infer_schema": False, "separator": "\x1f", "eol_char": "\x1e", "quote_char": None}
-    return pl.read_csv(path, **whole).item().encode()  # type: ignore[arg-type]
+    options = {"has_header": False, "infer_schema": False, "separator": "\x1f", "eol_char": "\x1e", "quote_char": None}
+    return pl.read_csv(path, **options).item().encode()  # type: ignore[arg-type]
 
 
 def _read_json(path: Path, source: Path | bytes) -> pl.DataFrame:
-    """A list of records, `[{"a": 1, "b": "x"}, ...]`."""
+    """Read a list of records, `[{"a": 1, "b": "x"}, ...]`."""
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
     if not re.match(rb"\[\s*\{", start):
@@ -142,20 +142,23 @@ def _read_csv(path: Path, source: Path | bytes, like: DataSpec | None) -> pl.Dat
 
 
 def _separator(header: str, row: str) -> str:
-    """What divides the first two lines into equally many fields; names and decimals may hold commas."""
+    """Return the separator that divides the first two lines into equally many fields.
+
+    Names and decimals may contain commas.
+    """
     widths = {s: [len(next(csv.reader([line], delimiter=s), [])) for line in (header, row)] for s in "\t;|,"}
     alike = [s for s, (one, two) in widths.items() if one == two > 1]
     return alike[0] if alike else max(",;\t|", key=header.count)
 
 
 def _bare(series: pl.Series) -> pl.Series:
-    """Texts without the blanks around them, null where they stand for a missing value."""
+    """Return texts without the blanks around them, null where they mean a missing value."""
     bare = series.str.strip_chars()
     return bare.set(bare.is_in(MISSING), None)
 
 
 def _with_points(path: Path, columns: list[pl.Series], texts: set[str]) -> list[pl.Series]:
-    """Decimal commas as points, in the columns that are numbers with them.
+    """Replace decimal commas by points in the columns that are numbers with decimal commas.
 
     Raises ValueError where a comma may separate thousands as well, or another column has decimal points.
     """
@@ -181,7 +184,7 @@ def _with_points(path: Path, columns: list[pl.Series], texts: set[str]) -> list[
 
 
 def _typed(series: pl.Series) -> pl.Series:
-    """Texts as integers, real numbers or booleans, if each of them is one."""
+    """Return texts as integers, real numbers or booleans where all of a column are; else unchanged."""
     missing = series.null_count()
     if missing == series.len():
         return series
@@ -194,7 +197,7 @@ def _typed(series: pl.Series) -> pl.Series:
 
 
 def _ragged(file: io.BytesIO | io.BufferedReader, separator: str) -> str:
-    """The first line that has more fields than the header, in words."""
+    """Name the first line that has more fields than the header."""
     try:
         with io.TextIOWrapper(file, encoding="utf-8", newline="") as text:
             lines = csv.reader(text, delimiter=separator)

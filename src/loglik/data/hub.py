@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from loglik.data.dataset import Data, check_kind
 from loglik.data.spec import DataSpec
-
-if TYPE_CHECKING:
-    from loglik.data.text import TextSettings
+from loglik.data.text_settings import TextSettings
 
 __all__ = ["load_hub"]
 
@@ -26,7 +24,7 @@ def load_hub(
     like: DataSpec | None = None,
     text: TextSettings | None = None,
 ) -> Data:
-    """The data set NAME, or NAME:CONFIGURATION: images with labels, a table, or text.
+    """Read the data set NAME, or NAME:CONFIGURATION: images with labels, a table, or text.
 
     It is images where it has a column `image` or `img`, a table where all columns hold single values, and
     text where there is a column `text` besides. Its own splits are kept.

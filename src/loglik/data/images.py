@@ -30,10 +30,10 @@ def load_images(
     seed: int = 0,
     like: DataSpec | None = None,
 ) -> Data:
-    """The image files of each given split; a split's subfolders are its classes.
+    """Read the image files of each split; a split's subfolders are its classes.
 
     Args:
-        files: for `train` and perhaps `validation` and `test`, their image files in order.
+        files: the image files of `train`, and of `validation` and `test` where they exist, in order.
         roots: the folder of each split.
 
     Raises:
@@ -66,7 +66,7 @@ def load_images(
 def stack(
     images: Iterable[tuple[Path | str, Callable[[], Image.Image]]], like: DataSpec | None = None
 ) -> UInt8[np.ndarray, "N C H W"]:
-    """Images, each a name for errors and a function that opens it, of one size."""
+    """Stack images of one size, each a name for errors and a function that opens it."""
     pixels: list[np.ndarray] = []
     first: Path | str = ""
     for name, opened in images:
@@ -74,9 +74,9 @@ def stack(
         height, width = array.shape[:2]
         if like is not None and (height, width) != like.event_shape[1:]:
             h, w = like.event_shape[1:]
-            raise ValueError(f"{name}: {width}×{height} pixels; the model takes {w}×{h}: resize or crop it first")
+            raise ValueError(f"{name}: {width}×{height} pixels; the model accepts {w}×{h}: resize or crop it first")
         if like is not None and array.ndim == 3 and like.event_shape[0] == 1:
-            raise ValueError(f"{name}: a colour image; the model takes grey ones: convert it first")
+            raise ValueError(f"{name}: a colour image; the model accepts grey ones: convert it first")
         if pixels and pixels[0].shape[:2] != (height, width):
             h, w = pixels[0].shape[:2]
             raise ValueError(
@@ -94,7 +94,7 @@ def stack(
 
 
 def read(name: Path | str, opened: Callable[[], Image.Image]) -> UInt8[np.ndarray, "H W *C"]:
-    """One image: (H, W) if it is grey, (H, W, 3) if it is in colour."""
+    """Return an image: (H, W) for grey, (H, W, 3) for colour."""
     try:
         with opened() as image:
             image.load()
@@ -126,6 +126,6 @@ def _grey_or_rgb(image: Image.Image) -> np.ndarray:
 
 
 def _class(path: Path, root: Path) -> str | None:
-    """The subfolder of the root that a file lies in."""
+    """Return the subfolder of the root that contains a file."""
     parts = path.relative_to(root).parts
     return parts[0] if len(parts) > 1 else None

@@ -14,7 +14,7 @@ __all__ = ["check_count", "code_labels", "natural"]
 
 
 def natural(name: str) -> tuple[int, int, list[str | int]]:
-    """A key that sorts numbers as numbers, before and within words.
+    """Return a key that sorts numbers as numbers, before and within words.
 
     >>> sorted(["b10", "b9", "10", "-1", "9"], key=natural)
     ['-1', '9', '10', 'b9', 'b10']
@@ -27,13 +27,13 @@ def natural(name: str) -> tuple[int, int, list[str | int]]:
 def code_labels(
     values: np.ndarray, where: Callable[[int], str], classes: Sequence[str] | None = None
 ) -> tuple[Int64[Tensor, " N"], tuple[str, ...]]:
-    """Codes (N,) into class names, which are `classes` or else the distinct labels, sorted.
+    """Return codes (N,) and class names, which are `classes` or else the distinct labels, sorted.
 
     Labels are looked up by name. Integers are codes themselves where no class has a number for a name.
 
     Args:
         values: integers (of a floating-point type too), strings or booleans, (N,).
-        where: the words that say where label i stands, for errors.
+        where: describes the position of label i, for errors.
         classes: the names to code with.
 
     Raises:
@@ -78,7 +78,7 @@ def _name(value: object, where: str) -> str:
 
 
 def check_count(classes: Sequence[str], rows: int, where: str, *, rows_each: int) -> None:
-    """Refuse more than 20 classes of fewer than `rows_each` rows on average: such labels are no classes."""
+    """Raise ValueError for more than 20 classes of fewer than `rows_each` rows on average."""
     if len(classes) > max(20, rows // rows_each):
         raise ValueError(
             f"{where}: {len(classes)} distinct labels in {rows} rows are too many for classes: group them, or leave "
@@ -87,7 +87,7 @@ def check_count(classes: Sequence[str], rows: int, where: str, *, rows_each: int
 
 
 def _some(words: Sequence[str]) -> str:
-    """The first ten words, quoted.
+    """Return the first ten words, quoted.
 
     >>> _some(["a", "b"])
     "'a', 'b'"

@@ -1,10 +1,10 @@
-"""One function that reads whatever a user points at."""
+"""load and as_data: data from a name, a path, an array or a pair of arrays."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -13,9 +13,7 @@ from loglik.data.arrays import from_arrays
 from loglik.data.catalogue import names
 from loglik.data.dataset import Data
 from loglik.data.spec import DataSpec
-
-if TYPE_CHECKING:
-    from loglik.data.text import TextSettings
+from loglik.data.text_settings import TextSettings
 
 __all__ = ["as_data", "load"]
 
@@ -35,7 +33,7 @@ def load(
     text: TextSettings | None = None,
     cache: Path | None = None,
 ) -> Data:
-    """Data from a name, `hf:NAME`, a file or a folder.
+    """Read data from a name, `hf:NAME`, a file or a folder.
 
     A folder of images or of text may have the subfolders train, validation and test; else the splits are cut
     from the whole: 80/10/10, at random, or by position for text. A name goes before a folder of that name;
@@ -46,13 +44,13 @@ def load(
             .arrow; .csv.gz and the like), or a .npy, .npz or text file.
         label: the column of a table that becomes the label.
         seed: fixes the random split.
-        like: the spec of an existing model: the data are coded as it says, and have to fit.
-        text: how text is read: its tokenizer, window and split.
+        like: the spec of an existing model, which the data must fit; it determines their codes.
+        text: the tokenizer, window and split of text.
         cache: the folder that keeps the tokens of text; one in the user's cache if None.
 
     Raises:
         FileNotFoundError: there is no such file, folder or name.
-        ValueError: the data are not readable, or do not fit; one line says where and what would be right.
+        ValueError: the data are not readable, or do not fit.
     """
     data = _load(source, label=label, seed=seed, like=like, text=text, cache=cache)
     if text is not None and data.spec.kind != "text" and like is None:
@@ -72,9 +70,9 @@ def as_data(
     text: TextSettings | None = None,
     beside: Path | None = None,
 ) -> Data:
-    """What a user points at, as `Data`: a path or name, an array, a tensor, or a pair (x, y).
+    """Return `Data` from a path or name, an array, a tensor, or a pair (x, y).
 
-    With `like`, the data are coded as the spec of an existing model says, and have to fit it. `text` says how text is
+    With `like`, the data must fit the spec of an existing model, which determines their codes. `text` says how text is
     read, and its tokens are kept beside the folder of a run.
     """
     if isinstance(data, Data):
@@ -140,8 +138,8 @@ def _load_text_file(path: Path, *, like: DataSpec | None, text: TextSettings | N
 
     if path.suffix.lower() in IMAGES:
         raise ValueError(f"{path}: one image is not a data set: give the folder of images")
-    takes_bytes = (like.tokenizer.kind if like and like.tokenizer else text.tokenizer if text else "") == "bytes"
-    if not is_text(path) and not takes_bytes:
+    reads_bytes = (like.tokenizer.kind if like and like.tokenizer else text.tokenizer if text else "") == "bytes"
+    if not is_text(path) and not reads_bytes:
         raise ValueError(
             f"{path}: binary, and of no known type: give a table (.csv, .json, .jsonl, .parquet, .feather, .arrow, or "
             ".csv.gz), a .npy, .npz or text file, or a folder of images; tokenizer=bytes reads any file as text"
@@ -152,7 +150,7 @@ def _load_text_file(path: Path, *, like: DataSpec | None, text: TextSettings | N
 def _load_folder(
     folder: Path, *, seed: int, like: DataSpec | None, text: TextSettings | None, cache: Path | None
 ) -> Data:
-    """A folder of images, or of text if it holds more text files than images."""
+    """Read a folder of images, or of text if it contains more text files than images."""
     from loglik.data.frames import is_table
     from loglik.data.text import is_text, load_text
 
@@ -177,7 +175,7 @@ def _load_folder(
 
 
 def _roots(folder: Path) -> dict[str, Path]:
-    """The folders of the splits: the folder itself, unless all its subfolders are named for splits."""
+    """Return the folders of the splits: the folder itself, unless all its subfolders are named for splits."""
     inner = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     splits = {SPLIT_FOLDERS.get(p.name.lower(), ""): p for p in inner}
     if "train" not in splits or "" in splits:
@@ -188,7 +186,7 @@ def _roots(folder: Path) -> dict[str, Path]:
 
 
 def _files(root: Path) -> list[Path]:
-    """Every file below a folder, sorted, but for hidden ones."""
+    """Return every visible file below a folder, sorted."""
     visible = (p for p in root.rglob("*") if not any(part.startswith(".") for part in p.relative_to(root).parts))
     return sorted(p for p in visible if p.is_file())
 

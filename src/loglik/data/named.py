@@ -22,7 +22,7 @@ FASHION = (
 
 
 def load_named(name: str, *, label: str | None = None, seed: int = 0, like: DataSpec | None = None) -> Data:
-    """A data set by one of the names in the catalogue.
+    """Read a data set by a name of the catalogue.
 
     Raises:
         ValueError: Fashion-MNIST's files are not on this machine or not readable.
@@ -52,8 +52,10 @@ def _sklearn_table(name: str, label: str | None, seed: int, like: DataSpec | Non
         target = pl.Series("class", np.asarray(bunch.target_names)[bunch.target])
         label = label or "class"
     columns = [pl.Series(str(key), bunch.data[:, d]) for d, key in enumerate(bunch.feature_names)]
-    whole = [s.cast(pl.Int64) if s.dtype.is_float() and bool((s == s.floor()).all()) else s for s in [*columns, target]]
-    return from_frame(pl.DataFrame(whole), name=name, source=name, label=label, seed=seed, like=like)
+    columns = [
+        s.cast(pl.Int64) if s.dtype.is_float() and bool((s == s.floor()).all()) else s for s in [*columns, target]
+    ]
+    return from_frame(pl.DataFrame(columns), name=name, source=name, label=label, seed=seed, like=like)
 
 
 def _fashion_mnist(seed: int, like: DataSpec | None) -> Data:

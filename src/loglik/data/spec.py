@@ -1,4 +1,4 @@
-"""What is known of a data set: its kind, the shape and levels of one example, its classes and columns."""
+"""The spec of a data set: its kind, the shape and levels of one example, its classes and columns."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Kind = Literal["image", "table", "array", "text"]
 class Column:
     """A column of a table.
 
-    `numeric` holds real numbers and has a density; `integer` holds integers, `categorical` and `boolean` hold codes
-    into `categories`; these three have probabilities.
+    `numeric` has real numbers and a density; `integer` has integers, and `categorical` and `boolean` have codes of
+    `categories`; these three have probabilities.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """What loglik knows of a data set, and all that a recipe needs to build a density for it.
+    """The properties of a data set that a recipe needs to build a density for it.
 
     Attributes:
         kind: `image`, `table`, `array` or `text`.
@@ -43,8 +43,8 @@ class DataSpec:
         columns: of a table, in the order of the dimensions; the label is not among them.
         label: the name of a table's label column.
         tokenizer: of text; bytes by default where there are 256 levels.
-        padded: text of one example each, not windows of one text: what is shorter than T ends in tokens levels-1,
-            which stand for nothing, and what is longer is cut.
+        padded: one text per example, not windows of one text: texts shorter than T end in tokens levels-1,
+            which are padding, and longer texts are cut.
     """
 
     kind: Kind
@@ -69,20 +69,20 @@ class DataSpec:
 
     @property
     def discrete_dims(self) -> tuple[bool, ...]:
-        """For each dimension, whether it holds integers and so has a probability."""
+        """Whether each dimension has integers, and so a probability."""
         if self.columns:
             return tuple(column.discrete for column in self.columns)
         return (self.levels is not None,) * self.dims
 
     @property
     def categories(self) -> tuple[int, ...]:
-        """For each dimension, how many codes 0, 1, ... it has; 0 where it is a number."""
+        """The number of codes 0, 1, ... of each dimension; 0 where it is a number."""
         if self.columns:
             return tuple(len(column.categories) for column in self.columns)
         return (0,) * self.dims
 
     def describe(self) -> str:
-        """One phrase for a table's caption.
+        """Return one phrase for a table's caption.
 
         >>> DataSpec(kind="image", event_shape=(1, 8, 8), levels=17).describe()
         'images 1×8×8, 17 levels'
@@ -102,7 +102,7 @@ class DataSpec:
         return ", ".join(part for part in parts if part)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, numbers and strings, for YAML."""
+        """Return plain lists, numbers and strings, for YAML."""
         plain: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         plain["event_shape"] = list(self.event_shape)
         plain["classes"] = list(self.classes)
@@ -112,7 +112,7 @@ class DataSpec:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> DataSpec:
-        """The inverse of `to_dict`."""
+        """Return the spec that `to_dict` described."""
         from loglik.data import tokenizers
 
         columns = tuple(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -21,9 +20,7 @@ from loglik.data.dataset import Data, check_kind, into_splits
 from loglik.data.frames import COMPRESSED, NUMBER, is_lines, read_frame
 from loglik.data.labels import check_count, code_labels, natural
 from loglik.data.spec import Column, DataSpec
-
-if TYPE_CHECKING:
-    from loglik.data.text import TextSettings
+from loglik.data.text_settings import TextSettings
 
 __all__ = ["from_frame", "load_table"]
 
@@ -36,7 +33,7 @@ _WRITTEN = re.compile(
 )  # 1.234,5 is a number too
 
 
-LONGEST = 256  # tokens of a text in a column, unless a window is asked for
+LONGEST = 256  # tokens of a text in a column, unless a window is requested
 
 
 def load_table(
@@ -47,7 +44,7 @@ def load_table(
     like: DataSpec | None = None,
     text: TextSettings | None = None,
 ) -> Data:
-    """Read a table's file; the column `label` is taken out of x and becomes the classes.
+    """Read a table's file; the column `label` becomes the classes and is not in x.
 
     Raises:
         ValueError: the file does not parse, has no rows, a value is missing, or a column's type is unknown.
@@ -62,7 +59,7 @@ def load_table(
 
 
 def load_incomplete(path: Path, like: DataSpec) -> tuple[pl.DataFrame, torch.Tensor, torch.Tensor]:
-    """A table with gaps, for an existing model: as it is read, as numbers (N, D), and which of these are missing.
+    """Read a table with missing values for an existing model: the frame, numbers (N, D), and which are missing.
 
     Raises ValueError where the file does not parse or does not fit the model.
     """
@@ -75,20 +72,20 @@ def load_incomplete(path: Path, like: DataSpec) -> tuple[pl.DataFrame, torch.Ten
     for column in like.columns:
         series = frame[column.name]
         series = series.fill_nan(None) if series.dtype.is_float() else series
-        gone = series.is_null()
+        is_missing = series.is_null()
         known = series.drop_nulls()
         coded = np.zeros(len(series), dtype=np.float32)
-        kept = np.flatnonzero(~gone.to_numpy())
+        kept = np.flatnonzero(~is_missing.to_numpy())
         where = lambda row, name, kept=kept: f"{path}: row {kept[row] + 1}, column {name!r}"  # noqa: E731
         if len(known):
             coded[kept] = _encode(known, column, where)
         values.append(coded)
-        missing.append(gone.to_numpy())
+        missing.append(is_missing.to_numpy())
     return frame, torch.from_numpy(np.stack(values, 1)), torch.from_numpy(np.stack(missing, 1))
 
 
 def decode_column(series: pl.Series, column: Column, values: torch.Tensor, chosen: torch.Tensor) -> pl.Series:
-    """The series with the chosen rows set to values as a reader of the table would write them."""
+    """Return the series with the chosen rows replaced by values, as they are written in the table."""
     cells: list[object] = series.cast(pl.String).to_list()
     for row in chosen.nonzero().flatten().tolist():
         value = float(values[row])
@@ -111,12 +108,12 @@ def from_frame(
     sizes: Mapping[str, int] | None = None,
     text: TextSettings | None = None,
 ) -> Data:
-    """Data from a polars frame.
+    """Return data from a polars frame.
 
     Args:
         source: begins each error.
-        where: the words for a row and a column in an error.
-        sizes: the rows of each given split, in order.
+        where: describes a row and a column, for errors.
+        sizes: the number of rows of each split that exists already, in order.
         text: how a column of text is read.
     """
     where = where or (lambda row, column: f"{source}: row {row + 1}, column {column!r}")
@@ -151,7 +148,7 @@ def from_frame(
 
 
 def _is_text(frame: pl.DataFrame, label: str | None) -> bool:
-    """Whether there is, beside the label, one column and it holds texts that are nearly all distinct."""
+    """Return whether the only column beside the label has texts that are nearly all distinct."""
     others = [series for series in frame.iter_columns() if series.name != label]
     if label is None or len(others) != 1 or others[0].dtype != pl.String or _odd_one_out(others[0]):
         return False
@@ -170,9 +167,8 @@ def _texts(
     sizes: Mapping[str, int] | None,
     text: TextSettings | None,
 ) -> Data:
-    """Texts as rows of T tokens; a shorter one ends in the number K, which stands for nothing, a longer one is cut."""
+    """Return texts as rows of T tokens; shorter texts are padded with the number K, longer ones are cut."""
     from loglik.data import tokenizers
-    from loglik.data.text import TextSettings
 
     settings = text or TextSettings()
     if like is not None:
@@ -182,7 +178,7 @@ def _texts(
     others = [column for column in frame.columns if column != label]
     if len(others) != 1:
         raise ValueError(
-            f"{source}: the model takes one column of text{f' beside {label!r}' if label else ''}, found "
+            f"{source}: the model accepts one column of text{f' beside {label!r}' if label else ''}, found "
             f"{', '.join(others) or 'none'}"
         )
     series = frame[others[0]].cast(pl.String)
@@ -215,7 +211,7 @@ def _texts(
 
 
 def _infer(series: pl.Series, source: str, where: Where) -> Column:
-    """The column's type, and its categories."""
+    """Return the column's type and its categories."""
     _check_missing(series, where)
     name, dtype = series.name, series.dtype
     if dtype == pl.Boolean:
@@ -249,7 +245,7 @@ def _infer(series: pl.Series, source: str, where: Where) -> Column:
 
 
 def _encode(series: pl.Series, column: Column, where: Where) -> np.ndarray:
-    """The column's values (N,) in float32: codes, or the numbers themselves."""
+    """Return the column's values (N,) in float32: codes, or the numbers themselves."""
     _check_missing(series, where)
     if column.categories:
         strings = series.cast(pl.String)
@@ -301,12 +297,12 @@ def _check_missing(series: pl.Series, where: Where) -> None:
         row = int(missing.arg_max() or 0)
         raise ValueError(
             f"{where(row, series.name)}: the value is missing: fill it in or remove the row "
-            "(`loglik fill` draws missing values, from a run on the rows that are whole)"
+            "(`loglik fill` draws missing values, from a run on the complete rows)"
         )
 
 
 def _odd_one_out(series: pl.Series) -> tuple[int, str] | None:
-    """Where nine in ten texts are numbers, the first that is none, with its row: it made the column texts."""
+    """Return the first text that is not a number, with its row, where nine in ten texts of the column are numbers."""
     odd = series.cast(pl.String).cast(pl.Float64, strict=False).is_null()
     if not odd.any() or int(odd.sum()) * 10 > series.len():
         return None

@@ -1,7 +1,7 @@
 """Text as one stream of tokens in a file, seen through windows of T tokens.
 
-The text is cut by position, in bytes, so that it is cut at the same places whatever the tokenizer: training first,
-then validation, then test. Each part is tokenised once, to a cache that is keyed by path, size, time of change and
+The splits are cut by position, in bytes, so that every tokenizer has the same splits: training first, then
+validation, then test. Each part is tokenised once, to a cache that is keyed by path, size, time of change and
 tokenizer; bytes of one file are read from that file itself. Training windows overlap: one begins at each token.
 Validation and test windows stand side by side.
 """
@@ -14,7 +14,6 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -22,69 +21,17 @@ from typing import Any
 import numpy as np
 
 from loglik.data import tokenizers
-from loglik.data.dataset import SPLITS, Data, Split, check_kind
+from loglik.data.dataset import SPLITS, Data, TextSplit, check_kind
 from loglik.data.spec import DataSpec
+from loglik.data.text_settings import TextSettings
 from loglik.data.tokenizers import Bytes, Tokenizer
 from loglik.data.windows import Stream, Windows
 
-__all__ = ["TextSettings", "is_text", "load_text", "user_cache"]
+__all__ = ["is_text", "load_text", "user_cache"]
 
 BLOCK = 2**20  # bytes tokenised at once
 WINDOW = 128
 UNITS = {"bytes": "bytes", "characters": "characters", "bpe": "tokens"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextSettings:
-    """How text is read.
-
-    Attributes:
-        tokenizer: `bytes`, `characters` or `bpe` (byte-pair encoding, trained on the training split).
-        vocabulary: the number of tokens of `bpe`.
-        window: T, in tokens; if None, 128, or for a table's text column the longest text, at most 256.
-        split: percentages for training, validation and test, by position.
-    """
-
-    tokenizer: str = "bytes"
-    vocabulary: int = 1024
-    window: int | None = None
-    split: str = "80/10/10"
-
-    def __post_init__(self) -> None:
-        if self.tokenizer not in tokenizers.KINDS:
-            raise ValueError(f"unknown tokenizer {self.tokenizer!r}: use {', '.join(tokenizers.KINDS)}")
-        if type(self.vocabulary) is not int:
-            raise ValueError(f"vocabulary must be an integer, got {self.vocabulary!r}")
-        if self.window is not None and (type(self.window) is not int or self.window < 1):
-            raise ValueError(f"window must be at least 1 token, got {self.window!r}")
-        self.fractions()
-
-    @classmethod
-    def names(cls) -> list[str]:
-        return [f.name for f in fields(cls)]
-
-    @classmethod
-    def split_options(cls, options: Mapping[str, Any]) -> tuple[TextSettings | None, dict[str, Any]]:
-        """The options that say how text is read, None if there are none, and the others."""
-        chosen = {k: v for k, v in options.items() if k in cls.names()}
-        return cls(**chosen) if chosen else None, {k: v for k, v in options.items() if k not in chosen}
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def fractions(self) -> tuple[float, float, float]:
-        """Of training, validation and test.
-
-        >>> TextSettings(split="90/10/0").fractions()
-        (0.9, 0.1, 0.0)
-        """
-        try:
-            train, validation, test = (float(part) / 100 for part in str(self.split).split("/"))
-        except ValueError:
-            train = validation = test = -1.0
-        if min(validation, test) < 0 or train <= 0 or abs(train + validation + test - 1) > 1e-9:
-            raise ValueError(f"split must be three percentages that add up to 100, as 80/10/10, got {self.split!r}")
-        return train, validation, test
 
 
 class _Source:
@@ -112,7 +59,7 @@ class _Source:
         return b"".join(pieces)
 
     def pieces(self, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
-        """Where it begins, and a piece of about BLOCK bytes: whole lines, or whole characters if lines are long."""
+        """Yield pieces of about BLOCK bytes and their positions; pieces end after lines, or characters in long ones."""
         while start < stop:
             block = self.read(start, min(start + BLOCK, stop))
             if not block:
@@ -125,16 +72,16 @@ class _Source:
             start += len(block)
 
     def character(self, at: int, *, back: bool = False) -> int:
-        """The nearest place, `at` or after it (or before it), that is not within a character in UTF-8."""
+        """Return the nearest position from `at` on (or back) that is not inside a character in UTF-8."""
         for offset in range(4):
-            place = at - offset if back else at + offset
-            byte = self.read(place, place + 1)
+            position = at - offset if back else at + offset
+            byte = self.read(position, position + 1)
             if not byte or byte[0] & 0xC0 != 0x80:
-                return place
-        return at  # not UTF-8: any place will do
+                return position
+        return at  # not UTF-8: any position is valid
 
     def where(self, at: int) -> str:
-        """The file, line and byte of a place, in words."""
+        """Describe a position by file, line and byte."""
         number = 0
         while at >= self.sizes[number] and number + 1 < len(self.parts):
             at, number = at - self.sizes[number], number + 1
@@ -144,13 +91,13 @@ class _Source:
 
 
 def is_text(path: Path) -> bool:
-    """Whether a file's first 64 KiB hold no zero byte."""
+    """Return whether the first 64 KiB of a file contain no zero byte."""
     with path.open("rb") as file:
         return b"\0" not in file.read(65_536)
 
 
 def user_cache() -> Path:
-    """Where tokens are kept if no run is written: $LOGLIK_CACHE, or a folder in the user's cache."""
+    """Return the folder of tokens if no run is written: $LOGLIK_CACHE, or a folder in the user's cache."""
     own = os.environ.get("LOGLIK_CACHE")
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loglik"
 
@@ -164,16 +111,16 @@ def load_text(
     settings: TextSettings | None = None,
     cache: Path | None = None,
 ) -> Data:
-    """Text files (or strings in memory), for the split `train` and perhaps `validation` and `test`.
+    """Read text files (or strings in memory) for the split `train`, and optionally `validation` and `test`.
 
     Args:
         where: begins each error.
-        like: the spec of an existing model, whose tokenizer and window are taken.
+        like: the spec of an existing model, whose tokenizer and window are used.
         settings: how to read the text.
-        cache: the folder that keeps the tokens of files; the user's own if None.
+        cache: the folder for the tokens of files; the user's own if None.
 
     Raises:
-        ValueError: the text is empty, too short for a window in each split, or holds what the tokenizer cannot take.
+        ValueError: the text is empty, too short for a window in each split, or has characters that the tokenizer lacks.
     """
     check_kind("text", like, where)
     settings = settings or TextSettings()
@@ -182,9 +129,9 @@ def load_text(
     if not any(source.size for source in sources.values()):
         raise ValueError(f"{where}: the text is empty")
     cuts = _cuts(sources, settings)
-    wanted = None if like is None else _tokenizer_of(like, where)
-    tokenizer, stream, counts = _tokens(sources, cuts, settings, wanted, cache or user_cache())
-    if sum(counts.values()) < t if like else any(counts[s] < t for s in SPLITS if _asked(s, cuts)):
+    required = None if like is None else _tokenizer_of(like, where)
+    tokenizer, stream, counts = _tokens(sources, cuts, settings, required, cache or user_cache())
+    if sum(counts.values()) < t if like else any(counts[s] < t for s in SPLITS if _required(s, cuts)):
         got = ", ".join(f"{counts[s]:,} for {s}" for s in SPLITS)
         raise ValueError(
             f"{where}: {len(stream):,} {UNITS[tokenizer.kind]} are too short for a window of {t} in each split "
@@ -192,56 +139,56 @@ def load_text(
         )
     ends = np.cumsum([0, *(counts[split] for split in SPLITS)]).tolist()
     train, validation, test = (
-        Split(Windows(stream.cut(start, stop), t, 1 if split == "train" else t))
+        TextSplit(Windows(stream.cut(start, stop), t, 1 if split == "train" else t))
         for split, start, stop in zip(SPLITS, ends, ends[1:], strict=False)
     )
     spec = like or DataSpec(kind="text", event_shape=(t,), levels=tokenizer.size, tokenizer=tokenizer)
-    whole = Split(Windows(stream, t, t))
-    return Data(name, spec, train, validation, test, whole=whole, text=settings)
+    full = TextSplit(Windows(stream, t, t))
+    return Data(name, spec, train, validation, test, full=full, text=settings)
 
 
 Cuts = dict[str, tuple[str, int, int]]  # of each split: the source it is cut from, and its first and last byte
 
 
 def _cuts(sources: Mapping[str, _Source], settings: TextSettings) -> Cuts:
-    """Where each split begins and ends; a split without a source of its own is cut from the training text."""
+    """Return the limits of each split; a split without a source of its own is cut from the training text."""
     fractions = dict(zip(SPLITS, settings.fractions(), strict=True))
-    whole = sources["train"]
+    train = sources["train"]
     missing = [split for split in ("validation", "test") if split not in sources]
     end = round(1 - sum(fractions[split] for split in missing), 12)
-    edges = [0, whole.character(int(whole.size * end))]
+    edges = [0, train.character(int(train.size * end))]
     for split in missing:
         end = round(end + fractions[split], 12)
-        edges.append(max(edges[-1], whole.character(int(whole.size * end))))
+        edges.append(max(edges[-1], train.character(int(train.size * end))))
     cuts = {"train": ("train", 0, edges[1])}
     cuts |= {split: ("train", edges[i], edges[i + 1]) for i, split in enumerate(missing, 1)}
     cuts |= {split: (split, 0, sources[split].size) for split in sources if split != "train"}
     return cuts
 
 
-def _asked(split: str, cuts: Cuts) -> bool:
-    """Whether a split was to have something, even if too little."""
+def _required(split: str, cuts: Cuts) -> bool:
+    """Return whether a split must have at least one window."""
     _, start, stop = cuts[split]
     return split == "train" or stop > start
 
 
 def _tokenizer_of(spec: DataSpec, where: str) -> Tokenizer:
     if spec.tokenizer is None:
-        raise ValueError(f"{where}: the model takes {spec.describe()} without a tokenizer: it cannot read text")
+        raise ValueError(f"{where}: the model accepts {spec.describe()} without a tokenizer: it cannot read text")
     return spec.tokenizer
 
 
 def _tokens(
-    sources: Mapping[str, _Source], cuts: Cuts, settings: TextSettings, wanted: Tokenizer | None, cache: Path
+    sources: Mapping[str, _Source], cuts: Cuts, settings: TextSettings, required: Tokenizer | None, cache: Path
 ) -> tuple[Tokenizer, Stream, dict[str, int]]:
-    """The tokenizer, all splits' tokens one after another, and how many each has; from the cache if they are there."""
+    """Return the tokenizer, the tokens of all splits in one stream, and their numbers; from the cache if possible."""
     paths = [part for source in sources.values() for part in source.parts if isinstance(part, Path)]
-    kind = wanted.kind if wanted else settings.tokenizer
+    kind = required.kind if required else settings.tokenizer
     if kind == "bytes" and len(paths) == 1 and len(sources) == 1:  # the file is its own tokens
         counts = {split: stop - start for split, (_, start, stop) in cuts.items()}
         return Bytes(), Stream(paths[0], "uint8", 0, sources["train"].size), counts
     if not paths:
-        tokenizer = wanted or _train(sources, cuts, settings)
+        tokenizer = required or _train(sources, cuts, settings)
         parts = {s: list(_encode(sources, cuts, s, tokenizer)) for s in SPLITS}
         every = [block for s in SPLITS for block in parts[s]]
         tokens = np.concatenate(every) if every else np.empty(0, _dtype(tokenizer))
@@ -250,32 +197,32 @@ def _tokens(
             Stream(tokens, _dtype(tokenizer), 0, len(tokens)),
             {s: sum(map(len, parts[s])) for s in SPLITS},
         )
-    return _cached(sources, cuts, settings, wanted, paths, cache)
+    return _cached(sources, cuts, settings, required, paths, cache)
 
 
 def _cached(
     sources: Mapping[str, _Source],
     cuts: Cuts,
     settings: TextSettings,
-    wanted: Tokenizer | None,
+    required: Tokenizer | None,
     paths: Sequence[Path],
     cache: Path,
 ) -> tuple[Tokenizer, Stream, dict[str, int]]:
-    """KEY.bin holds the tokens and KEY.json, written last, the tokenizer and the counts."""
+    """Read or write KEY.bin, the tokens, and KEY.json (written last), the tokenizer and the counts."""
     which = _digest([str(path.resolve()) for path in paths])
     state = _digest([(path.stat().st_size, path.stat().st_mtime_ns) for path in paths])
-    places = [[split, *cuts[split]] for split in SPLITS]
+    plain_cuts = [[split, *cuts[split]] for split in SPLITS]
     request = [settings.tokenizer, settings.vocabulary if settings.tokenizer == "bpe" else None]
     for file in sorted(cache.glob(f"{which}-{state}-*.json")):
         with suppress(ValueError, KeyError, OSError):
             found = json.loads(file.read_text(encoding="utf-8"))
             tokenizer, counts = tokenizers.from_dict(found["tokenizer"]), found["counts"]
-            alike = tokenizer == wanted if wanted else found["request"] == request
-            if alike and found["cuts"] == places:
+            alike = tokenizer == required if required else found["request"] == request
+            if alike and found["cuts"] == plain_cuts:
                 return tokenizer, Stream(file.with_suffix(".bin"), _dtype(tokenizer), 0, sum(counts.values())), counts
-    tokenizer = wanted or _train(sources, cuts, settings)
+    tokenizer = required or _train(sources, cuts, settings)
     cache.mkdir(parents=True, exist_ok=True)
-    file = cache / f"{which}-{state}-{_digest([tokenizer.to_dict(), places])}.bin"
+    file = cache / f"{which}-{state}-{_digest([tokenizer.to_dict(), plain_cuts])}.bin"
     partial = file.with_suffix(f".{os.getpid()}.partial")
     counts = dict.fromkeys(SPLITS, 0)
     try:
@@ -286,8 +233,8 @@ def _cached(
                     counts[split] += len(block)
         partial.replace(file)
         about = {
-            "request": None if wanted else request,
-            "cuts": places,
+            "request": None if required else request,
+            "cuts": plain_cuts,
             "counts": counts,
             "tokenizer": tokenizer.to_dict(),
         }
@@ -299,7 +246,7 @@ def _cached(
 
 
 def _train(sources: Mapping[str, _Source], cuts: Cuts, settings: TextSettings) -> Tokenizer:
-    """Characters are those of all splits, so that each has a probability; pairs are counted in training text alone."""
+    """Train a tokenizer: characters of all splits, so that each has a probability; pairs of the training text only."""
     kind = settings.tokenizer
     every = sources if kind == "characters" else {"train": sources["train"]}
     if kind == "characters":

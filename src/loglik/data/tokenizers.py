@@ -1,10 +1,10 @@
 r"""Tokenizers: text as integers 0 ... K-1 and back, each token a string of bytes.
 
-Three of them: `Bytes` (K = 256, takes any file), `Characters` (one token for each character of the user's text) and
+Three of them: `Bytes` (K = 256, reads any file), `Characters` (one token for each character of the user's text) and
 `BytePairs` (byte-pair encoding, Sennrich et al. 2016, over bytes). What a text costs in nats depends on its tokens;
 its bits per byte, $-\log_2 p(\text{text}) / \text{bytes}$, do not, because every token knows its bytes.
 
-Where a text has several encodings, p of the one that `encode` gives is at most p(text).
+Where a text has several encodings, the probability of the one that `encode` returns is at most p(text).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jaxtyping import Int64, Shaped
 __all__ = ["KINDS", "BytePairs", "Bytes", "Characters", "Tokenizer", "from_dict", "train"]
 
 KINDS = ("bytes", "characters", "bpe")
-MOST_TOKENS = 65_536
+MAX_TOKENS = 65_536
 BPE_TRAINING_BYTES = 2**26
 
 # words with the blank before them, numbers, signs, single newlines, other blanks: a newline is always a token of its
@@ -30,7 +30,7 @@ PIECES = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\n|[^\S\n]+"
 
 
 class Tokenizer(ABC):
-    """Text as tokens: `decode(encode(text))` is the text."""
+    """A tokenizer: `decode(encode(text))` is the text."""
 
     kind: ClassVar[str]
 
@@ -41,34 +41,34 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: bytes, where: Callable[[int], str] = lambda at: f"byte {at}") -> Int64[np.ndarray, " N"]:
-        """Tokens of a text in UTF-8.
+        """Return the tokens of a text in UTF-8.
 
-        `where` is what an error calls the byte at a place. Raises ValueError where the text holds what has no token.
+        `where` describes the position of a byte, for errors. Raises ValueError for characters without a token.
         """
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for YAML and JSON; `from_dict` is the inverse."""
+        """Return plain values, for YAML and JSON; `from_dict` is the inverse."""
 
     @property
     def size(self) -> int:
-        """K, how many tokens there are."""
+        """K, the number of tokens."""
         return len(self.table)
 
     @cached_property
     def lengths(self) -> Int64[np.ndarray, " K"]:
-        """How many bytes each token has."""
+        """The number of bytes of each token."""
         return np.array([len(token) for token in self.table], dtype=np.int64)
 
     def decode(self, tokens: Iterable[int] | Shaped[np.ndarray, " N"]) -> bytes:
-        """The bytes of tokens, one after another."""
+        """Return the bytes of the tokens, concatenated."""
         table = self.table
         return b"".join(table[int(token)] for token in tokens)
 
 
 @dataclass(frozen=True)
 class Bytes(Tokenizer):
-    """Each byte is a token: any file will do.
+    """Each byte is a token, so any file can be read.
 
     >>> Bytes().encode("né".encode()).tolist()
     [110, 195, 169]
@@ -89,7 +89,7 @@ class Bytes(Tokenizer):
 
 @dataclass(frozen=True)
 class Characters(Tokenizer):
-    """Each of some characters is a token, numbered in the order of their code points.
+    """Each character of an alphabet is a token, numbered in the order of code points.
 
     >>> Characters("abc").encode(b"cab").tolist()
     [2, 0, 1]
@@ -112,9 +112,9 @@ class Characters(Tokenizer):
         if (strange := known[tokens] != points).any():
             at = int(strange.argmax())
             character = chr(points[at])
-            place = len(text.decode()[:at].encode())
+            position = len(text.decode()[:at].encode())
             raise ValueError(
-                f"{where(place)}: the character {character!r} is none of the {len(known)} that the model knows: "
+                f"{where(position)}: the character {character!r} is none of the {len(known)} that the model knows: "
                 "leave it out, or train with tokenizer=bytes"
             )
         return tokens.astype(np.int64)
@@ -162,7 +162,7 @@ class BytePairs(Tokenizer):
 
 
 def from_dict(plain: dict[str, Any]) -> Tokenizer:
-    """The tokenizer that `to_dict` described."""
+    """Return the tokenizer that `to_dict` described."""
     kind = plain["kind"]
     if kind == "bytes":
         return Bytes()
@@ -181,12 +181,12 @@ def train(
     vocabulary: int = 1024,
     where: Callable[[int], str] = lambda at: f"byte {at}",
 ) -> Tokenizer:
-    """A tokenizer for a text that comes in pieces, each of whole characters.
+    """Train a tokenizer on a text in pieces that end between characters.
 
     Args:
         kind: `bytes`, `characters` or `bpe`.
         vocabulary: K of byte-pair encoding, which counts pairs in the first 64 MiB.
-        where: what an error calls the byte at a place in the text.
+        where: describes the position of a byte, for errors.
 
     Raises ValueError where the text is not UTF-8 and the kind needs it, or has too many characters.
     """
@@ -198,15 +198,15 @@ def train(
         for piece in pieces:
             found.update(_utf8(piece, lambda at, start=start: where(start + at), kind))  # type: ignore[misc]
             start += len(piece)
-        if len(found) > MOST_TOKENS:
-            raise ValueError(f"the text has {len(found):,} distinct characters, at most {MOST_TOKENS:,} will do")
+        if len(found) > MAX_TOKENS:
+            raise ValueError(f"the text has {len(found):,} distinct characters; at most {MAX_TOKENS:,} are possible")
         if not found:
             raise ValueError("the text is empty")
         return Characters("".join(sorted(found)))
     if kind != "bpe":
         raise ValueError(f"unknown tokenizer {kind!r}: use {', '.join(KINDS)}")
-    if not 256 < vocabulary <= MOST_TOKENS:
-        raise ValueError(f"vocabulary must be 257 to {MOST_TOKENS:,}: 256 bytes and what joins them, got {vocabulary}")
+    if not 256 < vocabulary <= MAX_TOKENS:
+        raise ValueError(f"vocabulary must be 257 to {MAX_TOKENS:,}: 256 bytes and their pairs, got {vocabulary}")
     library = _library()
     encoder = _pipeline(library, library.models.BPE())
     trainer = library.trainers.BpeTrainer(
@@ -216,18 +216,18 @@ def train(
     return BytePairs(_merges(encoder))
 
 
-def _first(pieces: Iterable[bytes], most: int, where: Callable[[int], str]) -> Iterator[str]:
-    """The beginning of a text, in strings."""
+def _first(pieces: Iterable[bytes], max_bytes: int, where: Callable[[int], str]) -> Iterator[str]:
+    """Yield the beginning of a text, in strings."""
     start = 0
     for piece in pieces:
         yield _utf8(piece, lambda at, start=start: where(start + at), "bpe")  # type: ignore[misc]
         start += len(piece)
-        if start >= most:
+        if start >= max_bytes:
             return
 
 
 def _merges(encoder: Any) -> tuple[tuple[int, int], ...]:
-    """The pairs that the library found, as numbers; of two that spell one token, the first."""
+    """Return the pairs that the library found, as numbers; of two pairs that spell the same token, the first."""
     import json
 
     number = {name: value for value, name in enumerate(NAMES)}
@@ -261,7 +261,7 @@ def _library() -> Any:
 
 
 def _byte_names() -> Sequence[str]:
-    """The character that the library writes for each byte: itself where it can be seen, else one from 256 on."""
+    """Return the character that the library writes for each byte: itself if visible, else one from 256 on."""
     seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = iter(range(256, 512))
     return [chr(value) if value in seen else chr(next(others)) for value in range(256)]

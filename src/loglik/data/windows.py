@@ -1,4 +1,4 @@
-"""Tokens in a file that is mapped while it is read, and windows into them: a text is never in memory whole."""
+"""Tokens in a memory-mapped file, and windows of the tokens: a text is never loaded completely."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 __all__ = ["Stream", "Windows"]
 
-AT_ONCE = 1024  # windows read from one mapping, whose pages are then let go
+MAPPED_WINDOWS = 1024  # windows read from one mapping, whose pages are then released
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Stream:
         return self.count
 
     def cut(self, start: int, stop: int) -> Stream:
-        """Tokens start ... stop-1 of these."""
+        """Return tokens start ... stop-1 of the stream."""
         start, stop = max(0, start), min(stop, self.count)
         return replace(self, start=self.start + start, count=max(0, stop - start))
 
     def tokens(self) -> Shaped[np.ndarray, " N"]:
-        """The tokens, read as they are touched."""
+        """Return the tokens, which are read when they are accessed."""
         if isinstance(self.source, np.ndarray):
             return self.source[self.start : self.start + self.count]
         if self.count == 0:
@@ -46,7 +46,7 @@ class Stream:
         return np.memmap(self.source, self.dtype, mode="r", offset=offset, shape=(self.count,))
 
     def blocks(self, size: int = 2**20) -> Iterator[Shaped[np.ndarray, " B"]]:
-        """The tokens in order, so many at a time."""
+        """Yield the tokens in order, `size` at a time."""
         for start in range(0, self.count, size):
             yield np.array(self.cut(start, start + size).tokens())
 
@@ -54,7 +54,7 @@ class Stream:
 class Windows:
     """Windows of `length` = T tokens of a stream, one every `stride` tokens: indexed as a tensor (N, T) is.
 
-    An index reads those windows alone, as uint8 where tokens are bytes, else as int64.
+    An index reads only the indexed windows, as uint8 where tokens are bytes, else as int64.
     """
 
     def __init__(self, stream: Stream, length: int, stride: int) -> None:
@@ -69,8 +69,8 @@ class Windows:
         if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(self):
             raise IndexError(f"window {numbers.max()} of {len(self)}")
         picked = np.empty((len(numbers), self.length), self.stream.dtype)
-        for first in range(0, len(numbers), AT_ONCE):
+        for first in range(0, len(numbers), MAPPED_WINDOWS):
             tokens = self.stream.tokens()
-            for row, start in enumerate((numbers[first : first + AT_ONCE] * self.stride).tolist(), first):
+            for row, start in enumerate((numbers[first : first + MAPPED_WINDOWS] * self.stride).tolist(), first):
                 picked[row] = tokens[start : start + self.length]
         return torch.from_numpy(picked if picked.dtype == np.uint8 else picked.astype(np.int64))

@@ -1,20 +1,21 @@
-"""Diffusion models as densities: noise schedules, denoisers, objectives, likelihoods and samplers."""
+"""Diffusion models as densities: noise schedules, denoisers, score matching, likelihoods and samplers."""
 
+from loglik.diffusion.chain import Chain, Discrete, ddpm_betas
 from loglik.diffusion.columns import ColumnDenoiser
 from loglik.diffusion.denoiser import Denoiser, LevelDenoiser
 from loglik.diffusion.diffusion import Diffusion, with_likelihood, with_sampler
-from loglik.diffusion.discrete import Discrete, ddpm_betas
 from loglik.diffusion.guidance import with_noise_level
 from loglik.diffusion.learned import Learned
 from loglik.diffusion.likelihood import ODE, VLB
-from loglik.diffusion.objective import Objective
 from loglik.diffusion.pixels import PixelDenoiser
 from loglik.diffusion.sampler import Sampler
 from loglik.diffusion.schedule import Cosine, LinearBeta, LinearLogSNR, NoiseSchedule
+from loglik.diffusion.score_matching import ScoreMatching
 
 __all__ = [
     "ODE",
     "VLB",
+    "Chain",
     "ColumnDenoiser",
     "Cosine",
     "Denoiser",
@@ -25,9 +26,9 @@ __all__ = [
     "LinearBeta",
     "LinearLogSNR",
     "NoiseSchedule",
-    "Objective",
     "PixelDenoiser",
     "Sampler",
+    "ScoreMatching",
     "ddpm_betas",
     "with_likelihood",
     "with_noise_level",

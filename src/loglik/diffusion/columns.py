@@ -1,4 +1,4 @@
-"""A denoiser for a table's rows, whose numbers are denoised as numbers and whose codes by their probabilities."""
+"""A denoiser for rows of a table: real columns as real data, codes by their probabilities."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ __all__ = ["ColumnDenoiser"]
 
 
 class ColumnDenoiser(Denoiser):
-    r"""A denoiser of rows of n numbers, then a one-hot vector $e_k$ for each code (`reconstruction.Codes`).
+    r"""Denoise rows of n real numbers, then a one-hot vector $e_k$ for each code (`reconstruction.Codes`).
 
-    Numbers are denoised as by `Denoiser`. Of a code the network gives logits $\theta_k(x_t, t)$, as the other columns
-    suggest; the code's own noised vector $x_{t,k}$ adds its likelihood, by Bayes:
+    Real numbers are denoised as by `Denoiser`. For a code the network returns logits $\theta_k(x_t, t)$ from the other
+    columns, and the code's own noised vector $x_{t,k}$ adds its likelihood by Bayes' rule:
     $P(k \mid x_t) \propto \exp(\theta_k - \lVert x_t - \alpha e_k \rVert^2 / 2\sigma^2) \propto
     \exp(\theta_k + x_{t,k}\, e^\lambda / \alpha)$, and $\hat x = (P(1), \dots, P(C))$. With θ the marginal
     log-probabilities this is exact for independent columns, so training starts from the independent density of codes
-    and of Gaussian numbers.
+    and of Gaussian real columns.
 
     Args:
         network: from x_t (B, V) and a conditioning vector to (B, V).
-        categories: for each column how many codes it has; 0 for a number.
+        categories: the number of codes of each column; 0 for a real column.
         features, context, unconditional: as of `Denoiser`.
     """
 
     offset: Tensor
     padded: Tensor
     unused: Tensor
-    place: Tensor
+    unpadded: Tensor
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class ColumnDenoiser(Denoiser):
         unused = torch.arange(widest) >= torch.tensor(counts)[:, None]
         self.register_buffer("padded", position.masked_fill(unused, 0), persistent=False)
         self.register_buffer("unused", unused, persistent=False)
-        self.register_buffer("place", (~unused).flatten().nonzero().squeeze(1), persistent=False)
+        self.register_buffer("unpadded", (~unused).flatten().nonzero().squeeze(1), persistent=False)
 
     def forward(
         self,
@@ -74,11 +74,11 @@ class ColumnDenoiser(Denoiser):
         own = (logsnr.exp() / alpha(logsnr)).unsqueeze(1) * x_t[:, n:]
         logits = (raw[:, n:].to(x_t.dtype) + self.offset + own)[:, self.padded]
         p = logits.masked_fill(self.unused, -torch.inf).softmax(-1)
-        return torch.cat([numbers, p.flatten(1)[:, self.place]], 1)
+        return torch.cat([numbers, p.flatten(1)[:, self.unpadded]], 1)
 
     @torch.no_grad()
     def initialise(self, x: Float[Tensor, "N V"]) -> None:
         super().initialise(x)
         counts = x[:, self.numbers :].double().sum(0)
-        size = (~self.unused).sum(1, keepdim=True).expand_as(self.unused).flatten()[self.place]
+        size = (~self.unused).sum(1, keepdim=True).expand_as(self.unused).flatten()[self.unpadded]
         self.offset.copy_(((counts + 0.5) / (len(x) + 0.5 * size)).log())

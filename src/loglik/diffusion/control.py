@@ -1,4 +1,4 @@
-r"""A control variate for the bound's diffusion term: the denoiser of Gaussian data, whose share has a closed form.
+r"""A control variate for the bound's diffusion term: the denoiser of Gaussian data, whose part has a closed form.
 
 The term is $\tfrac12 \int \mathbb E_\epsilon f \, d\lambda$ with $f = \lVert r \rVert^2$ and
 $r = e^{\lambda/2}(x - \hat x(x_\lambda)) = \hat\epsilon - \epsilon$. For data $\mathcal N(m, Q S Q^\top)$ the best
@@ -14,11 +14,11 @@ $\tfrac12 \int \mathbb E f\,d\lambda = \tfrac12 \int c\, \mathbb E\, g\,d\lambda
 + \tfrac12\, \mathbb E_{\lambda \sim p,\, \epsilon}\left[\frac{f - c\,g}{p(\lambda)}\right]$,
 
 where the first integral is exact and the second varies as much as the network differs from a Gaussian's denoiser.
-$c = \mathbb E f g / \mathbb E g^2$ minimises the second moment of what is left, and $p \propto$ its root minimises the
+$c = \mathbb E f g / \mathbb E g^2$ minimises the second moment of the rest, and $p \propto$ its root minimises the
 variance. Both are constant in each of `BINS` equal parts of the log-SNR, and learned from the draws of training.
 
-A dimension that takes few values is known exactly long before its Gaussian would be, so such dimensions and the other
-ones have covariances and coefficients of their own.
+A dimension with few distinct values is known exactly at a higher noise level than its Gaussian would be, so such
+dimensions have a covariance and coefficients of their own.
 
 Sources: Owen 2013, "Monte Carlo theory, methods and examples", chapters 8.9 and 9; Kingma et al. 2021, "Variational
 diffusion models", appendix I.
@@ -42,15 +42,15 @@ BINS = 32
 NODES, WEIGHTS = (
     values.tolist() for values in np.polynomial.legendre.leggauss(4)
 )  # in each bin: the integrands have poles π from the real line, so an error of 1e-9 is left
-MAX_CORRELATED = 256  # dimensions up to which directions are those of the covariance, and not the dimensions
-ROWS = 2**14  # that the moments are taken from
-MEMORY = 256.0  # draws in a bin that its averages remember
-EVEN = 0.2  # the share of the draws that is spread evenly over the log-SNR
+MAX_CORRELATED = 256  # dimensions; above it the covariance is taken as diagonal
+ROWS = 2**14  # from which the moments are estimated
+MEMORY = 256.0  # draws over which the averages of a bin decay
+EVEN = 0.2  # fraction of the draws that is uniform in the log-SNR
 
 
 @dataclass(frozen=True)
 class Draw:
-    r"""One draw of ε for each example at its log-SNR λ, and the residual r that the denoiser leaves."""
+    r"""One draw of ε per example at its log-SNR λ, and the denoiser's residual r."""
 
     v: Float[Tensor, "B ..."]
     logsnr: Float[Tensor, " B"]
@@ -64,7 +64,7 @@ class Draw:
 
 
 class Shares(NamedTuple):
-    """f and g of the dimensions that take many values and of those that take few, and the bin of the log-SNR."""
+    """f and g, each for the dimensions with many and with few distinct values, and the bin of the log-SNR."""
 
     f: Float[Tensor, "B 2"]
     g: Float[Tensor, "B 2"]
@@ -72,13 +72,13 @@ class Shares(NamedTuple):
 
 
 class Control(nn.Module):
-    """The Gaussian's moments, the coefficients and the density over log-SNRs.
+    """Hold the Gaussian's moments, the coefficients c and the density p over log-SNRs.
 
     Until `initialise` is called the Gaussian is N(0, I).
 
     Args:
         dims: D.
-        coefficient: c before anything is learned: 1 for a denoiser that starts as the Gaussian's, else 0.
+        coefficient: the initial c: 1 for a denoiser that starts as the Gaussian's, else 0.
     """
 
     mean: Tensor
@@ -102,15 +102,15 @@ class Control(nn.Module):
 
     @property
     def coefficients(self) -> Float[Tensor, "bins 2"]:
-        """c of each bin, of dimensions that take many values and of those that take few."""
+        """Return c of each bin, for dimensions with many and with few distinct values."""
         return self.products / self.squares
 
     @torch.no_grad()
     def initialise(self, v: Float[Tensor, "N D"]) -> None:
-        """Take the moments from data.
+        """Estimate the moments from data.
 
-        The covariance is shrunk to its diagonal as if D more rows had shown no correlation, and no direction's
-        standard deviation is below a hundredth of the largest.
+        The covariance is shrunk towards its diagonal, as if D more rows had shown no correlation. The standard
+        deviation of each direction is at least 1/100 of the largest.
         """
         v = v[:: -(-len(v) // ROWS)].double()
         variance, mean = torch.var_mean(v, 0, correction=0)
@@ -123,8 +123,8 @@ class Control(nn.Module):
             covariance = torch.cov(v.T, correction=0).reshape(v.shape[1], -1)
             covariance = covariance * (len(v) / (len(v) + v.shape[1]))
             covariance.diagonal().copy_(variance)
-            for few in (0, 1):
-                rows = (self.repeated == few).nonzero().squeeze(1)
+            for group in (0, 1):
+                rows = (self.repeated == group).nonzero().squeeze(1)
                 values, vectors = torch.linalg.eigh(covariance[rows][:, rows])
                 variance[rows] = values
                 self.basis[rows.unsqueeze(1), rows] = vectors.to(self.basis)
@@ -151,12 +151,12 @@ class Control(nn.Module):
         return Shares(self._split(draw.residual.flatten(1).square()), self._split(g), self._bin(draw.logsnr, ends))
 
     def rest(self, shares: Shares) -> Float[Tensor, " B"]:
-        r"""$f - c\,g$, which is what is left to the draws."""
+        r"""Return $f - c\,g$ of each example, which is estimated from draws."""
         return (shares.f - self.coefficients[shares.bins].to(shares.g) * shares.g).sum(1)
 
     @torch.no_grad()
     def learn(self, shares: Shares, rest: Float[Tensor, " B"]) -> None:
-        """Let the coefficients and the density see draws and what is left of them."""
+        """Update the coefficients and the density with draws and their `rest`."""
         f, g, left = (value.to(self.squares) for value in (shares.f, shares.g, rest.square().unsqueeze(1)))
         seen = torch.cat([f * g, g.square(), left, torch.ones_like(left)], 1)
         *sums, count = seen.new_zeros(BINS, 6).index_add_(0, shares.bins, seen).split([2, 2, 1, 1], 1)
@@ -164,18 +164,18 @@ class Control(nn.Module):
         for buffer, total in zip((self.products, self.squares, self.left.unsqueeze(1)), sums, strict=True):
             buffer.lerp_(total / count.clamp_min(1), rate)
 
-    def draw(self, place: Float[Tensor, " B"], ends: Ends) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-        """Log-SNRs from uniform numbers, and their density p."""
+    def draw(self, u: Float[Tensor, " B"], ends: Ends) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """Return log-SNRs from uniform draws u, and their density p."""
         high, low = ends
-        part, within, probability = pick(self.left.sqrt().to(place), place, EVEN)
+        part, within, probability = pick(self.left.sqrt().to(u), u, EVEN)
         return low + (high - low) * (part + within) / BINS, probability * BINS / (high - low)
 
     def choose(
-        self, levels: Float[Tensor, " N"], weights: Float[Tensor, " N"], place: Float[Tensor, " B"], ends: Ends
+        self, levels: Float[Tensor, " N"], weights: Float[Tensor, " N"], u: Float[Tensor, " B"], ends: Ends
     ) -> tuple[Int64[Tensor, " B"], Float[Tensor, " B"]]:
-        """Which of N weighted log-SNRs, from uniform numbers, and with what probability."""
-        importance = self.left.sqrt().to(place)[self._bin(levels, ends)] * weights.detach()
-        index, _, probability = pick(importance, place, EVEN)
+        """Return indices into N weighted log-SNRs from uniform draws u, and their probabilities."""
+        importance = self.left.sqrt().to(u)[self._bin(levels, ends)] * weights.detach()
+        index, _, probability = pick(importance, u, EVEN)
         return index, probability
 
     def _bin(self, logsnr: Tensor, ends: Ends) -> Int64[Tensor, "..."]:
@@ -201,7 +201,7 @@ class Control(nn.Module):
 
 
 def quadrature(ends: Ends) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-    """Log-SNRs and weights whose sums are integrals between the ends, by Gauss and Legendre's rule in each bin."""
+    """Return log-SNRs and weights of the Gauss-Legendre rule between the ends, in each bin."""
     high, low = ends
     nodes, weights = torch.tensor([NODES, WEIGHTS], device=high.device, dtype=high.dtype).unbind()
     width = (high - low) / BINS
@@ -209,12 +209,12 @@ def quadrature(ends: Ends) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     return (low + width * within).flatten(), (0.5 * width * weights).repeat(BINS)
 
 
-def pick(importance: Float[Tensor, " N"], place: Float[Tensor, " B"], even: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The part that a uniform number falls in, how far into it (from 0 to 1), and the part's probability."""
+def pick(importance: Float[Tensor, " N"], u: Float[Tensor, " B"], even: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the part that each uniform draw falls in, the position in it from 0 to 1, and its probability."""
     relative = importance / importance.mean().clamp_min(torch.finfo(importance.dtype).tiny)
     probability = (1 - even) * relative + even
     probability = probability / probability.sum()
     edges = torch.cat([probability.new_zeros(1), probability.cumsum(0)])
-    part = (torch.searchsorted(edges, place.contiguous(), right=True) - 1).clamp(0, len(probability) - 1)
-    within = ((place - edges[part]) / probability[part]).clamp(0, 1)
+    part = (torch.searchsorted(edges, u.contiguous(), right=True) - 1).clamp(0, len(probability) - 1)
+    within = ((u - edges[part]) / probability[part]).clamp(0, 1)
     return part, within, probability[part]

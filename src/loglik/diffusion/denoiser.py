@@ -1,6 +1,6 @@
 r"""Denoisers: from noised data $x_t = \alpha x + \sigma \epsilon$ to the expected data, whatever the network predicts.
 
-The four usual predictions are one another's linear images, given $x_t$:
+For a known $x_t$ the four usual predictions are linear functions of one another:
 $\hat x = (x_t - \sigma \hat\epsilon)/\alpha$; $\hat v = \alpha \hat\epsilon - \sigma \hat x$, so
 $\hat x = \alpha x_t - \sigma \hat v$; and the score $s = -\hat\epsilon / \sigma$, so
 $\hat x = (x_t + \sigma^2 s)/\alpha$ (Tweedie's formula).
@@ -9,6 +9,7 @@ $\hat x = (x_t + \sigma^2 s)/\alpha$ (Tweedie's formula).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -17,9 +18,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from loglik.density import embed
-from loglik.diffusion.schedule import alpha, sigma
+from loglik.diffusion.schedule import alpha, broadcast_like, sigma
 
-__all__ = ["Denoiser", "LevelDenoiser", "Prediction", "time_features", "to_data", "to_score"]
+__all__ = ["Denoise", "Denoiser", "LevelDenoiser", "Prediction", "time_features", "to_data", "to_score"]
+
+Denoise = Callable[[Tensor, Tensor], Tensor]  # (x_t, log-SNRs of shape (B,)) -> the expected data
 
 Prediction = Literal["noise", "data", "v", "score"]
 
@@ -30,8 +33,8 @@ def to_data(
     x_t: Float[Tensor, "B ..."],
     logsnr: Float[Tensor, " B"],
 ) -> Float[Tensor, "B ..."]:
-    """The expected data from what a network predicted."""
-    a, s = (f(logsnr).view(-1, *[1] * (x_t.dim() - 1)) for f in (alpha, sigma))
+    """Return the expected data from a network's prediction."""
+    a, s = (broadcast_like(f(logsnr), x_t) for f in (alpha, sigma))
     if kind == "data":
         return prediction
     if kind == "noise":
@@ -46,24 +49,24 @@ def to_data(
 def to_score(
     x_hat: Float[Tensor, "B ..."], x_t: Float[Tensor, "B ..."], logsnr: Float[Tensor, " B"]
 ) -> Float[Tensor, "B ..."]:
-    r"""$\nabla \log p_t(x_t) = (\alpha \hat x - x_t)/\sigma^2$."""
-    a, s = (f(logsnr).view(-1, *[1] * (x_t.dim() - 1)) for f in (alpha, sigma))
+    r"""Return the score $\nabla \log p_t(x_t) = (\alpha \hat x - x_t)/\sigma^2$."""
+    a, s = (broadcast_like(f(logsnr), x_t) for f in (alpha, sigma))
     return (a * x_hat - x_t) / s.square()
 
 
 def time_features(logsnr: Float[Tensor, " B"], count: int) -> Float[Tensor, "B E"]:
-    """Sines and cosines of the log-SNR at `count` / 2 frequencies, for a network to read the time from."""
+    """Return sines and cosines of the log-SNR at `count` / 2 frequencies, from which a network reads the time."""
     frequencies = torch.exp(torch.linspace(math.log(0.05), math.log(2.0), count // 2, device=logsnr.device))
     phase = logsnr[:, None].float() * frequencies
     return torch.cat([phase.sin(), phase.cos()], dim=1)
 
 
 class Denoiser(nn.Module):
-    r"""A network as a denoiser of continuous data.
+    r"""Turn a network into a denoiser of continuous data.
 
     With the v prediction, data with the mean m and std s in each dimension (0 and 1 unless `initialise` is
-    called) are denoised as a Gaussian of these moments would be, and the network adds to that in units of the error
-    which is left: $\hat x = m + \frac{\alpha s^2}{\alpha^2 s^2 + \sigma^2}(x_t - \alpha m) -
+    called) are denoised as a Gaussian of these moments would be, and the network adds a correction in units of the
+    error that remains: $\hat x = m + \frac{\alpha s^2}{\alpha^2 s^2 + \sigma^2}(x_t - \alpha m) -
     \frac{s \sigma}{\sqrt{\alpha^2 s^2 + \sigma^2}} \hat v$. For m = 0, s = 1 this is
     $\alpha x_t - \sigma \hat v$, and for a network that gives zeros it is exact for independent Gaussians. Karras et
     al. 2022, "Elucidating the design space of diffusion-based generative models", table 1, scale theirs alike.
@@ -72,11 +75,11 @@ class Denoiser(nn.Module):
         network: from x_t (B, ...) and a conditioning vector (B, E) to a prediction of the shape of x_t. The
             vector holds `features` time features, then the context's embedding if there is one.
         prediction: what the network predicts.
-        features: how many features of time.
+        features: number of time features.
         context: a network from a context to a vector.
-        event_shape: gives each dimension moments of its own; one mean and one scale for all if empty.
-        unconditional: the share of contexts that are left out in training (their vector is zeros), so that the network
-            learns p(x) too, for guidance without a classifier.
+        event_shape: if not empty, each dimension has a mean and a scale of its own; else all share one.
+        unconditional: fraction of contexts that training replaces by zeros, so that the network learns p(x) too, for
+            classifier-free guidance.
     """
 
     mean: Tensor
@@ -110,22 +113,22 @@ class Denoiser(nn.Module):
         context: Tensor | None = None,
         keep: Bool[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B ..."]:
-        """The expected data given x_t; `keep` says whose context counts, all by default."""
+        """Return the expected data given x_t; where `keep` is false, the context is replaced by zeros."""
         raw = self._predict(x_t, logsnr, context, keep).view(x_t.shape)
         if self.prediction != "v":
             return to_data(raw, self.prediction, x_t, logsnr)
         return self._from_v(raw, x_t, logsnr, self.mean, self.scale)
 
     def _from_v(self, raw: Tensor, x_t: Tensor, logsnr: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-        """The posterior mean of a Gaussian with these moments, and the network's v in units of the error left."""
-        a, s = (f(logsnr).view(-1, *[1] * (x_t.dim() - 1)) for f in (alpha, sigma))
+        """Return the posterior mean of a Gaussian with these moments, corrected by the network's v."""
+        a, s = (broadcast_like(f(logsnr), x_t) for f in (alpha, sigma))
         variance = (a * scale).square() + s.square()  # of x_t
         seen = a * scale.square() / variance * (x_t - a * mean)
         return mean + seen - scale * s * variance.rsqrt() * raw
 
     @torch.no_grad()
     def initialise(self, x: Float[Tensor, "N ..."]) -> None:
-        """Take the moments from data; a standard deviation is at least a hundredth of the largest."""
+        """Set the moments from data; each standard deviation is at least 1/100 of the largest."""
         if self.prediction != "v":
             return
         scale, mean = torch.std_mean(x, dim=0 if self.mean.dim() else None, correction=0)
@@ -145,10 +148,10 @@ class Denoiser(nn.Module):
 
 
 class LevelDenoiser(Denoiser):
-    r"""A denoiser of data that take K known levels $\ell_k$ in [-1, 1].
+    r"""Denoise data with K known levels $\ell_k$ in [-1, 1].
 
-    The network gives logits $\theta_{dk}(x_t, t)$ of each dimension's level, as the other dimensions suggest; the
-    dimension's own noised value adds its likelihood, by Bayes:
+    The network returns logits $\theta_{dk}(x_t, t)$ of each dimension's level from the other dimensions, and the
+    dimension's own noised value adds its likelihood by Bayes' rule:
     $P(x_d = \ell_k \mid x_t) \propto \exp\left(\theta_{dk} - (x_{t,d} - \alpha \ell_k)^2 / 2\sigma^2\right)$ and
     $\hat x_d = \sum_k P_{dk}\,\ell_k$. With θ the marginal log-probabilities this is exact for independent
     dimensions, whatever the noise, so training starts from the independent density and can only add to it.
@@ -183,7 +186,7 @@ class LevelDenoiser(Denoiser):
         keep: Bool[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B ..."]:
         probabilities = self.logits(x_t, logsnr, context, keep).softmax(-1)
-        # no matrix product, which bf16 and TF32 would round: the bound multiplies its error by the SNR
+        # not a matrix product, which bf16 and TF32 would round: the bound multiplies its error by the SNR
         return (probabilities * self.levels.to(x_t.dtype)).sum(-1).view(x_t.shape)
 
     def logits(
@@ -193,12 +196,12 @@ class LevelDenoiser(Denoiser):
         context: Tensor | None = None,
         keep: Bool[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B D K"]:
-        """Unnormalised log P(x_d = ℓ_k | x_t)."""
+        """Return the unnormalised log P(x_d = ℓ_k | x_t)."""
         prior = self._predict(x_t, logsnr, context, keep).view(len(x_t), -1, len(self.levels)) + self.offset
         return self._with_own_value(prior, x_t, logsnr)
 
     def _with_own_value(self, prior: Tensor, x_t: Tensor, logsnr: Tensor) -> Float[Tensor, "B D K"]:
-        """Logits with what a dimension's own noised value says: -(x - αℓ)²/2σ² but for what all levels share."""
+        """Add the log-likelihood -(x - αℓ)²/2σ² of a dimension's own noised value, up to a constant."""
         snr = logsnr.exp().view(-1, 1, 1)
         centre = x_t.flatten(1).unsqueeze(-1) / alpha(logsnr).view(-1, 1, 1)
         return torch.addcmul(prior, (centre - self.levels).square(), -0.5 * snr)

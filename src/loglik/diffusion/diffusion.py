@@ -12,50 +12,48 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
-from loglik.density import Bound, Density, sum_terms
+from loglik.density import Bound, Density, output_layer, sum_terms
+from loglik.diffusion.chain import prior_term
 from loglik.diffusion.control import Control
-from loglik.diffusion.denoiser import Denoiser, LevelDenoiser
+from loglik.diffusion.denoiser import Denoise, Denoiser, LevelDenoiser
 from loglik.diffusion.guidance import by_classifier, classifier_free
 from loglik.diffusion.inpaint import inpaint
 from loglik.diffusion.learned import Learned
 from loglik.diffusion.likelihood import (
     ODE,
     VLB,
-    Denoise,
     Likelihood,
     Model,
-    broadcast_like,
     draw_noise,
-    prior_term,
 )
-from loglik.diffusion.objective import Objective
 from loglik.diffusion.reconstruction import Codes, Levels, Reals, Reconstruction
 from loglik.diffusion.sampler import Sampler, integrate
-from loglik.diffusion.schedule import LinearBeta, NoiseSchedule, alpha, check_falling, sigma
+from loglik.diffusion.schedule import LinearBeta, NoiseSchedule, add_noise, check_falling
+from loglik.diffusion.score_matching import ScoreMatching
 
 __all__ = ["Diffusion", "with_likelihood", "with_sampler"]
 
-TOGETHER = 4  # neighbours in a batch whose times are stratified among themselves
+TOGETHER = 4  # rows next to each other, whose times are stratified within the group
 
 
 class Diffusion(Density):
-    r"""A hierarchical VAE whose encoder adds noise, and a network that takes it away.
+    r"""A hierarchical VAE whose encoder adds noise and whose decoder is a network that removes it.
 
     Composed of a schedule (how much noise at what time), a denoiser (what the data were), an objective (what training
-    minimises), a likelihood (how `log_prob` is computed) and a sampler. None of them knows the others, and any may be
-    replaced afterwards: `diffusion.likelihood = ODE()`, `diffusion.sampler = Sampler(method="unipc", steps=10)`.
+    minimises), a likelihood (how `log_prob` is computed) and a sampler. They do not depend on one another, and each can
+    be replaced afterwards: `diffusion.likelihood = ODE()`, `diffusion.sampler = Sampler(method="unipc", steps=10)`.
 
-    `log_prob` is a lower bound with `VLB` and an estimate with `ODE`, and `bound` says which. With the objective
+    `log_prob` is a lower bound with `VLB` and an estimate with `ODE`, and `bound` says which. With the weighting
     `likelihood`, `loss` is minus the continuous bound, $-\log p(x) \le$ reconstruction + prior + diffusion; with others
     it is the weighted diffusion term alone.
 
     Args:
-        denoiser: from (x_t, log-SNR, context) to the expected data: a `Denoiser`, a `LevelDenoiser` where data take few
-            levels, or any module of that form.
+        denoiser: from (x_t, log-SNR, context) to the expected data: a `Denoiser`, a `LevelDenoiser` for data with
+            few levels, or any module of that signature.
         event_shape: of the data.
         levels: K of integers 0 ... K-1, which are scaled to [-1, 1]; None for real data.
-        categories: of rows, for each dimension how many codes 0, 1, ... it has, 0 for a real number; the denoiser is
-            then given rows as `reconstruction.Codes` lays them out. None where there are no codes.
+        categories: of rows, the number of codes 0, 1, ... of each dimension, 0 for a real number; the denoiser then
+            receives rows in the layout of `reconstruction.Codes`. None where there are no codes.
         schedule: the noise; the VP-SDE with linear β(t) by default.
         objective: the likelihood's bound by default.
         likelihood: the continuous bound by default.
@@ -75,7 +73,7 @@ class Diffusion(Density):
         levels: int | None = None,
         categories: Sequence[int] | None = None,
         schedule: NoiseSchedule | None = None,
-        objective: Objective | None = None,
+        objective: ScoreMatching | None = None,
         likelihood: Likelihood | None = None,
         sampler: Sampler | None = None,
     ) -> None:
@@ -85,7 +83,7 @@ class Diffusion(Density):
         self.dims = math.prod(event_shape)
         self.levels = levels
         self.schedule = schedule or LinearBeta()
-        self.objective = objective or Objective()
+        self.objective = objective or ScoreMatching()
         self.likelihood = likelihood or VLB()
         self.sampler = sampler or Sampler()
         self.conditional = getattr(denoiser, "context", None) is not None
@@ -103,6 +101,10 @@ class Diffusion(Density):
     def bound(self) -> Bound:
         return self.likelihood.bound
 
+    def output_layers(self) -> tuple[nn.Module, ...]:
+        """Return the output layer of the denoiser's network."""
+        return output_layer(getattr(self.denoiser, "network", None))
+
     def log_prob(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
     ) -> Float[Tensor, " B"]:
@@ -111,7 +113,7 @@ class Diffusion(Density):
 
     def loss(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, ""]:
         v = self.reconstruction.embed(x)
-        logsnr, factor, place = self.objective.draw(self.schedule, self._stratified(len(v), v))
+        logsnr, factor, u = self.objective.draw(self.schedule, self._stratified(len(v), v))
         draw, ends = draw_noise(v, self._model(context).denoise, logsnr), self.schedule.ends(v)
         error, shares = 0.5 * draw.error, self.control.shares(draw, ends)
         rest = self.control.rest(shares)
@@ -125,21 +127,21 @@ class Diffusion(Density):
         if self.training:
             self.control.learn(shares, rest)
             if self.objective.times == "importance":
-                self.objective.learn(place, factor * error)
+                self.objective.learn(u, factor * error)
         if isinstance(self.schedule, Learned):
             variance = self.schedule.variance(logsnr, error)
-            loss = loss + (variance - variance.detach())  # a gradient and no value
+            loss = loss + (variance - variance.detach())  # adds its gradient, and 0 to the value
         return loss
 
     def terms(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
     ) -> dict[str, Float[Tensor, " B"]]:
-        """Return the likelihood's terms; of the bound `reconstruction`, `prior` and `diffusion`."""
+        """Return the likelihood's terms: `reconstruction`, `prior` and `diffusion` for the bound."""
         if samples < 1:
             raise ValueError(f"samples must be at least 1, got {samples}")
         v = self.reconstruction.embed(x)
-        model, place = self._model(context), self._stratified(len(x), v)
-        draws = [self.likelihood.terms(model, x, v, (place + k) / samples) for k in range(samples)]
+        model, u = self._model(context), self._stratified(len(x), v)
+        draws = [self.likelihood.terms(model, x, v, (u + k) / samples) for k in range(samples)]
         return {name: torch.stack([draw[name] for draw in draws]).mean(0) for name in draws[0]}
 
     def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Shaped[Tensor, "n ..."]:
@@ -152,9 +154,9 @@ class Diffusion(Density):
         *,
         watch: Callable[[Tensor, Tensor], None] | None = None,
     ) -> tuple[Shaped[Tensor, "n ..."], int]:
-        """As `sample`, with the number of network evaluations.
+        """Return samples and the number of network evaluations.
 
-        `watch` is called with (log-SNR, x_t) on the way.
+        `watch` is called with (log-SNR, x_t) at every step.
         """
         like = self._like()
         denoise, cost = self._guided(context)
@@ -171,12 +173,12 @@ class Diffusion(Density):
         repeats: int = 10,
         steps: int | None = None,
     ) -> Shaped[Tensor, "B ..."]:
-        """Draw what is not known of x given what is, by RePaint.
+        """Draw the unknown part of x given the known part, by RePaint.
 
         Args:
-            x: events; what stands where they are not known does not matter, but has to be a value of the data.
-            known: true where x is given; of x's shape.
-            repeats: of each step, with noise added back; more agree better with what is known.
+            x: events; the unknown values are ignored, but must be valid values of the data.
+            known: true where x is known; of x's shape.
+            repeats: how often each step is made, with noise added back; more make the parts agree better.
             steps: noise levels; as many as the sampler's if None.
         """
         steps = self.sampler.steps if steps is None else steps
@@ -193,23 +195,23 @@ class Diffusion(Density):
         return self.likelihood.error(self._model(context), x, self.reconstruction.embed(x))
 
     def noised(self, x: Shaped[Tensor, "B ..."]) -> tuple[Float[Tensor, "B ..."], Float[Tensor, " B"]]:
-        """(x_t, log-SNR) at levels drawn as the bound draws them: what a classifier that guides is trained on."""
+        """Return (x_t, log-SNR) at noise levels drawn as the bound draws them, to train a classifier for guidance."""
         logsnr, _ = self.schedule.draw(self._stratified(len(x), self.reconstruction.embed(x)))
         return self.noised_at(x, logsnr), logsnr
 
     def integrand(
         self, x: Shaped[Tensor, "B ..."], logsnr: Float[Tensor, " B"], context: Shaped[Tensor, "B ..."] | None = None
     ) -> Float[Tensor, " B"]:
-        r"""$\tfrac12 \lVert \epsilon - \hat\epsilon \rVert^2$ at log-SNRs, one draw of ε each: nats a unit of log-SNR.
+        r"""Return $\tfrac12 \lVert \epsilon - \hat\epsilon \rVert^2$ at log-SNRs, from one draw of ε each.
 
-        The continuous bound's diffusion term is minus its integral from the lowest log-SNR to the highest.
+        In nats per unit of log-SNR. Minus its integral over the log-SNR is the continuous bound's diffusion term.
         """
         return 0.5 * draw_noise(self.reconstruction.embed(x), self._model(context).denoise, logsnr).error
 
     def noised_at(self, x: Shaped[Tensor, "B ..."], logsnr: Float[Tensor, " B"]) -> Float[Tensor, "B ..."]:
-        r"""A draw of $x_t = \alpha x + \sigma \epsilon$, of data scaled to [-1, 1] where they have levels."""
+        r"""Draw $x_t = \alpha x + \sigma \epsilon$; data with levels are scaled to [-1, 1] first."""
         v = self.reconstruction.embed(x)
-        return broadcast_like(alpha(logsnr), v) * v + broadcast_like(sigma(logsnr), v) * torch.randn_like(v)
+        return add_noise(v, torch.randn_like(v), logsnr)
 
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
         v = self.reconstruction.embed(x)
@@ -218,26 +220,24 @@ class Diffusion(Density):
             self.denoiser.initialise(v)
 
     def _near(self, levels: int) -> int:
-        """How many levels away 12 standard deviations of the least noise reach; all where it is learned."""
+        """Return how many data levels 12 standard deviations of the noise at t = 0 span; all if it is learned."""
         if next(self.schedule.parameters(), None) is not None:
             return levels
-        least = math.exp(-0.5 * self.schedule.logsnr(torch.zeros(())).item())
-        return max(2, math.ceil(6 * least * (levels - 1)))
+        std = math.exp(-0.5 * self.schedule.logsnr(torch.zeros(())).item())
+        return max(2, math.ceil(6 * std * (levels - 1)))
 
     def _like(self) -> Tensor:
-        """An empty tensor of the density's device and dtype."""
+        """Return an empty tensor with the density's device and dtype."""
         found = next((t for t in (*self.parameters(), *self.denoiser.buffers()) if t.is_floating_point()), None)
         return torch.empty(0) if found is None else found.new_empty(0)
 
     def _stratified(self, count: int, v: Tensor) -> Tensor:
-        """Draw uniform numbers that are evenly spread as a whole and in each group of `TOGETHER` neighbours.
+        """Draw u in [0, 1), stratified over the batch and in each group of `TOGETHER` neighbours.
 
         The draws of one example stand side by side.
         """
         groups = -(-count // TOGETHER)
-        random = torch.rand(
-            2, groups, TOGETHER, device=v.device
-        )  # indexing by randperm is what inductor cannot compile
+        random = torch.rand(2, groups, TOGETHER, device=v.device)  # inductor cannot compile indexing by randperm
         quarter = random[0].argsort(1)
         within = random[1].argsort(0).gather(1, quarter).to(v.dtype) + torch.rand((), device=v.device, dtype=v.dtype)
         return ((quarter + within / groups) / TOGETHER).flatten()[:count]
@@ -246,7 +246,7 @@ class Diffusion(Density):
         return Model(self.schedule, self.reconstruction, self.denoiser, self.control, context)
 
     def _guided(self, context: Tensor | None) -> tuple[Denoise, int]:
-        """The denoiser that samples, and its network evaluations in one call."""
+        """Return the denoiser for sampling, and its network evaluations per call."""
         weight, classifier = self.sampler.guidance, self.sampler.classifier
         if classifier is not None:
             if context is None:
@@ -259,13 +259,13 @@ class Diffusion(Density):
             raise ValueError("guidance needs labels: a conditional density, with the labels as the context")
         if not getattr(self.denoiser, "unconditional", 0):
             raise ValueError(
-                "guidance needs a denoiser that was trained without labels too: give it unconditional=0.1, or a "
-                "classifier to the sampler"
+                "guidance needs a denoiser that was trained without labels too: build it with unconditional=0.1, or "
+                "pass a classifier to the sampler"
             )
         return classifier_free(self.denoiser, context, weight), 2
 
     def _data(self, z: Tensor, logsnr: Tensor, denoise: Denoise, context: Tensor | None) -> Tensor:
-        """From the last noise level to data."""
+        """Return data from z at the last noise level."""
         last = logsnr.expand(len(z))
         if isinstance(self.denoiser, LevelDenoiser):
             x = self.denoiser.logits(z, last, context if self.conditional else None).argmax(-1).view(z.shape)
@@ -274,13 +274,14 @@ class Diffusion(Density):
 
 
 def with_likelihood(density: Density, method: str, steps: int | None = None) -> Density:
-    """A copy of a density, which is a diffusion or holds one (as base or prior), with another likelihood.
+    """Return a copy of a density with another likelihood; it is a diffusion, or has one as base or prior.
 
     Args:
-        method: `vlb`, a lower bound, in continuous time or in `steps` steps, even in the log-SNR but where a chain of
-            so many steps is what was trained; or `ode`, an estimate.
+        method: `vlb`, a lower bound, or `ode`, an estimate.
+        steps: T of `vlb` (continuous time if None), evenly spaced in time if a chain of T steps was trained, else in
+            the log-SNR; or the solver steps of `ode`.
 
-    Raises ValueError for other methods, and where there is no diffusion.
+    Raises ValueError for other methods, and for a density without a diffusion.
     """
     if method not in ("vlb", "ode"):
         raise ValueError(f"unknown method {method!r}: use vlb or ode")
@@ -295,13 +296,13 @@ def with_likelihood(density: Density, method: str, steps: int | None = None) -> 
 
 
 def with_sampler(density: Density, **settings: Any) -> Density:
-    """A copy of a density, which is a diffusion or holds one, with other settings of its `Sampler`.
+    """Return a copy of a density with other settings of the `Sampler` of its diffusion.
 
-    Raises ValueError for settings that are not so, and where there is no diffusion.
+    Raises ValueError for invalid settings, and for a density without a diffusion.
     """
     changed, diffusions = _copied(density, "method, steps and guidance say how a diffusion samples")
     if "method" in settings:
-        settings.setdefault("until", None)  # another method's last level was another's choice
+        settings.setdefault("until", None)  # the last noise level was chosen for the other method
     for diffusion in diffusions:
         diffusion.sampler = replace(diffusion.sampler, **settings)
     return changed

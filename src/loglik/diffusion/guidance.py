@@ -1,4 +1,4 @@
-r"""Guidance: samples that agree more with their label than $p(x \mid c)$ alone asks.
+r"""Guidance: samples that agree more with their label than draws of $p(x \mid c)$ do.
 
 Classifier-free, $\hat x = \hat x_\emptyset + w\,(\hat x_c - \hat x_\emptyset)$, of a network trained with labels left
 out at random; w = 1 is $p(x \mid c)$ (Ho and Salimans 2022, "Classifier-free diffusion guidance", write 1 + w). By a
@@ -15,27 +15,27 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from loglik.diffusion.likelihood import Denoise, broadcast_like
-from loglik.diffusion.schedule import alpha, sigma
+from loglik.diffusion.denoiser import Denoise
+from loglik.diffusion.schedule import alpha, broadcast_like, sigma
 
 __all__ = ["by_classifier", "classifier_free", "with_noise_level"]
 
 
 def classifier_free(denoiser: Callable[..., Tensor], context: Tensor, weight: float) -> Denoise:
-    """The guided denoiser; both of its halves are one batch of the network."""
+    """Return the denoiser with classifier-free guidance; the network sees both halves in one batch."""
     unknown = torch.zeros(len(context), dtype=torch.bool, device=context.device)
 
     def denoise(x_t: Tensor, logsnr: Tensor) -> Tensor:
         keep = torch.cat([unknown, ~unknown])
         both = denoiser(torch.cat([x_t, x_t]), logsnr.repeat(2), torch.cat([context, context]), keep)
-        without, given = both.chunk(2)
-        return without + weight * (given - without)
+        unconditional, conditional = both.chunk(2)
+        return unconditional + weight * (conditional - unconditional)
 
     return denoise
 
 
 def by_classifier(denoise: Denoise, classifier: Callable[..., Any], labels: Tensor, weight: float) -> Denoise:
-    """The denoiser guided by a classifier, from (x_t, log-SNR, labels) to log p(label | x_t)."""
+    """Return the denoiser guided by a classifier, from (x_t, log-SNR, labels) to log p(label | x_t)."""
 
     def guided(x_t: Tensor, logsnr: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -47,9 +47,9 @@ def by_classifier(denoise: Denoise, classifier: Callable[..., Any], labels: Tens
 
 
 def with_noise_level(x_t: Float[Tensor, "B ..."], logsnr: Float[Tensor, " B"]) -> Shaped[Tensor, "B ..."]:
-    r"""x_t with $\lambda / 10$ joined as one more channel (or column), so that any classifier's network can read it.
+    r"""Append $\lambda / 10$ to x_t as a channel (or column), so that any classifier's network can read it.
 
-    For `classifier`, a density p(y | x) trained on `with_noise_level(*diffusion.noised(x))`, what `Sampler` takes is
+    For `classifier`, a density p(y | x) trained on `with_noise_level(*diffusion.noised(x))`, pass `Sampler`
     `lambda x_t, logsnr, y: classifier.log_prob(y, with_noise_level(x_t, logsnr))`.
     """
     level = broadcast_like(logsnr / 10, x_t).expand(len(x_t), 1, *x_t.shape[2:])

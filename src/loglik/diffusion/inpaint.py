@@ -1,4 +1,4 @@
-"""Inpainting: the unknown part of events drawn given the known part."""
+"""Inpainting: draw the unknown part of events given the known part."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from loglik.diffusion.likelihood import Denoise
-from loglik.diffusion.sampler import levels_of
-from loglik.diffusion.schedule import NoiseSchedule, alpha
-from loglik.diffusion.steps import Level, Walk, ddpm
+from loglik.diffusion.chain import transition
+from loglik.diffusion.denoiser import Denoise
+from loglik.diffusion.schedule import NoiseSchedule
+from loglik.diffusion.steps import Level, SamplerState, ddpm
+from loglik.diffusion.time_grid import time_grid
 
 __all__ = ["inpaint"]
 
@@ -23,23 +24,23 @@ def inpaint(
     steps: int,
     repeats: int,
 ) -> tuple[Float[Tensor, "B ..."], Float[Tensor, ""]]:
-    r"""RePaint: the ancestral chain with the known part replaced by its noised self at every level.
+    r"""Run RePaint: the ancestral chain, with the known part replaced by its noised version at every step.
 
     After each step from t to s the point is noised back to t and the step is made again, `repeats` times in all, so
     that the unknown part comes to agree with the known one: replacement alone ($r = 1$) makes it agree only roughly.
-    Gives z and the log-SNR at the last level.
+    Returns z and the log-SNR at the last noise level.
 
     Source: Lugmayr et al. 2022, "RePaint: inpainting using denoising diffusion probabilistic models", algorithm 1.
     """
-    levels = levels_of(schedule, steps, "logsnr", x)
+    levels = time_grid(schedule, steps, "logsnr", x)
     path = [Level(t, logsnr) for t, logsnr in zip(schedule.time(levels), levels, strict=True)]
-    walk = Walk(denoise, schedule, torch.randn_like)
+    state = SamplerState(denoise, schedule, torch.randn_like)
     z = torch.randn_like(x)
     for t, s in zip(path[:-1], path[1:], strict=True):
-        ratio = alpha(t.logsnr) / alpha(s.logsnr)
         for again in range(repeats, 0, -1):
-            z = ddpm(z, t, s, walk)
+            z = ddpm(z, t, s, state)
             z = torch.where(known, s.alpha * x + s.sigma * torch.randn_like(x), z)
             if again > 1:
-                z = ratio * z + (1 - ratio.square()).sqrt() * torch.randn_like(z)
+                mean, std = transition(z, s.logsnr, t.logsnr)
+                z = mean + std * torch.randn_like(z)
     return z, levels[-1]

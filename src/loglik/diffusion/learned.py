@@ -1,4 +1,4 @@
-"""A schedule that is learned, so that the bound's estimate varies less."""
+"""A learned noise schedule, which lowers the variance of the bound's estimate."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from loglik.diffusion.schedule import NoiseSchedule, _check_ends
+from loglik.transforms.newton import safeguarded_newton
 
 __all__ = ["Learned"]
 
@@ -16,13 +17,13 @@ class Learned(NoiseSchedule):
     itself.
 
     The continuous bound is $\tfrac12 \int \mathbb E \lVert \epsilon - \hat\epsilon \rVert^2 d\lambda$ whatever F is; F
-    says how often each λ is drawn, with the density $p(\lambda) = F'(u)/(\lambda_0 - \lambda_1)$, and `variance` is
-    what it is trained on. $F(u) = w_0 u + \sum_k w_k S_k(u)$ with positive weights and S_k logistic functions that are
-    scaled to rise from 0 to 1: one hidden layer.
+    sets the density of the draws, $p(\lambda) = F'(u)/(\lambda_0 - \lambda_1)$, and is trained on `variance`.
+    $F(u) = w_0 u + \sum_k w_k S_k(u)$ with positive weights and logistic functions S_k that are scaled to rise from 0
+    to 1: one hidden layer.
 
     Args:
         highest, lowest: λ₀ and λ₁ at the start.
-        units: of the hidden layer.
+        units: size of the hidden layer.
         ends: whether the bound's gradient moves λ₀ and λ₁ too.
 
     Source: Kingma et al. 2021, "Variational diffusion models", section 5.1 and appendix H, whose network gives λ(t).
@@ -39,7 +40,7 @@ class Learned(NoiseSchedule):
         self.steepness = nn.Parameter(torch.full((units,), float(units)).log())
 
     def _network(self, u: Float[Tensor, "..."]) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
-        """F(u) and its slope F'(u)."""
+        """Return F(u) and its slope F'(u)."""
         w = self.weights.softmax(0).to(u.dtype)
         centres, steepness = self.centres.to(u.dtype), self.steepness.exp().to(u.dtype)
         bottom, top = torch.sigmoid(-steepness * centres), torch.sigmoid(steepness * (1 - centres))
@@ -50,14 +51,13 @@ class Learned(NoiseSchedule):
 
     @torch.no_grad()
     def _inverse(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """u with F(u) = t, by halving an interval and Newton's steps within it."""
-        low, high = torch.zeros_like(t), torch.ones_like(t)
-        u = t.clamp(0, 1)
-        for _ in range(40):
+        """Return u with F(u) = t."""
+
+        def residual(u: Tensor) -> tuple[Tensor, Tensor]:
             value, slope = self._network(u)
-            low, high = torch.where(value < t, u, low), torch.where(value < t, high, u)
-            newton = u - (value - t) / slope
-            u = torch.where((newton > low) & (newton < high), newton, (low + high) / 2)
+            return value - t, (value - t) / slope
+
+        u = safeguarded_newton(residual, torch.zeros_like(t), torch.ones_like(t), t.clamp(0, 1))
         return torch.where(t <= 0, 0.0, torch.where(t >= 1, 1.0, u))
 
     def logsnr(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -69,7 +69,7 @@ class Learned(NoiseSchedule):
         return self._network((high - logsnr) / (high - low))[0]
 
     def density(self, logsnr: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """p(λ) of λ(t) with t uniform."""
+        """Return p(λ) of λ(t) for uniform t."""
         high, low = self.limits.to(logsnr.dtype).unbind()
         return self._network((high - logsnr) / (high - low))[1] / (high - low)
 
@@ -77,19 +77,19 @@ class Learned(NoiseSchedule):
         logsnr = self.logsnr(t)
         return torch.sigmoid(-logsnr) / self.density(logsnr)
 
-    def draw(self, place: Float[Tensor, " B"]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-        """λ(1 - place) and its density; the gradient reaches the ends only, since the bound does not depend on F."""
-        high, low = self.limits.to(place.dtype).unbind()
-        u = self._inverse(1 - place)
+    def draw(self, u: Float[Tensor, " B"]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """Return λ(1 - u) and its density; gradients reach the ends only, since the bound does not depend on F."""
+        high, low = self.limits.to(u.dtype).unbind()
+        position = self._inverse(1 - u)
         with torch.no_grad():
-            slope = self._network(u)[1]
-        return high + (low - high) * u, slope / (high - low)
+            slope = self._network(position)[1]
+        return high + (low - high) * position, slope / (high - low)
 
     def variance(self, logsnr: Float[Tensor, " B"], error: Float[Tensor, " B"]) -> Float[Tensor, ""]:
-        r"""The logarithm of the estimate's second moment, to be minimised.
+        r"""Return the logarithm of the estimate's second moment, to minimise.
 
         $\mathbb E[(f/p)^2] = \int f^2/p\,d\lambda$ with $f = \tfrac12\lVert\epsilon - \hat\epsilon\rVert^2$, from λ
-        that were drawn with the density as it is now; least where $p \propto \sqrt{\mathbb E f^2}$.
+        drawn with the present density; smallest where $p \propto \sqrt{\mathbb E f^2}$.
         """
         logsnr, error = logsnr.detach(), error.detach()
         high, low = self.limits.detach().to(logsnr.dtype).unbind()

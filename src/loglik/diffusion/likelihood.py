@@ -1,9 +1,9 @@
-r"""What `Diffusion.log_prob` is: the variational bound, in continuous time or in T steps, or the ODE's estimate.
+r"""The likelihoods of a diffusion: the variational bound, in continuous time or in T steps, and the ODE's estimate.
 
 $\log p(x) \ge \underbrace{\mathbb E \log p(x \mid z_0)}_{\text{reconstruction}}
 \underbrace{- \mathrm{KL}(q(z_1 \mid x) \,\|\, \mathcal N(0, I))}_{\text{prior}} - \text{diffusion}$, where z₀ is the
-least noised variable. In T steps (the notes, part B2 of autumn 2025, question d, with the notes' $x_1, \dots, x_T$ the
-levels of `NoiseSchedule.chain(T)`) the three are $-L_0$, $-L_T$ and $-\sum_{t=2}^T L_{t-1}$.
+variable with the least noise. In T steps (the notes, part B2 of autumn 2025, question d; the notes' $x_1, \dots, x_T$
+are the noise levels of `Chain.of(schedule, T)`) the three are $-L_0$, $-L_T$ and $-\sum_{t=2}^T L_{t-1}$.
 """
 
 from __future__ import annotations
@@ -18,41 +18,28 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loglik.density import Bound
+from loglik.diffusion.chain import posterior_kl_weight, prior_term
 from loglik.diffusion.control import Control, Draw, quadrature
-from loglik.diffusion.denoiser import to_score
+from loglik.diffusion.denoiser import Denoise, to_score
 from loglik.diffusion.ode import adams
 from loglik.diffusion.reconstruction import Reconstruction
-from loglik.diffusion.sampler import SPACINGS, levels_of
-from loglik.diffusion.schedule import NoiseSchedule, alpha, sigma
+from loglik.diffusion.schedule import NoiseSchedule, add_noise, alpha, broadcast_like
 from loglik.diffusion.sde import flow_in_logsnr
+from loglik.diffusion.time_grid import SPACINGS, sinh_grid, time_grid
 
-__all__ = ["ODE", "VLB", "Likelihood", "Model", "draw_noise", "prior_term", "broadcast_like"]
-
-Denoise = Callable[[Tensor, Tensor], Tensor]  # (x_t, log-SNRs of shape (B,)) -> the expected data
-
-
-def broadcast_like(values: Float[Tensor, " B"], like: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
-    """One number for each example, to be multiplied with events."""
-    return values.view(-1, *[1] * (like.dim() - 1))
+__all__ = ["ODE", "VLB", "Likelihood", "Model", "draw_noise"]
 
 
 def draw_noise(v: Float[Tensor, "B ..."], denoise: Denoise, logsnr: Float[Tensor, " B"]) -> Draw:
-    """Add noise at log-SNRs and let the denoiser take it away."""
+    """Add noise at log-SNRs, denoise, and return the draw with the denoiser's residual."""
     epsilon = torch.randn_like(v)
-    x_t = broadcast_like(alpha(logsnr), v) * v + broadcast_like(sigma(logsnr), v) * epsilon
+    x_t = add_noise(v, epsilon, logsnr)
     return Draw(v, logsnr, epsilon, broadcast_like(torch.exp(0.5 * logsnr), v) * (v - denoise(x_t, logsnr)))
-
-
-def prior_term(v: Float[Tensor, "B ..."], low: Float[Tensor, ""]) -> Float[Tensor, " B"]:
-    r"""$-\mathrm{KL}(\mathcal N(\alpha_1 x, \sigma_1^2 I) \,\|\, \mathcal N(0, I))$."""
-    flat, variance = v.flatten(1), sigma(low).square()
-    mean_square = alpha(low).square() * flat.square().sum(1)
-    return -0.5 * (mean_square + flat.shape[1] * (variance - 1 - variance.log()))
 
 
 @dataclass(frozen=True)
 class Model:
-    """What a likelihood needs of a diffusion: its parts, and the denoiser in a context."""
+    """The parts of a diffusion that a likelihood uses, and the context of its rows."""
 
     schedule: NoiseSchedule
     reconstruction: Reconstruction
@@ -61,27 +48,27 @@ class Model:
     context: Tensor | None
 
     def denoise(self, x_t: Tensor, logsnr: Tensor) -> Tensor:
-        """The expected data given x_t."""
+        """Return the expected data given x_t."""
         return self.denoiser(x_t, logsnr, self.context)
 
     def at(self, rows: Tensor) -> Model:
-        """For some of the examples."""
+        """Return the model for some of the rows."""
         return self if self.context is None else replace(self, context=self.context[rows])
 
 
 class Likelihood(ABC):
-    """A way to log p(x): named terms whose sum it is."""
+    """Compute log p(x), its bound or its estimate, as a sum of named terms."""
 
     bound: Bound
 
     @abstractmethod
     def terms(
-        self, model: Model, x: Tensor, v: Float[Tensor, "B ..."], place: Float[Tensor, " B"]
+        self, model: Model, x: Tensor, v: Float[Tensor, "B ..."], u: Float[Tensor, " B"]
     ) -> dict[str, Float[Tensor, " B"]]:
-        """Of data x, scaled v; place is uniform on [0, 1), for what draws times."""
+        """Return the terms of data x, scaled to v; u in [0, 1) chooses the noise levels."""
 
     def error(self, model: Model, x: Tensor, v: Float[Tensor, "B ..."]) -> Float[Tensor, " B"] | None:
-        """An estimate of the error of a solver, in nats; None where there is none."""
+        """Return an estimate of the solver's error in nats; None if nothing is solved."""
         return None
 
 
@@ -97,11 +84,11 @@ class VLB(Likelihood):
 
     Args:
         steps: T, None for continuous time.
-        whole: sum all T - 1 divergences, with a draw of z_t each, rather than weigh one drawn at random.
-        spacing: of the levels: even in `time`, which with its own T is DDPM's chain, or in the `logsnr`, whose bound
-            is the tighter for few steps, since a first step in time jumps far; see `levels_of` for others.
+        whole: sum all T - 1 divergences, with a draw of z_t each, instead of weighting one drawn at random.
+        spacing: of the noise levels: even in `time`, which is DDPM's chain for its own T, or in the `logsnr`, which is
+            tighter for few steps, since the first step in time is large; see `time_grid` for others.
 
-    Raises ValueError for fewer than 2 steps, an unknown spacing, and for the whole sum of continuous time.
+    Raises ValueError for fewer than 2 steps, an unknown spacing, and `whole` without steps.
 
     Sources: Kingma et al. 2021, "Variational diffusion models", eq. 11-17; Ho et al. 2020, eq. 5.
     """
@@ -112,55 +99,55 @@ class VLB(Likelihood):
         if steps is not None and steps < 2:
             raise ValueError(f"steps must be at least 2, or None for continuous time, got {steps}")
         if whole and steps is None:
-            raise ValueError("continuous time has no whole sum: give steps")
+            raise ValueError("continuous time has no whole sum: pass steps")
         if spacing not in SPACINGS:
             raise ValueError(f"unknown spacing {spacing!r}: use {', '.join(SPACINGS)}")
         self.steps, self.whole, self.spacing = steps, whole, spacing
 
     def terms(
-        self, model: Model, x: Tensor, v: Float[Tensor, "B ..."], place: Float[Tensor, " B"]
+        self, model: Model, x: Tensor, v: Float[Tensor, "B ..."], u: Float[Tensor, " B"]
     ) -> dict[str, Float[Tensor, " B"]]:
         high, low = model.schedule.ends(v)
-        diffusion = self._diffusion(model, v, place)
+        diffusion = self._diffusion(model, v, u)
         reconstruction = model.reconstruction.expected(x, v, high)
         return {"reconstruction": reconstruction, "prior": prior_term(v, low), "diffusion": diffusion}
 
-    def _diffusion(self, model: Model, v: Tensor, place: Tensor) -> Tensor:
+    def _diffusion(self, model: Model, v: Tensor, u: Tensor) -> Tensor:
         control, ends = model.control, model.schedule.ends(v)
 
         def rest(logsnr: Tensor) -> Tensor:
             return control.rest(control.shares(draw_noise(v, model.denoise, logsnr), ends))
 
         if self.steps is None:
-            logsnr, density = control.draw(place, ends)
+            logsnr, density = control.draw(u, ends)
             return -0.5 * (rest(logsnr) / density + control.expected(v, *quadrature(ends), ends))
-        levels = levels_of(model.schedule, self.steps, self.spacing, v).flip(0)
-        levels, width = levels[1:], torch.expm1(levels[:-1] - levels[1:])
+        levels = time_grid(model.schedule, self.steps, self.spacing, v).flip(0)
+        levels, width = levels[1:], posterior_kl_weight(levels[:-1], levels[1:])
         total = control.expected(v, levels, width, ends)
         if self.whole:
             for level, weight in zip(levels, width, strict=True):
                 total = total + weight * rest(level.expand(len(v)))
         else:
-            s, probability = control.choose(levels, width, place, ends)
+            s, probability = control.choose(levels, width, u, ends)
             total = total + width[s] / probability * rest(levels[s])
         return -0.5 * total
 
 
 class ODE(Likelihood):
-    r"""The density that the probability-flow ODE carries to N(0, I), an estimate.
+    r"""Estimate the density that the probability-flow ODE transports to N(0, I).
 
     $\log p(z_0) = \log \mathcal N(z_1; 0, I) + \int_{\lambda_0}^{\lambda_1} \operatorname{tr} \frac{\partial
-    f}{\partial z}\,d\lambda$ along $dz/d\lambda = f = \tfrac12\alpha(\hat x - \alpha z)$. Real data are $z_0/\alpha_0$,
-    taken as they are. Integers and codes are dequantized with the chain's own least noise,
+    f}{\partial z}\,d\lambda$ along $dz/d\lambda = f = \tfrac12\alpha(\hat x - \alpha z)$. Real data are $z_0/\alpha_0$.
+    Integers and codes are dequantized with the noise of the chain's first level,
     $\log P(x) \ge \mathbb E_{q(z_0 \mid x)}[\log p(z_0) + \log P(x \mid z_0) - \log q(z_0 \mid x)]$, and the last two
-    terms are what that costs. The number is an estimate, since the solver has an error, random probes have one too, and
-    the score of a network is no density's. It carries no gradient.
+    terms are its cost. The result is an estimate: the solver and random probes have errors, and
+    a network's score need not be the gradient of a log-density. It carries no gradient.
 
-    The solver is `adams` on a fixed grid; the examples whose error it puts above the tolerance are solved again with
-    twice as many steps, and so on.
+    The solver is `adams` on a fixed grid; examples with an estimated error above the tolerance are solved again with
+    twice as many steps, up to `MAX_STEPS`.
 
     Args:
-        steps: of the first solution, and so network evaluations, each with a derivative.
+        steps: of the first solution: network evaluations, each with a derivative.
         tolerance: nats per dimension.
         probes: random vectors of signs ε for the trace, $\mathbb E\, \varepsilon^\top \frac{\partial f}{\partial z}
             \varepsilon$; None for the exact trace up to `EXACT` dimensions, at as many derivatives, and one probe
@@ -172,7 +159,7 @@ class ODE(Likelihood):
     """
 
     EXACT = 32
-    MOST = 1280  # steps, beyond which an example is left as it is, with its error
+    MAX_STEPS = 1280  # an example that needs more keeps its error
     bound = Bound.ESTIMATE
 
     def __init__(self, steps: int = 40, *, tolerance: float = 1e-3, probes: int | None = None) -> None:
@@ -185,7 +172,7 @@ class ODE(Likelihood):
         self.steps, self.tolerance, self.probes = steps, tolerance, probes
 
     def terms(
-        self, model: Model, x: Tensor, v: Float[Tensor, "B ..."], place: Float[Tensor, " B"]
+        self, model: Model, x: Tensor, v: Float[Tensor, "B ..."], u: Float[Tensor, " B"]
     ) -> dict[str, Float[Tensor, " B"]]:
         terms, _ = self._solution(model, x, v)
         return terms
@@ -195,30 +182,30 @@ class ODE(Likelihood):
 
     @torch.no_grad()
     def _solution(self, model: Model, x: Tensor, v: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """The terms, and the solver's error in nats."""
+        """Return the terms, and the solver's error in nats."""
         z, terms = self._start(model, x, v)
         directions, steps = self._directions(v), self.steps
         prior, log_det, error = self._solve(model, z, directions, steps)
         limit = self.tolerance * math.prod(v.shape[1:])
         rows = (~(error <= limit)).nonzero().squeeze(1)
-        while len(rows) and steps < self.MOST:
+        while len(rows) and steps < self.MAX_STEPS:
             steps *= 2
             again = self._solve(model.at(rows), z[rows], directions[:, rows], steps)
-            better = ~(again[2] >= error[rows] / 2)  # else what is left is rounding
+            better = ~(again[2] >= error[rows] / 2)  # otherwise the rest is rounding
             rows = rows[better]
             prior[rows], log_det[rows], error[rows] = (value[better] for value in again)
             rows = rows[~(error[rows] <= limit)]
         return terms | {"prior": prior, "log-determinant": log_det}, error
 
     def _start(self, model: Model, x: Tensor, v: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """z₀, and what it costs that it is not the data."""
+        """Return z₀, and the cost of dequantization where there is one."""
         high, _ = model.schedule.ends(v)
         seen, cost = model.reconstruction.dequantize(x, v, high)
         exact = model.reconstruction.real_dims == math.prod(v.shape[1:])
         return alpha(high) * seen, {} if exact else {"dequantization": cost}
 
     def _directions(self, v: Tensor) -> Float[Tensor, "S B D"]:
-        """The unit vectors, or random signs that stay the same for the whole of a solution."""
+        """Return the unit vectors, or random signs that stay the same during a solution."""
         dims = math.prod(v.shape[1:])
         if self.probes is None and dims <= self.EXACT:
             return torch.eye(dims, dtype=v.dtype, device=v.device).unsqueeze(1).expand(-1, len(v), -1)
@@ -242,13 +229,6 @@ class ODE(Likelihood):
             return flow_in_logsnr(z, x_hat, logsnr), 0.5 * a * (trace - a * dims), to_score(x_hat, z, logsnr)
 
         high, low = model.schedule.ends(z)
-        z, log_det, error = adams(rate, z, _grid(high, low, steps))
+        z, log_det, error = adams(rate, z, sinh_grid(high, low, steps))
         prior = -0.5 * (z.flatten(1).square().sum(1) + dims * math.log(2 * math.pi))
         return prior, log_det + model.reconstruction.real_dims * alpha(high).log(), error
-
-
-def _grid(high: Float[Tensor, ""], low: Float[Tensor, ""], steps: int) -> Float[Tensor, " N"]:
-    r"""Log-SNRs $2 + 4 \sinh u$ with u even: densest about λ = 2, where most of what is to be seen in data appears."""
-    ends = [torch.asinh((end.double() - 2) / 4) for end in (high, low)]
-    even = torch.linspace(0, 1, steps, dtype=torch.float64, device=high.device)
-    return (2 + 4 * torch.sinh(ends[0] + (ends[1] - ends[0]) * even)).to(high.dtype)

@@ -1,5 +1,4 @@
-"""Solvers of ordinary differential equations in tensors: adaptive steps for each example, or a fixed grid of high
-order."""
+"""Solvers of ordinary differential equations: adaptive steps per example, or a fixed grid of high order."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ E = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40
 
 @dataclass(frozen=True)
 class Solution:
-    """x at the end; the calls of the function, and how many rows they had in all."""
+    """x at the end, the number of calls of the function, and the number of rows in these calls."""
 
     x: Tensor
     evaluations: int
@@ -41,25 +40,26 @@ def solve(
     last: Float[Tensor, ""],
     *,
     tolerance: float,
-    most: int = 1000,
+    max_steps: int = 1000,
 ) -> Solution:
-    r"""$x(\text{last})$ of $dx/du = f(x, u)$, u of shape (B,), with the error of each step of each example below
-    tolerance.
+    r"""Return $x(\text{last})$ of $dx/du = f(x, u)$, with an error below the tolerance in each step of each example.
+
+    u has the shape (B,).
 
     An example's error is the root mean square over its dimensions of the error over $1 + \lvert x \rvert$. Examples
-    that are done leave the batch.
+    that have finished leave the batch.
 
-    Raises ValueError where that takes more than `most` steps.
+    Raises ValueError if that needs more than `max_steps` steps.
     """
     shape, total = x.shape, last - first
-    longest = total.abs() / 8  # beyond, an estimate of the error that is small by chance does harm
+    longest = total.abs() / 8  # a longer step could pass by an error estimate that is small by chance
     x = x.flatten(1).clone()
     u = first.expand(len(x)).clone()
     h = (total / 20).expand(len(x)).clone()
     rows = torch.arange(len(x), device=x.device)
     k1 = slope(x.view(shape), u).flatten(1)
     evaluations, counted = 1, len(x)
-    for _ in range(most):
+    for _ in range(max_steps):
         now, start, step, size = x[rows], u[rows], h[rows].unsqueeze(1), (len(rows), *shape[1:])
         slopes = [k1[rows]]
         for a, c in zip(A, C, strict=True):
@@ -69,9 +69,9 @@ def solve(
         miss = step * sum(w * k for w, k in zip(E, slopes, strict=True) if w)
         scaled = (miss / (1 + torch.maximum(now.abs(), point.abs()))).square().mean(1).sqrt()
         good = scaled <= tolerance
-        taken = rows[good]
-        x[taken], k1[taken] = point[good], slopes[-1][good]
-        u[taken] += h[taken]
+        accepted = rows[good]
+        x[accepted], k1[accepted] = point[good], slopes[-1][good]
+        u[accepted] += h[accepted]
         factor = (0.9 * (tolerance / scaled.clamp_min(1e-20)) ** 0.2).clamp(0.2, 3.0)
         h[rows] = h[rows] * torch.where(good, factor, factor.clamp(max=1.0))
         left = last - u
@@ -80,7 +80,9 @@ def solve(
         rows = rows[(left[rows] / total) > 1e-6]
         if not len(rows):
             return Solution(x.view(shape), evaluations, counted)
-    raise ValueError(f"the ODE takes more than {most} steps at tolerance {tolerance:g}: raise it, or train the network")
+    raise ValueError(
+        f"the ODE needs more than {max_steps} steps at tolerance {tolerance:g}: raise it, or train the network"
+    )
 
 
 def adams(
@@ -90,7 +92,7 @@ def adams(
     *,
     order: int = 5,
 ) -> tuple[Float[Tensor, "B ..."], Float[Tensor, " B"], Float[Tensor, " B"]]:
-    r"""$x(u_N)$ of $dx/du = f(x, u)$ and $L = \int g(x, u)\,du$ along it, on a grid of N points with N calls.
+    r"""Return $x(u_N)$ of $dx/du = f(x, u)$, $L = \int g(x, u)\,du$ and its error, on a grid of N points with N calls.
 
     Adams-Bashforth's step predicts, the one call at the new point corrects it and the integral by Adams-Moulton's: both
     integrate the polynomial through the last values, of any spacing. The error that is returned is
@@ -99,11 +101,11 @@ def adams(
 
     Args:
         rate: from x and u of shape (B,) to f, g of shape (B,), and ∇ of the shape of x.
-        order: how many values predict; one more corrects.
+        order: number of values that predict; one more corrects.
 
     Source: Hairer, Nørsett and Wanner, "Solving ordinary differential equations I", sections III.1 and III.5.
     """
-    places = grid.double().cpu()
+    points = grid.double().cpu()
     zero = torch.zeros(len(x), dtype=x.dtype, device=x.device)
     slopes: list[Tensor] = []  # the newest first
     rates: list[Tensor] = []
@@ -111,26 +113,26 @@ def adams(
     for i in range(len(grid)):
         f, g, gradient = rate(x, grid[i].expand(len(x)))
         slopes, rates = [f, *slopes][: order + 1], [g, *rates][: order + 1]
-        nodes = places[max(0, i - order) : i + 1].flip(0)
+        nodes = points[max(0, i - order) : i + 1].flip(0)
         start = x
         if i:
-            w = _integrals(nodes, places[since], places[i])
-            gap = [a - b for a, b in zip(w, [*_integrals(nodes[:-1], places[since], places[i]), 0.0], strict=True)]
+            w = _integrals(nodes, points[since], points[i])
+            gap = [a - b for a, b in zip(w, [*_integrals(nodes[:-1], points[since], points[i]), 0.0], strict=True)]
             moved = (gradient * _combine(gap, slopes)).flatten(1).sum(1)
             start, integral = base[0] + _combine(w, slopes), base[1] + _combine(w, rates)
             error = base[2] + (_combine(gap, rates) + moved).abs()
-            if i >= order:  # until then there are too few values: each step does all of them anew
+            if i >= order:  # before, each step integrates again from the start, as there are not yet `order` values
                 since, base = i, (start, integral, error)
         if i + 1 < len(grid):
-            x = start + _combine(_integrals(nodes[:order], places[i], places[i + 1]), slopes[:order])
+            x = start + _combine(_integrals(nodes[:order], points[i], points[i + 1]), slopes[:order])
     return start, integral, error
 
 
 def _integrals(nodes: Tensor, first: Tensor, last: Tensor) -> list[float]:
-    """Weights w with ∫ p = Σ w_j p(node_j) over [first, last] for polynomials below degree n."""
+    """Return weights w with ∫ p = Σ w_j p(node_j) over [first, last] for polynomials below degree n."""
     h = last - first
-    place, power = (nodes - first) / h, torch.arange(len(nodes), dtype=nodes.dtype)
-    return (h * torch.linalg.solve(place.unsqueeze(0) ** power.unsqueeze(1), 1 / (power + 1))).tolist()
+    position, power = (nodes - first) / h, torch.arange(len(nodes), dtype=nodes.dtype)
+    return (h * torch.linalg.solve(position.unsqueeze(0) ** power.unsqueeze(1), 1 / (power + 1))).tolist()
 
 
 def _combine(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""A denoiser for images of many levels, whose network reads and writes levels through tables of features."""
+"""A denoiser for images with many levels, whose network reads and writes levels through tables of features."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from loglik.diffusion.denoiser import LevelDenoiser
 
 __all__ = ["PixelDenoiser"]
 
-UNSEEN = 16.0  # examples' worth of probability that the levels of a pixel share evenly
+UNSEEN = 16.0  # pseudo-counts of a pixel, shared evenly by its levels
 
 
 class PixelDenoiser(LevelDenoiser):
-    r"""A `LevelDenoiser` of images, which keeps their shape, and whose network does not grow with the levels.
+    r"""A `LevelDenoiser` of images, whose network keeps their shape and does not grow with the levels.
 
-    What a pixel's own noised value says of its level, by Bayes from its marginal $m_{dk}$, is
+    The posterior of a pixel's level from its own noised value and its marginal $m_{dk}$ is
     $p_{dk} \propto m_{dk} \exp\left(-(x_{t,d} - \alpha \ell_k)^2 / 2\sigma^2\right)$. The network sees it as
     $\sum_k p_{dk} e_k$, with a learned vector $e_k$ of `reads` features for each level, and its `writes` features
     $h_d(x_t, t)$ give the logits $\log p_{dk} + h_d \cdot u_k$. Both tables start as cosines of the level, of rising
-    frequency: features of fine scale, which a likelihood of 8-bit data asks for, and which noise does not disturb, as
-    their expectation fades as the noise grows. With h = 0 it is the independent density, whatever the noise.
+    frequency: the likelihood of 8-bit data needs features of fine scale, and noise does not disturb these, as their
+    expectation fades when the noise grows. With h = 0 it is the independent density, whatever the noise.
 
     Args:
         network: from (B, C · (reads + 2), H, W), the noised image first, and a conditioning vector to
             (B, C · writes, H, W), channel slowest in both.
         levels: K.
         event_shape: (C, H, W).
-        reads, writes: features of a level.
+        reads, writes: number of features per level.
         features, context, unconditional: as of `Denoiser`.
 
     Source for features of fine scale: Kingma et al. 2021, "Variational diffusion models", appendix C.
@@ -63,7 +63,8 @@ class PixelDenoiser(LevelDenoiser):
         keep: Bool[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B D K"]:
         batch, channels, height, width = x_t.shape
-        with torch.no_grad():
+        # in training nothing here has a gradient; the ODE's divergence, guidance and a learned schedule need one
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (x_t.requires_grad or logsnr.requires_grad)):
             alone = self._with_own_value(self.offset, x_t, logsnr)
             p = alone.softmax(-1)
         # the bound multiplies errors by the SNR: levels stay in full precision, the network need not
@@ -78,12 +79,12 @@ class PixelDenoiser(LevelDenoiser):
 
     @torch.no_grad()
     def initialise(self, x: Float[Tensor, "N ..."]) -> None:
-        """Start from each pixel's own log-probabilities in data scaled to [-1, 1]; a level not seen has a little."""
+        """Set the offset to each pixel's log-probabilities, with pseudo-counts, in data scaled to [-1, 1]."""
         levels, dims = len(self.levels), len(self.offset)
         counts = torch.zeros(dims * levels, dtype=torch.long, device=x.device)
-        places = levels * torch.arange(dims, device=x.device)
+        starts = levels * torch.arange(dims, device=x.device)
         for part in x.flatten(1).split(4096):
             whole = ((part + 1) * ((levels - 1) / 2)).round().long()
-            counts += (whole + places).flatten().bincount(minlength=len(counts))
+            counts += (whole + starts).flatten().bincount(minlength=len(counts))
         share = UNSEEN / levels
         self.offset.copy_(((counts.view(dims, levels) + share).double() / (len(x) + UNSEEN)).log())

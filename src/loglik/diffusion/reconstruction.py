@@ -1,6 +1,6 @@
 r"""The two ends of the data side: what noise is added to, $v(x)$, and the reconstruction $p(x \mid z_0)$.
 
-$z_0 = \alpha_0 v + \sigma_0 \epsilon$ is the least noised variable, λ₀ its log-SNR, and `seen` stands for
+$z_0 = \alpha_0 v + \sigma_0 \epsilon$ is the variable with the least noise, λ₀ its log-SNR, and `seen` stands for
 $z_0/\alpha_0$.
 """
 
@@ -21,11 +21,11 @@ __all__ = ["Codes", "Levels", "Reals", "Reconstruction"]
 
 
 class Reconstruction(nn.Module, ABC):
-    """How data are embedded as the v that noise is added to, and p(x | z₀) over the values that exist.
+    """Embed data as v, to which noise is added, and define p(x | z₀) over the possible values of x.
 
     Attributes:
-        shape: of one example's v.
-        real_dims: how many dimensions of v are real data, whose density is one in the data's unit.
+        shape: of one v.
+        real_dims: number of dimensions of v that are real data.
         discrete: p(x | z₀) is a probability.
     """
 
@@ -35,26 +35,26 @@ class Reconstruction(nn.Module, ABC):
 
     @abstractmethod
     def embed(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
-        """v of data x."""
+        """Return v of data x."""
 
     @abstractmethod
     def expected(
         self, x: Shaped[Tensor, "B ..."], v: Float[Tensor, "B ..."], high: Float[Tensor, ""]
     ) -> Float[Tensor, " B"]:
-        """E log p(x | z₀) at λ₀ = high, with one draw of z₀ where there is no closed form."""
+        """Return E log p(x | z₀) at λ₀ = high, from one draw of z₀ where there is no closed form."""
 
     @abstractmethod
     def dequantize(
         self, x: Shaped[Tensor, "B ..."], v: Float[Tensor, "B ..."], high: Float[Tensor, ""]
     ) -> tuple[Float[Tensor, "B ..."], Float[Tensor, " B"]]:
-        """z₀/α₀ for the probability-flow ODE, and log p(x | z₀) - log q(z₀ | x) of its discrete dimensions."""
+        """Return z₀/α₀ for the probability-flow ODE, and log p(x | z₀) - log q(z₀ | x) of its discrete dimensions."""
 
     @abstractmethod
     def data(self, x_hat: Float[Tensor, "B ..."]) -> Shaped[Tensor, "B ..."]:
-        """The data nearest to a denoised v."""
+        """Return the data nearest to a denoised v."""
 
     def spread(self, mask: Bool[Tensor, "B ..."]) -> Bool[Tensor, "B ..."]:
-        """A mask of data as a mask of v."""
+        """Return a mask of v from a mask of data."""
         return mask
 
 
@@ -90,7 +90,7 @@ class Levels(Reconstruction):
     Args:
         event_shape: of the data.
         levels: K.
-        near: how many levels away the noise reaches: further ones weigh nothing.
+        near: distance in levels beyond which p(x | z₀) is 0 to rounding.
     """
 
     discrete = True
@@ -116,7 +116,7 @@ class Levels(Reconstruction):
         seen: Float[Tensor, "B ..."],
         high: Float[Tensor, ""],
     ) -> Float[Tensor, " B"]:
-        """log P(x | z₀) of integers x, scaled v, from seen = z₀/α₀."""
+        """Return log P(x | z₀) of integers x, scaled to v, from seen = z₀/α₀."""
         if 2 * self.near + 1 >= self.levels:
             levels = torch.linspace(-1, 1, self.levels, device=v.device, dtype=v.dtype)
             distance = seen.unsqueeze(-1) - levels
@@ -141,16 +141,16 @@ class Levels(Reconstruction):
 
 
 class Codes(Reconstruction):
-    r"""Rows of n numbers and of codes into categories; v is the numbers, then a one-hot vector $e_k$ of each code.
+    r"""Rows of n real numbers and of codes; v is the real numbers, then a one-hot vector $e_k$ of each code.
 
-    Numbers are as in `Reals`. Of a code into C categories
+    Real numbers are as in `Reals`. For a code into C categories
     $P(k \mid z_0) \propto \exp(-\lVert z_0/\alpha_0 - e_k \rVert^2 e^{\lambda_0}/2)$, normalised over the C codes.
 
     Args:
-        categories: for each dimension how many codes 0, 1, ... it has; 0 for a number.
+        categories: the number of codes 0, 1, ... of each dimension; 0 for a real number.
 
     Raises:
-        ValueError: a value outside the codes.
+        ValueError: a value that is not one of the codes.
     """
 
     numbers: Tensor
@@ -205,18 +205,21 @@ class Codes(Reconstruction):
         return mask[:, self.owner]
 
     def _log_codes(self, seen: Tensor, own: Tensor, high: Tensor) -> Float[Tensor, " B"]:
-        # one-hot vectors are equally long, so that -|s - e_k|²/2 is s_k but for what all codes share
+        # one-hot vectors have equal norms, so -|s - e_k|²/2 is s_k plus a constant
         log_p = [block.log_softmax(1) for block in (seen * high.exp()).split(self.counts, 1)]
         return (torch.cat(log_p, 1) * own).sum(1)
 
 
 def gaussian_reconstruction(dims: int, high: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    r"""$\mathbb E \log \mathcal N(v; z_0/\alpha_0, e^{-\lambda_0} I) = -\tfrac D2 (1 + \log 2\pi - \lambda_0)$."""
+    r"""Return the reconstruction term of D real dimensions in closed form.
+
+    $\mathbb E \log \mathcal N(v; z_0/\alpha_0, e^{-\lambda_0} I) = -\tfrac D2 (1 + \log 2\pi - \lambda_0)$.
+    """
     return -0.5 * dims * (1 + math.log(2 * math.pi) - high)
 
 
 def _noised(v: Float[Tensor, "B ..."], high: Float[Tensor, ""]) -> tuple[Float[Tensor, "B ..."], Float[Tensor, " B"]]:
-    """A draw of z₀/α₀, and log q(z₀ | x)."""
+    """Draw z₀/α₀, and return it with log q(z₀ | x)."""
     epsilon = torch.randn_like(v)
     flat = epsilon.flatten(1)
     log_q = -0.5 * flat.square().sum(1) - flat.shape[1] * (0.5 * math.log(2 * math.pi) + sigma(high).log())

@@ -1,4 +1,4 @@
-"""Samplers: from noise to data along a grid of noise levels, by one of the update rules or an adaptive ODE solver."""
+"""Samplers: from noise to data along a time grid, by an update rule, or by an adaptive ODE solver."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from loglik.diffusion.denoiser import Denoise
 from loglik.diffusion.ode import solve
 from loglik.diffusion.schedule import NoiseSchedule
 from loglik.diffusion.sde import flow_in_logsnr
-from loglik.diffusion.steps import RULES, Denoise, Level, Walk
+from loglik.diffusion.steps import RULES, Level, SamplerState
+from loglik.diffusion.time_grid import SPACINGS, time_grid
 
-__all__ = ["METHODS", "SPACINGS", "Drawn", "Sampler", "integrate", "levels_of"]
+__all__ = ["METHODS", "Drawn", "Sampler", "integrate"]
 
 METHODS = (*RULES, "adaptive")
-SPACINGS = ("logsnr", "time", "quadratic", "karras")
 BEST_SPACING = {"euler-maruyama": "quadratic", "heun": "karras", "ipndm": "karras"}  # the others: logsnr
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """How a diffusion draws.
+    """Settings of how a diffusion samples.
 
     Args:
         method: `ddpm`, `ddim`, `euler-maruyama`, `predictor-corrector`, `heun`, `dpm++2m`, `dpm++3m`, `dpm++2m-sde`,
             `unipc`, `ipndm` or `adaptive`; see `loglik.diffusion.steps`.
-        steps: noise levels, and so network evaluations; N steps of `heun` and `predictor-corrector` take 2N - 1, and
-            `adaptive` as many as its tolerance asks for.
-        spacing: of the levels: even in the `logsnr`, in `time`, in the root of time (`quadratic`), or in the seventh
-            root of σ/α (`karras`); the method's own if None.
-        until: the log-SNR at which x̂ is taken for the data; the schedule's end if None. A trained network's x̂ of an
-            image has settled long before that, and few steps are better spent earlier: 3 or 4 for 10 to 20 steps.
+        steps: number of noise levels. It is the number of network evaluations, but for `heun` and
+            `predictor-corrector`, with 2N - 1, and `adaptive`, whose tolerance sets it.
+        spacing: of the time grid: `logsnr`, `time`, `quadratic` or `karras`, see `time_grid`; the method's own if None.
+        until: the log-SNR at which sampling ends with x̂; the schedule's highest if None. The x̂ of an image settles
+            earlier, so with 10 to 20 steps 3 or 4 is better.
         eta: of `ddim`, from 0 (deterministic) to 1 (the ancestral chain).
         tolerance: of `adaptive`, the error of a step in units of the data's standard deviation.
         guidance: w of $\\hat x_\\emptyset + w\\,(\\hat x_c - \\hat x_\\emptyset)$: 1 is the conditional density itself.
         classifier: from (x_t, log-SNR, labels) to log p(label | x_t), whose gradient guides instead.
 
-    Raises ValueError for what is not so.
+    Raises ValueError for a setting outside its range.
     """
 
     method: str = "ddpm"
@@ -70,32 +70,11 @@ class Sampler:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Where a walk ended: x at its last noise level, and how often the network was evaluated on the way."""
+    """x at the last noise level, and the number of network evaluations."""
 
     x: Tensor
     logsnr: Tensor
     evaluations: int
-
-
-def levels_of(
-    schedule: NoiseSchedule, steps: int, spacing: str, like: Float[Tensor, "..."], until: float | None = None
-) -> Float[Tensor, " N"]:
-    """The log-SNRs of a grid from the most noise to the least, or to `until` if that is before it."""
-    high, low = schedule.ends(like)
-    if until is not None:
-        high = high.clamp(max=until)
-    even = torch.linspace(0, 1, steps, device=like.device, dtype=like.dtype)
-    if spacing == "logsnr":
-        return low + (high - low) * even
-    if spacing == "karras":
-        first, last = (torch.exp(-end / 14) for end in (low, high))
-        return -14 * torch.log(first + (last - first) * even)
-    first, last = (schedule.time(end) for end in (low, high))
-    if spacing == "quadratic":
-        times = (first.sqrt() + (last.sqrt() - first.sqrt()) * even).square()
-    else:
-        times = first + (last - first) * even
-    return schedule.logsnr(times)
 
 
 def integrate(
@@ -108,28 +87,28 @@ def integrate(
     noise: Callable[[Tensor], Tensor] = torch.randn_like,
     watch: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Drawn:
-    """From noise at t = 1 to the last level, whose x̂ is the data.
+    """Integrate from noise at t = 1 to the last noise level, whose x̂ is the data.
 
     Args:
-        levels: the log-SNRs to go through, rising; those of the sampler's spacing if None.
-        noise: draws what a rule adds, in the shape of its argument.
-        watch: called with (log-SNR, x) at every level.
+        levels: the time grid, as rising log-SNRs; the sampler's if None.
+        noise: from a tensor to N(0, I) of its shape, which a rule adds.
+        watch: called with (log-SNR, x) at every noise level.
     """
     if levels is None:
         spacing = sampler.spacing or BEST_SPACING.get(sampler.method, "logsnr")
-        levels = levels_of(schedule, sampler.steps, spacing, x_1, sampler.until)
+        levels = time_grid(schedule, sampler.steps, spacing, x_1, sampler.until)
     if sampler.method == "adaptive":
         return _adaptive(x_1, denoise, schedule, sampler)
-    walk = Walk(denoise, schedule, noise, sampler.eta)
+    state = SamplerState(denoise, schedule, noise, sampler.eta)
     path = [Level(t, logsnr) for t, logsnr in zip(schedule.time(levels), levels, strict=True)]
     rule, x = RULES[sampler.method], x_1
     for t, s in zip(path[:-1], path[1:], strict=True):
         if watch is not None:
             watch(t.logsnr, x)
-        x = rule(x, t, s, walk)
+        x = rule(x, t, s, state)
     if watch is not None:
         watch(path[-1].logsnr, x)
-    return Drawn(x, path[-1].logsnr, walk.evaluations)
+    return Drawn(x, path[-1].logsnr, state.evaluations)
 
 
 def _adaptive(x_1: Tensor, denoise: Denoise, schedule: NoiseSchedule, sampler: Sampler) -> Drawn:

@@ -2,7 +2,7 @@ r"""Variance-preserving noise.
 
 $q(x_t \mid x) = \mathcal N(\alpha_t x, \sigma_t^2 I)$ with $\alpha_t^2 + \sigma_t^2 = 1$.
 
-t runs from 0 (data) to 1 (noise), and $\lambda(t) = \log(\alpha_t^2 / \sigma_t^2)$, the log-SNR, says everything:
+t runs from 0 (data) to 1 (noise), and $\lambda(t) = \log(\alpha_t^2 / \sigma_t^2)$, the log-SNR, determines the noise:
 $\alpha_t^2 = \varsigma(\lambda)$ and $\sigma_t^2 = \varsigma(-\lambda)$, with ς the logistic function. The same noise
 is seen as the VP-SDE $dx = -\tfrac12 \beta(t) x\,dt + \sqrt{\beta(t)}\,dW$, whose
 $p(x_t \mid x_0) = \mathcal N(x_0 e^{-\frac12 \int \beta}, (1 - e^{-\int \beta}) I)$, and as the DDPM chain with its
@@ -13,105 +13,96 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["Chain", "Cosine", "LinearBeta", "LinearLogSNR", "NoiseSchedule", "alpha", "check_falling", "sigma"]
+__all__ = [
+    "Cosine",
+    "LinearBeta",
+    "LinearLogSNR",
+    "NoiseSchedule",
+    "add_noise",
+    "alpha",
+    "broadcast_like",
+    "check_falling",
+    "sigma",
+]
 
 
 def alpha(logsnr: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    r"""$\alpha = \sqrt{\varsigma(\lambda)}$, the factor of the data."""
+    r"""Return $\alpha = \sqrt{\varsigma(\lambda)}$, the factor of the data."""
     return torch.exp(0.5 * F.logsigmoid(logsnr))
 
 
 def sigma(logsnr: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    r"""$\sigma = \sqrt{\varsigma(-\lambda)}$, the standard deviation of the noise."""
+    r"""Return $\sigma = \sqrt{\varsigma(-\lambda)}$, the standard deviation of the noise."""
     return torch.exp(0.5 * F.logsigmoid(-logsnr))
 
 
-@dataclass(frozen=True)
-class Chain:
-    r"""A DDPM chain: T levels of noise, the least one first.
+def broadcast_like(values: Float[Tensor, " B"], like: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+    """Return one number per example in a shape that multiplies events."""
+    return values.view(-1, *[1] * (like.dim() - 1))
 
-    $q(x_i \mid x_{i-1}) = \mathcal N(\sqrt{1 - \beta_i}\, x_{i-1}, \beta_i I)$ and
-    $\bar\alpha_i = \prod_{j \le i} (1 - \beta_j)$, where $x_0$ is the data; λ has the precision that $1 - \bar\alpha$
-    lacks where there is little noise.
-    """
 
-    times: Float[Tensor, " T"]
-    logsnr: Float[Tensor, " T"]
-
-    @property
-    def alpha_bar(self) -> Float[Tensor, " T"]:
-        return torch.sigmoid(self.logsnr)
-
-    @property
-    def betas(self) -> Float[Tensor, " T"]:
-        log_alpha = F.logsigmoid(self.logsnr)
-        return -torch.expm1(torch.cat([log_alpha[:1], log_alpha.diff()]))
+def add_noise(
+    x: Float[Tensor, "B ..."], epsilon: Float[Tensor, "B ..."], logsnr: Float[Tensor, " B"]
+) -> Float[Tensor, "B ..."]:
+    r"""Return $x_t = \alpha_t x + \sigma_t \epsilon$, a draw of $q(x_t \mid x)$ where ε is one of N(0, I)."""
+    return broadcast_like(alpha(logsnr), x) * x + broadcast_like(sigma(logsnr), x) * epsilon
 
 
 class NoiseSchedule(nn.Module, ABC):
     """The log-SNR as a falling function of time, and the views that follow from it.
 
-    `steps` is T where the schedule is a chain's list of T levels.
+    `steps` is T if the schedule is a chain of T noise levels, else None.
     """
 
     steps: int | None = None
 
     @abstractmethod
     def logsnr(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """λ(t), falling in t."""
+        """Return λ(t), which falls in t."""
 
     @abstractmethod
     def time(self, logsnr: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """The inverse of `logsnr`."""
+        """Return t of a log-SNR, the inverse of `logsnr`."""
 
     @abstractmethod
     def beta(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        r"""β(t) of $dx = -\tfrac12 \beta(t) x\,dt + \sqrt{\beta(t)}\,dW$."""
+        r"""Return β(t) of $dx = -\tfrac12 \beta(t) x\,dt + \sqrt{\beta(t)}\,dW$."""
 
     def alpha(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """α_t, the factor of the data at time t."""
+        """Return α_t, the factor of the data at time t."""
         return alpha(self.logsnr(t))
 
     def sigma(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """σ_t, the standard deviation of the noise at time t."""
+        """Return σ_t, the standard deviation of the noise at time t."""
         return sigma(self.logsnr(t))
 
     def alpha_bar(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        r"""$\bar\alpha_t = \alpha_t^2 = e^{-\int \beta}$."""
+        r"""Return $\bar\alpha_t = \alpha_t^2 = e^{-\int \beta}$."""
         return torch.sigmoid(self.logsnr(t))
 
     def integral(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        r"""$\int \beta = -\log \bar\alpha_t$, from the data to time t."""
+        r"""Return $\int \beta = -\log \bar\alpha_t$, from the data to time t."""
         return F.softplus(-self.logsnr(t))
 
     def rate(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        r"""$\lvert dt / d\lambda \rvert = \sigma_t^2 / \beta(t)$: how much time a unit of log-SNR takes."""
+        r"""Return $\lvert dt / d\lambda \rvert = \sigma_t^2 / \beta(t)$, the time per unit of log-SNR."""
         return torch.sigmoid(-self.logsnr(t)) / self.beta(t)
 
     def ends(self, like: Float[Tensor, "..."]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """The log-SNR at t = 0, the highest, and at t = 1, of the device and dtype of a tensor."""
+        """Return the log-SNRs at t = 0 (the highest) and t = 1, with the device and dtype of a tensor."""
         high, low = self.logsnr(torch.tensor([0.0, 1.0], device=like.device, dtype=like.dtype)).unbind()
         return high, low
 
-    def draw(self, place: Float[Tensor, " B"]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-        """Log-SNRs from uniform numbers, and their density p(λ): uniform between the ends."""
-        high, low = self.ends(place)
-        return low + (high - low) * place, (1 / (high - low)).expand_as(place)
-
-    def chain(self, steps: int, like: Float[Tensor, "..."] | None = None) -> Chain:
-        """The DDPM chain of T levels, evenly spaced in time from t = 0 to 1."""
-        if steps < 2:
-            raise ValueError(f"a chain has at least 2 steps, got {steps}")
-        like = torch.empty(()) if like is None else like
-        times = torch.linspace(0, 1, steps, device=like.device, dtype=like.dtype)
-        return Chain(times, self.logsnr(times))
+    def draw(self, u: Float[Tensor, " B"]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """Return log-SNRs from uniform draws u, and their density p(λ): uniform between the ends."""
+        high, low = self.ends(u)
+        return low + (high - low) * u, (1 / (high - low)).expand_as(u)
 
 
 def check_falling(schedule: NoiseSchedule, points: int = 1001) -> None:
@@ -154,7 +145,7 @@ class LinearBeta(NoiseSchedule):
         return self.beta_min + (self.beta_max - self.beta_min) * t.clamp_min(self.t_min)
 
     def integral(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """B(t), the integral of β from 0 to t."""
+        """Return B(t), the integral of β from 0 to t."""
         t = t.clamp_min(self.t_min)
         return self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t.square()
 

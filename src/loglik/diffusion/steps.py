@@ -1,4 +1,4 @@
-r"""Update rules: from the noise level t to the lower level s, each with the denoiser's $\hat x(x_t)$ as all it knows.
+r"""Update rules of samplers: from the noise level t to the lower level s, with the denoiser's $\hat x(x_t)$.
 
 λ is the log-SNR, $\ell = \lambda/2 = \log(\alpha/\sigma)$, $h = \ell_s - \ell_t > 0$, and $y = x/\alpha$ with
 $\rho = \sigma/\alpha$, in which the probability-flow ODE is $dy/d\rho = \hat\epsilon$ (Karras et al. 2022, "Elucidating
@@ -16,17 +16,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from loglik.diffusion.chain import posterior
+from loglik.diffusion.denoiser import Denoise
 from loglik.diffusion.schedule import NoiseSchedule, alpha, sigma
 from loglik.diffusion.sde import diffusion, reverse_drift
 
-__all__ = ["RULES", "Level", "Walk"]
-
-Denoise = Callable[[Tensor, Tensor], Tensor]  # (x_t, log-SNRs of shape (B,)) -> the expected data
+__all__ = ["RULES", "Level", "SamplerState"]
 
 
 @dataclass(frozen=True)
 class Level:
-    """A noise level, in every form that a rule may want; numbers of shape ()."""
+    """A noise level in the forms that rules use; tensors of shape ()."""
 
     t: Tensor
     logsnr: Tensor
@@ -55,8 +55,17 @@ class Level:
 
 
 @dataclass
-class Walk:
-    """What a walk from noise to data carries along; `past` has the levels before, the newest first."""
+class SamplerState:
+    """The state of a sampler on its way from noise to data.
+
+    Attributes:
+        denoiser, schedule: of the diffusion.
+        noise: from a tensor to N(0, I) of its shape.
+        eta: of `ddim`.
+        evaluations: number of network evaluations so far.
+        past: earlier noise levels, each with a value that its rule keeps, the newest first.
+        before: x at the noise level before, for UniPC.
+    """
 
     denoiser: Denoise
     schedule: NoiseSchedule
@@ -64,71 +73,66 @@ class Walk:
     eta: float = 0.0
     evaluations: int = 0
     past: list[tuple[Level, Tensor]] = field(default_factory=list)
-    before: Tensor | None = None  # x at the level before, of UniPC
+    before: Tensor | None = None
 
     def denoise(self, x: Tensor, level: Level) -> Tensor:
         self.evaluations += 1
         return self.denoiser(x, level.logsnr.expand(len(x)))
 
-    def remember(self, level: Level, value: Tensor, most: int) -> None:
-        self.past = [(level, value), *self.past][:most]
+    def remember(self, level: Level, value: Tensor, max_length: int) -> None:
+        self.past = [(level, value), *self.past][:max_length]
 
 
-Rule = Callable[[Tensor, Level, Level, Walk], Tensor]
+Rule = Callable[[Tensor, Level, Level, SamplerState], Tensor]
 
 
-def ddpm(x: Float[Tensor, "B ..."], t: Level, s: Level, walk: Walk) -> Float[Tensor, "B ..."]:
-    r"""The ancestral chain: draw from $q(x_s \mid x_t, \hat x)$.
+def ddpm(x: Float[Tensor, "B ..."], t: Level, s: Level, state: SamplerState) -> Float[Tensor, "B ..."]:
+    r"""Draw from $q(x_s \mid x_t, \hat x)$, a step of the ancestral chain: see `chain.posterior`.
 
-    With $c = 1 - e^{\lambda_t - \lambda_s}$, the mean is $\frac{\alpha_s}{\alpha_t}(1 - c)\,x_t + \alpha_s c\,\hat x$
-    and the variance $\sigma_s^2 c$. For neighbours s = t - 1 of a chain with $\beta_t = 1 - \bar\alpha_t /
-    \bar\alpha_{t-1}$ these are $\frac{\sqrt{1 - \beta_t}\,(1 - \bar\alpha_{t-1})}{1 - \bar\alpha_t}\,x_t +
-    \frac{\sqrt{\bar\alpha_{t-1}}\,\beta_t}{1 - \bar\alpha_t}\,\hat x$ and
-    $\frac{1 - \bar\alpha_{t-1}}{1 - \bar\alpha_t}\,\beta_t$. Source: Ho et al. 2020, eq. 6-7; Kingma et al. 2021,
-    appendix A.4.
+    Reference: Ho et al. 2020, algorithm 2; Kingma et al. 2021, appendix A.4.
     """
-    x_hat = walk.denoise(x, t)
-    c = -torch.expm1(t.logsnr - s.logsnr)
-    mean = s.alpha * ((1 - c) * x / t.alpha + c * x_hat)
-    return mean + s.sigma * c.sqrt() * walk.noise(x)
+    mean, std = posterior(x, state.denoise(x, t), t.logsnr, s.logsnr)
+    return mean + std * state.noise(x)
 
 
-def ddim(x: Float[Tensor, "B ..."], t: Level, s: Level, walk: Walk) -> Float[Tensor, "B ..."]:
+def ddim(x: Float[Tensor, "B ..."], t: Level, s: Level, state: SamplerState) -> Float[Tensor, "B ..."]:
     r"""$x_s = \alpha_s \hat x + \sqrt{\sigma_s^2 - \eta^2 \sigma_s^2 c}\;\hat\epsilon + \eta \sigma_s \sqrt
     c\,\epsilon$.
 
     c is the ancestral chain's, which is η = 1; η = 0 is deterministic. Source: Song et al. 2021, "Denoising diffusion
     implicit models", eq. 12 and 16.
     """
-    x_hat = walk.denoise(x, t)
-    variance = -(walk.eta**2) * torch.expm1(t.logsnr - s.logsnr)
+    x_hat = state.denoise(x, t)
+    variance = -(state.eta**2) * torch.expm1(t.logsnr - s.logsnr)
     drawn = s.alpha * x_hat + s.sigma * (1 - variance).clamp_min(0).sqrt() * t.noise(x, x_hat)
-    return drawn + s.sigma * variance.sqrt() * walk.noise(x) if walk.eta else drawn
+    return drawn + s.sigma * variance.sqrt() * state.noise(x) if state.eta else drawn
 
 
-def euler_maruyama(x: Float[Tensor, "B ..."], t: Level, s: Level, walk: Walk) -> Float[Tensor, "B ..."]:
+def euler_maruyama(x: Float[Tensor, "B ..."], t: Level, s: Level, state: SamplerState) -> Float[Tensor, "B ..."]:
     """One Euler step of the reverse-time SDE. Source: Song et al. 2021, "Score-based generative modeling", eq. 6."""
-    drift = reverse_drift(walk.schedule, x, t.t, t.score(x, walk.denoise(x, t)))
+    drift = reverse_drift(state.schedule, x, t.t, t.score(x, state.denoise(x, t)))
     step = t.t - s.t
-    return x - step * drift + diffusion(walk.schedule, t.t) * step.sqrt() * walk.noise(x)
+    return x - step * drift + diffusion(state.schedule, t.t) * step.sqrt() * state.noise(x)
 
 
-def predictor_corrector(x: Float[Tensor, "B ..."], t: Level, s: Level, walk: Walk) -> Float[Tensor, "B ..."]:
+def predictor_corrector(x: Float[Tensor, "B ..."], t: Level, s: Level, state: SamplerState) -> Float[Tensor, "B ..."]:
     r"""The ancestral chain's step, then one of Langevin at s: $x + \delta\,s(x) + \sqrt{2\delta}\,\epsilon$.
 
-    $\delta = \sigma_s^2 c / 4$ falls with the step, so that the whole converges; Song et al. take it from a constant
-    signal-to-noise ratio, whose error stays. Source: Song et al. 2021, "Score-based generative modeling", algorithm 3.
+    $\delta = \sigma_s^2 c / 4$ falls with the step, so that the whole converges; Song et al. set it from a
+    constant signal-to-noise ratio, whose error stays.
+
+    Source: Song et al. 2021, "Score-based generative modeling", algorithm 3.
     """
-    x = ddpm(x, t, s, walk)
+    x = ddpm(x, t, s, state)
     step = -0.25 * s.sigma.square() * torch.expm1(t.logsnr - s.logsnr)
-    return x + step * s.score(x, walk.denoise(x, s)) + (2 * step).sqrt() * walk.noise(x)
+    return x + step * s.score(x, state.denoise(x, s)) + (2 * step).sqrt() * state.noise(x)
 
 
-def heun(x: Float[Tensor, "B ..."], t: Level, s: Level, walk: Walk) -> Float[Tensor, "B ..."]:
+def heun(x: Float[Tensor, "B ..."], t: Level, s: Level, state: SamplerState) -> Float[Tensor, "B ..."]:
     """The trapezoidal rule in ρ after an Euler step: two evaluations. Source: Karras et al. 2022, algorithm 1."""
-    slope = t.noise(x, walk.denoise(x, t))
+    slope = t.noise(x, state.denoise(x, t))
     guess = s.alpha * (x / t.alpha + (s.rho - t.rho) * slope)
-    end = s.noise(guess, walk.denoise(guess, s))
+    end = s.noise(guess, state.denoise(guess, s))
     return s.alpha * (x / t.alpha + (s.rho - t.rho) * 0.5 * (slope + end))
 
 
@@ -140,24 +144,26 @@ ADAMS = {
 }
 
 
-def ipndm(x: Float[Tensor, "B ..."], t: Level, s: Level, walk: Walk) -> Float[Tensor, "B ..."]:
-    r"""Adams-Bashforth's weights of order up to 4 on $\hat\epsilon$, in ρ: as if its steps were even.
+def ipndm(x: Float[Tensor, "B ..."], t: Level, s: Level, state: SamplerState) -> Float[Tensor, "B ..."]:
+    r"""Apply Adams-Bashforth's weights of order up to 4, which are for even steps, to $\hat\epsilon$ in ρ.
 
-    They are not, so its order is 2 in theory. Source: Zhang and Chen 2023, "Fast sampling of diffusion models with
-    exponential integrator", section 3.3; Liu et al. 2022, "Pseudo numerical methods".
+    The steps in ρ are not even, so the order is 2 in theory.
+
+    Source: Zhang and Chen 2023, "Fast sampling of diffusion models with exponential
+    integrator", section 3.3; Liu et al. 2022, "Pseudo numerical methods".
     """
-    walk.remember(t, t.noise(x, walk.denoise(x, t)), 4)
-    slope = sum(weight * value for weight, (_, value) in zip(ADAMS[len(walk.past)], walk.past, strict=True))
+    state.remember(t, t.noise(x, state.denoise(x, t)), 4)
+    slope = sum(weight * value for weight, (_, value) in zip(ADAMS[len(state.past)], state.past, strict=True))
     return s.alpha * (x / t.alpha + (s.rho - t.rho) * slope)
 
 
 def exponential_weights(nodes: Sequence[Tensor], h: Tensor) -> Float[Tensor, " n"]:
-    r"""Weights $w_j$ with $\int_0^h e^{-(h-u)} p(u)\,du = \sum_j w_j\,p(u_j)$ for polynomials below degree n.
+    r"""Return weights $w_j$ with $\int_0^h e^{-(h-u)} p(u)\,du = \sum_j w_j\,p(u_j)$ for polynomials below degree n.
 
     From the moments $m_k = \int_0^h e^{-(h-u)} (u/h)^k du$: $m_0 = 1 - e^{-h}$, $m_k = 1 - \frac kh m_{k-1}$.
     """
     n = len(nodes)
-    place = torch.stack(list(nodes)).double() / h.double()
+    position = torch.stack(list(nodes)).double() / h.double()
     moment = -torch.expm1(-h.double())
     moments = [moment]
     for k in range(1, n):
@@ -168,7 +174,7 @@ def exponential_weights(nodes: Sequence[Tensor], h: Tensor) -> Float[Tensor, " n
             for i in range(12):
                 moment, term = moment + term, -term * h.double() / (k + i + 2)
         moments.append(moment)
-    powers = torch.stack([place**k for k in range(n)])
+    powers = torch.stack([position**k for k in range(n)])
     return torch.linalg.solve(powers, torch.stack(moments)).to(h.dtype)
 
 
@@ -181,51 +187,51 @@ def exponential_step(
     return s.sigma / t.sigma * x + s.alpha * integral
 
 
-def dpm_2m(x: Float[Tensor, "B ..."], t: Level, s: Level, walk: Walk) -> Float[Tensor, "B ..."]:
+def dpm_2m(x: Float[Tensor, "B ..."], t: Level, s: Level, state: SamplerState) -> Float[Tensor, "B ..."]:
     r"""DPM-Solver++(2M): $x_s = \frac{\sigma_s}{\sigma_t} x_t + \alpha_s (1 - e^{-h}) \hat x_{\text{mid}}$.
 
     $\hat x_{\text{mid}}$ is extrapolated from the last two to the step's middle. Source: Lu et al. 2022, algorithm 2.
     """
-    x_hat = _middle(x, t, s, walk)
+    x_hat = _middle(x, t, s, state)
     return s.sigma / t.sigma * x - s.alpha * torch.expm1(t.half - s.half) * x_hat
 
 
-def dpm_2m_sde(x: Float[Tensor, "B ..."], t: Level, s: Level, walk: Walk) -> Float[Tensor, "B ..."]:
+def dpm_2m_sde(x: Float[Tensor, "B ..."], t: Level, s: Level, state: SamplerState) -> Float[Tensor, "B ..."]:
     r"""SDE-DPM-Solver++(2M): $\frac{\sigma_s}{\sigma_t} e^{-h} x_t + \alpha_s (1 - e^{-2h}) \hat x_{\text{mid}} +
     \sigma_s \sqrt{1 - e^{-2h}}\,\epsilon$. Source: Lu et al. 2022, appendix."""
-    x_hat = _middle(x, t, s, walk)
+    x_hat = _middle(x, t, s, state)
     h = s.half - t.half
     fresh = -torch.expm1(-2 * h)
     drawn = s.sigma / t.sigma * torch.exp(-h) * x + s.alpha * fresh * x_hat
-    return drawn + s.sigma * fresh.sqrt() * walk.noise(x)
+    return drawn + s.sigma * fresh.sqrt() * state.noise(x)
 
 
-def _middle(x: Tensor, t: Level, s: Level, walk: Walk) -> Tensor:
-    walk.remember(t, walk.denoise(x, t), 2)
-    if len(walk.past) == 1:
-        return walk.past[0][1]
-    (_, newest), (earlier, older) = walk.past
+def _middle(x: Tensor, t: Level, s: Level, state: SamplerState) -> Tensor:
+    state.remember(t, state.denoise(x, t), 2)
+    if len(state.past) == 1:
+        return state.past[0][1]
+    (_, newest), (earlier, older) = state.past
     return newest + 0.5 * (s.half - t.half) / (t.half - earlier.half) * (newest - older)
 
 
-def dpm_3m(x: Float[Tensor, "B ..."], t: Level, s: Level, walk: Walk) -> Float[Tensor, "B ..."]:
+def dpm_3m(x: Float[Tensor, "B ..."], t: Level, s: Level, state: SamplerState) -> Float[Tensor, "B ..."]:
     """DPM-Solver++(3M): the parabola through the last three x̂, integrated exactly. Source: Lu et al. 2022."""
-    walk.remember(t, walk.denoise(x, t), 3)
-    return exponential_step(x, t, s, walk.past)
+    state.remember(t, state.denoise(x, t), 3)
+    return exponential_step(x, t, s, state.past)
 
 
-def unipc(x: Float[Tensor, "B ..."], t: Level, s: Level, walk: Walk) -> Float[Tensor, "B ..."]:
+def unipc(x: Float[Tensor, "B ..."], t: Level, s: Level, state: SamplerState) -> Float[Tensor, "B ..."]:
     """UniPC of order 3: the step of `dpm_3m`, and once x̂ at its end is known, the step again with it among the nodes.
 
     The correction costs no evaluation: x̂ is that of the uncorrected point. Source: Zhao et al. 2023, "UniPC",
     algorithms 1 and 2.
     """
-    x_hat = walk.denoise(x, t)
-    if walk.before is not None:
-        x = exponential_step(walk.before, walk.past[0][0], t, [(t, x_hat), *walk.past])
-    walk.remember(t, x_hat, 3)
-    walk.before = x
-    return exponential_step(x, t, s, walk.past)
+    x_hat = state.denoise(x, t)
+    if state.before is not None:
+        x = exponential_step(state.before, state.past[0][0], t, [(t, x_hat), *state.past])
+    state.remember(t, x_hat, 3)
+    state.before = x
+    return exponential_step(x, t, s, state.past)
 
 
 RULES: dict[str, Rule] = {

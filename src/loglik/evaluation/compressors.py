@@ -13,9 +13,8 @@ from torch import Tensor
 from loglik.data.dataset import Split
 from loglik.data.spec import DataSpec
 from loglik.data.tokenizers import Tokenizer
-from loglik.data.windows import Stream, Windows
-from loglik.evaluation.evaluate import bits_per_dim
-from loglik.evaluation.result import Result
+from loglik.data.windows import Stream
+from loglik.evaluation.result import Result, bits_per_dim
 from loglik.evaluation.scores import mean_and_stderr
 from loglik.evaluation.text import StreamScores, perplexity
 
@@ -23,17 +22,22 @@ __all__ = ["compress"]
 
 
 def compress(split: Split, spec: DataSpec, baseline: Tensor | StreamScores | None = None) -> list[Result]:
-    """A row for xz, and for images one for PNG: integer data of a split, coded without its training set.
+    """Return a row for xz, and for images a row for PNG: integer data of a split, coded without the training set.
 
     By Kraft's inequality $\\sum_x 2^{-L(x)} \\le 1$, so $-L \\ln 2$ is a log-probability. xz codes the split as one
-    stream, so its mean has no standard error; PNG codes image by image. Levels above 255 take two bytes. The
-    gains are over `baseline`, a density's scores of the same split. Of a text, its bytes are coded.
+    stream, so its mean has no standard error; PNG codes each image by itself. Levels above 255 need two bytes. For a
+    text xz codes its bytes.
+
+    Args:
+        split: the data.
+        spec: what is known of the data; only integer data can be coded.
+        baseline: a density's `baseline_scores` of the same split, from which gains are counted.
     """
     if spec.levels is None or len(split) == 0:
         return []
-    if isinstance(split.x, Windows):
+    if split.stream is not None:
         assert not isinstance(baseline, Tensor)
-        return [] if spec.tokenizer is None else [_xz_text(split.x.stream, spec.tokenizer, baseline)]
+        return [] if spec.tokenizer is None else [_xz_text(split.stream, spec.tokenizer, baseline)]
     assert not isinstance(baseline, StreamScores)
     rows = [_xz(split, spec, baseline)]
     if spec.kind == "image" and spec.event_shape[0] in (1, 3):

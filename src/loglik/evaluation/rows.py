@@ -1,19 +1,20 @@
 r"""Each row's log-probability with its standard error, from as many Monte Carlo draws as the row needs.
 
-A replicate is one call of `log_prob` with a few draws. A row's score is the mean of its replicates $v_1, \dots, v_R$ if
-draws average, and the log of the mean weight, with $v_r = \log w_r$, if they are importance weights. The jackknife
-gives the standard error of either, with $s_{-r}$ the score without replicate r:
+A replicate is one call of `log_prob` with `DRAWS` draws. A row's score is the mean of its replicates
+$v_1, \dots, v_R$ if draws average, and the log of the mean weight, with $v_r = \log w_r$, if they are importance
+weights. The jackknife gives the standard error of either, with $s_{-r}$ the score without replicate r:
 
 $\mathrm{se}^2 = \frac{R-1}{R} \sum_r (s_{-r} - \bar s_{-\cdot})^2$, which for a mean is the variance of $v$ over R.
 
-How many replicates a row gets must not depend on their own values, or rows with lucky draws would stop early. So each
-row has two halves with replicates of their own. The pilot of one half chooses how many the other half gets, and both
-count the same in the score: the mean of each half is then unbiased, and no draw is thrown away.
+The number of a row's replicates must not depend on their values, or rows with lucky draws would stop early. So each
+row has two halves of replicates. The pilot of one half chooses the size of the other half, and both halves have the
+same weight in the score: the mean of each half is then unbiased, and every draw is used.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float64, Int64
@@ -23,14 +24,14 @@ from loglik.data.dataset import Split
 from loglik.density import Bound, Density
 from loglik.evaluation.scores import log_probs, replicates
 
-__all__ = ["RowScores", "row_scores"]
+__all__ = ["RowScores", "row_scores", "write_rows"]
 
 DRAWS = 4  # in a replicate
 PILOT = 4  # replicates of a half that choose the number of the other half
 MAX_REPLICATES = 512  # of a half
-TOLERANCE = 0.08  # the standard error that is aimed at, in standard deviations of the scores over rows
-MIN_ERROR = 0.01  # nats: smaller errors are not aimed at
-AT_ONCE = 2**20  # replicates in memory
+TOLERANCE = 0.08  # the target standard error, in standard deviations of the scores over rows
+MIN_ERROR = 0.01  # the smallest target standard error, in nats
+MAX_BATCH = 2**20  # replicates in memory
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class RowScores:
     Attributes:
         nats: the scores, in the split's order.
         stderr: the Monte Carlo standard error of each; 0 where the number has no noise, NaN after a single draw.
-        draws: how many draws each row took.
+        draws: the number of draws of each row.
     """
 
     nats: Float64[Tensor, " N"]
@@ -54,7 +55,7 @@ def row_scores(density: Density, split: Split, *, samples: int | None = None, se
     Args:
         density: a density of any family.
         split: the rows.
-        samples: draws of each row; if None as many as each needs, up to 4,096.
+        samples: draws of each row; if None, as many as the row needs, at most 4,096.
         seed: of the Monte Carlo noise.
 
     Raises ValueError where samples is below 1.
@@ -96,7 +97,7 @@ def _adaptive(density: Density, split: Split, seed: int) -> RowScores:
 
 
 def _is_random(density: Density, split: Split, seed: int) -> bool:
-    """Whether `log_prob` has noise: a solver has none unless its trace or its start is drawn."""
+    """Return whether `log_prob` has noise. A solver has noise only where its trace or its start is random."""
     if density.bound is not Bound.ESTIMATE:
         return density.bound is not Bound.EXACT
     one, other = _draw(density, split, torch.arange(min(2, len(split))).repeat(2), 1, seed).view(2, -1)
@@ -108,7 +109,7 @@ def _draw(density: Density, split: Split, rows: Tensor, draws: int, seed: int) -
 
 
 def _goal(nats: Float64[Tensor, " N"], stderr: Float64[Tensor, " N"]) -> float:
-    """The standard error that is small beside the spread of the scores themselves, without their noise."""
+    """Return the target standard error: small beside the spread of the scores without their noise."""
     known = nats[nats.isfinite() & stderr.isfinite()]
     if len(known) < 2:
         return TOLERANCE
@@ -118,8 +119,8 @@ def _goal(nats: Float64[Tensor, " N"], stderr: Float64[Tensor, " N"]) -> float:
 
 
 def _blocks(replicates: Int64[Tensor, " N"]) -> list[slice]:
-    """Ranges of rows with about `AT_ONCE` replicates each."""
-    sizes = (replicates.cumsum(0) // AT_ONCE).unique_consecutive(return_counts=True)[1].tolist()
+    """Return ranges of rows with about `MAX_BATCH` replicates each."""
+    sizes = (replicates.cumsum(0) // MAX_BATCH).unique_consecutive(return_counts=True)[1].tolist()
     stops = torch.tensor(sizes).cumsum(0).tolist()
     return [slice(stop - size, stop) for size, stop in zip(sizes, stops, strict=True)]
 
@@ -127,7 +128,7 @@ def _blocks(replicates: Int64[Tensor, " N"]) -> list[slice]:
 def _combine(
     values: Float64[Tensor, " M"], owners: Int64[Tensor, " M"], n: int, parts: int, weighted: bool
 ) -> tuple[Float64[Tensor, " N"], Float64[Tensor, " N"]]:
-    """Scores of n rows and their standard errors from replicates, of parts that count the same in a row's score."""
+    """Return the scores of n rows and their standard errors, from replicates in parts of equal weight in a score."""
     rows = owners // parts
     if weighted:
         top = values.new_full((n,), -torch.inf).scatter_reduce(0, rows, values, "amax")
@@ -145,3 +146,18 @@ def _combine(
         score, without = score.log() + top, without.clamp_min(torch.finfo(values.dtype).tiny).log()
     variance = (count - 1) * mean((without - mean(without)[owners]).square())
     return score, torch.where(score.isinf(), 0.0, variance.view(n, parts).sum(1).sqrt())
+
+
+def write_rows(rows: RowScores, index: Int64[Tensor, " N"] | None, path: Path) -> None:
+    """Write CSV: each example's row in the input (the first is 1), its log-probability in nats and its standard error.
+
+    Args:
+        rows: the scores.
+        index: the example's rows in the input; None where the order is the input's.
+        path: the file.
+    """
+    numbers = range(len(rows.nats)) if index is None else index.tolist()
+    scores = sorted(zip(numbers, rows.nats.tolist(), rows.stderr.tolist(), strict=True))
+    lines = [f"{number + 1},{nats!r},{stderr!r}" for number, nats, stderr in scores]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(["row,nats,stderr", *lines]) + "\n", encoding="utf-8")

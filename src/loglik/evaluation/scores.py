@@ -1,4 +1,4 @@
-"""Log-probabilities of a whole split, the same on one rank as on many."""
+"""Log-probabilities of all examples of a split, the same on one rank as on many."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64, Int64, Shaped
 from torch import Tensor
 
+from loglik.cpu.memory import keep_freed_memory
 from loglik.data.dataset import Split
-from loglik.density import Bound, Density
-from loglik.networks.memory import keep_freed_memory
+from loglik.data.spec import DataSpec
+from loglik.density import Bound, Density, evaluation_mode
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -22,6 +23,7 @@ __all__ = [
     "arguments",
     "default_samples",
     "evaluating",
+    "labels_in_turn",
     "log_prob_terms",
     "log_probs",
     "mean_and_stderr",
@@ -34,24 +36,25 @@ ROUNDING = 2.0**-23  # of float32, in which densities compute
 
 @contextmanager
 def evaluating(density: Density, seed: int) -> Iterator[torch.device]:
-    """Put a density in evaluation mode, without gradients, with random numbers from a seed; give its device.
+    """Evaluate a density without gradients, with random numbers from a seed; yield its device.
 
-    Mode and random state are afterwards as they were.
+    Restores the mode and the random state at the end.
     """
-    device, training = density.device, density.training
-    density.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            yield device
-    finally:
-        density.train(training)
+    device = density.device
+    cuda = [device] if device.type == "cuda" else []
+    with evaluation_mode(density), torch.no_grad(), torch.random.fork_rng(cuda):
+        torch.manual_seed(seed)
+        yield device
 
 
-def arguments(density: Density, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Give the event and the context of a batch, on the density's device.
+def arguments(
+    density: Density, x: Shaped[Tensor, "B ..."], y: Int64[Tensor, " B"] | None
+) -> tuple[Shaped[Tensor, "B ..."], Shaped[Tensor, "B ..."] | None]:
+    """Return the event and the context of a batch, on the density's device.
 
-    They are (y, x) for p(y | x), (x, y) for p(x | y), (x, None) for p(x).
+    They are (y, x) for p(y | x), (x, y) for p(x | y), and (x, None) for p(x).
+
+    Raises ValueError where the density needs labels and y is None.
     """
     device = density.device
     x, y = x.to(device), None if y is None else y.to(device)
@@ -62,12 +65,19 @@ def arguments(density: Density, x: Tensor, y: Tensor | None) -> tuple[Tensor, Te
     return x, None
 
 
-def default_samples(density: Density, n: int, asked: int | None = None) -> int:
-    """Monte Carlo samples per example: 1 where the number is exact, else those asked for, else 4 to 32, fewer for a
-    larger split."""
+def labels_in_turn(spec: DataSpec, n: int, device: torch.device | str = "cpu") -> Int64[Tensor, " n"]:
+    """Return labels 0, 1, ..., C-1, 0, 1, ... as the context of n samples of a conditional density."""
+    return torch.arange(n, device=device) % len(spec.classes)
+
+
+def default_samples(density: Density, n: int, requested: int | None = None) -> int:
+    """Return the number of Monte Carlo samples per example.
+
+    It is 1 where the number is exact, else the requested number, else 4 to 32, fewer for a larger split.
+    """
     if density.bound is Bound.EXACT:
         return 1
-    return max(4, min(32, 2**16 // max(n, 1))) if asked is None else asked
+    return max(4, min(32, 2**16 // max(n, 1))) if requested is None else requested
 
 
 def log_probs(
@@ -79,10 +89,10 @@ def log_probs(
     batch_size: int | None = None,
     fabric: Fabric | None = None,
 ) -> Float64[Tensor, " N"]:
-    """Log p of every example of a split, in nats, in the split's order.
+    """Return log p of every example of a split, in nats, in the split's order.
 
-    Each batch draws its noise from a seed of its own, and ranks take batches in turn, so R ranks return what one
-    does; the one collective call comes after the last batch. The global generator is left as it was.
+    Each batch has a seed of its own, and ranks score batches in turn, so R ranks return what one rank returns. The only
+    collective call comes after the last batch. The global generator is restored.
     """
     rank, world = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
     rows = torch.arange(len(split))
@@ -98,13 +108,13 @@ def log_prob_terms(
 ) -> dict[str, Float64[Tensor, " N"]]:
     """Return the terms of a bound for every example of a split, in nats; empty where it has one term only.
 
-    The noise is that of `log_probs` with the same samples and seed, so the terms sum to what it returns.
+    The noise is that of `log_probs` with the same samples and seed, so the terms sum to its result.
     """
     terms: dict[str, Tensor] = {}
-    for places, event, context in _batches(density, split, torch.arange(len(split)), seed):
+    for part, event, context in _batches(density, split, torch.arange(len(split)), seed):
         for name, values in density.terms(event, context, samples=samples).items():
-            every = terms.setdefault(name, torch.zeros(len(split), dtype=torch.float64))
-            every[places] = values.double().cpu()
+            scores = terms.setdefault(name, torch.zeros(len(split), dtype=torch.float64))
+            scores[part] = values.double().cpu()
     return terms
 
 
@@ -119,10 +129,13 @@ def replicates(
     rank: int = 0,
     world: int = 1,
 ) -> Float64[Tensor, " N"]:
-    """Log p of rows of a split, each as often as it is listed, on the density's device; 0 for other ranks' batches."""
+    """Return log p of each listed row of a split, on the density's device; 0 for the batches of other ranks.
+
+    A row may be listed several times.
+    """
     scores = torch.zeros(len(rows), dtype=torch.float64, device=density.device)
-    for places, event, context in _batches(density, split, rows, seed, batch_size, rank=rank, world=world):
-        scores[places] = density.log_prob(event, context, samples=samples).double()
+    for part, event, context in _batches(density, split, rows, seed, batch_size, rank=rank, world=world):
+        scores[part] = density.log_prob(event, context, samples=samples).double()
     return scores
 
 
@@ -136,25 +149,24 @@ def _batches(
     rank: int = 0,
     world: int = 1,
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-    """Yield the places among the rows, the event and the context of each batch of a rank, in evaluation mode.
+    """Yield the slice of the rows, the event and the context of each batch of a rank, in evaluation mode.
 
-    Each batch is seeded by its number.
+    Seeds each batch by its number.
     """
     keep_freed_memory()
     batch_size = batch_size or max(1, min(256, 2**18 // math.prod(split.x.shape[1:])))
     with evaluating(density, seed):
         for number in range(rank, math.ceil(len(rows) / batch_size), world):
-            places = slice(number * batch_size, (number + 1) * batch_size)
-            some = rows[places]
+            part = slice(number * batch_size, (number + 1) * batch_size)
             torch.manual_seed((seed * 1_000_003 + number) % 2**63)
-            yield places, *arguments(density, split.x[some], None if split.y is None else split.y[some])
+            yield part, *arguments(density, *split.batch(rows[part]))
 
 
 def mean_and_stderr(scores: Float64[Tensor, " N"]) -> tuple[float, float | None]:
     r"""Return the mean and its standard error $\sqrt{\tfrac{1}{N(N-1)} \sum_i (l_i - \bar l)^2}$.
 
-    The error is None for one example, and where all scores are equal to rounding: they say nothing of the spread of
-    others, and 0 would claim that there is none.
+    The error is None for one example, and where all scores are equal to rounding: such scores do not show the spread of
+    other examples, and 0 would claim that there is no spread.
     """
     mean, largest = scores.mean().item(), scores.abs().max().item()
     spread = scores.std().item() if len(scores) > 1 else 0.0
@@ -162,21 +174,21 @@ def mean_and_stderr(scores: Float64[Tensor, " N"]) -> tuple[float, float | None]
 
 
 def unseen_error(nats: float, n: int) -> float:
-    r"""Return the error, in nats, that an outcome which n examples did not show leaves in a mean log-probability.
+    r"""Return the error in nats of a mean log-probability through outcomes that n examples did not show.
 
-    The usual standard error vanishes where n outcomes are all predicted with probability near 1, yet n of n do not
-    show that no other outcome occurs. One standard error (z = 1) of Wilson's interval for 0 of n lets it have the
-    probability $\tfrac{z^2}{n + z^2} = \tfrac1{n+1}$ (at 95 %, z = 1.96, about 3 / n: the rule of three). The model
-    gives all other outcomes together $1 - p$, where $\log p$ is the mean $\bar l$, so each of them would score at
-    least $\bar l - \log(1 - p)$ less:
+    The usual standard error vanishes where n outcomes are all predicted with probability near 1. Yet n correct
+    predictions do not show that no other outcome occurs. By one standard error (z = 1) of Wilson's interval for 0 of n,
+    other outcomes may have the probability $\tfrac{z^2}{n + z^2} = \tfrac1{n+1}$ (at 95 %, z = 1.96, about 3 / n: the
+    rule of three). The model gives all other outcomes together $1 - p$, where $\log p$ is the mean $\bar l$, so each
+    would score at least $\bar l - \log(1 - p)$ less:
 
     $\tfrac1{n+1} \max(0, \bar l - \log(1 - e^{\bar l}))$, with $1 - p \ge 2^{-24}$, below which float32 rounds p to 1.
 
-    It is a lower bound of the error, to be taken where the usual one is less; for $p \le \tfrac12$ it is 0.
+    It is a lower bound of the error, for use where the usual error is smaller; for $p \le \tfrac12$ it is 0.
 
     Args:
         nats: the mean log-probability, of a mass function.
-        n: how many examples it is a mean of.
+        n: the number of examples.
 
     Reference: Wilson 1927, "Probable inference, the law of succession, and statistical inference"; Hanley and
     Lippman-Hand 1983, "If nothing goes wrong, is everything all right?".

@@ -1,8 +1,8 @@
 r"""The log-likelihood of a long text under a density over T tokens, with overlapping windows.
 
-$\log p(x_{1:N}) = \sum_i \log p(x_i \mid x_{i-c_i}, \dots, x_{i-1})$: windows begin every $\lfloor T/2 \rfloor$ tokens,
-and each adds the tokens that the one before it did not reach, so every token but the first of the text has at least
-half a window of context, $c_i \ge T/2$. It is exact for the density over texts that forgets what lies further back.
+$\log p(x_{1:N}) = \sum_i \log p(x_i \mid x_{i-c_i}, \dots, x_{i-1})$: a window begins every $\lfloor T/2 \rfloor$
+tokens and adds the tokens that no window before it contains. So every token after the first half window has at least
+half a window of context, $c_i \ge T/2$. The sum is exact for the density over texts that forgets all earlier tokens.
 """
 
 from __future__ import annotations
@@ -19,36 +19,37 @@ from torch import Tensor
 
 from loglik.data.spec import DataSpec
 from loglik.data.windows import Stream, Windows
-from loglik.density import Density
+from loglik.density import Density, evaluation_mode
 from loglik.evaluation.scores import ROUNDING, mean_and_stderr
 
 __all__ = ["StreamScores", "perplexity", "stream_scores"]
 
-AT_ONCE = 2**14  # tokens in one batch
+BATCH_TOKENS = 2**14
 
 
 @dataclass(frozen=True)
 class StreamScores:
-    """Of consecutive stretches of a text: their nats, and how many tokens and bytes they have."""
+    """The nats of consecutive stretches of a text, and their numbers of tokens and bytes."""
 
     nats: Float64[Tensor, " M"]
     tokens: Float64[Tensor, " M"]
     bytes: Float64[Tensor, " M"]
 
     def per_token(self) -> tuple[float, float | None]:
-        """The mean log p of a token, and its standard error over stretches."""
+        """Return the mean log p of a token, and its standard error over stretches."""
         return _ratio(self.nats, self.tokens)
 
     def bits_per_byte(self) -> float:
+        """Return -nats / (bytes · ln 2)."""
         return -self.nats.sum().item() / (self.bytes.sum().item() * math.log(2))
 
     def gain(self, baseline: StreamScores) -> tuple[float, float | None]:
-        """Nats a token over another density's scores of the same stretches, paired."""
+        """Return nats per token over another density's scores of the same stretches, and the paired standard error."""
         return _ratio(self.nats - baseline.nats, self.tokens)
 
 
 def perplexity(nats: float) -> float:
-    r"""$e^{-\text{nats}}$, the number of equally likely tokens that would be as hard to guess.
+    r"""Return $e^{-\text{nats}}$, the number of equally likely tokens that would be as hard to guess.
 
     >>> perplexity(-1000.0)
     inf
@@ -58,46 +59,45 @@ def perplexity(nats: float) -> float:
 
 @torch.no_grad()
 def stream_scores(density: Density, stream: Stream, spec: DataSpec) -> StreamScores:
-    """Score a text of at least T tokens, a stretch for each window.
+    """Score a text of at least T tokens, one stretch for each window.
 
-    A density without `token_log_probs` has its windows side by side, and the tokens that fill none are left out.
+    Windows of a density without `token_log_probs` stand side by side, and the tokens after the last full window are
+    left out.
     """
     device = density.device
-    was_training = density.training
-    density.eval()
     nats, tokens, sizes = [], [], []
     table = None if spec.tokenizer is None else spec.tokenizer.lengths
     score: Any = getattr(density, "token_log_probs", None)
-    for starts, first in _batches(len(stream), spec.dims, overlap=score is not None):
-        x = Windows(stream, spec.dims, 1)[starts]
-        fresh = torch.arange(spec.dims) >= first[:, None]  # what no window before has scored
-        if score is None:
-            nats.append(density.log_prob(x.to(device)).double().cpu())
-        else:
-            nats.append((score(x.to(device)).double().cpu() * fresh).sum(1))
-        tokens.append(fresh.sum(1).double())
-        lengths = np.ones(x.shape) if table is None else table[x.numpy()]
-        sizes.append((torch.from_numpy(lengths) * fresh).sum(1).double())
-    density.train(was_training)
+    with evaluation_mode(density):
+        for starts, first in _batches(len(stream), spec.dims, overlap=score is not None):
+            x = Windows(stream, spec.dims, 1)[starts]
+            fresh = torch.arange(spec.dims) >= first[:, None]  # tokens that no earlier window has scored
+            if score is None:
+                nats.append(density.log_prob(x.to(device)).double().cpu())
+            else:
+                nats.append((score(x.to(device)).double().cpu() * fresh).sum(1))
+            tokens.append(fresh.sum(1).double())
+            lengths = np.ones(x.shape) if table is None else table[x.numpy()]
+            sizes.append((torch.from_numpy(lengths) * fresh).sum(1).double())
     return StreamScores(torch.cat(nats), torch.cat(tokens), torch.cat(sizes))
 
 
 def _batches(n: int, length: int, *, overlap: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    """Where windows begin, and the first place in each that is scored."""
+    """Yield batches of the positions at which windows begin, and the first position in each that is scored."""
     stride = max(1, length // 2) if overlap else length
     last = n - length
-    at_once = max(1, AT_ONCE // length)
+    batch = max(1, BATCH_TOKENS // length)
     starts = torch.arange(0, last + 1, stride)
     firsts = torch.full_like(starts, length - stride)
     firsts[:1] = 0
     rest = last - int(starts[-1])
     if overlap and rest:  # one more window, which ends with the text
         starts, firsts = torch.cat([starts, torch.tensor([last])]), torch.cat([firsts, torch.tensor([length - rest])])
-    yield from zip(starts.split(at_once), firsts.split(at_once), strict=True)
+    yield from zip(starts.split(batch), firsts.split(batch), strict=True)
 
 
 def _ratio(sums: Tensor, counts: Tensor) -> tuple[float, float | None]:
-    r"""$\sum_m s_m / \sum_m n_m$ and its standard error, from the spread of $s_m - \text{ratio} \cdot n_m$."""
+    r"""Return $\sum_m s_m / \sum_m n_m$ and its standard error, from the spread of $s_m - \text{ratio} \cdot n_m$."""
     ratio = sums.sum().item() / counts.sum().item()
     _, error = mean_and_stderr(sums - ratio * counts)
     error = None if error is None else error / counts.mean().item()

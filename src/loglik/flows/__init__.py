@@ -1,6 +1,7 @@
-"""Normalizing flows: learned invertible transforms, and the density that they make of a base."""
+"""Normalizing flows: learned invertible transforms, and the density of a base pushed through them."""
 
 from loglik.flows.autoregressive import MaskedAutoregressive
+from loglik.flows.bases import GaussianMixture, StandardLogistic
 from loglik.flows.continuous import Continuous
 from loglik.flows.coupling import Coupling
 from loglik.flows.dequantize import VariationalDequantize
@@ -30,12 +31,14 @@ __all__ = [
     "Coupling",
     "Elementwise",
     "Flow",
+    "GaussianMixture",
     "LULinear",
     "LogisticMixture",
     "Map",
     "MaskedAutoregressive",
     "Spline",
     "Split",
+    "StandardLogistic",
     "Trim",
     "VariationalDequantize",
     "Whitening",

@@ -8,30 +8,30 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from loglik.cpu.threads import threads_for
 from loglik.density import conditioned
 from loglik.flows.maps import Map
-from loglik.networks.dropout import expect_rows
+from loglik.networks.dropout import fade_dropout
 from loglik.networks.masked import MaskedMLP
-from loglik.networks.threads import threads_for
 from loglik.transforms.base import Transform
 
 __all__ = ["MaskedAutoregressive"]
 
 
 class MaskedAutoregressive(Transform):
-    r"""$z_d = f(x_d;\ \theta_d(x_{<d}, c))$: one pass to encode, D steps to decode.
+    r"""Map $z_d = f(x_d;\ \theta_d(x_{<d}, c))$: one pass to encode, D steps to decode.
 
     $\log\det = \sum_d \log \lvert \partial z_d / \partial x_d \rvert$.
 
     Args:
-        network: from (B, D), and the context if there is one, to (B, D · P); the P numbers for dimension d stand
-            together and depend on the dimensions before it only. A `MaskedMLP` is inverted at about the cost of one
-            pass; any other network, in D passes.
+        network: from (B, D), and an optional context, to (B, D · P). The P parameters of dimension d are contiguous
+            and depend only on the dimensions before d. A `MaskedMLP` is inverted at about the cost of one pass, any
+            other network in D passes.
         map: the family of f, with P parameters.
-        inverse: the inverse autoregressive flow: one pass to decode, D steps to encode.
+        inverse: whether this is an inverse autoregressive flow: one pass to decode, D steps to encode.
 
-    Source: Papamakarios et al. 2017, "Masked Autoregressive Flow"; Kingma et al. 2016, "Improved variational inference
-    with inverse autoregressive flow".
+    References: Papamakarios et al. 2017, "Masked Autoregressive Flow"; Kingma et al. 2016, "Improved variational
+    inference with inverse autoregressive flow".
     """
 
     def __init__(self, network: nn.Module, map: Map, *, inverse: bool = False) -> None:
@@ -39,57 +39,59 @@ class MaskedAutoregressive(Transform):
         self.network, self.map, self.inverse = network, map, inverse
 
     def initialise(self, x: Float[Tensor, "N D"]) -> None:
-        expect_rows(self.network, len(x))
+        fade_dropout(self.network, len(x))
 
     def encode(
         self, x: Float[Tensor, "B D"], context: Float[Tensor, "B E"] | None = None
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, " B"]]:
-        return (self._in_steps if self.inverse else self._at_once)(x, context)
+        return (self._sequential if self.inverse else self._parallel)(x, context)
 
     def decode(self, z: Float[Tensor, "B D"], context: Float[Tensor, "B E"] | None = None) -> Float[Tensor, "B D"]:
-        return (self._at_once if self.inverse else self._in_steps)(z, context)[0]
+        return (self._parallel if self.inverse else self._sequential)(z, context)[0]
 
-    def _at_once(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Float[Tensor, " B"]]:
+    def _parallel(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Float[Tensor, " B"]]:
         raw = conditioned(self.network, x, context)
         z, log_slope = self.map.encode(x.T.contiguous(), raw.T.reshape(x.shape[1], -1, len(x)))
         return z.T, log_slope.sum(0)
 
-    def _in_steps(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Float[Tensor, " B"]]:
-        walk: _Walks
+    def _sequential(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Float[Tensor, " B"]]:
+        parameters: _Incremental
         if isinstance(self.network, MaskedMLP):
-            walk = self.network.walk(len(z), context)
+            parameters = self.network.incremental(len(z), context)
         else:
-            walk = _Passes(self.network, z, context)
+            parameters = _FullPasses(self.network, z, context)
         columns, log_slopes = [], []
-        weights = sum(p.numel() for p in self.network.parameters())
-        with threads_for(len(z) * weights // (z.shape[1] if isinstance(self.network, MaskedMLP) else 1)):
+        flops = 2 * len(z) * sum(p.numel() for p in self.network.parameters())  # of one whole pass
+        with threads_for(flops // z.shape[1] if isinstance(self.network, MaskedMLP) else flops):
             for value in z.T.contiguous().unsqueeze(1):
-                x, log_slope = self.map.decode(value, walk.outputs().unsqueeze(0))
-                walk.append(x[0])
+                x, log_slope = self.map.decode(value, parameters.next().unsqueeze(0))
+                parameters.append(x[0])
                 columns.append(x)
                 log_slopes.append(log_slope)
         return torch.cat(columns).T, torch.cat(log_slopes).sum(0)
 
 
-class _Walks(Protocol):
-    def outputs(self) -> Tensor: ...
+class _Incremental(Protocol):
+    """Outputs of a network for one dimension after another, as `IncrementalOutputs` gives them."""
+
+    def next(self) -> Tensor: ...
 
     def append(self, x: Tensor) -> None: ...
 
 
-class _Passes:
-    """What `Walk` gives, from any network: a whole pass for each dimension, with zeros for those to come."""
+class _FullPasses:
+    """Incremental outputs of any network: a full pass for each dimension, with zeros for later dimensions."""
 
     def __init__(self, network: nn.Module, like: Float[Tensor, "B D"], context: Tensor | None) -> None:
         self.network, self.context = network, context
         self.columns: list[Tensor] = []
         self.zeros = torch.zeros_like(like)
 
-    def outputs(self) -> Float[Tensor, "P B"]:
-        at, dims = len(self.columns), self.zeros.shape[1]
-        x = torch.cat([torch.stack(self.columns, 1), self.zeros[:, at:]], dim=1) if self.columns else self.zeros
+    def next(self) -> Float[Tensor, "P B"]:
+        dim, dims = len(self.columns), self.zeros.shape[1]
+        x = torch.cat([torch.stack(self.columns, 1), self.zeros[:, dim:]], dim=1) if self.columns else self.zeros
         raw = conditioned(self.network, x, self.context)
-        return raw.unflatten(1, (dims, -1))[:, at].T
+        return raw.unflatten(1, (dims, -1))[:, dim].T
 
     def append(self, x: Float[Tensor, " B"]) -> None:
         self.columns.append(x)

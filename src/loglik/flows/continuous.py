@@ -1,4 +1,4 @@
-"""Continuous flows: an ordinary differential equation carries data to noise."""
+"""Continuous flows: an ordinary differential equation from data to noise."""
 
 from __future__ import annotations
 
@@ -11,25 +11,29 @@ from loglik.transforms.base import Transform
 
 __all__ = ["Continuous"]
 
-REFINEMENTS = 12  # of a step's inverse; each gains about a factor of 1 / (step · Lipschitz constant)
+FIXED_POINT_STEPS = 12  # to invert one solver step; each reduces the error by about (step size · Lipschitz constant)
 
 
 class Continuous(Transform):
-    r"""$\dot x = f(x, t)$ from t = 0, data, to 1, noise.
+    r"""Solve $\dot x = f(x, t)$ from data at t = 0 to noise at t = 1.
 
     $\log\det = \int_0^1 \operatorname{tr}(\partial f / \partial x)\, dt$.
 
-    Solved with the classical Runge-Kutta method of order 4 at a fixed number of steps, within tensors. Decoding inverts
-    those very steps, so that it is the inverse of encoding to rounding, not only to the solver's error; the integral of
-    the trace has an error of order steps⁻⁴.
+    The solver is the classical Runge-Kutta method of order 4 with a fixed number of steps. Decoding inverts each step
+    by fixed-point iteration, so that it is the inverse of encoding up to rounding, not only up to the solver's error.
+    The integral of the trace has an error of order steps⁻⁴.
 
     Args:
-        network: f, from (B, D) and a context (B, 1 + E), the time and the flow's own context, to (B, D).
-        steps: of the solver.
-        probes: random vectors ε of the trace's estimate $\mathbb E\, \varepsilon^\top (\partial f / \partial x)\,
-            \varepsilon$, whose log-probabilities are estimates; None for the exact trace, in D derivatives.
+        network: f, from (B, D) and a context (B, 1 + E), the time and the flow's context, to (B, D).
+        steps: number of solver steps.
+        probes: number of random vectors ε in the estimate $\mathbb E\, \varepsilon^\top (\partial f / \partial x)\,
+            \varepsilon$ of the trace, which makes log-probabilities estimates; None for the exact trace, from D
+            derivatives.
 
-    Source: Chen et al. 2018, "Neural ordinary differential equations", section 4; Grathwohl et al. 2019, "FFJORD".
+    Raises:
+        ValueError: steps or probes below 1.
+
+    References: Chen et al. 2018, "Neural ordinary differential equations", section 4; Grathwohl et al. 2019, "FFJORD".
     """
 
     def __init__(self, network: nn.Module, *, steps: int = 8, probes: int | None = None) -> None:
@@ -47,7 +51,7 @@ class Continuous(Transform):
         return self.network(x, time if context is None else torch.cat([time, context], dim=1))
 
     def _step(self, x: Tensor, t: float, context: Tensor | None) -> Tensor:
-        """What one step of size h from time t adds."""
+        """Return the increment of x over one step from time t."""
         h = 1 / self.steps
         k1 = self._velocity(x, t, context)
         k2 = self._velocity(x + h / 2 * k1, t + h / 2, context)
@@ -71,7 +75,7 @@ class Continuous(Transform):
         return x, log_det
 
     def _directions(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "S B D"]:
-        """The unit vectors, or random signs; kept for the whole of a solution, which makes it one smooth function."""
+        """Return the unit vectors, or random signs that stay the same over all steps of a solution."""
         if self.probes is None:
             return torch.eye(x.shape[1], dtype=x.dtype, device=x.device).unsqueeze(1).expand(-1, len(x), -1)
         signs = torch.randint(0, 2, (self.probes, *x.shape), device=x.device)
@@ -88,7 +92,7 @@ class Continuous(Transform):
         for number in reversed(range(self.steps)):
             t = number / self.steps
             x = z - self._step(z, t, context)
-            for _ in range(REFINEMENTS):
+            for _ in range(FIXED_POINT_STEPS):
                 x = z - self._step(x, t, context)
             z = x
         return z

@@ -1,4 +1,4 @@
-"""Coupling: a part of the dimensions is moved, given the rest (Dinh et al. 2017)."""
+"""Coupling: some dimensions are transformed conditionally on the others (Dinh et al. 2017)."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from torch import Tensor, nn
 
 from loglik.density import conditioned
 from loglik.flows.maps import Map
-from loglik.networks.dropout import expect_rows
+from loglik.networks.dropout import fade_dropout
 from loglik.transforms.base import Transform
 
 __all__ = ["Coupling"]
 
 
 class Coupling(Transform):
-    r"""Move the dimensions where `mask` is true, by maps whose parameters a network reads off the others.
+    r"""Transform the dimensions where `mask` is true; a network computes the maps' parameters from the others.
 
     $z_A = x_A,\quad z_B = f(x_B;\ \theta(x_A, c))$, so the Jacobian is triangular and
     $\log\det = \sum_{d \in B} \log \lvert \partial z_d / \partial x_d \rvert$.
 
     Args:
-        mask: for each of the D dimensions, or channels of an image, whether it is moved.
-        network: from the D - m kept numbers (B, D - m), or channels (B, D - m, H, W), and the context if there is one,
-            to (B, m · P) or (B, m · P, H, W), where m dimensions are moved; the P numbers of one stand together.
+        mask: for each of the D dimensions, or channels of an image, whether it is transformed; m are.
+        network: from the other dimensions (B, D - m), or channels (B, D - m, H, W), and an optional context, to
+            (B, m · P) or (B, m · P, H, W); the P parameters of one dimension are contiguous.
         map: the family of f, with P parameters.
 
-    Raises ValueError unless some dimensions are moved and some kept.
+    Raises:
+        ValueError: a mask that is true, or false, for all dimensions.
     """
 
     moved: Tensor
@@ -38,18 +39,18 @@ class Coupling(Transform):
         super().__init__()
         chosen = torch.tensor(list(mask), dtype=torch.bool)
         if chosen.all() or not chosen.any():
-            raise ValueError("a coupling needs a dimension to transform and one to condition on")
+            raise ValueError("a coupling needs a dimension to transform and one to condition on: mask some, not all")
         self.network, self.map = network, map
         self.register_buffer("moved", chosen.nonzero().squeeze(1), persistent=False)
         self.register_buffer("kept", (~chosen).nonzero().squeeze(1), persistent=False)
 
     def initialise(self, x: Float[Tensor, "N D *S"]) -> None:
-        expect_rows(self.network, len(x))
+        fade_dropout(self.network, len(x))
 
     def _couple(self, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Float[Tensor, " B"]]:
         move = self.map.decode if inverse else self.map.encode
         m = len(self.moved)
-        if x.dim() == 2:  # events last, so that what the map does runs along contiguous memory
+        if x.dim() == 2:  # events last, so that the map runs along contiguous memory
             rows = x.T.contiguous()
             raw = conditioned(self.network, rows.index_select(0, self.kept).T, context)
             y, log_slope = move(rows.index_select(0, self.moved), raw.T.reshape(m, -1, len(x)))

@@ -1,4 +1,4 @@
-"""Variational dequantization: the noise that makes integers real numbers is learned (Ho et al. 2019, "Flow++")."""
+"""Variational dequantization: learned noise turns integers into real numbers (Ho et al. 2019, "Flow++")."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["VariationalDequantize"]
 
 
 class VariationalDequantize(Dequantize):
-    r"""$v = x + u$ with $u \sim q(u \mid x)$ on $[0, 1)^D$, learned together with the flow.
+    r"""Dequantize by $v = x + u$ with $u \sim q(u \mid x)$ on $[0, 1)^D$, learned together with the flow.
 
     $\log P(x) \ge \mathbb E_q[\log p_v(v) - \log q(v \mid x)]$, and each draw is an importance weight for P(x). The
-    noise is uniform noise on $[-1, 1]^m$ put through transforms of that cube onto itself: those that start as the
-    identity start at uniform dequantization. Known end levels take the tails, as in `Dequantize`.
+    noise is uniform on $[-1, 1]^m$, then transformed within that cube. Transforms that start as the identity start at
+    uniform dequantization. The cells of known end levels extend to infinity, as in `Dequantize`.
 
     Args:
-        noise: transforms of $[-1, 1]^m$ onto itself (splines with `interval=1`) for the m integer dimensions, which
-            take as their context what `network` makes of x.
+        noise: transforms of $[-1, 1]^m$ onto itself (splines with `interval=1`) for the m integer dimensions; their
+            context is the output of `network`.
         network: from x as real numbers (B, ...) to a context (B, E).
         levels, discrete, categories: as in `Dequantize`.
 
@@ -67,5 +67,5 @@ class VariationalDequantize(Dequantize):
         u = ((u + 1) / 2).clamp(0, 1 - 2**-24)
         if self.mask is not None:
             u = torch.zeros_like(flat).index_add(1, self.integers, u)
-        v, more = self._place(v, u.view(v.shape))
+        v, more = self._to_cell(v, u.view(v.shape))
         return v, log_det + more

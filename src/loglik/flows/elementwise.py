@@ -1,4 +1,4 @@
-"""Elementwise: every dimension through its own learned monotone map."""
+"""Elementwise: a learned monotone map for each dimension."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["Elementwise"]
 
 
 class Elementwise(Transform):
-    r"""$z_d = f(x_d; \theta_d)$ with free parameters, or with parameters read off the context.
+    r"""Map $z_d = f(x_d; \theta_d)$ with free parameters, plus an optional function of the context.
 
     Args:
         dims: D.
         map: the family of f, with P parameters.
-        network: from the context (B, E) to (B, D · P), added to the free parameters; None for none.
+        network: from the context (B, E) to (B, D · P), which is added to the free parameters; None for no context.
 
-    The free parameters start where the training data's own distribution says (`Map.start`).
+    The training data's marginal distributions initialise the free parameters (`Map.start`).
     """
 
     def __init__(self, dims: int, map: Map, *, network: nn.Module | None = None) -> None:

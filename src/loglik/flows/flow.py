@@ -1,4 +1,4 @@
-"""Flow: a density pushed through invertible maps (the notes, part B2 of autumn 2025, question b)."""
+"""Flow: a base density pushed through invertible maps (the notes, part B2 of autumn 2025, question b)."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from loglik.density import Bound, Density, check_levels, draw_terms, draw_weights, embed
+from loglik.density import Bound, Density, check_levels, draw_terms, draw_weights, embed, output_layer
 from loglik.transforms import Dequantize, Transform
 
 __all__ = ["Flow"]
 
 
 class Flow(Density):
-    r"""Change of variables through transforms $T_1, \dots, T_n$ over a base density:
+    r"""Change of variables by transforms $T_1, \dots, T_n$ over a base density:
 
     $\log p(x) = \log p_0(z) + \sum_i \log \lvert \det J_{T_i} \rvert,\quad z = T_n \circ \dots \circ T_1(x)$.
 
-    Exact; a lower bound once a dequantization is among the transforms or the base is one. With
-    `samples=K` a dequantized flow averages K importance weights.
+    Log-probabilities are exact, or a lower bound if a transform dequantizes or the base is a lower bound. With
+    `samples=K`, a dequantized flow averages K importance weights.
 
     Args:
         transforms: applied in order, from data to noise.
-        base: any density over events of the shape that the last transform gives.
-        context: a network from a context (a label, a vector) to the vector that the transforms take, such as
-            `nn.Embedding`; None where the transforms take none. The base takes the context as it is.
+        base: any density over events of the last transform's output shape.
+        context: a network from a context (a label, a vector) to the transforms' context vector, such as
+            `nn.Embedding`; None for transforms without context. The base receives the context unchanged.
     """
 
     def __init__(self, transforms: Sequence[Transform], base: Density, *, context: nn.Module | None = None) -> None:
@@ -41,7 +41,7 @@ class Flow(Density):
         self.event_shape, self.discrete = shape, discrete
         self.conditional = context is not None or base.conditional
         first = transforms[0] if transforms else None
-        self.levels = first.levels if isinstance(first, Dequantize) and first.whole else None
+        self.levels = first.levels if isinstance(first, Dequantize) and first.all_integers else None
 
     @property
     def bound(self) -> Bound:
@@ -51,8 +51,13 @@ class Flow(Density):
     def warming_up(self) -> bool:
         return self.base.warming_up
 
-    def progress(self, part: float) -> None:
-        self.base.progress(part)
+    def progress(self, fraction_done: float) -> None:
+        self.base.progress(fraction_done)
+
+    def output_layers(self) -> tuple[nn.Module, ...]:
+        """Return the base's output layers; if it has none, that of the last transform whose network declares one."""
+        last_first = (output_layer(getattr(transform, "network", None)) for transform in reversed(self.transforms))
+        return self.base.output_layers() or next(filter(None, last_first), ())
 
     @property
     def importance_weighted(self) -> bool:
@@ -62,7 +67,7 @@ class Flow(Density):
     def encode(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> tuple[Shaped[Tensor, "B ..."], Float[Tensor, " B"]]:
-        """Data to the base's variable: (z, the sum of the log-determinants)."""
+        """Map data to the base's variable: (z, the sum of the log-determinants)."""
         vector = embed(self.context, context)
         z, total = x, torch.zeros(len(x), device=x.device)
         for transform in self.transforms:
@@ -73,7 +78,7 @@ class Flow(Density):
     def decode(
         self, z: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> Shaped[Tensor, "B ..."]:
-        """The base's variable to data."""
+        """Map the base's variable to data."""
         vector = embed(self.context, context)
         for transform in reversed(self.transforms):
             z = transform.decode(z, vector)
@@ -84,12 +89,12 @@ class Flow(Density):
     ) -> Float[Tensor, " B"]:
         check_levels(x, self.levels)
 
-        def log_weight(rows: Tensor, given: Tensor | None) -> Tensor:
-            z, log_det = self.encode(rows, given)
-            return self.base.log_prob(z, given) + log_det
+        def log_weight(rows: Tensor, row_context: Tensor | None) -> Tensor:
+            z, log_det = self.encode(rows, row_context)
+            return self.base.log_prob(z, row_context) + log_det
 
-        if self._draws_only_in_base:
-            z, log_det = self.encode(x, context)  # only the base draws, and it knows best how
+        if self._draws_only_in_base:  # the base combines its own samples
+            z, log_det = self.encode(x, context)
             return self.base.log_prob(z, context, samples=samples) + log_det
         return draw_weights(
             log_weight,
@@ -97,7 +102,7 @@ class Flow(Density):
             context,
             samples,
             importance_weighted=self.importance_weighted,
-            at_once=self._at_once,
+            at_once=self._max_events,
         )
 
     @property
@@ -105,7 +110,7 @@ class Flow(Density):
         return Bound.weakest(*(transform.bound for transform in self.transforms)) is Bound.EXACT
 
     @property
-    def _at_once(self) -> int:
+    def _max_events(self) -> int:
         return max(1, 2**16 // math.prod(self.event_shape))
 
     def loss(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, ""]:
@@ -118,9 +123,9 @@ class Flow(Density):
 
     @torch.no_grad()
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
-        """The transforms' starts, from as many events as make two million numbers."""
-        most = max(1024, 2**21 // max(1, math.prod(self.event_shape)))
-        every = slice(None, None, math.ceil(len(x) / most))
+        """Initialise the transforms in order, then the base, from up to two million numbers of the training data."""
+        max_events = max(1024, 2**21 // max(1, math.prod(self.event_shape)))
+        every = slice(None, None, math.ceil(len(x) / max_events))
         x, context = x[every], None if context is None else context[every]
         vector = embed(self.context, context)
         for transform in self.transforms:
@@ -136,9 +141,9 @@ class Flow(Density):
     def terms(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
     ) -> dict[str, Float[Tensor, " B"]]:
-        """Return the base's terms (`base` alone if it has one only), the log-determinant and what K weights add.
+        """Return the base's terms, the log-determinant and the gain from K importance weights.
 
-        Empty for an exact flow.
+        Empty for an exact flow. `base` is the only term of a base without terms.
         """
         if self.bound is Bound.EXACT:
             return {}
@@ -146,17 +151,18 @@ class Flow(Density):
             z, log_det = self.encode(x, context)
             return _with_log_det(self.base.terms(z, context, samples=samples), log_det)
 
-        def terms(rows: Tensor, given: Tensor | None) -> dict[str, Tensor]:
-            z, log_det = self.encode(rows, given)
-            return _with_log_det(self.base.terms(z, given) or {"base": self.base.log_prob(z, given)}, log_det)
+        def terms(rows: Tensor, row_context: Tensor | None) -> dict[str, Tensor]:
+            z, log_det = self.encode(rows, row_context)
+            base_terms = self.base.terms(z, row_context) or {"base": self.base.log_prob(z, row_context)}
+            return _with_log_det(base_terms, log_det)
 
         return draw_terms(
-            terms, x, context, samples, importance_weighted=self.importance_weighted, at_once=self._at_once
+            terms, x, context, samples, importance_weighted=self.importance_weighted, at_once=self._max_events
         )
 
 
 def _with_log_det(terms: dict[str, Tensor], log_det: Tensor) -> dict[str, Tensor]:
-    """Add the log-determinant to that of the terms, which an ODE or a flow further inside may have."""
+    """Add the log-determinant to the terms, which may contain that of an ODE or of an inner flow."""
     if not terms:
         return {}
     return {**terms, "log-determinant": terms.get("log-determinant", torch.zeros_like(log_det)) + log_det}

@@ -1,4 +1,4 @@
-"""Learned linear maps: ActNorm, and LULinear (on an image's channels, the invertible 1×1 convolution)."""
+"""Learned linear maps: ActNorm, LULinear (an invertible 1×1 convolution on images) and Whitening."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from loglik.flows.maps import softly_bounded
+from loglik.networks.soft_bound import inverse_soft_bound, soft_bound
 from loglik.transforms.base import Transform
 
 __all__ = ["ActNorm", "LULinear", "Whitening", "random_rotation"]
 
-LOG_SCALE = 12.0  # bounds the log-scales: within e^±12
+MAX_LOG_SCALE = 12.0  # scales stay within e^±12
 
 
 class ActNorm(Transform):
-    r"""$z = (x - b)\, e^{s}$ for each dimension, or channel of an image; the training data set both: z is standardised.
+    r"""Map $z = (x - b)\, e^{s}$ for each dimension, or channel of an image.
 
-    $\log\det = N \sum_c s_c$ for N positions.
+    $\log\det = N \sum_c s_c$ for N positions. The parameters start at values that standardise the training data.
 
-    Source: Kingma and Dhariwal 2018, "Glow", section 3.1.
+    Reference: Kingma and Dhariwal 2018, "Glow", section 3.1.
     """
 
     def __init__(self, dims: int) -> None:
@@ -32,14 +32,14 @@ class ActNorm(Transform):
     def initialise(self, x: Float[Tensor, "B D *N"]) -> None:
         rows = x.transpose(0, 1).flatten(1).double()
         std, floor = rows.std(1, unbiased=False), 1e-6 * rows.abs().amax(1)
-        log_scale = torch.where(std > floor, -std.log(), torch.zeros_like(std)).clamp(-LOG_SCALE + 1, LOG_SCALE - 1)
+        log_scale = torch.where(std > floor, -std.log(), 0.0).clamp(-MAX_LOG_SCALE + 1, MAX_LOG_SCALE - 1)
         with torch.no_grad():
             self.shift.copy_(rows.mean(1))
-            self.raw_scale.copy_(log_scale / (1 - log_scale.abs() / LOG_SCALE))
+            self.raw_scale.copy_(inverse_soft_bound(log_scale, MAX_LOG_SCALE))
 
     def _constants(self, x: Tensor) -> tuple[Tensor, Tensor]:
         shape = (-1, *[1] * (x.dim() - 2))
-        return self.shift.view(shape), softly_bounded(self.raw_scale, LOG_SCALE).view(shape)
+        return self.shift.view(shape), soft_bound(self.raw_scale, MAX_LOG_SCALE).view(shape)
 
     def encode(
         self, x: Float[Tensor, "B D *N"], context: Float[Tensor, "B *E"] | None = None
@@ -56,16 +56,19 @@ class ActNorm(Transform):
 
 
 class LULinear(Transform):
-    r"""$z = P L U x$ over the dimensions, or over the channels at every position of an image.
+    r"""Map $z = P L U x$ over the dimensions, or over the channels at each position of an image.
 
-    L is lower triangular with ones on its diagonal, U upper triangular with $\pm e^{s}$ on its own, P a fixed
+    L is lower triangular with ones on its diagonal, U upper triangular with $\pm e^{s}$ on its diagonal, P a fixed
     permutation: $\log\det = N \sum_d s_d$ for N positions, and the inverse is two triangular solves.
 
     Args:
-        start: the matrix to start from, (D, D) and invertible; `random_rotation(D)` mixes all from the start, and a
-            number D starts from the identity.
+        start: the initial matrix, (D, D) and invertible, such as `random_rotation(D)`; an integer D stands for the
+            identity.
 
-    Source: Kingma and Dhariwal 2018, "Glow", section 3.2.
+    Raises:
+        ValueError: a start that is not invertible.
+
+    Reference: Kingma and Dhariwal 2018, "Glow", section 3.2.
     """
 
     permutation: Tensor
@@ -77,23 +80,23 @@ class LULinear(Transform):
         permutation, lower, upper = torch.linalg.lu(matrix)
         diagonal = upper.diagonal()
         if not (diagonal.abs() > 1e-6).all():
-            raise ValueError("start must be an invertible matrix")
+            raise ValueError("start must be an invertible matrix, got one with a pivot below 1e-6")
         log_scale = diagonal.abs().log()
         self.register_buffer("permutation", permutation)
         self.register_buffer("sign", diagonal.sign())
         self.lower = nn.Parameter(lower.tril(-1))
         self.upper = nn.Parameter(upper.triu(1))
-        self.raw_scale = nn.Parameter(log_scale / (1 - log_scale.abs() / LOG_SCALE))
+        self.raw_scale = nn.Parameter(inverse_soft_bound(log_scale, MAX_LOG_SCALE))
 
     def _factors(self) -> tuple[Tensor, Tensor, Tensor]:
-        log_scale = softly_bounded(self.raw_scale, LOG_SCALE)
+        log_scale = soft_bound(self.raw_scale, MAX_LOG_SCALE)
         one = torch.eye(len(log_scale), dtype=log_scale.dtype, device=log_scale.device)
         return self.lower.tril(-1) + one, self.upper.triu(1) + torch.diag(self.sign * log_scale.exp()), log_scale
 
     def encode(
         self, x: Float[Tensor, "B D *N"], context: Float[Tensor, "B *E"] | None = None
     ) -> tuple[Float[Tensor, "B D *N"], Float[Tensor, " B"]]:
-        with torch.autocast(x.device.type, enabled=False):  # z and the determinant are of one and the same matrix
+        with torch.autocast(x.device.type, enabled=False):  # so that z and the determinant belong to the same matrix
             lower, upper, log_scale = self._factors()
             matrix = self.permutation @ lower @ upper
             z = x @ matrix.T if x.dim() == 2 else matrix @ x.flatten(2)
@@ -105,7 +108,7 @@ class LULinear(Transform):
     ) -> Float[Tensor, "B D *N"]:
         with torch.autocast(z.device.type, enabled=False):
             lower, upper, _ = self._factors()
-            channels_first = z.transpose(0, 1)  # all events and positions are columns of one system
+            channels_first = z.transpose(0, 1)  # events and positions become columns of one system
             columns = self.permutation.T @ channels_first.flatten(1)
             columns = torch.linalg.solve_triangular(lower, columns, upper=False, unitriangular=True)
             columns = torch.linalg.solve_triangular(upper, columns, upper=True)
@@ -115,28 +118,30 @@ class LULinear(Transform):
 class Whitening(LULinear):
     r"""An `LULinear` of vectors that starts at $z = L^{-1} x$, where $L L^\top$ is the training data's covariance.
 
-    The covariance is shrunk towards a multiple of the identity, so it is sound with fewer rows than dimensions too.
+    The covariance is shrunk towards a multiple of the identity, so that it is invertible with fewer rows than
+    dimensions.
 
-    Source: Ledoit and Wolf 2004, "A well-conditioned estimator for large-dimensional covariance matrices".
+    Reference: Ledoit and Wolf 2004, "A well-conditioned estimator for large-dimensional covariance matrices".
     """
 
     def initialise(self, x: Float[Tensor, "N D"]) -> None:
         inverse = torch.linalg.inv(torch.linalg.cholesky(_shrunk_covariance(x.double())))
-        log_scale = inverse.diagonal().log().clamp(-LOG_SCALE + 1, LOG_SCALE - 1)
+        log_scale = inverse.diagonal().log().clamp(-MAX_LOG_SCALE + 1, MAX_LOG_SCALE - 1)
         with torch.no_grad():
             self.lower.copy_((inverse / inverse.diagonal()).tril(-1))
             self.upper.zero_()
-            self.raw_scale.copy_(log_scale / (1 - log_scale.abs() / LOG_SCALE))
+            self.raw_scale.copy_(inverse_soft_bound(log_scale, MAX_LOG_SCALE))
             self.permutation.copy_(torch.eye(len(log_scale)))
             self.sign.fill_(1)
 
 
 def _shrunk_covariance(x: Float[Tensor, "N D"]) -> Float[Tensor, "D D"]:
+    """Return the Ledoit-Wolf estimate of the covariance."""
     n, dims = x.shape
     x = x - x.mean(0)
     covariance = x.T @ x / n
-    level = covariance.diagonal().mean().clamp_min(1e-6)
-    target = level * torch.eye(dims, dtype=x.dtype, device=x.device)
+    variance = covariance.diagonal().mean().clamp_min(1e-6)
+    target = variance * torch.eye(dims, dtype=x.dtype, device=x.device)
     distance = (covariance - target).square().sum()
     noise = (x.square().sum(1).square().sum() / n - covariance.square().sum()) / n
     shrinkage = (noise / distance.clamp_min(1e-12)).clamp(0, 1)
@@ -144,5 +149,5 @@ def _shrunk_covariance(x: Float[Tensor, "N D"]) -> Float[Tensor, "D D"]:
 
 
 def random_rotation(dims: int) -> Float[Tensor, "D D"]:
-    """A random orthogonal matrix."""
+    """Return a random orthogonal matrix."""
     return torch.linalg.qr(torch.randn(dims, dims))[0]

@@ -1,7 +1,7 @@
 """Ready-made flows, each a list of transforms from data to noise: `Flow(nsf(4), StandardNormal((4,)))`.
 
-Vectors of D numbers should come standardised (`transforms.Standardise`), images as real numbers. With `context=E` each
-network also takes a vector of E numbers. All start at or near the identity, but for fixed rotations and permutations.
+Vectors should be standardised (`transforms.Standardise`), images real numbers. With `context=E`, each network also
+reads a vector (B, E). Apart from fixed rotations and permutations, the flows start at or near the identity.
 """
 
 from __future__ import annotations
@@ -48,15 +48,18 @@ def couplings(
     context: int = 0,
     dropout: float = 0.0,
 ) -> list[Transform]:
-    """Couplings over pairs of complementary random halves, the same at every build; one dimension has none to read."""
+    """Return couplings with random masks in complementary pairs, the same at every call.
+
+    A single dimension has no others to condition on, and gets an `Elementwise` map.
+    """
     if dims == 1:
         network = Conditioner(context, map.parameters, hidden, dropout=dropout) if context else None
-        return [Elementwise(dims, map, network=None if network is None else _from_zero(network))]
+        return [Elementwise(dims, map, network=None if network is None else _zero_output(network))]
     transforms: list[Transform] = []
     for mask in _masks(dims, layers):
         moved = sum(mask)
         network = Conditioner(dims - moved, moved * map.parameters, hidden, context=context, dropout=dropout)
-        transforms.append(Coupling(mask, _from_zero(network), map))
+        transforms.append(Coupling(mask, _zero_output(network), map))
     return transforms
 
 
@@ -70,38 +73,41 @@ def autoregressions(
     dropout: float = 0.0,
     inverse: bool = False,
 ) -> list[Transform]:
-    """Masked autoregressive maps, the order of the dimensions turned round between them."""
+    """Return masked autoregressive transforms, with the order of the dimensions reversed between them."""
     transforms: list[Transform] = []
     for layer in range(layers):
         if layer and dims > 1:
             transforms.append(Permute(range(dims - 1, -1, -1)))
         network = MaskedMLP(dims, map.parameters, hidden, context=context, dropout=dropout)
-        transforms.append(MaskedAutoregressive(_from_zero(network), map, inverse=inverse))
+        transforms.append(MaskedAutoregressive(_zero_output(network), map, inverse=inverse))
     return transforms
 
 
 def real_nvp(dims: int, **options: Option) -> list[Transform]:
-    """RealNVP (Dinh et al. 2017): affine couplings. Options as `couplings` takes them."""
+    """Return RealNVP (Dinh et al. 2017): affine couplings, with the options of `couplings`."""
     return couplings(dims, Affine(), **options)  # type: ignore[arg-type]
 
 
 def nsf(dims: int, *, bins: int = 8, interval: float = 5.0, **options: Option) -> list[Transform]:
-    """Neural spline flow, coupling (Durkan et al. 2019). Options as `couplings` takes them."""
+    """Return a neural spline flow of couplings (Durkan et al. 2019), with the options of `couplings`."""
     return couplings(dims, Spline(bins, interval), **options)  # type: ignore[arg-type]
 
 
 def nsf_autoregressive(dims: int, *, bins: int = 8, interval: float = 5.0, **options: Option) -> list[Transform]:
-    """Neural spline flow, autoregressive (Durkan et al. 2019). Options as `autoregressions` takes them."""
+    """Return an autoregressive neural spline flow (Durkan et al. 2019), with the options of `autoregressions`."""
     return autoregressions(dims, Spline(bins, interval), **options)  # type: ignore[arg-type]
 
 
 def maf(dims: int, **options: Option) -> list[Transform]:
-    """Masked autoregressive flow (Papamakarios et al. 2017). Options as `autoregressions` takes them."""
+    """Return a masked autoregressive flow (Papamakarios et al. 2017), with the options of `autoregressions`."""
     return autoregressions(dims, Affine(), **options)  # type: ignore[arg-type]
 
 
 def iaf(dims: int, **options: Option) -> list[Transform]:
-    """Inverse autoregressive flow (Kingma et al. 2016): it samples in one pass. Options as in `autoregressions`."""
+    """Return an inverse autoregressive flow (Kingma et al. 2016), which samples in one pass.
+
+    Options as of `autoregressions`.
+    """
     return autoregressions(dims, Affine(), inverse=True, **options)  # type: ignore[arg-type]
 
 
@@ -113,9 +119,12 @@ def continuous_flow(
     steps: int = 8,
     probes: int | None = None,
 ) -> list[Transform]:
-    """A continuous flow (Chen et al. 2018); with `probes` None the trace is exact up to 8 dimensions."""
+    """Return a continuous flow (Chen et al. 2018).
+
+    With `probes` None, the trace is exact up to 8 dimensions and estimated with one probe beyond.
+    """
     network = MLP(dims, dims, hidden, context=1 + context, activation=nn.Tanh)
-    return [Continuous(_from_zero(network), steps=steps, probes=probes or (1 if dims > 8 else None))]
+    return [Continuous(_zero_output(network), steps=steps, probes=probes or (1 if dims > 8 else None))]
 
 
 def glow(
@@ -127,46 +136,55 @@ def glow(
     context: int = 0,
     map: Map | None = None,
 ) -> list[Transform]:
-    """Glow (Kingma and Dhariwal 2018) for images (C, H, W), ending in a vector.
+    """Return Glow (Kingma and Dhariwal 2018) for images (C, H, W), from images to vectors.
 
-    A scale is a squeeze, then `steps` times ActNorm, an invertible 1×1 convolution and a coupling by `map` (affine by
-    default); after each scale but the last, half of the channels is done. The last row and column of an image whose
-    sides are odd are trimmed first; a later scale that odd sides leave no room for is left out.
+    A scale is a squeeze, then `steps` times ActNorm, an invertible 1×1 convolution and a coupling. After each scale
+    except the last, half of the channels is split off as noise. If sides are odd, the last row or column is trimmed
+    first; scales that would need to squeeze odd sides later are left out.
+
+    Args:
+        shape: (C, H, W) of the events.
+        steps: number of steps of each scale.
+        width: number of hidden channels of the couplings' networks.
+        scales: number of scales.
+        context: E, the width of a context vector; 0 for none.
+        map: of the couplings; affine if None.
     """
-    channels, height, across = shape
-    even = height - height % 2, across - across % 2
-    if scales > 0 and min(even) > 0 and even != (height, across):
+    channels, height, image_width = shape
+    even = height - height % 2, image_width - image_width % 2
+    if scales > 0 and min(even) > 0 and even != (height, image_width):
         inner = glow((channels, *even), steps=steps, width=width, scales=scales, context=context, map=map)
         border = Chain(Affine(), Spline(8, 5.0))
         network = PixelConditioner(channels, channels * border.parameters, max(1, width // 2))
-        return [ActNorm(channels), Trim((channels, height, across), inner, network, border)]
-    room = scales > 0 and height % 2 == 0 and across % 2 == 0
+        return [ActNorm(channels), Trim((channels, height, image_width), inner, network, border)]
+    squeezable = scales > 0 and height % 2 == 0 and image_width % 2 == 0
     transforms: list[Transform] = []
-    if room:
+    if squeezable:
         transforms.append(Squeeze(2))
-        channels, height, across = 4 * channels, height // 2, across // 2
+        channels, height, image_width = 4 * channels, height // 2, image_width // 2
     map = map or Affine()
     for _ in range(steps if channels > 1 else 0):
         kept = channels // 2
         network = PixelConditioner(kept, (channels - kept) * map.parameters, width, context=context)
         mask = [c >= kept for c in range(channels)]
         transforms += [ActNorm(channels), LULinear(random_rotation(channels)), Coupling(mask, network, map)]
-    if room and scales > 1 and height % 2 == 0 and across % 2 == 0:
+    if squeezable and scales > 1 and height % 2 == 0 and image_width % 2 == 0:
         half = channels // 2
-        inner = glow((half, height, across), steps=steps, width=width, scales=scales - 1, context=context, map=map)
+        inner = glow((half, height, image_width), steps=steps, width=width, scales=scales - 1, context=context, map=map)
         network = PixelConditioner(half, 2 * (channels - half), width)
-        return [*transforms, Split((channels, height, across), inner, network)]
-    return [*transforms, Reshape((channels, height, across), (channels * height * across,))]
+        return [*transforms, Split((channels, height, image_width), inner, network)]
+    return [*transforms, Reshape((channels, height, image_width), (channels * height * image_width,))]
 
 
-def _from_zero(network: nn.Module) -> nn.Module:
-    """With its output at zero, so that the map starts as the identity."""
+def _zero_output(network: nn.Module) -> nn.Module:
+    """Set the output layer of a network to zero, so that the map starts as the identity."""
     for parameter in network.output.parameters():  # type: ignore[union-attr]
         nn.init.zeros_(parameter)
     return network
 
 
 def _masks(dims: int, layers: int) -> list[list[bool]]:
+    """Return random masks of half of the dimensions, each odd one the complement of the one before."""
     generator = torch.Generator().manual_seed(0)
     masks = []
     for layer in range(layers):

@@ -1,4 +1,4 @@
-"""Split and Trim: a part of an image goes on through further transforms, the rest is noise given that part."""
+"""Split and Trim: one part of an image goes through further transforms, the other becomes noise."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ["Split", "Trim"]
 
 
 class _Divided(Transform):
-    r"""$z = (T(x_A),\ f(x_B;\ \theta(x_A)))$, flattened into one vector: invertible, since A and B make up the event.
+    r"""Map $z = (T(x_A),\ f(x_B;\ \theta(x_A)))$, flattened into one vector; A and B make up the event.
 
-    `kept` is the shape of A; `rest` that of B, whose first dimension M counts the maps of a position.
+    `kept` is the shape of A and `rest` that of B, whose first dimension M is the number of maps for each position.
     """
 
     def __init__(
@@ -39,15 +39,15 @@ class _Divided(Transform):
 
     @abstractmethod
     def _divide(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """A of shape (B, *kept), and B of shape (B, *rest)."""
+        """Return A of shape (B, *kept) and B of shape (B, *rest)."""
 
     @abstractmethod
     def _join(self, a: Tensor, b: Tensor) -> Tensor:
-        """The inverse of `_divide`."""
+        """Invert `_divide`."""
 
     @abstractmethod
     def _raw(self, network: nn.Module, a: Tensor) -> Tensor:
-        """The maps' parameters (B, M · P, *N), where `rest` is (M, *N)."""
+        """Return the maps' parameters (B, M · P, *N), where `rest` is (M, *N)."""
 
     def decoded_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return self.shape
@@ -75,8 +75,8 @@ class _Divided(Transform):
         return torch.cat([a, b.flatten(1)], dim=1), log_det
 
     def decode(self, z: Float[Tensor, "B D"], context: Float[Tensor, "B *E"] | None = None) -> Float[Tensor, "B C H W"]:
-        numbers = math.prod(self.kept)
-        a, b = z[:, :numbers], z[:, numbers:].view(-1, *self.rest)
+        size = math.prod(self.kept)
+        a, b = z[:, :size], z[:, size:].view(-1, *self.rest)
         for transform in reversed(self.inner):
             a = transform.decode(a, context)
         if self.network is not None:
@@ -87,25 +87,28 @@ class _Divided(Transform):
 class Split(_Divided):
     r"""A multi-scale flow: $z = (T(x_A),\ (x_B - \mu(x_A))\, e^{s(x_A)})$, flattened into one vector.
 
-    The first half of the channels, A, goes through the further transforms T; the others are standardised by what a
-    network makes of the first half and are noise from there on. As everything is kept, the map is invertible.
+    The first half of the channels, A, goes through further transforms T. The second half, B, is standardised by a mean
+    and a scale that a network computes from A, and is noise from there on.
 
     Args:
         shape: (C, H, W) of the events.
-        inner: T, from events of shape (C/2, H, W) to vectors: its last is a `Reshape` or a `Split`.
-        network: from (B, C/2, H, W) to (B, 2 (C - C/2), H, W); None leaves the second half as it is.
+        inner: T, from events of shape (C/2, H, W) to vectors; the last is a `Reshape` or a `Split`.
+        network: from (B, C/2, H, W) to (B, 2 (C - C/2), H, W); None leaves the second half unchanged.
 
-    Source: Dinh et al. 2017, section 3.6; Kingma and Dhariwal 2018, whose code has the network.
+    Raises:
+        ValueError: fewer than 2 channels.
+
+    References: Dinh et al. 2017, section 3.6; Kingma and Dhariwal 2018, whose code has the network.
     """
 
     def __init__(
         self, shape: tuple[int, int, int], inner: Sequence[Transform], network: nn.Module | None = None
     ) -> None:
-        channels, height, across = shape
+        channels, height, width = shape
         if channels < 2:
             raise ValueError(f"a split needs at least 2 channels, got {channels}")
         half = channels // 2
-        super().__init__(shape, (half, height, across), (channels - half, height, across), inner, network, Affine())
+        super().__init__(shape, (half, height, width), (channels - half, height, width), inner, network, Affine())
 
     def _divide(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x[:, : self.kept[0]], x[:, self.kept[0] :]
@@ -118,40 +121,43 @@ class Split(_Divided):
 
 
 class Trim(_Divided):
-    r"""Images whose sides are odd: without the last row, the last column or both, A goes through T.
+    r"""Images with odd sides, split into an image A with even sides and the border B.
 
-    $z = (T(x_A),\ f(x_B;\ \theta(x_A)))$: the pixels of that row and column, B, are moved by maps whose parameters a
-    network reads off A, padded to (H, W) with copies of its edge.
+    $z = (T(x_A),\ f(x_B;\ \theta(x_A)))$: B is the last row, the last column or both. A network computes the parameters
+    of its maps from A, padded to (H, W) with copies of its edge.
 
     Args:
-        shape: (C, H, W) of the events; at least one side is odd and above 1.
+        shape: (C, H, W) of the events; at least one side is odd, and both are above 1.
         inner: T, from events of shape (C, H - H mod 2, W - W mod 2) to vectors.
-        network: from (B, C, H, W) to (B, C · P, H, W); the P numbers of a channel stand together.
+        network: from (B, C, H, W) to (B, C · P, H, W); the P parameters of a channel are contiguous.
         map: the family of f, with P parameters.
+
+    Raises:
+        ValueError: a side below 2, or two even sides.
     """
 
     border: Tensor
-    place: Tensor
+    inverse_order: Tensor
 
     def __init__(self, shape: tuple[int, int, int], inner: Sequence[Transform], network: nn.Module, map: Map) -> None:
-        channels, height, across = shape
-        even = height - height % 2, across - across % 2
-        if min(even) < 2 or even == (height, across):
-            raise ValueError(f"trimming takes images of 2×2 pixels or more with an odd side, got {height}×{across}")
-        inside = torch.zeros(height, across, dtype=torch.bool)
+        channels, height, width = shape
+        even = height - height % 2, width - width % 2
+        if min(even) < 2 or even == (height, width):
+            raise ValueError(f"trimming needs images of 2×2 pixels or more with an odd side, got {height}×{width}")
+        inside = torch.zeros(height, width, dtype=torch.bool)
         inside[: even[0], : even[1]] = True
         inside = inside.flatten()
         border = (~inside).nonzero().squeeze(1)
         super().__init__(shape, (channels, *even), (channels, len(border)), inner, network, map)
         self.register_buffer("border", border, persistent=False)
         order = torch.cat([inside.nonzero().squeeze(1), border])
-        self.register_buffer("place", order.argsort(), persistent=False)
+        self.register_buffer("inverse_order", order.argsort(), persistent=False)
 
     def _divide(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x[:, :, : self.kept[1], : self.kept[2]], x.flatten(2).index_select(2, self.border)
 
     def _join(self, a: Tensor, b: Tensor) -> Tensor:
-        return torch.cat([a.flatten(2), b], dim=2).index_select(2, self.place).view(-1, *self.shape)
+        return torch.cat([a.flatten(2), b], dim=2).index_select(2, self.inverse_order).view(-1, *self.shape)
 
     def _raw(self, network: nn.Module, a: Tensor) -> Tensor:
         sides = self.shape[2] - self.kept[2], self.shape[1] - self.kept[1]

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from loglik.cpu.private import TorchDispatchMode
 from loglik.inspection.layers import WHOLE, evaluating, first_tensor, hooked, kind_of, owners
 
 __all__ = ["FlopCount", "LayerCount", "layer_counts"]

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
+from loglik.cpu.private import tree_map
 from loglik.inspection.layers import evaluating, first_tensor, hooked
 from loglik.inspection.receptive import ReceptiveField, receptive_fields
 from loglik.networks.attention import SelfAttention

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+
+from loglik.cpu.private import tree_leaves
+from loglik.density import evaluation_mode
 
 __all__ = ["WHOLE", "device_of", "evaluating", "first_tensor", "hooked", "kind_of", "owners"]
 
@@ -56,19 +58,15 @@ def hooked(network: nn.Module, *, before: Before | None = None, after: After | N
 @contextmanager
 def evaluating(network: nn.Module, seed: int = 0) -> Iterator[None]:
     """Set the network to evaluation mode and seed the noise; restore both at the end."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # which runs a Transformer's layer without its parts
     try:
         device = device_of(network)
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with evaluation_mode(network), torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for module, mode in modes:
-            module.training = mode
 
 
 def device_of(network: nn.Module) -> torch.device:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from loglik.data import as_data
 from loglik.data.dataset import Data
-from loglik.data.text import TextSettings
 from loglik.density import Density
 from loglik.evaluation.scores import arguments
 from loglik.inspection.cost import Cost, held_bytes, sequence_cost
@@ -97,14 +96,7 @@ def find(
     path = Path(model)
     if (path / "config.yaml").is_file():
         run = load(path)
-        source = run.config.get("source") if data is None else data
-        if source is None:
-            raise ValueError(f"{path} was trained on data in memory: name the data to inspect it on")
-        column = label or run.config.get("label")
-        at = run.config.get("training", {}).get("seed", seed)
-        read = TextSettings(**run.config["text"]) if data is None and run.config.get("text") else None
-        held = as_data(source, label=column, seed=at, like=run.spec, text=read, beside=path)
-        return run.density, held, run.model, True
+        return run.density, run.data_for(data, label=label), run.model, True
     if model.partition(":")[0] not in RECIPES:
         what = "is not a run (it has no config.yaml)" if path.exists() else "is neither a run nor a model"
         raise ValueError(
@@ -126,7 +118,7 @@ def inspect(
     Parameters, FLOPs, memory, gradient flow and Jacobians of any; receptive fields and translations of a classifier of
     images; maps, permutations and the cost in length where there is attention.
     """
-    part, device = data.split(split or data.held_out), device_of(density)
+    part, device = data.split(split or data.scored_split), device_of(density)
     x, y = part.x[:EXAMPLES].to(device), _rows(part.y, EXAMPLES)
     event, context = arguments(density, x, y)
 

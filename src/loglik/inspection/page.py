@@ -11,7 +11,7 @@ from loglik.inspection.cost import FORMULA, Cost
 from loglik.inspection.counts import LayerCount
 from loglik.inspection.measure import Inspection
 from loglik.inspection.receptive import ReceptiveField
-from loglik.networks.attention import FEW
+from loglik.networks.attention import MAX_KEYS_UNFUSED
 from loglik.report.figures import INK
 from loglik.report.numbers import count
 from loglik.report.page import Picture, address, render
@@ -275,7 +275,7 @@ def _holds(costs: list[Cost]) -> str:
         f"By its formula, {FORMULA}, attention holds a matrix of n² weights: {_memory(matrix)} of its "
         f"{_memory(formula.held[-1])} at n = {n:,}, per head and example. The attention that the networks run, by "
         f"torch's fused kernel, {whole}: {_memory(ran.held[-1])}. In bfloat16 on a CPU the networks use the formula "
-        f"up to {FEW} keys."
+        f"up to {MAX_KEYS_UNFUSED} keys."
     )
 
 

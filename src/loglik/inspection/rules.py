@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
+from loglik.cpu.private import tree_leaves
 from loglik.inspection.bounds import NOTHING, Bounds, compact, join_windows, windows
 
 __all__ = ["CUTS", "MOVES", "POINTWISE", "REPEATABLE", "RULES", "everything", "hull"]

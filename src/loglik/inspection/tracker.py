@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
+from loglik.cpu.private import TorchDispatchMode, tree_leaves, tree_map
 from loglik.inspection.bounds import NOTHING, Bounds, compact, join_windows
 from loglik.inspection.rules import CUTS, MOVES, POINTWISE, REPEATABLE, RULES, everything, hull
 

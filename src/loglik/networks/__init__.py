@@ -1,10 +1,10 @@
-"""Plain modules from tensors to tensors; no probability in here."""
+"""Networks: plain modules from tensors to tensors, without probability."""
 
 from loglik.networks.conditioner import Conditioner
 from loglik.networks.dit import DiT
 from loglik.networks.ladder import Pyramid, TopDown
 from loglik.networks.masked import MaskedMLP
-from loglik.networks.mlp import MLP, ResidualMLP
+from loglik.networks.mlp import ACTIVATIONS, MLP, ResidualMLP
 from loglik.networks.pixels import PixelConditioner
 from loglik.networks.resnet import ConvNet, ResNet
 from loglik.networks.transformer import BlockSettings, CausalTransformer, Decoder, Encoder, EncoderDecoder
@@ -12,6 +12,7 @@ from loglik.networks.unet import UNet
 from loglik.networks.vit import ViT
 
 __all__ = [
+    "ACTIVATIONS",
     "MLP",
     "BlockSettings",
     "CausalTransformer",

@@ -1,8 +1,8 @@
 r"""Attention: $\text{softmax}(QK^\top / \sqrt D)\,V$, alone and in several heads with their projections.
 
-B batch, H heads, T queries, S keys, D size of a head, E = H·D width. A mask is true where a query may see a key, and
-lets each see at least one. Where attention is causal, the last query stands at the last key.
-Source: Vaswani et al. 2017, "Attention is all you need"; the notes, "Transformer".
+B batch, H heads, T queries, S keys, D size of a head, E = H·D width. A mask is true where a query may see a key; each
+query must see at least one key. In causal attention the last query is at the position of the last key.
+Reference: Vaswani et al. 2017, "Attention is all you need"; the notes, "Transformer".
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
 from loglik.networks.linear import Linear
-from loglik.networks.norm import RMSNorm
+from loglik.networks.norms import RMSNorm
 from loglik.networks.positions import rotate
 
 __all__ = [
+    "ATTENTION_TYPES",
+    "Attention",
     "CrossAttention",
     "KeyValueCache",
     "SelfAttention",
@@ -29,7 +31,7 @@ __all__ = [
     "padding_mask",
 ]
 
-FEW = 512  # keys, up to which the matrix of all scores is a small one
+MAX_KEYS_UNFUSED = 512  # on CPUs in bfloat16, up to which `attention` computes the matrix of all scores
 
 
 def attention(
@@ -40,9 +42,9 @@ def attention(
     *,
     causal: bool = False,
 ) -> Shaped[Tensor, "B H T D"]:
-    r"""$\text{softmax}(QK^\top / \sqrt D)\,V$ through torch's fused kernel; `mask` broadcasts to (B, H, T, S)."""
+    r"""Return $\text{softmax}(QK^\top / \sqrt D)\,V$ by torch's fused kernel; `mask` broadcasts to (B, H, T, S)."""
     queries, keys = q.shape[2], k.shape[2]
-    if q.device.type == "cpu" and v.dtype == torch.bfloat16 and 1 < keys <= FEW:
+    if q.device.type == "cpu" and v.dtype == torch.bfloat16 and 1 < keys <= MAX_KEYS_UNFUSED:
         return _products(q, k, v, mask, causal)
     if causal and (mask is not None or 1 < queries < keys):
         seen = causal_mask(queries, keys, q.device)
@@ -51,7 +53,7 @@ def attention(
 
 
 def _products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """As `attention_formula`, in three fused passes; in bfloat16 they are faster than torch's kernel on CPUs."""
+    """Compute `attention_formula` in three fused passes, faster than torch's kernel in bfloat16 on CPUs."""
     batch, heads, queries, size = q.shape
     keys = k.shape[2]
     if causal and queries > 1:
@@ -73,7 +75,7 @@ def attention_weights(
     *,
     causal: bool = False,
 ) -> Float[Tensor, "B H T S"]:
-    r"""$\text{softmax}(QK^\top / \sqrt D)$: how much each query takes from each key; rows sum to 1."""
+    r"""Return $\text{softmax}(QK^\top / \sqrt D)$: the weight of each key for each query; rows sum to 1."""
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
@@ -90,24 +92,24 @@ def attention_formula(
     *,
     causal: bool = False,
 ) -> Float[Tensor, "B H T D"]:
-    """What `attention` computes, written out: the reference it is tested against."""
+    """Return what `attention` computes, as the formula is written; tests compare `attention` with it."""
     return attention_weights(q, k, mask, causal=causal) @ v
 
 
 def causal_mask(queries: int, keys: int, device: torch.device | None = None) -> Bool[Tensor, "T S"]:
-    """Each query sees the keys up to its own place, the last query being at the last key."""
+    """Return a mask in which a query sees the keys up to its position; the last query is at the last key."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
 def padding_mask(lengths: Int64[Tensor, " B"], length: int) -> Bool[Tensor, "B 1 1 S"]:
-    """Only the first `lengths[b]` of the S keys of sequence b are seen; the rest is padding."""
+    """Return a mask in which the first `lengths[b]` of the S keys of sequence b are seen; the rest is padding."""
     if len(lengths) and not 1 <= int(lengths.min()) <= int(lengths.max()) <= length:
         raise ValueError(f"lengths must be 1 ... {length}, got {int(lengths.min())} ... {int(lengths.max())}")
     return (torch.arange(length, device=lengths.device) < lengths[:, None])[:, None, None]
 
 
 class KeyValueCache:
-    """The keys and values of the positions seen so far, in tensors of fixed shape (B, H, capacity, D), two a layer.
+    """Keys and values of past positions: for each layer two tensors of fixed shape (B, H, capacity, D).
 
     `length` positions are filled. `memory` holds the keys and values of another sequence, for cross-attention.
     """
@@ -119,34 +121,56 @@ class KeyValueCache:
         self.memory: dict[int, tuple[Tensor, Tensor]] = {}
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k and v behind what is there; return all keys and values up to and with them."""
+        """Write k and v after the filled positions; return the keys and values of all positions up to theirs."""
         if layer not in self.pairs:
             shape = (*k.shape[:2], self.capacity, k.shape[3])
             self.pairs[layer] = k.new_empty(shape), v.new_empty(shape)
         keys, values = self.pairs[layer]
         end = self.length + k.shape[2]
         if end > self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} positions, got {end}")
+            raise ValueError(f"the cache has room for {self.capacity} positions, got {end}: use a larger capacity")
         keys[:, :, self.length : end] = k
         values[:, :, self.length : end] = v
         return keys[:, :, :end], values[:, :, :end]
 
     def clear(self) -> None:
-        """Forget what was seen, and keep the memory in use."""
+        """Drop all positions; the tensors stay allocated."""
         self.length = 0
 
 
-class SelfAttention(nn.Module):
-    """Each position looks at the positions of its own sequence, in H heads.
+class Attention(nn.Module):
+    """Base of the attention modules: H heads over width E, whose outputs one linear map joins.
+
+    `maps`, with the arguments of `forward` but for the cache, returns the attention weights (B, H, T, S).
+    """
+
+    heads: int
+    layer: int
+    norm_q: RMSNorm | None
+    norm_k: RMSNorm | None
+    output: Linear
+
+    def _split(self, parts: Tensor, count: int) -> tuple[Tensor, ...]:
+        """Split `count` projections (B, T, count · E), stored together, into (B, H, T, D) each."""
+        return tuple(part.transpose(1, 2) for part in parts.unflatten(-1, (count, self.heads, -1)).unbind(2))
+
+    def _join(self, y: Float[Tensor, "B H T D"]) -> Float[Tensor, "B T E"]:
+        """Concatenate the heads and apply the output map."""
+        return self.output(y.transpose(1, 2).flatten(2))
+
+
+class SelfAttention(Attention):
+    """Multi-head self-attention: each position attends to the positions of its own sequence.
 
     Args:
         width, heads: E and H.
-        causal: a position sees those up to itself only.
-        qk_norm: root-mean-square norm of queries and keys (Dehghani et al. 2023), which bounds their products.
-        bias: of the projections.
-        layer: its number among the layers that share a cache.
+        causal: whether a position sees only itself and the positions before it.
+        qk_norm: whether RMS norm bounds the products of queries and keys (Dehghani et al. 2023).
+        bias: whether the projections have a bias.
+        layer: index among the layers that share a cache.
 
-    Raises ValueError where the heads do not divide the width.
+    Raises:
+        ValueError: the width is no multiple of the heads.
     """
 
     def __init__(
@@ -175,8 +199,7 @@ class SelfAttention(nn.Module):
         q, k, v = self._project(x, rotation)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        y = attention(q, k, v, mask, causal=self.causal)
-        return self.output(y.transpose(1, 2).reshape(x.shape))
+        return self._join(attention(q, k, v, mask, causal=self.causal))
 
     def maps(
         self,
@@ -184,14 +207,12 @@ class SelfAttention(nn.Module):
         mask: Bool[Tensor, "..."] | None = None,
         rotation: Float[Tensor, "2 T half"] | None = None,
     ) -> Float[Tensor, "B H T T"]:
-        """The weights with which each position takes from each, head by head."""
+        """Return the attention weights of each head."""
         q, k, _ = self._project(x, rotation)
         return attention_weights(q, k, mask, causal=self.causal)
 
     def _project(self, x: Tensor, rotation: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        batch, length, width = x.shape
-        parts = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads).unbind(2)
-        q, k, v = (part.transpose(1, 2) for part in parts)
+        q, k, v = self._split(self.qkv(x), 3)
         if self.norm_q is not None and self.norm_k is not None:
             q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
         if rotation is not None:
@@ -199,8 +220,11 @@ class SelfAttention(nn.Module):
         return q, k, v
 
 
-class CrossAttention(nn.Module):
-    """Each position of x looks at the positions of another sequence, `memory`; arguments as of `SelfAttention`."""
+class CrossAttention(Attention):
+    """Multi-head cross-attention: each position of x attends to another sequence, `memory`.
+
+    Arguments as of `SelfAttention`.
+    """
 
     def __init__(self, width: int, heads: int, *, qk_norm: bool = False, bias: bool = True, layer: int = 0) -> None:
         super().__init__()
@@ -223,25 +247,28 @@ class CrossAttention(nn.Module):
             if self.layer not in cache.memory:
                 cache.memory[self.layer] = self._keys(memory)
             k, v = cache.memory[self.layer]
-        return self.output(attention(self._queries(x), k, v, mask).transpose(1, 2).reshape(x.shape))
+        return self._join(attention(self._queries(x), k, v, mask))
 
     def maps(
         self, x: Float[Tensor, "B T E"], memory: Float[Tensor, "B S E"], mask: Bool[Tensor, "..."] | None = None
     ) -> Float[Tensor, "B H T S"]:
-        """The weights with which each position of x takes from each of the memory, head by head."""
+        """Return the attention weights of each head: queries from x, keys from the memory."""
         return attention_weights(self._queries(x), self._keys(memory)[0], mask)
 
     def _queries(self, x: Tensor) -> Tensor:
-        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        (q,) = self._split(self.q(x), 1)
         return q if self.norm_q is None else self.norm_q(q).to(q.dtype)
 
     def _keys(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        k, v = (part.transpose(1, 2) for part in self.kv(memory).unflatten(-1, (2, self.heads, -1)).unbind(2))
+        k, v = self._split(self.kv(memory), 2)
         return k if self.norm_k is None else self.norm_k(k).to(v.dtype), v
 
 
+ATTENTION_TYPES: tuple[type[nn.Module], ...] = (Attention, nn.MultiheadAttention)
+
+
 def check_heads(width: int, heads: int) -> int:
-    """The number of heads, where it divides the width."""
+    """Return the number of heads if it divides the width."""
     if heads < 1 or width % heads:
         raise ValueError(f"width {width} must be a multiple of the number of heads {heads}")
     return heads

@@ -1,4 +1,4 @@
-"""The network of a coupling: an MLP whose outputs are laid out for the maps that take them."""
+"""The network of a coupling: an MLP whose outputs have the memory layout that the maps read."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from loglik.cpu.linear import linear_outputs_first
 from loglik.networks.dropout import FadingDropout
-from loglik.networks.linear import outputs_first
 from loglik.networks.mlp import MLP
 
 __all__ = ["Conditioner"]
 
 
 class Conditioner(MLP):
-    """An `MLP` for couplings: the same numbers, with its outputs in memory outputs first, events last.
+    """An `MLP` whose output tensor is stored outputs first, events last; its values are those of `MLP`.
 
-    What a coupling's maps do with them then runs along contiguous memory, without a copy of the largest tensor of a
-    step. All its linear maps start as PyTorch's do, and its dropout fades with the number of training examples.
+    A coupling's maps then run along contiguous memory, without a copy of the largest tensor of a training step. All
+    linear maps start as PyTorch's do, and dropout falls with the number of training rows.
     """
 
     def __init__(
@@ -40,5 +40,5 @@ class Conditioner(MLP):
     def forward(self, x: Float[Tensor, "B ..."], context: Float[Tensor, "B E"] | None = None) -> Float[Tensor, "B O"]:
         h = x.flatten(1) if context is None else torch.cat([x.flatten(1), context], dim=1)
         for layer in self.body:
-            h = outputs_first(h, layer.weight, layer.bias).T if isinstance(layer, nn.Linear) else layer(h)
-        return outputs_first(h, self.output.weight, self.output.bias).T
+            h = linear_outputs_first(h, layer.weight, layer.bias).T if isinstance(layer, nn.Linear) else layer(h)
+        return linear_outputs_first(h, self.output.weight, self.output.bias).T

@@ -1,7 +1,7 @@
-r"""The diffusion Transformer: a vision Transformer's blocks, modulated by a vector, from images to images.
+r"""The diffusion Transformer: a vision Transformer from images to images, whose blocks a vector modulates.
 
-A block adds $g \odot f((1 + s) \odot \text{norm}(h) + b)$ to its input h, for f attention and then an MLP, with the
-scale s, the shift b and the gate g linear in the vector. B batch, C channels, H W image, E width of the vector.
+A block adds $g \odot f((1 + s) \odot \text{norm}(h) + b)$ to its input h, for attention f and again for an MLP f. The
+scale s, shift b and gate g are linear in the vector. B batch, C channels, H W image, E width of the vector.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ class DiT(nn.Module):
 
     Args:
         shape: (C, H, W) of the images.
-        outputs: channels out; as many as in if None.
-        patch: P, the side of the patches that become the sequence.
+        outputs: O, channels of the output; C if None.
+        patch: P, the side of the patches that form the sequence.
         width, depth, heads: of the encoder.
         context: E, the width of the vector (time, label).
-        dropout: in the encoder, in training.
-        settings: what the blocks are made of.
+        dropout: the fraction dropped in the encoder, in training.
+        settings: of the encoder's blocks.
 
-    An image that the patches do not tile is padded with zeros at the right and below, and the output cropped. Gates and
-    the last map start at zero (adaLN-Zero): the blocks start as the identity, the network by giving zeros.
+    An image that the patches do not tile is padded with zeros at the right and below, and the output is cropped. Gates
+    and the last map start at zero (adaLN-Zero): blocks start as the identity, and the network's first outputs are zero.
 
-    Raises ValueError for images of another shape, and where the heads do not divide the width.
+    Raises:
+        ValueError: a patch below 1; images of another shape; heads that do not divide the width.
 
-    Source: Peebles and Xie 2023, "Scalable diffusion models with Transformers", section 3.2.
+    Reference: Peebles and Xie 2023, "Scalable diffusion models with Transformers", section 3.2.
     """
 
     def __init__(
@@ -51,10 +52,10 @@ class DiT(nn.Module):
     ) -> None:
         super().__init__()
         if patch < 1:
-            raise ValueError(f"patches have sides of at least 1, got {patch}")
-        channels, height, across = shape
+            raise ValueError(f"patch must be at least 1, got {patch}")
+        channels, height, image_width = shape
         self.shape, self.patch, self.outputs = tuple(shape), patch, outputs or channels
-        count = -(-height // patch) * -(-across // patch)
+        count = -(-height // patch) * -(-image_width // patch)
         self.patches = nn.Conv2d(channels, width, patch, patch)
         self.positions = nn.Parameter(torch.empty(count, width).normal_(std=0.02))
         self.embedding = nn.Sequential(nn.Linear(context, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
@@ -69,9 +70,9 @@ class DiT(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C H W"], context: Float[Tensor, "B E"]) -> Shaped[Tensor, "B O H W"]:
         if tuple(x.shape[1:]) != self.shape:
-            raise ValueError(f"this network takes images of shape {self.shape}, got {tuple(x.shape[1:])}")
-        height, across = x.shape[2:]
-        x = F.pad(x, (0, -across % self.patch, 0, -height % self.patch))
+            raise ValueError(f"this network expects images of shape {self.shape}, got {tuple(x.shape[1:])}")
+        height, image_width = x.shape[2:]
+        x = F.pad(x, (0, -image_width % self.patch, 0, -height % self.patch))
         maps = self.patches(x)
         h = maps.flatten(2).transpose(1, 2) + self.positions
         vector = self.embedding(context)
@@ -82,4 +83,4 @@ class DiT(nn.Module):
         rows, columns = maps.shape[2:]
         h = h.view(len(x), rows, columns, self.patch, self.patch, self.outputs)
         h = h.permute(0, 5, 1, 3, 2, 4).reshape(len(x), self.outputs, rows * self.patch, columns * self.patch)
-        return h[:, :, :height, :across]
+        return h[:, :, :height, :image_width]

@@ -1,8 +1,8 @@
-r"""The two networks of a ladder of latents: features of an image from fine to coarse, and the way back down.
+r"""The two networks of a ladder VAE: bottom-up features of an image, and the top-down network of latents.
 
-Level l of n has maps of height $\lceil H / 2^{l+1} \rceil$, so the first convolution halves the image and the last
-step back doubles it by moving channels to pixels. Blocks are residual, $h + F(h)$, two 3×3 convolutions after SiLU, and
-start as the identity. B batch, C channels, H W image, Z channels of a latent, E numbers of a context.
+Level l has maps of height $\lceil H / 2^{l+1} \rceil$: the first convolution halves the image, and a pixel shuffle at
+the end doubles it. Blocks are residual, $h + F(h)$ with two 3×3 convolutions after SiLU, and start as the identity.
+B batch, C channels, H W image, Z channels of a latent, E width of a context.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ __all__ = ["Pyramid", "TopDown"]
 
 
 class Pyramid(nn.Module):
-    """Features of an image for each group of latents, the coarsest first.
+    """Features of an image for each group of latents, from coarse to fine.
 
     Args:
         channels: C.
-        widths: channels of each level, fine to coarse.
-        blocks: residual blocks of each level.
-        groups: of each level, how many groups of latents read its features.
-        context: E, of a vector that is added to the first features; 0 for none.
+        widths: channels of each level, from fine to coarse.
+        blocks: number of residual blocks of each level.
+        groups: for each level, how many groups of latents read its features.
+        context: E, the width of a vector that is added to the first features; 0 for none.
     """
 
     def __init__(
@@ -58,25 +58,25 @@ class Pyramid(nn.Module):
 
 
 class TopDown(nn.Module):
-    """From the coarsest group of latents down to the outputs of every pixel.
+    """The top-down network, from the coarsest group of latents to the outputs for each pixel.
 
     Args:
-        height, across: H and W.
-        outputs: channels of a pixel's outputs.
-        widths: channels of each level, fine to coarse.
+        height, image_width: H and W.
+        outputs: number of outputs for each pixel.
+        widths: channels of each level, from fine to coarse.
         latents: Z of each level.
-        groups: of each level, how many groups of latents enter there, one block each; the coarsest has one at least.
-        context: E, of a vector that is added to the first map; 0 for none.
+        groups: for each level, its number of groups of latents, with one block each; at least 1 at the coarsest level.
+        context: E, the width of a vector that is added to the first map; 0 for none.
 
     Attributes:
-        shapes: (Z, h, w) of every group's latents, the coarsest first.
-        steps: for every group what its latents are drawn from and where they enter.
+        shapes: (Z, h, w) of each group's latents, from coarse to fine.
+        steps: for each group, its prior, its posterior and the block that its latents enter.
     """
 
     def __init__(
         self,
         height: int,
-        across: int,
+        image_width: int,
         outputs: int,
         *,
         widths: Sequence[int],
@@ -86,10 +86,10 @@ class TopDown(nn.Module):
     ) -> None:
         super().__init__()
         if groups[-1] < 1:
-            raise ValueError(f"the coarsest level takes at least 1 group, got {tuple(groups)}")
+            raise ValueError(f"the coarsest level needs at least 1 group of latents, got {tuple(groups)}")
         levels = range(len(widths))
-        self.sides = [(-(-height // 2 ** (level + 1)), -(-across // 2 ** (level + 1))) for level in levels]
-        self.height, self.across, self.groups = height, across, list(groups)
+        self.sides = [(-(-height // 2 ** (level + 1)), -(-image_width // 2 ** (level + 1))) for level in levels]
+        self.height, self.image_width, self.groups = height, image_width, list(groups)
         self.first = nn.Parameter(torch.zeros(1, widths[-1], *self.sides[-1]))
         self.context = nn.Linear(context, widths[-1]) if context else None
         self.shapes: list[tuple[int, int, int]] = []
@@ -110,47 +110,53 @@ class TopDown(nn.Module):
         return nn.Sequential(*ups)
 
     def start(self, n: int, context: Float[Tensor, "n E"] | None = None) -> Float[Tensor, "n W2 h w"]:
-        """The first map, the same for each of n examples but for their context."""
+        """Return the first map for n examples: a learned constant, plus a linear map of the context."""
         h = self.first.expand(n, -1, -1, -1)
         if self.context is not None:
             h = h + self.context(context)[..., None, None]
         return h.contiguous(memory_format=torch.channels_last)
 
+    @property
+    def output(self) -> nn.Module:
+        return self.last
+
     def finish(self, h: Float[Tensor, "B W2 h w"]) -> Float[Tensor, "B O H W"]:
-        """The last map to the outputs of every pixel."""
+        """Return the outputs for each pixel from the map after the last group."""
         for up in self.rise:
             h = up(h)
-        return F.pixel_shuffle(self.last(F.silu(h)), 2)[..., : self.height, : self.across]
+        return F.pixel_shuffle(self.last(F.silu(h)), 2)[..., : self.height, : self.image_width]
 
 
 class _Step(nn.Module):
     def __init__(self, width: int, latent: int, *, first: bool, up: nn.Module | None) -> None:
         super().__init__()
         self.up = up
-        self.to_prior = None if first else _to_zero(nn.Conv2d(width, 2 * latent, 1))
+        self.to_prior = None if first else _zero_init(nn.Conv2d(width, 2 * latent, 1))
         self.joined = nn.Conv2d(2 * width, width, 3, padding=1)
-        self.to_posterior = _to_zero(nn.Conv2d(width, 2 * latent, 1))
+        self.to_posterior = _zero_init(nn.Conv2d(width, 2 * latent, 1))
         self.enter = nn.Conv2d(latent, width, 1)
         self.block = _Residual(width)
 
     def rise(self, h: Float[Tensor, "B W2 h w"]) -> Float[Tensor, "B W3 H2 W4"]:
-        """The map of the group above at this group's resolution."""
+        """Return the map of the coarser group at this group's resolution."""
         return h if self.up is None else self.up(h)
 
     def prior(self, h: Float[Tensor, "B W2 h w"]) -> Float[Tensor, "B Z2 h w"]:
+        """Return the parameters of p(z | coarser latents)."""
         assert self.to_prior is not None
         return self.to_prior(h)
 
     def posterior(self, h: Float[Tensor, "B W2 h w"], features: Float[Tensor, "B W2 h w"]) -> Float[Tensor, "B Z2 h w"]:
+        """Return the parameters of q(z | x, coarser latents)."""
         return self.to_posterior(F.silu(self.joined(F.silu(torch.cat([h, features], 1)))))
 
     def merge(self, h: Float[Tensor, "B W2 h w"], z: Float[Tensor, "B Z h w"]) -> Float[Tensor, "B W2 h w"]:
-        """The map once the group's latents are in it."""
+        """Return the map after the group's latents have entered."""
         return self.block(h + self.enter(z))
 
 
 class _Up(nn.Module):
-    """Each position to four, and to another width; what is beyond the side is cut."""
+    """Upsampling by 2 to another number of channels, cropped to a fixed side."""
 
     def __init__(self, inputs: int, outputs: int, side: tuple[int, int]) -> None:
         super().__init__()
@@ -166,13 +172,13 @@ class _Residual(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(width, width, 3, padding=1)
-        self.second = _to_zero(nn.Conv2d(width, width, 3, padding=1))
+        self.second = _zero_init(nn.Conv2d(width, width, 3, padding=1))
 
     def forward(self, h: Float[Tensor, "B W h w"]) -> Float[Tensor, "B W h w"]:
         return h + self.second(F.silu(self.first(F.silu(h))))
 
 
-def _to_zero(convolution: nn.Conv2d) -> nn.Conv2d:
+def _zero_init(convolution: nn.Conv2d) -> nn.Conv2d:
     nn.init.zeros_(convolution.weight)
     if convolution.bias is not None:
         nn.init.zeros_(convolution.bias)

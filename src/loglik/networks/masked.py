@@ -1,7 +1,9 @@
-r"""Masked networks: outputs for dimension d depend on the dimensions before d only (Germain et al. 2015, "MADE").
+r"""Masked networks: the outputs for dimension d depend only on the dimensions before d.
 
-A hidden unit of degree m sees the first m dimensions. Units are sorted by degree, so each sees a prefix of the layer
-below: masks are staircases, and a unit is final once its prefix is.
+A hidden unit of degree m reads the first m dimensions. Units are sorted by degree, so that each reads a prefix of the
+layer below: masks are staircases, and a unit can be computed once its prefix is known.
+
+Reference: Germain et al. 2015, "MADE: masked autoencoder for distribution estimation".
 """
 
 from __future__ import annotations
@@ -13,14 +15,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from loglik.cpu.linear import linear_outputs_first
 from loglik.networks.dropout import FadingDropout
-from loglik.networks.linear import outputs_first
 
-__all__ = ["MaskedMLP", "Walk"]
+__all__ = ["IncrementalOutputs", "MaskedMLP"]
 
 
 class _Staircase(nn.Module):
-    """A linear map whose row i reads the first `reach[i]` inputs; `reach` never falls."""
+    """A linear map whose row i reads the first `reach[i]` inputs; `reach` does not decrease."""
 
     mask: Tensor
 
@@ -36,20 +38,23 @@ class _Staircase(nn.Module):
         return self.weight * self.mask.to(self.weight.dtype)
 
     def forward(self, h: Float[Tensor, "B I"]) -> Float[Tensor, "B O"]:
-        return outputs_first(h, self.masked_weight(), self.bias).T
+        return linear_outputs_first(h, self.masked_weight(), self.bias).T
 
 
 class MaskedMLP(nn.Module):
-    r"""An MLP whose outputs for dimension d depend on $x_{<d}$ and the context only.
+    r"""An MLP whose outputs for dimension d depend only on $x_{<d}$ and the context.
 
     Args:
-        dims: D numbers in, in the order in which they may depend on one another.
-        outputs: numbers out for each dimension; those of dimension d stand together.
+        dims: D, in the order in which the dimensions may depend on one another.
+        outputs: number of outputs for each dimension; those of one dimension are contiguous.
         hidden: widths of the hidden layers.
-        context: width of a context vector that every unit sees; 0 for none.
-        dropout: the fraction of hidden units dropped in training; it fades with the number of training examples.
+        context: width of a context vector that every unit reads; 0 for none.
+        dropout: the fraction of hidden units dropped in training; it falls with the number of training rows.
+        activation: class of the activation after each hidden layer.
 
-    Source: Germain et al. 2015, with degrees dealt out evenly; as PyTorch's linear layers start.
+    Degrees are distributed evenly over the units. Weights start as those of PyTorch's linear layers.
+
+    Reference: Germain et al. 2015, "MADE".
     """
 
     def __init__(
@@ -64,8 +69,8 @@ class MaskedMLP(nn.Module):
     ) -> None:
         super().__init__()
         self.dims, self.outputs, self.context = dims, outputs, context
-        first = 0 if context or dims == 1 else 1  # a unit that sees nothing would be a constant
-        below = list(range(1, dims + 1))  # how many dimensions must be known for each input to be there
+        first = 0 if context or dims == 1 else 1  # a unit that reads nothing would be a constant
+        below = list(range(1, dims + 1))  # how many dimensions each input needs
         self.degrees = [sorted(first + unit % max(1, dims - first) for unit in range(width)) for width in hidden]
         layers: list[nn.Module] = []
         inputs, extra = dims, context
@@ -85,22 +90,22 @@ class MaskedMLP(nn.Module):
         h = x if context is None else torch.cat([context, x], dim=1)
         for layer in self.layers:
             h = self.dropout(self.activation(layer(h)))
-        return outputs_first(h, self.output.masked_weight(), self.output.bias, self.output.reach).T
+        return linear_outputs_first(h, self.output.masked_weight(), self.output.bias, self.output.reach).T
 
-    def walk(self, n: int, context: Float[Tensor, "n E"] | None = None) -> Walk:
-        """Go through the dimensions one at a time, for n events at once."""
-        return Walk(self, n, context)
+    def incremental(self, n: int, context: Float[Tensor, "n E"] | None = None) -> IncrementalOutputs:
+        """Return the outputs for one dimension after another, for n events at once."""
+        return IncrementalOutputs(self, n, context)
 
 
-class Walk:
-    """The outputs for each dimension in turn, given those before: every hidden unit is computed once in total.
+class IncrementalOutputs:
+    """The outputs of a masked network for one dimension after another; each hidden unit is computed once in total.
 
-    `outputs()` gives what the network says of the next dimension; `append(x)` takes that dimension's value. In
-    evaluation mode: nothing is dropped.
+    `next()` returns the outputs for the next dimension, and `append(x)` adds that dimension's values. There is no
+    dropout, as in evaluation mode.
     """
 
     def __init__(self, network: MaskedMLP, n: int, context: Tensor | None) -> None:
-        self.network, self.at = network, 0
+        self.network, self.dim = network, 0
         layers: list[_Staircase] = [*network.layers, network.output]  # type: ignore[list-item]
         weights = [layer.masked_weight() for layer in layers]
         self.steps = [
@@ -112,30 +117,32 @@ class Walk:
             self.values[0].append(context.T)
         self._advance()
 
-    def outputs(self) -> Float[Tensor, "P n"]:
-        weight, bias = self.steps[-1][self.at]
+    def next(self) -> Float[Tensor, "P n"]:
+        """Return the outputs for the next dimension."""
+        weight, bias = self.steps[-1][self.dim]
         return torch.addmm(bias, weight, self.values[-1].rows)
 
     def append(self, x: Float[Tensor, " n"]) -> None:
+        """Add the values of the next dimension."""
         self.values[0].append(x.unsqueeze(0))
-        self.at += 1
-        if self.at < self.network.dims:
+        self.dim += 1
+        if self.dim < self.network.dims:
             self._advance()
 
     def _advance(self) -> None:
-        """Compute the units that became final."""
+        """Compute the hidden units whose inputs are now complete."""
         for number, steps in enumerate(self.steps[:-1]):
-            weight, bias = steps[self.at]
+            weight, bias = steps[self.dim]
             if len(bias):
                 new = torch.addmm(bias, weight, self.values[number].rows)
                 self.values[number + 1].append(self.network.activation(new))
 
 
 class _Rows:
-    """Rows that are appended: into one buffer where no gradient is recorded, which would need each state kept."""
+    """Rows to append to: in one buffer, or by concatenation where a recorded gradient needs each earlier state."""
 
-    def __init__(self, most: int, n: int, like: Tensor) -> None:
-        self.buffer = like.new_empty(most, n)
+    def __init__(self, capacity: int, n: int, like: Tensor) -> None:
+        self.buffer = like.new_empty(capacity, n)
         self.rows = self.buffer[:0]
 
     def append(self, new: Float[Tensor, "R n"]) -> None:
@@ -148,5 +155,5 @@ class _Rows:
 
 
 def _cuts(owners: Sequence[int], below: Sequence[int], dims: int) -> list[tuple[int, int, int]]:
-    """For each dimension the rows (from, to) of a layer that its step computes, and the columns known by then."""
+    """Return for each dimension the rows [a, b) of a layer that its step computes, and how many columns they read."""
     return [(bisect_right(owners, d - 1), bisect_right(owners, d), bisect_right(below, d)) for d in range(dims)]

@@ -1,4 +1,4 @@
-"""Multi-layer perceptrons: plain ones, and residual ones that take a conditioning vector in every block."""
+"""Multi-layer perceptrons: plain, and residual with a conditioning vector in every block."""
 
 from __future__ import annotations
 
@@ -7,27 +7,30 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from loglik.networks.linear import Linear
+from loglik.networks.norms import make_norm
 
-__all__ = ["MLP", "ResidualMLP"]
+__all__ = ["ACTIVATIONS", "MLP", "ResidualMLP"]
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 
 
 class MLP(nn.Module):
-    r"""$h_{l} = \text{act}(W_l h_{l-1} + b_l)$ for each hidden layer, then one linear map to the output.
+    r"""Hidden layers $h_{l} = \text{act}(W_l h_{l-1} + b_l)$, then one linear map to the output.
 
     Args:
-        inputs, outputs: numbers in and out; an input of any shape is flattened.
+        inputs, outputs: numbers of input and output features; an input of any shape is flattened.
         hidden: widths of the hidden layers.
-        context: width of a context vector that is joined to the input; 0 for none.
+        context: width of a context vector that is concatenated to the input; 0 for none.
         dropout: the fraction of hidden units dropped in training.
-        norm: between each hidden layer's linear map and its activation: `none`; `batch` or `layer` for
-            $\gamma \odot (h - \mu) / \sqrt{v + \varepsilon} + \beta$. The mean μ and variance v are with `layer` those
-            of each example's units (Ba et al. 2016), with `batch` those of each unit over the batch in training, and
-            their moving averages in evaluation (Ioffe and Szegedy 2015).
+        activation: class of the activation after each hidden layer.
+        norm: `none`, or the norm between each hidden linear map and its activation: `batch` or `layer`, see
+            `loglik.networks.norms`.
 
     Hidden weights start normal with variance 2 / fan-in (He et al. 2015, "Delving deep into rectifiers"), so that
-    neither signals nor gradients vanish with depth; the output's as PyTorch's linear layers do.
+    neither signals nor gradients vanish with depth. The output map starts as PyTorch's linear layers do.
 
-    Raises ValueError for a batch of one in training with batch norm, which has no variance then.
+    Raises:
+        ValueError: an unknown norm; in training, batch norm with a batch of one, which has no variance.
     """
 
     def __init__(
@@ -53,7 +56,7 @@ class MLP(nn.Module):
             nn.init.zeros_(linear.bias)
             layers.append(linear)
             if norm != "none":
-                layers.append(nn.BatchNorm1d(after) if norm == "batch" else nn.LayerNorm(after))
+                layers.append(make_norm(norm, after))
             layers.append(activation())
             if dropout:
                 layers.append(nn.Dropout(dropout))
@@ -65,7 +68,7 @@ class MLP(nn.Module):
         h = x.flatten(1)
         if self.training and self.norm == "batch" and len(h) == 1:
             raise ValueError(
-                "batch norm takes at least 2 examples a batch in training, got 1: use norm='layer' or a larger batch"
+                "batch norm needs at least 2 examples per batch in training, got 1: use norm='layer' or a larger batch"
             )
         if context is not None:
             h = torch.cat([h, context], dim=1)
@@ -73,14 +76,14 @@ class MLP(nn.Module):
 
 
 class ResidualMLP(nn.Module):
-    r"""$h \leftarrow h + W_2\,\text{SiLU}(W_1 \text{LN}(h) \odot (1 + s) + b)$, with $(s, b)$ linear in the context.
+    r"""Blocks $h \leftarrow h + W_2\,\text{SiLU}(W_1 \text{LN}(h) \odot (1 + s) + b)$, $(s, b)$ linear in the context.
 
     Args:
-        inputs, outputs: numbers in and out; an input of any shape is flattened.
+        inputs, outputs: numbers of input and output features; an input of any shape is flattened.
         width, depth: width of the residual stream and number of blocks.
         context: width of a conditioning vector that scales and shifts every block; 0 for none.
 
-    The last map of each block starts at zero, so the network starts as a linear map (Zhang et al. 2019,
+    The last map of each block starts at zero, so that the network starts as a linear map (Zhang et al. 2019,
     "Fixup initialization").
     """
 
@@ -97,7 +100,7 @@ class ResidualMLP(nn.Module):
         super().__init__()
         self.input = Linear(inputs, width)
         self.blocks = nn.ModuleList([_ResidualBlock(width, context, dropout) for _ in range(depth)])
-        self.norm = nn.LayerNorm(width)
+        self.norm = make_norm("layer", width)
         self.output = Linear(width, outputs)
         self.outputs = outputs
 
@@ -111,7 +114,7 @@ class ResidualMLP(nn.Module):
 class _ResidualBlock(nn.Module):
     def __init__(self, width: int, context: int, dropout: float) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width)
+        self.norm = make_norm("layer", width)
         self.first = Linear(width, width)
         self.modulation = Linear(context, 2 * width) if context else None
         self.dropout = nn.Dropout(dropout)

@@ -1,4 +1,4 @@
-"""The network of a coupling of images: from channels to channels at every pixel."""
+"""The network of an image coupling: convolutions from channels to channels."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ __all__ = ["PixelConditioner"]
 
 
 class PixelConditioner(nn.Module):
-    r"""3×3, then 1×1, then 3×3 convolutions with SiLU between: (B, C, H, W) to (B, O, H, W).
+    r"""Convolutions 3×3, 1×1 and 3×3 with SiLU between them: (B, C, H, W) to (B, O, H, W).
 
     Args:
-        inputs, outputs: channels in and out.
-        width: channels between.
-        context: width of a context vector that is added at every pixel; 0 for none.
+        inputs, outputs: numbers of input and output channels, C and O.
+        width: number of hidden channels.
+        context: width of a context vector, mapped linearly and added at every pixel; 0 for none.
 
-    Source: Kingma and Dhariwal 2018, "Glow", section 4, without its norms.
+    The last convolution starts at zero.
+
+    Reference: Kingma and Dhariwal 2018, "Glow", section 4, without its norms.
     """
 
     def __init__(self, inputs: int, outputs: int, width: int, *, context: int = 0) -> None:
         super().__init__()
         self.first = nn.Conv2d(inputs, width, 3, padding=1)
-        self.given = nn.Linear(context, width) if context else None
+        self.given = nn.Linear(context, width) if context else None  # saved weights have this name
         self.middle = nn.Conv2d(width, width, 1)
         self.output = nn.Conv2d(width, outputs, 3, padding=1)
         nn.init.zeros_(self.output.weight)

@@ -1,4 +1,4 @@
-r"""Where a vector stands in a sequence: sinusoids that are added to it, or a rotation of its queries and keys.
+r"""Positions in a sequence: sinusoids to add to its vectors, or a rotation of queries and keys.
 
 Learned positions are a parameter (T, E) of the network that adds them. T positions, E width, D size of a head.
 """
@@ -15,23 +15,26 @@ __all__ = ["rotate", "rotations", "sinusoids"]
 
 
 def sinusoids(length: int, width: int) -> Float[Tensor, "T E"]:
-    r"""Positions: $\sin(t / 10000^{2i/E})$ in the even columns 2i, the cosine in the odd (Vaswani et al. 2017)."""
+    r"""Return positions: $\sin(t / 10000^{2i/E})$ in column 2i and the cosine in column 2i + 1.
+
+    Reference: Vaswani et al. 2017, "Attention is all you need", section 3.5.
+    """
     rate = torch.exp(-math.log(10_000) * torch.arange(0, width, 2) / width)
     phase = torch.arange(length)[:, None] * rate
     return torch.stack([phase.sin(), phase.cos()], dim=2).flatten(1)[:, :width]
 
 
 def rotations(length: int, size: int, like: Tensor) -> Float[Tensor, "2 T half"]:
-    r"""$\cos t\theta_i$ and $\sin t\theta_i$ with $\theta_i = 10000^{-2i/D}$, for the D/2 planes of a head."""
+    r"""Return $\cos t\theta_i$ and $\sin t\theta_i$, $\theta_i = 10000^{-2i/D}$, for the D/2 planes of a head."""
     rate = torch.exp(-math.log(10_000) * torch.arange(0, size, 2, device=like.device, dtype=like.dtype) / size)
     phase = torch.arange(length, device=like.device, dtype=like.dtype)[:, None] * rate
     return torch.stack([phase.cos(), phase.sin()])
 
 
 def rotate(x: Float[Tensor, "B H T D"], rotation: Float[Tensor, "2 T half"]) -> Float[Tensor, "B H T D"]:
-    r"""Turn the plane of dimensions (i, i + D/2) by $t\theta_i$, so that $q_s \cdot k_t$ depends on s - t only.
+    r"""Rotate the plane of dimensions (i, i + D/2) by $t\theta_i$; then $q_s \cdot k_t$ depends on s - t only.
 
-    Source: Su et al. 2021, "RoFormer: enhanced Transformer with rotary position embedding".
+    Reference: Su et al. 2021, "RoFormer: enhanced Transformer with rotary position embedding".
     """
     cos, sin = rotation
     a, b = x.chunk(2, dim=-1)

@@ -1,8 +1,7 @@
-r"""Convolutional networks: residual ones, and the plain ones that they are when the shortcuts are left out.
+r"""Convolutional networks: residual networks, and plain networks of the same layers without shortcuts.
 
-A block computes $y = \text{ReLU}(x + F(x))$ from two or three convolutions F; a plain block $y = \text{ReLU}(F(x))$.
-Each convolution is followed by batch norm, $\gamma (h - \mu) / \sqrt{\sigma^2 + \varepsilon} + \beta$, with the batch's
-moments in training and their moving averages in evaluation. B batch, C channels, H W image.
+A residual block computes $y = \text{ReLU}(x + F(x))$ with two or three convolutions F; a plain block computes
+$y = \text{ReLU}(F(x))$. Batch norm (`loglik.networks.norms`) follows each convolution. B batch, C channels, H W image.
 """
 
 from __future__ import annotations
@@ -13,34 +12,38 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from loglik.networks.norms import make_norm
+
 __all__ = ["ConvNet", "ResNet"]
 
 STEMS = {"small": 1, "strided": 2, "large": 4}
 
 
 class ResNet(nn.Module):
-    """A stem, stages of blocks that halve the image and widen it, and the mean over positions: `outputs` features.
+    """Images to `outputs` features: a stem, stages of residual blocks, and the mean over positions.
 
     Args:
         channels: C of the images.
-        widths, blocks: of each stage, its width and its number of blocks; each stage but the first halves the image.
-        block: `basic`, two 3×3 convolutions; or `bottleneck`, 1×1, 3×3 (which strides) and 1×1 to four times the width.
+        widths: channels of each stage; each stage after the first halves the image.
+        blocks: number of blocks of each stage.
+        block: `basic`, two 3×3 convolutions; or `bottleneck`, 1×1, 3×3 (with the stride) and 1×1 to 4x the width.
         stem: `small`, 3×3; `strided`, 3×3 with stride 2; `large`, 7×7 with stride 2 and 3×3 max pooling with stride 2.
-        residual: whether blocks have shortcuts; a 1×1 convolution where the shape changes (the paper's option B), else
-            the identity.
+        residual: whether blocks have shortcuts: the identity, or a 1×1 convolution where the shape changes (the
+            paper's option B).
         norm: `batch` or `none`; convolutions have a bias only without a norm.
 
     `ResNet(3, stem="large")` is ResNet-18, with blocks (3, 4, 6, 3) of bottlenecks ResNet-50; n blocks of widths
     16, 32, 64 make the 6n + 2 layers of the CIFAR family.
 
-    Weights start normal with variance 2 / fan-out (He et al. 2015, "Delving deep into rectifiers"), the last norm of
-    a residual block at zero, so that blocks start as the identity (Goyal et al. 2017, "Accurate, large minibatch SGD");
-    without a norm its last convolution (Zhang et al. 2019, "Fixup initialization"), as sums would grow with depth.
+    Weights start normal with variance 2 / fan-out (He et al. 2015, "Delving deep into rectifiers"). The last norm of a
+    residual block starts at zero, so that blocks start as the identity (Goyal et al. 2017, "Accurate, large minibatch
+    SGD"). Without a norm, the last convolution starts at zero (Zhang et al. 2019, "Fixup initialization").
 
-    Raises ValueError for images of other channels, or smaller than the total stride, and in training for a batch that
-    leaves batch norm one value a channel.
+    Raises:
+        ValueError: images with another number of channels, or smaller than the total stride; in training, a batch
+            with a single value per channel for batch norm.
 
-    Source: He et al. 2016, "Deep residual learning for image recognition".
+    Reference: He et al. 2016, "Deep residual learning for image recognition".
     """
 
     def __init__(
@@ -56,9 +59,9 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         if len(widths) != len(blocks) or not widths:
-            raise ValueError(f"give one number of blocks for each width, got {len(blocks)} for {len(widths)}")
+            raise ValueError(f"give one number of blocks for each width, got {len(blocks)} for {len(widths)} widths")
         if min(blocks) < 1:
-            raise ValueError(f"each stage takes at least 1 block, got {tuple(blocks)}")
+            raise ValueError(f"each stage needs at least 1 block, got {tuple(blocks)}")
         if block not in ("basic", "bottleneck"):
             raise ValueError(f"unknown block {block!r}: use basic or bottleneck")
         if stem not in STEMS:
@@ -74,8 +77,8 @@ class ResNet(nn.Module):
         inputs = widths[0]
         for number, (width, count) in enumerate(zip(widths, blocks, strict=True)):
             stage = nn.Sequential()
-            for place in range(count):
-                stride = 2 if number > 0 and place == 0 else 1
+            for index in range(count):
+                stride = 2 if number > 0 and index == 0 else 1
                 stage.append(_Block(inputs, width, stride, block == "bottleneck", residual, norm))
                 inputs = stage[-1].outputs  # type: ignore[assignment]
             self.stages.append(stage)
@@ -90,9 +93,9 @@ class ResNet(nn.Module):
                 nn.init.zeros_(module.convolutions[-1][-1].weight)  # type: ignore[index, arg-type]
 
     def maps(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h H2 W2"]:
-        """The last stage's maps, before the mean over positions."""
+        """Return the maps of the last stage, before the mean over positions."""
         if x.shape[1] != self.channels:
-            raise ValueError(f"this network takes images of {self.channels} channels, got {tuple(x.shape[1:])}")
+            raise ValueError(f"this network expects images of {self.channels} channels, got {tuple(x.shape[1:])}")
         if min(x.shape[-2:]) < self.stride:
             raise ValueError(
                 f"images of {x.shape[-2]}×{x.shape[-1]} are smaller than the network's stride {self.stride}: use fewer "
@@ -100,7 +103,7 @@ class ResNet(nn.Module):
             )
         if self.training and self.norm == "batch" and len(x) == 1 and max(x.shape[-2:]) <= self.stride:
             raise ValueError(
-                "batch norm takes at least 2 examples a batch in training where maps shrink to 1×1, got 1: use "
+                "batch norm needs at least 2 examples per batch in training where maps shrink to 1×1, got 1: use "
                 "norm='none', a larger batch or larger images"
             )
         h = self.pool(F.relu(self.stem(x)))
@@ -113,7 +116,7 @@ class ResNet(nn.Module):
 
 
 class ConvNet(ResNet):
-    """Plain convolutions: a `ResNet` of the same stages without its shortcuts."""
+    """A plain convolutional network: a `ResNet` of the same stages without shortcuts."""
 
     def __init__(
         self,
@@ -145,11 +148,12 @@ class _Block(nn.Module):
             h = convolution(F.relu(h) if number else h)
         if not self.residual:
             return F.relu(h)
-        # in place, as no module gave the sum; what a module gave is left as it is for those who hook it
+        # in place on the sum, which no module returned: outputs that hooks can see are not overwritten
         return F.relu(h + self.shortcut(x), inplace=True)
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, stride: int, norm: str) -> nn.Sequential:
-    """A convolution that keeps the size but for its stride, and its norm."""
+    """Return a padded convolution, which shrinks maps only by its stride, and its norm."""
     convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=norm == "none")
-    return nn.Sequential(convolution, nn.BatchNorm2d(outputs)) if norm == "batch" else nn.Sequential(convolution)
+    layers = [convolution] if norm == "none" else [convolution, make_norm(norm, outputs, image=True)]
+    return nn.Sequential(*layers)

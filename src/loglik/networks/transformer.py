@@ -1,7 +1,7 @@
-r"""Transformers over sequences of vectors: an encoder, a causal one, and a decoder that looks at another sequence.
+r"""Transformers over sequences of vectors: encoder, causal Transformer, and decoder with cross-attention.
 
-A block adds to its input x what attention and then an MLP make of the normed x: $x + f(\text{norm}(x))$ (Vaswani et al.
-2017; Xiong et al. 2020 for the place of the norm). B batch, T positions, S positions of a memory, E width, H heads.
+A block computes $x + f(\text{norm}(x))$ for attention f and again for an MLP f (Vaswani et al. 2017; Xiong et al. 2020
+for the norm before f). B batch, T positions, S positions of a memory, E width, H heads.
 """
 
 from __future__ import annotations
@@ -17,31 +17,30 @@ from torch import Tensor, nn
 
 from loglik.networks.attention import CrossAttention, KeyValueCache, SelfAttention, check_heads
 from loglik.networks.linear import Linear
-from loglik.networks.norm import RMSNorm
+from loglik.networks.norms import make_norm
 from loglik.networks.positions import rotations
 
 __all__ = ["BlockSettings", "CausalTransformer", "Decoder", "Encoder", "EncoderDecoder"]
 
-CHOICES = {"norm": ("layer", "rms"), "place": ("pre", "post"), "mlp": ("gelu", "squared_relu", "swiglu")}
+CHOICES = {"norm": ("layer", "rms"), "norm_position": ("pre", "post"), "mlp": ("gelu", "squared_relu", "swiglu")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockSettings:
-    r"""What the blocks of a Transformer are made of.
+    r"""Settings of a Transformer's blocks.
 
     Attributes:
-        norm: `layer` for LayerNorm (Ba et al. 2016), $\gamma \odot (h - \mu) / \sqrt{v + \varepsilon} + \beta$ with the
-            mean μ and variance v over the E features of each position; `rms` for RMSNorm (Zhang and Sennrich 2019).
-        place: of the norm, `pre` for x + f(norm(x)) and a norm at the end, `post` for norm(x + f(x)).
-        mlp: `gelu` and `squared_relu` (So et al. 2021) with 4·E hidden units, `swiglu` (Shazeer 2020) with 8·E/3, which
-            makes as many weights.
-        qk_norm: root-mean-square norm of queries and keys.
-        rotary: rotate queries and keys by their positions, in place of positions added to x.
-        bias: of linear maps and LayerNorm.
+        norm: `layer` or `rms`, over the E features of each position; see `loglik.networks.norms`.
+        norm_position: `pre` for x + f(norm(x)) with a norm after the last block, `post` for norm(x + f(x)).
+        mlp: `gelu` or `squared_relu` (So et al. 2021) with 4·E hidden units, or `swiglu` (Shazeer 2020) with 8·E/3,
+            which has equally many weights.
+        qk_norm: whether RMS norm is applied to queries and keys.
+        rotary: whether queries and keys are rotated by their positions, instead of positions added to x.
+        bias: whether linear maps and LayerNorm have a bias.
     """
 
     norm: str = "layer"
-    place: str = "pre"
+    norm_position: str = "pre"
     mlp: str = "gelu"
     qk_norm: bool = False
     rotary: bool = False
@@ -54,7 +53,7 @@ class BlockSettings:
 
 
 class _Transformer(nn.Module):
-    """Blocks, the norm after them, and how they start: what the three kinds share."""
+    """Blocks, the norm after them and their initial weights, shared by encoder, causal Transformer and decoder."""
 
     causal: bool
     cross: bool = False
@@ -66,26 +65,26 @@ class _Transformer(nn.Module):
         self.settings = settings = settings or BlockSettings()
         self.width, self.depth, self.heads = width, depth, check_heads(width, heads)
         if settings.rotary and (width // heads) % 2:
-            raise ValueError(f"rotary positions take heads of an even size, got {width} / {heads} = {width // heads}")
+            raise ValueError(f"rotary positions need heads of an even size, got {width} / {heads} = {width // heads}")
         self.blocks = nn.ModuleList(
             [_Block(width, heads, settings, dropout, layer, self.causal, self.cross) for layer in range(depth)]
         )
-        self.norm = _norm(width, settings) if settings.place == "pre" else nn.Identity()
-        writing = depth * (3 if self.cross else 2)
+        self.norm = _norm(width, settings) if settings.norm_position == "pre" else nn.Identity()
+        residual_maps = depth * (3 if self.cross else 2)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 residual = name.endswith(("output.weight", "contract.weight"))
-                nn.init.normal_(parameter, std=0.02 / writing**0.5 if residual else 0.02)
+                nn.init.normal_(parameter, std=0.02 / residual_maps**0.5 if residual else 0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
     def cache(self, batch: int, length: int) -> KeyValueCache:
-        """An empty cache for generating up to `length` positions."""
+        """Return an empty cache for generating up to `length` positions."""
         like = next(self.parameters())
         table = rotations(length, self.width // self.heads, like) if self.settings.rotary else None
         return KeyValueCache(batch, length, table)
 
-    def _run(self, x: Tensor, *, cache: KeyValueCache | None = None, **given: Tensor | None) -> Tensor:
+    def _run(self, x: Tensor, *, cache: KeyValueCache | None = None, **kwargs: Tensor | None) -> Tensor:
         rotation, length = None, x.shape[1]
         if self.settings.rotary:
             if cache is None or cache.rotation is None:
@@ -93,23 +92,27 @@ class _Transformer(nn.Module):
             else:
                 rotation = cache.rotation[:, cache.length : cache.length + length]
         for block in self.blocks:
-            x = block(x, rotation=rotation, cache=cache, **given)
+            x = block(x, rotation=rotation, cache=cache, **kwargs)
         if cache is not None:
             cache.length += length
         return self.norm(x)
 
 
 class CausalTransformer(_Transformer):
-    """Embeddings (B, T, E) to features of the same shape; position t sees positions up to t only.
+    """Embeddings (B, T, E) to features of the same shape; position t sees only positions up to t.
 
     Args:
-        width, depth, heads: of the residual stream, number of blocks, attention heads.
-        dropout: on the output of each attention and each MLP, in training.
-        settings: what the blocks are made of.
+        width: E, of the residual stream.
+        depth: number of blocks.
+        heads: number of attention heads.
+        dropout: the fraction of each attention's and each MLP's outputs dropped in training.
+        settings: of the blocks.
 
-    Weights start normal with standard deviation 0.02, and the maps that write to the residual stream with
-    0.02 / sqrt(number of such maps) (Radford et al. 2019, GPT-2). Raises ValueError where the heads do not divide
-    the width.
+    Weights start normal with standard deviation 0.02; the maps that write to the residual stream, with
+    0.02 / sqrt(number of such maps) (Radford et al. 2019, GPT-2).
+
+    Raises:
+        ValueError: the heads do not divide the width; rotary positions with heads of an odd size.
     """
 
     causal = True
@@ -119,8 +122,9 @@ class CausalTransformer(_Transformer):
 
 
 class Encoder(_Transformer):
-    """As `CausalTransformer`, with every position seeing all others that the mask lets it see: without positions in
-    x, a permutation of the sequence permutes the output.
+    """As `CausalTransformer`, but each position sees every position that the mask allows.
+
+    If x contains no positions, a permutation of the sequence permutes the output.
     """
 
     causal = False
@@ -130,9 +134,9 @@ class Encoder(_Transformer):
 
 
 class Decoder(_Transformer):
-    """As `CausalTransformer`, with each block looking at a memory (B, S, E) too, between attention and MLP.
+    """As `CausalTransformer`, with cross-attention to a memory (B, S, E) between attention and MLP of each block.
 
-    `mask` says which positions of the memory may be seen.
+    `mask` is true at the positions of the memory that may be seen.
     """
 
     causal = True
@@ -149,12 +153,12 @@ class Decoder(_Transformer):
 
 
 class EncoderDecoder(nn.Module):
-    """One sequence read by an encoder, another written by a decoder that looks at it (Vaswani et al. 2017)."""
+    """An encoder of a source sequence, and a decoder of a target sequence that attends to it (Vaswani et al. 2017)."""
 
     def __init__(self, encoder: Encoder, decoder: Decoder) -> None:
         super().__init__()
         if encoder.width != decoder.width:
-            raise ValueError(f"encoder and decoder must have one width, got {encoder.width} and {decoder.width}")
+            raise ValueError(f"encoder and decoder must have the same width, got {encoder.width} and {decoder.width}")
         self.encoder, self.decoder = encoder, decoder
 
     def forward(
@@ -167,9 +171,7 @@ class EncoderDecoder(nn.Module):
 
 
 def _norm(width: int, settings: BlockSettings) -> nn.Module:
-    if settings.norm == "rms":
-        return RMSNorm(width)
-    return nn.LayerNorm(width, bias=settings.bias)
+    return make_norm(settings.norm, width, bias=settings.bias)
 
 
 class _Block(nn.Module):
@@ -177,7 +179,7 @@ class _Block(nn.Module):
         self, width: int, heads: int, settings: BlockSettings, dropout: float, layer: int, causal: bool, cross: bool
     ) -> None:
         super().__init__()
-        self.pre, self.mlp = settings.place == "pre", settings.mlp
+        self.pre, self.mlp = settings.norm_position == "pre", settings.mlp
         parts: dict[str, Any] = {"qk_norm": settings.qk_norm, "bias": settings.bias, "layer": layer}
         self.norm_attention = _norm(width, settings)
         self.attention = SelfAttention(width, heads, causal=causal, **parts)
@@ -209,7 +211,7 @@ class _Block(nn.Module):
     def _add(
         self, x: Tensor, norm: nn.Module, part: Callable[[Tensor], Tensor], modulation: Tensor | None = None
     ) -> Tensor:
-        if modulation is not None:  # what is added is scaled and shifted before, and gated after
+        if modulation is not None:  # scale and shift before `part`, gate after it
             scale, shift, gate = (m.unsqueeze(1) for m in modulation.chunk(3, dim=1))
             return x + gate * self.dropout(part(torch.addcmul(shift, norm(x), 1 + scale)))
         return x + self.dropout(part(norm(x))) if self.pre else norm(x + self.dropout(part(x)))

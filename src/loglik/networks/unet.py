@@ -1,8 +1,8 @@
-r"""The U-Net of diffusion models: residual convolutions at several sizes of an image, joined by shortcuts.
+r"""The U-Net of diffusion models: residual convolutions at several resolutions, joined by shortcuts.
 
-Level l works at $1/2^l$ of the image's size. The way down ends each level with a convolution of stride 2, the way up
-begins each with its transpose, and a block on the way up reads what its counterpart on the way down wrote. A block is
-$h \leftarrow h + W_2\,n(W_1\,n(h), c)$ with n group norm and SiLU, modulated by a vector c where it is given. B batch,
+Level l works at $1/2^l$ of the image's size. On the way down, a convolution of stride 2 separates levels; on the way
+up, its transpose. A block on the way up also reads the output of its counterpart on the way down. A block computes
+$h \leftarrow h + W_2\,n(W_1\,n(h), c)$, where n is group norm and SiLU, modulated by an optional vector c. B batch,
 C channels, H W image, E width of the vector.
 """
 
@@ -25,22 +25,26 @@ class UNet(nn.Module):
     """Images (B, C, H, W) and a vector (B, E) to images of the same size.
 
     Args:
-        channels, outputs: C in and O out; as many out as in if None.
-        width: of the first level.
-        multipliers: of the width, one for each level; each level but the first works at half the size of the last.
-        blocks: residual blocks of each level, on the way down and again on the way up.
+        channels: C of the images.
+        outputs: O, channels of the output; C if None.
+        width: channels of the first level.
+        multipliers: for each level, the factor of its width; each level has half the size of the one before.
+        blocks: number of residual blocks of each level, on the way down and again on the way up.
         attention: the levels whose blocks are followed by self-attention over all positions.
-        heads: of the attention.
+        heads: number of attention heads.
         context: E, the width of a vector (time, label) that scales and shifts every block; 0 for none.
-        groups: of the group norms.
-        dropout: within the blocks, in training.
+        groups: number of groups of the group norms.
+        dropout: the fraction dropped within the blocks, in training.
 
-    An image whose sides the strides do not divide is padded with zeros at the right and below, and the output cropped.
-    The last map of each block and of the network starts at zero, so the network starts by giving zeros.
+    An image whose sides are no multiples of the total stride is padded with zeros at the right and below, and the
+    output is cropped. The last map of each block and of the network starts at zero, so that the network's first
+    outputs are zero.
 
-    Raises ValueError where groups or heads do not divide a width, and for images of other channels.
+    Raises:
+        ValueError: groups or heads that do not divide a width; images with another number of channels.
 
-    Sources: Ronneberger et al. 2015, "U-Net"; Ho et al. 2020, "Denoising diffusion probabilistic models", appendix B.
+    References: Ronneberger et al. 2015, "U-Net"; Ho et al. 2020, "Denoising diffusion probabilistic models",
+    appendix B.
     """
 
     def __init__(
@@ -60,9 +64,9 @@ class UNet(nn.Module):
         super().__init__()
         levels = len(multipliers)
         if not levels or min(multipliers) < 1 or blocks < 1:
-            raise ValueError(f"a U-Net has levels of at least 1 block, got {tuple(multipliers)} and {blocks} blocks")
+            raise ValueError(f"use multipliers and blocks of at least 1, got {tuple(multipliers)} and {blocks}")
         if not set(attention) <= set(range(levels)):
-            raise ValueError(f"attention names levels 0 ... {levels - 1}, got {tuple(attention)}")
+            raise ValueError(f"attention must name levels among 0 ... {levels - 1}, got {tuple(attention)}")
         self.channels, self.outputs = channels, outputs or channels
         self.stride = 2 ** (levels - 1)
         widths = [width * m for m in multipliers]
@@ -100,25 +104,25 @@ class UNet(nn.Module):
         self, x: Float[Tensor, "B C H W"], context: Float[Tensor, "B E"] | None = None
     ) -> Shaped[Tensor, "B O H W"]:
         if x.shape[1] != self.channels:
-            raise ValueError(f"this network takes images of {self.channels} channels, got {tuple(x.shape[1:])}")
+            raise ValueError(f"this network expects images of {self.channels} channels, got {tuple(x.shape[1:])}")
         vector = None if self.embedding is None else self.embedding(context)
         height, width = x.shape[2:]
         below, right = (-height) % self.stride, (-width) % self.stride
         if below or right:
             x = F.pad(x, (0, right, 0, below))
         h = self.stem(x.contiguous(memory_format=torch.channels_last))
-        kept = []
+        shortcuts = []
         for level, blocks in enumerate(self.down):
             if level:
                 h = self.shrink[level - 1](h)
             for block in blocks:  # type: ignore[attr-defined]
                 h = block(h, vector)
-                kept.append(h)
+                shortcuts.append(h)
         for block in self.middle:
             h = block(h, vector)
         for level in reversed(range(len(self.up))):
             for block in self.up[level]:  # type: ignore[attr-defined]
-                h = block(torch.cat([h, kept.pop()], dim=1), vector)
+                h = block(torch.cat([h, shortcuts.pop()], dim=1), vector)
             if level:
                 h = self.grow[level - 1](h)
         return self.output(self.norm(h))[:, :, :height, :width]
@@ -133,7 +137,7 @@ class _Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.second = nn.Conv2d(width, width, 3, padding=1)
         self.shortcut = nn.Conv2d(inputs, width, 1) if inputs != width else nn.Identity()
-        self.attention = _Attention(width, heads, groups) if heads else None
+        self.attention = _ImageAttention(width, heads, groups) if heads else None
         nn.init.zeros_(self.second.weight)
         assert self.second.bias is not None
         nn.init.zeros_(self.second.bias)
@@ -147,8 +151,8 @@ class _Block(nn.Module):
         return h if self.attention is None else self.attention(h)
 
 
-class _Attention(nn.Module):
-    """Self-attention over the positions of an image, added to it."""
+class _ImageAttention(nn.Module):
+    """Self-attention over the positions of an image, added to the image."""
 
     def __init__(self, width: int, heads: int, groups: int) -> None:
         super().__init__()

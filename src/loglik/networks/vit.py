@@ -1,7 +1,7 @@
-r"""A vision Transformer, hybrid where convolutions come first (the notes, part B of the hybrid vision Transformer).
+r"""Vision Transformer, hybrid if convolutions precede it (the notes, part B of the hybrid vision Transformer).
 
-An image is cut into P × P patches, each patch is mapped to a vector of width E by one linear map (a convolution of
-kernel and stride P), positions are added, and an encoder of self-attention reads the sequence.
+An image is cut into P × P patches. One linear map (a convolution of kernel and stride P) maps each patch to a vector of
+width E. Positions are added, and an encoder of self-attention reads the sequence.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from loglik.networks.norms import make_norm
 from loglik.networks.positions import sinusoids
 from loglik.networks.transformer import Encoder
 
@@ -23,17 +24,18 @@ class ViT(nn.Module):
 
     Args:
         shape: (C, H, W) of the images.
-        patch: P, of the stem's maps where there is a stem.
+        patch: P, in pixels, or in positions of the stem's maps.
         stem: widths of 3×3 convolutions before the patches, each with stride 2, batch norm and ReLU; empty for none.
         width, depth, heads: of the encoder.
-        positions: `learned`, `sinusoidal` (by the patch's number), or `none`.
-        pool: `mean` over the patches, or `class` for a learned token of its own.
-        dropout: in the encoder, in training.
+        positions: `learned`, `sinusoidal` (by the index of the patch), or `none`.
+        pool: `mean` over the patches, or `class` for the features of a learned class token.
+        dropout: the fraction dropped after the positions and in the encoder, in training.
 
-    Raises ValueError where the patches do not tile the maps, for images of another shape, and in training for a batch
-    of one where the stem's maps shrink to 1×1.
+    Raises:
+        ValueError: patches that do not tile the maps; images of another shape; in training, a batch of one if the
+            stem's maps shrink to 1×1.
 
-    Sources: Dosovitskiy et al. 2021, "An image is worth 16×16 words", section 3.1; for the stem Xiao et al. 2021,
+    References: Dosovitskiy et al. 2021, "An image is worth 16×16 words", section 3.1; for the stem Xiao et al. 2021,
     "Early convolutions help transformers see better".
     """
 
@@ -51,22 +53,23 @@ class ViT(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        channels, height, across = shape
+        channels, height, image_width = shape
         self.shape, self.pool = tuple(shape), pool
         layers: list[nn.Module] = []
         for after in stem:
-            layers += [nn.Conv2d(channels, after, 3, 2, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-            channels, height, across = after, (height + 1) // 2, (across + 1) // 2
-        if patch < 1 or height % patch or across % patch:
-            raise ValueError(f"patches of {patch} do not tile maps of {height}×{across}: use a divisor of both")
+            convolution = nn.Conv2d(channels, after, 3, 2, padding=1, bias=False)
+            layers += [convolution, make_norm("batch", after, image=True), nn.ReLU()]
+            channels, height, image_width = after, (height + 1) // 2, (image_width + 1) // 2
+        if patch < 1 or height % patch or image_width % patch:
+            raise ValueError(f"patches of {patch} do not tile maps of {height}×{image_width}: use a divisor of both")
         if positions not in ("learned", "sinusoidal", "none"):
             raise ValueError(f"unknown positions {positions!r}: use learned, sinusoidal or none")
         if pool not in ("mean", "class"):
             raise ValueError(f"unknown pool {pool!r}: use mean or class")
         self.stem = nn.Sequential(*layers)
-        self.maps = (height, across)
+        self.maps = (height, image_width)
         self.patches = nn.Conv2d(channels, width, patch, patch)
-        count = (height // patch) * (across // patch) + (pool == "class")
+        count = (height // patch) * (image_width // patch) + (pool == "class")
         self.class_token = nn.Parameter(torch.zeros(1, 1, width)) if pool == "class" else None
         self.positions: Tensor | None
         if positions == "learned":
@@ -80,10 +83,10 @@ class ViT(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B E"]:
         if tuple(x.shape[1:]) != self.shape:
-            raise ValueError(f"this network takes images of shape {self.shape}, got {tuple(x.shape[1:])}")
+            raise ValueError(f"this network expects images of shape {self.shape}, got {tuple(x.shape[1:])}")
         if self.training and len(self.stem) and len(x) == 1 and self.maps == (1, 1):
             raise ValueError(
-                "batch norm takes at least 2 examples a batch in training where maps shrink to 1×1, got 1: use a "
+                "batch norm needs at least 2 examples per batch in training where maps shrink to 1×1, got 1: use a "
                 "shorter stem or a larger batch"
             )
         h = self.patches(self.stem(x)).flatten(2).transpose(1, 2)

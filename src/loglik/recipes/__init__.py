@@ -3,26 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from loglik.data.spec import DataSpec
 from loglik.density import Density
-from loglik.recipes.autoregressive import AUTOREGRESSIVE
-from loglik.recipes.classifier import CLASSIFIER
-from loglik.recipes.diffusion import DIFFUSION
-from loglik.recipes.flow import FLOW
-from loglik.recipes.independent import INDEPENDENT
-from loglik.recipes.recipe import Recipe, Unsuitable, check_options
-from loglik.recipes.vae import VAE_RECIPE
+from loglik.recipes.autoregressive import AUTOREGRESSIVE, AutoregressiveOptions
+from loglik.recipes.classifier import CLASSIFIER, ClassifierOptions
+from loglik.recipes.diffusion import DIFFUSION, DiffusionOptions
+from loglik.recipes.flow import FLOW, FlowOptions
+from loglik.recipes.independent import INDEPENDENT, IndependentOptions
+from loglik.recipes.options import Option, Options, check_types, option
+from loglik.recipes.recipe import Recipe, Unsuitable
+from loglik.recipes.vae import VAE_RECIPE, VAEOptions
 
-__all__ = ["RECIPES", "Recipe", "Unsuitable", "build", "recipe"]
+__all__ = [
+    "RECIPES",
+    "AutoregressiveOptions",
+    "ClassifierOptions",
+    "DiffusionOptions",
+    "FlowOptions",
+    "IndependentOptions",
+    "Option",
+    "Options",
+    "Recipe",
+    "Unsuitable",
+    "VAEOptions",
+    "build",
+    "check_types",
+    "option",
+    "recipe",
+]
 
-RECIPES: dict[str, Recipe] = {r.name: r for r in (INDEPENDENT, CLASSIFIER, AUTOREGRESSIVE, FLOW, VAE_RECIPE, DIFFUSION)}
+RECIPES: dict[str, Recipe[Any]] = {
+    r.name: r for r in (INDEPENDENT, CLASSIFIER, AUTOREGRESSIVE, FLOW, VAE_RECIPE, DIFFUSION)
+}
 
 
-def recipe(name: str) -> Recipe:
-    """The recipe of a family's name, or of a variant's: `flow:glow` is the flow's with kind=glow, `vae:flow` the VAE's
+def recipe(name: str) -> Recipe[Any]:
+    """Return the recipe of a family, or of a variant: `flow:glow` is the flow's with kind=glow, `vae:flow` the VAE's
     with prior=flow."""
     family, colon, kind = name.partition(":")
     if family not in RECIPES:
@@ -34,17 +52,13 @@ def recipe(name: str) -> Recipe:
         known = ", ".join(f"{family}:{k}" for k in chosen.kinds)
         raise ValueError(f"unknown model {name!r}: " + (f"use {known}" if known else f"{family} has no variants"))
     training = chosen.training_by_kind.get(kind, chosen.training)
-    return replace(chosen, name=name, build=partial(chosen.build, **{chosen.variant: kind}), training=training)
+    return replace(chosen, name=name, preset={chosen.variant: kind}, training=training)
 
 
 def build(name: str, spec: DataSpec, **options: Any) -> Density:
-    """An untrained density of a family for data of a spec.
+    """Return an untrained density of a family for data of a spec.
 
-    Raises `Unsuitable` where the family cannot take the data, and ValueError for an unknown option or a wrong value.
+    Raises `Unsuitable` if the family cannot model the data, and ValueError for an unknown option or a wrong value.
     """
     chosen = recipe(name)
-    unknown = sorted(set(options) - set(chosen.options))
-    if unknown:
-        raise ValueError(f"{name} has no option {unknown[0]!r}: it has {', '.join(chosen.options)}")
-    check_options(options, chosen.options)
-    return chosen.build(spec, **options)
+    return chosen.build(spec, chosen.parse(options))

@@ -1,10 +1,11 @@
-"""Diffusion models: the VP-SDE with a U-Net for images, a Transformer for images by choice, an MLP for all else."""
+"""Diffusion models: the VP-SDE with a U-Net or a Transformer for images, and an MLP for other data."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -12,80 +13,103 @@ from torch import nn
 from loglik.data.spec import DataSpec
 from loglik.density import Density
 from loglik.diffusion import (
+    VLB,
     ColumnDenoiser,
+    Cosine,
     Denoiser,
     Diffusion,
+    Learned,
     LevelDenoiser,
     LinearBeta,
-    Objective,
+    LinearLogSNR,
+    NoiseSchedule,
     PixelDenoiser,
     Sampler,
+    ScoreMatching,
 )
 from loglik.flows import Flow
 from loglik.networks import DiT, ResidualMLP, UNet
-from loglik.recipes.recipe import Recipe, from_zero, label_embedding, pick
+from loglik.recipes.options import Options, option
+from loglik.recipes.recipe import Recipe, from_zero, label_embedding, pick, refuse_unused
 from loglik.recipes.vectors import refuse_text, to_vector
 from loglik.transforms import Standardise
 
-__all__ = ["DIFFUSION"]
+__all__ = ["DIFFUSION", "DiffusionOptions"]
 
 FEATURES = 32
 EMBEDDING = 16
-READS, WRITES = 8, 32  # features of a level that an image's network sees and gives
-KINDS = ("unet", "dit", "mlp")
-SMALL_SIDE = 12  # images with a side below this are vectors to the MLP
-MOST_LOGITS = 2**20  # of an example: up to here each of its dimensions has a probability of each of its levels
+READS, WRITES = 8, 32  # features per level that an image's network reads and writes
+MIN_SIDE = 12  # images with a smaller side are vectors to the MLP
+MAX_LOGITS = 2**20  # per example: up to here the denoiser of an image gives each level of each dimension a probability
 UNLABELLED = 0.1  # the share of labels left out in training, so that samples can be guided
+BETAS = 0.1, 20.0  # Song et al. 2021, appendix C; DDPM's 0.0001 to 0.02 times its T = 1000
+
+Kind = Literal["unet", "dit", "mlp"]
+KINDS: tuple[str, ...] = get_args(Kind)
 
 
-def build(
-    spec: DataSpec,
-    *,
-    size: str = "small",
-    width: int | None = None,
-    depth: int | None = None,
-    kind: str = "auto",
-    dropout: float | None = None,
-    weighting: str = "likelihood",
-    steps: int | None = None,
-    method: str = "auto",
-    conditional: bool = False,
-) -> Density:
-    """`kind` is auto, unet, dit or mlp: the denoiser; `weighting` what training minimises (likelihood, simple, ...);
-    `method` and `steps` are how it samples (`ddpm`, `unipc`, ...): auto is `dpm++2m-sde` in 20 steps to log-SNR 4 of a
-    unet or dit, `ddpm` in 200 of an mlp."""
+@dataclass(frozen=True, kw_only=True)
+class DiffusionOptions(Options):
+    """Options of `diffusion`."""
+
+    kind: Literal["auto"] | Kind = option(
+        "auto", help="Network of the denoiser; auto is unet for images of 12×12 or more, else mlp."
+    )
+    width: int | None = option(None, min=1, help="Width of the network; by size if null.")
+    depth: int | None = option(
+        None, min=1, help="Blocks: per resolution of unet, in all of dit and mlp (3 if null); by size if null."
+    )
+    patch: int | None = option(None, min=1, help="Side of dit's patches; 2, 4 or 8 by the image's size if null.")
+    dropout: float | None = option(None, min=0, below=1, help="Dropout rate; if null 0.2 for mlp, else 0.")
+    schedule: Literal["linear", "cosine", "linear-logsnr", "learned"] = option(
+        "linear",
+        help="Noise schedule: β(t) linear (the VP-SDE), α(t) a cosine, the log-SNR linear, or a monotone network.",
+    )
+    beta_min: float | None = option(None, above=0, help="β(0) of the linear schedule; 0.1 if null.")
+    beta_max: float | None = option(None, above=0, help="β(1) of the linear schedule; 20 if null.")
+    T: int | None = option(
+        None, min=2, help="Steps of a DDPM chain, for training, the bound and sampling; continuous time if null."
+    )
+    prediction: Literal["auto", "noise", "data", "v", "score"] = option(
+        "auto",
+        help="What the network predicts; auto is v for real numbers, and for pixels and codes the probability of each "
+        "level, which has the better likelihood.",
+    )
+    weighting: Literal["likelihood", "simple", "data", "v", "min-snr", "sigmoid"] = option(
+        "likelihood", help="Weighting of the noise levels in the training loss; likelihood is the bound itself."
+    )
+    method: Literal[
+        "auto", "ddpm", "ddim", "euler-maruyama", "predictor-corrector", "heun", "dpm++2m", "dpm++3m", "dpm++2m-sde",
+        "unipc", "ipndm", "adaptive",
+    ] = option("auto", help="Sampling method; auto is ddpm, or for unet and dit dpm++2m-sde to log-SNR 4.")  # fmt: skip
+    steps: int | None = option(
+        None, min=1, help="Sampling steps; if null T, or 20 for unet and dit with method=auto, else 200."
+    )
+    conditional: bool = option(False, help="Learn p(x | label) instead of p(x).")
+
+
+def build(spec: DataSpec, options: DiffusionOptions) -> Density:
+    """Return a diffusion model; columns of real numbers are standardised before it."""
     refuse_text(spec, "diffusion")
-    kind = _kind(spec, kind)
+    kind = _kind(spec, options.kind)
     image = kind != "mlp"
-    context = label_embedding(spec, EMBEDDING, conditional)
+    if kind != "dit":
+        refuse_unused(options, ("patch",), f"kind={kind}", "use kind=dit")
     shape = spec.event_shape if spec.levels is not None or image else (spec.dims,)
     codes = any(spec.categories)
-    by_level = spec.levels is not None and spec.dims * spec.levels <= (MOST_LOGITS if image else 2**14)
-    network = (
-        _image_network(kind, shape, by_level, size, width, depth, dropout or 0.0, context is not None)
-        if image
-        else _vector_network(spec, by_level, size, width, depth, 0.2 if dropout is None else dropout, conditional)
-    )
-    options: dict[str, Any] = {
-        "features": FEATURES, "context": context, "unconditional": UNLABELLED if conditional else 0.0
-    }  # fmt: skip
-    denoiser: Denoiser
-    if by_level and image:
-        denoiser = PixelDenoiser(network, spec.levels or 0, shape, reads=READS, writes=WRITES, **options)
-    elif by_level:
-        denoiser = LevelDenoiser(network, spec.levels or 0, shape, **options)
-    elif codes:
-        denoiser = ColumnDenoiser(network, spec.categories, **options)
-    else:
-        denoiser = Denoiser(network, event_shape=shape, **options)
+    max_logits = MAX_LOGITS if image else 2**14
+    by_level = options.prediction == "auto" and spec.levels is not None and spec.dims * spec.levels <= max_logits
+    weighting = options.weighting
+    adaptive = image and weighting == "likelihood" and options.T is None and options.schedule != "learned"
     diffusion = Diffusion(
-        denoiser,
+        _denoiser(spec, options, kind, shape, by_level),
         shape,
         levels=spec.levels,
         categories=spec.categories if codes else None,
-        schedule=_schedule(spec, image, by_level),
-        objective=Objective(weighting, times="importance" if image and weighting == "likelihood" else "uniform"),
-        sampler=_sampler(method, steps, image),
+        schedule=_schedule(spec, options, image, by_level),
+        objective=ScoreMatching(weighting, times="importance" if adaptive else "uniform", steps=options.T),
+        likelihood=None if options.T is None else VLB(options.T),
+        sampler=_sampler(options, image),
     )
     if spec.levels is not None:
         return diffusion
@@ -93,93 +117,143 @@ def build(
     return Flow(transforms, diffusion) if transforms else diffusion
 
 
-def _sampler(method: str, steps: int | None, image: bool) -> Sampler:
-    if method == "auto" and image:
-        return Sampler(method="dpm++2m-sde", steps=20 if steps is None else steps, until=4.0)
-    return Sampler(method="ddpm" if method == "auto" else method, steps=200 if steps is None else steps)
+def _denoiser(spec: DataSpec, options: DiffusionOptions, kind: str, shape: tuple[int, ...], by_level: bool) -> Denoiser:
+    """Return the denoiser: of levels, of rows with codes, or of real numbers."""
+    context = label_embedding(spec, EMBEDDING, options.conditional)
+    if kind == "mlp":
+        network = _vector_network(spec, options, by_level)
+    else:
+        network = (_dit if kind == "dit" else _unet)(shape, options, by_level)
+    shared: dict[str, Any] = {
+        "features": FEATURES, "context": context, "unconditional": UNLABELLED if options.conditional else 0.0
+    }  # fmt: skip
+    if by_level and kind != "mlp":
+        return PixelDenoiser(network, spec.levels or 0, shape, reads=READS, writes=WRITES, **shared)
+    if by_level:
+        return LevelDenoiser(network, spec.levels or 0, shape, **shared)
+    if not any(spec.categories):
+        return Denoiser(
+            network, prediction="v" if options.prediction == "auto" else options.prediction, event_shape=shape, **shared
+        )
+    if options.prediction != "auto":
+        raise ValueError(
+            f"prediction={options.prediction} is for images and real numbers, and these are {spec.describe()}: use "
+            "prediction=auto"
+        )
+    return ColumnDenoiser(network, spec.categories, **shared)
+
+
+def _sampler(options: DiffusionOptions, image: bool) -> Sampler:
+    steps = options.steps or options.T
+    if options.method == "auto" and options.T is not None:
+        return Sampler(method="ddpm", steps=steps or 200, spacing="time")
+    if options.method == "auto" and image:
+        return Sampler(method="dpm++2m-sde", steps=steps or 20, until=4.0)
+    return Sampler(method="ddpm" if options.method == "auto" else options.method, steps=steps or 200)
 
 
 def _kind(spec: DataSpec, kind: str) -> str:
-    if kind not in ("auto", *KINDS):
-        raise ValueError(f"unknown kind {kind!r}: use auto, {', '.join(KINDS)}")
     image = spec.kind == "image"
     if kind == "auto":
-        return "unet" if image and min(spec.event_shape[1:]) >= SMALL_SIDE else "mlp"
+        return "unet" if image and min(spec.event_shape[1:]) >= MIN_SIDE else "mlp"
     if kind != "mlp" and not image:
-        raise ValueError(f"kind={kind} takes images, and these are {spec.describe()}: use kind=mlp")
+        raise ValueError(f"kind={kind} models images, and these are {spec.describe()}: use kind=mlp")
     return kind
 
 
-def _schedule(spec: DataSpec, image: bool, by_level: bool) -> LinearBeta:
-    """Least noise: a denoiser of levels snaps to one, so little costs it nothing; below 0.4 of the levels' distance
-    another one only loses what the reconstruction would have known."""
+def _schedule(spec: DataSpec, options: DiffusionOptions, image: bool, by_level: bool) -> NoiseSchedule:
+    """Return the noise schedule, which starts where less noise would not improve the bound.
+
+    A denoiser of levels snaps to one, so that little noise costs it nothing. For others, noise below 0.4 of the levels'
+    distance only loses what the reconstruction would have known.
+    """
+    if options.schedule != "linear":
+        refuse_unused(options, ("beta_min", "beta_max"), f"schedule={options.schedule}", "use schedule=linear")
+    first, last = options.beta_min or BETAS[0], options.beta_max or BETAS[1]
     if spec.levels is None:
-        return LinearBeta(t_min=1e-5)
-    if by_level and not image:
-        return LinearBeta(t_min=1e-4)
-    logsnr = torch.tensor(-2 * math.log((0.25 if by_level else 0.8) / (spec.levels - 1)))
-    return LinearBeta(t_min=LinearBeta(t_min=1e-9).time(logsnr).item())
+        t_min = 1e-5
+    elif by_level and not image:
+        t_min = 1e-4
+    else:
+        logsnr = torch.tensor(-2 * math.log((0.25 if by_level else 0.8) / (spec.levels - 1)))
+        t_min = LinearBeta(first, last, t_min=1e-9).time(logsnr).item()
+    linear = LinearBeta(first, last, t_min=t_min)
+    if options.schedule == "linear":
+        return linear
+    highest = linear.logsnr(torch.zeros(())).item()
+    if options.schedule == "cosine":
+        return Cosine(highest)
+    if options.schedule == "linear-logsnr":
+        return LinearLogSNR(highest)
+    if options.T is not None or options.weighting != "likelihood":
+        raise ValueError(
+            "schedule=learned minimises the variance of the continuous bound: leave T out and use weighting=likelihood"
+        )
+    return Learned(highest)
 
 
-def _vector_network(
-    spec: DataSpec, by_level: bool, size: str, width: int | None, depth: int | None, dropout: float, conditional: bool
-) -> nn.Module:
+def _context(options: DiffusionOptions) -> int:
+    """The width of the vector of time features and label."""
+    return FEATURES + (EMBEDDING if options.conditional else 0)
+
+
+def _vector_network(spec: DataSpec, options: DiffusionOptions, by_level: bool) -> nn.Module:
     inputs = sum(count or 1 for count in spec.categories)  # a code is a one-hot vector
     network = ResidualMLP(
         inputs,
         inputs * (spec.levels if by_level and spec.levels else 1),
-        width=width or pick(size, small=256, medium=512, large=1024),
-        depth=depth or 3,
-        context=FEATURES + (EMBEDDING if conditional else 0),
-        dropout=dropout,
+        width=options.width or pick(options.size, small=256, medium=512, large=1024),
+        depth=options.depth or 3,
+        context=_context(options),
+        dropout=0.2 if options.dropout is None else options.dropout,
     )
-    from_zero(network.output)  # type: ignore[arg-type]
+    from_zero(network.output)
     return network
 
 
-def _image_network(
-    kind: str,
-    shape: tuple[int, ...],
-    by_level: bool,
-    size: str,
-    width: int | None,
-    depth: int | None,
-    dropout: float,
-    conditional: bool,
-) -> nn.Module:
+def _channels(channels: int, by_level: bool) -> tuple[int, int]:
+    """The channels in and out of an image's network."""
+    return (channels * (READS + 2), channels * WRITES) if by_level else (channels, channels)
+
+
+def _dit(shape: tuple[int, ...], options: DiffusionOptions, by_level: bool) -> nn.Module:
     channels, height, across = shape
-    inputs, outputs = (channels * (READS + 2), channels * WRITES) if by_level else (channels, channels)
-    context = FEATURES + (EMBEDDING if conditional else 0)
-    small = max(height, across) <= 32
-    if kind == "dit":
-        width = width or pick(size, small=128, medium=256, large=384)
-        return DiT(
-            (inputs, height, across),
-            outputs,
-            patch=2 if small else 4 if max(height, across) <= 64 else 8,
-            width=width,
-            depth=depth or pick(size, small=4, medium=6, large=12),
-            heads=max(h for h in (1, 2, 4, 8) if width % h == 0),
-            context=context,
-            dropout=dropout,
-        )
-    width = width or pick(size, small=32, medium=64, large=128)
-    levels = 3 if small else 4
+    inputs, outputs = _channels(channels, by_level)
+    width = options.width or pick(options.size, small=128, medium=256, large=384)
+    side = max(height, across)
+    return DiT(
+        (inputs, height, across),
+        outputs,
+        patch=options.patch or (2 if side <= 32 else 4 if side <= 64 else 8),
+        width=width,
+        depth=options.depth or pick(options.size, small=4, medium=6, large=12),
+        heads=max(h for h in (1, 2, 4, 8) if width % h == 0),
+        context=_context(options),
+        dropout=options.dropout or 0.0,
+    )
+
+
+def _unet(shape: tuple[int, ...], options: DiffusionOptions, by_level: bool) -> nn.Module:
+    channels, height, across = shape
+    inputs, outputs = _channels(channels, by_level)
+    width = options.width or pick(options.size, small=32, medium=64, large=128)
+    resolutions = 3 if max(height, across) <= 32 else 4
     return UNet(
         inputs,
         outputs,
         width=width,
-        multipliers=(1, *[2] * (levels - 1)),
-        blocks=depth or pick(size, small=2, medium=2, large=3),
-        attention=(levels - 1,),
+        multipliers=(1, *[2] * (resolutions - 1)),
+        blocks=options.depth or pick(options.size, small=2, medium=2, large=3),
+        attention=(resolutions - 1,),
         heads=max(h for h in (1, 2, 4) if 2 * width % h == 0),
-        context=context,
+        context=_context(options),
         groups=max(g for g in (1, 2, 4, 8) if width % g == 0),
-        dropout=dropout,
+        dropout=options.dropout or 0.0,
     )
 
 
 def training(spec: DataSpec, kind: str = "auto") -> dict[str, Any]:
+    """Return the training settings of a kind."""
     if _kind(spec, kind) == "mlp":
         return {"learning_rate": 1e-3, "batch_size": 128, "ema_decay": 0.998}
     batch = max(4, min(32, 2**15 // spec.dims))
@@ -191,6 +265,7 @@ def training(spec: DataSpec, kind: str = "auto") -> dict[str, Any]:
 DIFFUSION = Recipe(
     name="diffusion",
     summary="VP-SDE, trained by denoising score matching; images, tables (mixed too), arrays",
+    options_type=DiffusionOptions,
     build=build,
     training=training,
     kinds=KINDS,

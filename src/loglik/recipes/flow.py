@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
@@ -15,8 +17,10 @@ from loglik.flows import (
     Chain,
     Elementwise,
     Flow,
+    GaussianMixture,
     Map,
     Spline,
+    StandardLogistic,
     VariationalDequantize,
     Whitening,
     autoregressions,
@@ -24,41 +28,58 @@ from loglik.flows import (
     couplings,
     glow,
 )
+from loglik.recipes.options import Options, option
 from loglik.recipes.recipe import Recipe, from_zero, label_embedding, pick
 from loglik.recipes.vectors import refuse_text, to_vector
 from loglik.transforms import Dequantize, Jitter, Logit, PartialOut, Scale, SoftTails, Transform
 
-__all__ = ["FLOW"]
+__all__ = ["FLOW", "FlowOptions"]
 
 EMBEDDING = 16
 INTERVAL = 5.0
 NOISE_WIDTH = 32
-MOST_STEPS = 256  # of sampling one dimension after another, by default; an image above it is not tiny
-KINDS = ("nsf", "nsf-ar", "realnvp", "maf", "iaf", "glow", "continuous")
+MAX_AUTOREGRESSIVE = 256  # steps of sampling one dimension after another, by default; an image above it is not tiny
+
+Kind = Literal["nsf", "nsf-ar", "realnvp", "maf", "iaf", "glow", "continuous"]
+KINDS: tuple[str, ...] = get_args(Kind)
 
 
-def build(
-    spec: DataSpec,
-    *,
-    size: str = "small",
-    width: int | None = None,
-    depth: int | None = None,
-    bins: int = 8,
-    kind: str = "auto",
-    dropout: float = 0.2,
-    jitter: float = 80.0,
-    conditional: bool = False,
-) -> Density:
-    """`kind` is auto, nsf, nsf-ar, realnvp, maf, iaf, glow or continuous; `conditional=true` for p(x | label)."""
+@dataclass(frozen=True, kw_only=True)
+class FlowOptions(Options):
+    """Options of `flow`."""
+
+    kind: Literal["auto"] | Kind = option(
+        "auto", help="Transforms; auto is nsf-ar for tables and arrays, nsf for small images, glow for larger ones."
+    )
+    base: Literal["normal", "logistic", "mixture"] = option(
+        "normal", help="Base density: N(0, I), independent logistics, or a learned Gaussian mixture."
+    )
+    width: int | None = option(None, min=1, help="Width of the networks' hidden layers; by size if null.")
+    depth: int | None = option(
+        None,
+        min=1,
+        help="Number of transforms: couplings, autoregressive maps, steps of glow per scale, or solver steps of "
+        "continuous; by size if null.",
+    )
+    bins: int = option(8, min=1, help="Bins of each spline.")
+    dropout: float = option(0.2, min=0, below=1, help="Dropout rate of couplings' and autoregressive maps' networks.")
+    jitter: float = option(
+        80.0,
+        min=0,
+        help="c: in training, real columns get noise with standard deviation min(c / rows, 1/2) after whitening.",
+    )
+    conditional: bool = option(False, help="Learn p(x | label) instead of p(x).")
+
+
+def build(spec: DataSpec, options: FlowOptions) -> Density:
+    """Return a flow: dequantization and marginal splines, then transforms that make the dimensions dependent."""
     refuse_text(spec, "flow")
-    if kind not in ("auto", *KINDS):
-        raise ValueError(f"unknown kind {kind!r}: use auto, {', '.join(KINDS)}")
+    conditional = options.conditional
     context = EMBEDDING if conditional else 0
     embedding = label_embedding(spec, EMBEDDING, conditional)
-    if kind == "auto":
-        kind = _default(spec)
+    kind = _default(spec) if options.kind == "auto" else options.kind
     if kind == "glow":
-        return Flow(_glow(spec, size, width, depth, context), StandardNormal((spec.dims,)), context=embedding)
+        return Flow(_glow(spec, options), _base(spec, options), context=embedding)
     transforms = to_vector(spec, codes=True)
     if spec.levels is None and any(spec.discrete_dims):
         transforms[0] = _learned_noise(spec)
@@ -66,68 +87,79 @@ def build(
         transforms += [Scale(1 / spec.levels), Logit()]
     else:
         transforms += [PartialOut(spec.dims), SoftTails()]
-    marginals = Spline(bins if spec.levels else 16, INTERVAL)
+    marginals = Spline(options.bins if spec.levels else 16, INTERVAL)
     reads_label = from_zero(nn.Linear(context, spec.dims * marginals.parameters)) if conditional else None
     transforms.append(Elementwise(spec.dims, marginals, network=reads_label))
     if spec.dims > 1 and spec.levels is None:
-        transforms += [Whitening(spec.dims), Jitter(jitter)]
+        transforms += [Whitening(spec.dims), Jitter(options.jitter)]
     if spec.dims > 1:
-        transforms += _joint(spec, kind, size, width, depth, bins, dropout, context)
-    return Flow(transforms, StandardNormal((spec.dims,)), context=embedding)
+        transforms += _joint(spec, kind, options)
+    return Flow(transforms, _base(spec, options), context=embedding)
+
+
+def _base(spec: DataSpec, options: FlowOptions) -> Density:
+    bases: dict[str, Callable[[tuple[int, ...]], Density]] = {
+        "normal": StandardNormal, "logistic": StandardLogistic, "mixture": GaussianMixture
+    }  # fmt: skip
+    return bases[options.base]((spec.dims,))
 
 
 def _default(spec: DataSpec) -> str:
-    """On tables the autoregressive one learns more from few rows; on all but tiny images kernels beat dense layers."""
-    if spec.dims <= MOST_STEPS:
+    """Return the kind for a spec.
+
+    On tables the autoregressive one learns more from few rows; on images that are not tiny, kernels beat dense layers.
+    """
+    if spec.dims <= MAX_AUTOREGRESSIVE:
         return "nsf-ar" if spec.levels is None else "nsf"
     return "glow" if spec.kind == "image" and spec.levels is not None and min(spec.event_shape[1:]) > 1 else "nsf"
 
 
-def _joint(
-    spec: DataSpec,
-    kind: str,
-    size: str,
-    width: int | None,
-    depth: int | None,
-    bins: int,
-    dropout: float,
-    context: int,
-) -> list[Transform]:
-    """What makes the dimensions depend on one another."""
-    real = spec.levels is None  # a table's step costs what its layers cost, hardly what their width does
-    width = width or pick(size, small=64 if real else 128, medium=128 if real else 256, large=256 if real else 512)
+def _joint(spec: DataSpec, kind: str, options: FlowOptions) -> list[Transform]:
+    """Return the transforms that make the dimensions depend on one another."""
+    size, context, bins = options.size, EMBEDDING if options.conditional else 0, options.bins
+    real = spec.levels is None  # a table's step costs by its number of layers, hardly by their width
+    width = options.width or pick(
+        size, small=64 if real else 128, medium=128 if real else 256, large=256 if real else 512
+    )
     if kind == "continuous":
-        return continuous_flow(spec.dims, hidden=(width, width), context=context, steps=depth or 8)
-    depth = depth or pick(size, small=4 if real else 6, medium=6 if real else 8, large=8 if real else 12)
+        return continuous_flow(spec.dims, hidden=(width, width), context=context, steps=options.depth or 8)
+    depth = options.depth or pick(size, small=4 if real else 6, medium=6 if real else 8, large=8 if real else 12)
     if spec.dims > 1024:  # a coupling has about width · dims · 3K/2 parameters
         bins, depth = min(bins, 4), min(depth, 4)
         width = max(32, min(width, 2**18 // spec.dims))
-    options: dict[str, Any] = {"layers": depth, "hidden": (width, width), "context": context, "dropout": dropout}
+    settings: dict[str, Any] = {
+        "layers": depth, "hidden": (width, width), "context": context, "dropout": options.dropout
+    }  # fmt: skip
     map: Map = Spline(bins, INTERVAL) if kind.startswith("nsf") else Affine()
     if kind.startswith("nsf") and real:
-        map = Chain(Affine(), map)  # real columns can all but determine one another: a scale sharpens faster than bins
+        map = Chain(Affine(), map)  # real columns can nearly determine one another: a scale sharpens faster than bins
     if kind in ("nsf", "realnvp"):
-        return couplings(spec.dims, map, **options)
-    return autoregressions(spec.dims, map, inverse=kind == "iaf", **options)
+        return couplings(spec.dims, map, **settings)
+    return autoregressions(spec.dims, map, inverse=kind == "iaf", **settings)
 
 
 class _Reader(nn.Module):
-    """What the learned noise reads of a row: numbers standardised, categories one by one."""
+    """Features of a row for the learned noise: numbers standardised, categories as one-hot codes."""
 
     def __init__(self, categories: list[int]) -> None:
         super().__init__()
         self.columns = Columns(categories)
         self.network = nn.Sequential(nn.Linear(self.columns.outputs, NOISE_WIDTH), nn.SiLU())
 
+    @property
+    def output(self) -> nn.Module:
+        return self.network
+
     def initialise(self, x: Tensor) -> None:
         self.columns.initialise(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(self.columns(x))
+        features: Tensor = self.network(self.columns(x))
+        return features
 
 
 def _learned_noise(spec: DataSpec) -> Transform:
-    """Learned dequantization of a mixed table's integers and categories; it starts as uniform noise."""
+    """Return a learned dequantization of a mixed table's integers and categories, which starts as uniform noise."""
     noise, dims = Spline(4, 1.0), sum(spec.discrete_dims)
     read = from_zero(nn.Linear(NOISE_WIDTH, dims * noise.parameters))
     return VariationalDequantize(
@@ -138,17 +170,21 @@ def _learned_noise(spec: DataSpec) -> Transform:
     )
 
 
-def _glow(spec: DataSpec, size: str, width: int | None, depth: int | None, context: int) -> list[Transform]:
-    """Dequantize, scale, then Glow; its kernels see the pixels' neighbourhood."""
+def _glow(spec: DataSpec, options: FlowOptions) -> list[Transform]:
+    """Return a dequantization, a scale, then Glow, whose kernels see the pixels' neighbourhood."""
     if spec.kind != "image" or spec.levels is None or min(spec.event_shape[1:]) < 2:
-        raise ValueError(f"kind=glow takes images of 2×2 pixels or more, and these are {spec.describe()}: use kind=nsf")
-    width = width or pick(size, small=64, medium=128, large=256)
-    depth = depth or pick(size, small=6, medium=12, large=24)
+        raise ValueError(
+            f"kind=glow models images of 2×2 pixels or more, and these are {spec.describe()}: use kind=nsf"
+        )
+    width = options.width or pick(options.size, small=64, medium=128, large=256)
+    depth = options.depth or pick(options.size, small=6, medium=12, large=24)
+    context = EMBEDDING if options.conditional else 0
     dequantized: list[Transform] = [Dequantize(spec.levels), Scale(1 / spec.levels), Logit()]
     return dequantized + glow(spec.event_shape, steps=depth, width=width, context=context)
 
 
 def training(spec: DataSpec, kind: str | None = None) -> dict[str, Any]:
+    """Return the training settings of a kind; those of the spec's default kind if None."""
     if (kind or _default(spec)) == "glow":
         return {"learning_rate": 6e-3, "batch_size": 32, "ema_decay": 0.98}
     if spec.levels is None:
@@ -159,6 +195,7 @@ def training(spec: DataSpec, kind: str | None = None) -> dict[str, Any]:
 FLOW = Recipe(
     name="flow",
     summary="splines over N(0, I), or another kind of flow; images, tables (mixed too), arrays",
+    options_type=FlowOptions,
     build=build,
     training=training,
     kinds=KINDS,

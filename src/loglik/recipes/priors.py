@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 from loglik.density import Density, StandardNormal
 from loglik.diffusion import Denoiser, Diffusion
 from loglik.flows import Flow, LogisticMixture, autoregressions, couplings
 from loglik.networks.mlp import MLP, ResidualMLP
 from loglik.vae import VAE, Gaussian, VampPrior
 
-__all__ = ["PRIORS", "prior_of"]
+__all__ = ["PRIORS", "Prior", "prior_of"]
 
-PRIORS = ("normal", "vamp", "flow", "autoregressive", "hierarchical", "diffusion")
+Prior = Literal["normal", "vamp", "flow", "autoregressive", "hierarchical", "diffusion"]
+PRIORS: tuple[str, ...] = get_args(Prior)
 COMPONENTS = 100
 FEATURES = 16
 
 
 def prior_of(kind: str, latent: int, width: int, inputs: tuple[int, ...]) -> Density:
-    """A prior over L numbers: `normal`, `vamp` (of encoder inputs of a shape), `flow`, `autoregressive`, `hierarchical`
-    or `diffusion`, with networks of a width; all but `vamp` and `diffusion` start at or near N(0, I)."""
+    """Return a prior over L numbers, whose networks have a width.
+
+    `vamp` is a mixture of the posteriors of encoder inputs of a shape. Except for `vamp` and `diffusion`, priors start
+    at or near N(0, I).
+    """
     hidden = (width, width)
     if kind == "normal":
         return StandardNormal((latent,))

@@ -2,82 +2,77 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import nn
 
 from loglik.data.spec import DataSpec
 from loglik.density import Density
+from loglik.recipes.options import Option, Options, Size, options_of
 
-__all__ = ["Recipe", "Unsuitable", "check_options", "from_zero", "label_embedding", "pick"]
+__all__ = ["Recipe", "Unsuitable", "from_zero", "label_embedding", "pick", "refuse_unused"]
+
+Value = TypeVar("Value")
+OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 class Unsuitable(ValueError):
-    """A family cannot take this kind of data, or not yet; the message names what can."""
+    """A family cannot model this kind of data; the message names one that can."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """A family's builder and how such a density is trained best.
+class Recipe(Generic[OptionsT]):
+    """A family's builder, its options, and the training settings that suit it.
 
-    `build(spec, size=..., **options)` returns an untrained density, and `training(spec)` what overrides the defaults
-    of `TrainingSettings`. `kinds` are values of its option `variant`, each a variant with a name of its own
-    (`flow:glow`), and with a training of its own where `training_by_kind` has one. A density that is not `trainable`
-    has no parameters: `initialise` alone fits it.
+    Attributes:
+        name, summary: the family's name, and one line about it.
+        options_type: the dataclass of its options.
+        build: from a DataSpec and the options to an untrained density.
+        training: from a DataSpec to what overrides the defaults of `TrainingSettings`.
+        trainable: False for a density without parameters, which `initialise` alone fits.
+        variant: the option whose values `kinds` are variants with names of their own, such as `flow:glow`.
+        training_by_kind: the training of a variant, where it differs.
+        preset: options that a variant sets.
     """
 
     name: str
     summary: str
-    build: Callable[..., Density]
+    options_type: type[OptionsT]
+    build: Callable[[DataSpec, OptionsT], Density]
     training: Callable[[DataSpec], dict[str, Any]] = lambda spec: {}
     trainable: bool = True
     variant: str = "kind"
     kinds: tuple[str, ...] = ()
     training_by_kind: Mapping[str, Callable[[DataSpec], dict[str, Any]]] = field(default_factory=dict)
+    preset: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def options(self) -> dict[str, Any]:
-        """The builder's keyword arguments and their defaults."""
-        parameters = inspect.signature(self.build).parameters.values()
-        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    def options(self) -> dict[str, Option]:
+        """Each option by name: its values, default and help."""
+        return options_of(self.options_type, self.preset)
+
+    def parse(self, values: Mapping[str, Any]) -> OptionsT:
+        """Return the options with these values, or raise ValueError for an unknown name or a wrong value."""
+        return self.options_type.parse({**self.preset, **values}, owner=self.name)
 
 
-def check_options(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Raise ValueError unless a recipe's options have the types of their defaults, and integers are above 0.
-
-    >>> check_options({"width": 0}, {"width": None})
-    Traceback (most recent call last):
-    ValueError: width must be an integer above 0, got 0
-    """
-    for name, value in options.items():
-        default = defaults[name]
-        if name == "dropout":
-            right = type(value) in (int, float) and 0 <= value < 1
-            words = "from 0 to below 1" if type(value) in (int, float) else "a number"
-        elif name == "kl_warmup":
-            right, words = type(value) is int and value >= 0, "an integer, not below 0"
-        elif default is None or type(default) is int:
-            right, words = type(value) is int and value > 0, "an integer above 0"
-        elif type(default) is float:
-            right, words = type(value) in (int, float), "a number"
-        else:
-            right, words = isinstance(value, type(default)), "true or false" if default in (True, False) else "a text"
-        if not (right or value is default):
-            raise ValueError(f"{name} must be {words}, got {value!r}")
+def pick(size: Size, small: Value, medium: Value, large: Value) -> Value:
+    """Return the value of a size."""
+    return {"small": small, "medium": medium, "large": large}[size]
 
 
-def pick(size: str, **sizes: Any) -> Any:
-    """The entry of a size, or an error that names the sizes."""
-    if size not in sizes:
-        raise ValueError(f"unknown size {size!r}: use {', '.join(sizes)}")
-    return sizes[size]
+def refuse_unused(options: Options, names: tuple[str, ...], chosen: str, reason: str) -> None:
+    """Raise ValueError if one of these options is set (is not None), since the chosen network does not have it."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None:
+            raise ValueError(f"{name}={value} has no effect with {chosen}: leave {name} out, or {reason}")
 
 
 def label_embedding(spec: DataSpec, width: int, conditional: bool) -> nn.Module | None:
-    """An embedding of the label where the density is to be p(x | label)."""
+    """Return an embedding of the label if the density is to be p(x | label), else None."""
     if not conditional:
         return None
     if not spec.classes:
@@ -86,7 +81,7 @@ def label_embedding(spec: DataSpec, width: int, conditional: bool) -> nn.Module 
 
 
 def from_zero(layer: nn.Linear) -> nn.Linear:
-    """A last layer that starts at zero, so that its density starts as what its offsets say: the independent one."""
+    """Set a last layer to zero, so that its density starts as its offsets alone make it: the independent one."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer

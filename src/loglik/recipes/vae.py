@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from loglik.data.spec import DataSpec
 from loglik.density import Density
 from loglik.flows import Flow
 from loglik.networks.ladder import Pyramid, TopDown
-from loglik.networks.mlp import MLP
-from loglik.recipes.priors import PRIORS, prior_of
-from loglik.recipes.recipe import Recipe, from_zero, label_embedding, pick
+from loglik.networks.mlp import ACTIVATIONS, MLP
+from loglik.recipes.options import Options, option
+from loglik.recipes.priors import PRIORS, Prior, prior_of
+from loglik.recipes.recipe import Recipe, from_zero, label_embedding, pick, refuse_unused
 from loglik.recipes.vectors import refuse_text, to_vector
 from loglik.vae import (
     VAE,
@@ -20,73 +22,96 @@ from loglik.vae import (
     DiscretisedLogistic,
     Gaussian,
     Integers,
+    KLWeighting,
     LadderVAE,
     LocalPixels,
     Mixed,
-    Objective,
     Observation,
 )
 
-__all__ = ["VAE_RECIPE"]
+__all__ = ["VAE_RECIPE", "VAEOptions"]
 
 EMBEDDING = 16
-NETWORKS = ("auto", "mlp", "ladder")
 WARMUP = 500  # steps; at once, the KL would close groups of latents before the decoder has learned to read them
-SMALLEST = 8  # the side of an image from which on it is given a ladder
+MIN_SIDE = 8  # of an image that a ladder models
 
 
-def build(
-    spec: DataSpec,
-    *,
-    size: str = "small",
-    network: str = "auto",
-    prior: str = "normal",
-    width: int | None = None,
-    latent: int | None = None,
-    dropout: float = 0.2,
-    beta: float = 1.0,
-    free_bits: float = 0.0,
-    kl_warmup: int | None = None,
-    conditional: bool = False,
-) -> Density:
-    """A ladder for images, else MLPs; codes and integers have discrete observation models, reals a Gaussian.
+@dataclass(frozen=True, kw_only=True)
+class VAEOptions(Options):
+    """Options of `vae`."""
 
-    `network` is auto, ladder or mlp; `prior` over the (top) latents is normal, vamp, flow, autoregressive, hierarchical
-    or diffusion; `beta`, `free_bits` and `kl_warmup` (steps) change what training minimises, not the likelihood.
+    network: Literal["auto", "mlp", "ladder"] = option(
+        "auto", help="Networks; auto is a ladder of convolutions for images of 8×8 or more, else mlp."
+    )
+    prior: Prior = option("normal", help="Prior over the latents, or the top latents of a ladder.")
+    width: int | None = option(
+        None, min=1, help="Width of the hidden layers, or of a ladder's finest maps; by size if null."
+    )
+    depth: int | None = option(
+        None, min=1, help="Hidden layers of each mlp (2 if null), or blocks per resolution of a ladder (by size)."
+    )
+    activation: Literal["silu", "relu", "gelu", "tanh"] | None = option(None, help="Activation of mlp; silu if null.")
+    norm: Literal["none", "batch", "layer"] | None = option(None, help="Norm of mlp; none if null.")
+    latent: int | None = option(
+        None, min=1, help="Number of latents, or channels of a ladder's coarsest latents; by size if null."
+    )
+    dropout: float = option(0.2, min=0, below=1, help="Dropout rate of mlp; a ladder has none.")
+    beta: float = option(1.0, min=0, help="Weight β of the KL in the training loss; the likelihood stays the same.")
+    free_bits: float = option(0.0, min=0, help="KL per latent, in nats, that the training loss does not penalise.")
+    kl_warmup: int | None = option(
+        None, min=0, help="Training steps over which the KL's weight rises to β; if null 500 for a ladder, else 0."
+    )
+    conditional: bool = option(False, help="Learn p(x | label) instead of p(x).")
+
+
+def build(spec: DataSpec, options: VAEOptions) -> Density:
+    """Return a ladder for images, else MLPs.
+
+    Codes and integers have discrete observation models, real numbers a Gaussian.
     """
     refuse_text(spec, "vae")
-    if network not in NETWORKS:
-        raise ValueError(f"unknown network {network!r}: use {', '.join(NETWORKS)}")
-    if prior not in PRIORS:
-        raise ValueError(f"unknown prior {prior!r}: use {', '.join(PRIORS)}")
-    if conditional and prior == "vamp":
+    if options.conditional and options.prior == "vamp":
         raise ValueError(
             "prior=vamp is a mixture of posteriors without labels: use another prior, or conditional=false"
         )
-    images = spec.kind == "image" and spec.levels is not None and min(spec.event_shape[-2:]) >= SMALLEST
-    if network == "ladder" and not images:
+    images = _has_ladder(spec)
+    if options.network == "ladder" and not images:
         raise ValueError(
-            f"network=ladder takes images of {SMALLEST}×{SMALLEST} and more, and these are {spec.describe()}"
+            f"network=ladder models images of {MIN_SIDE}×{MIN_SIDE} and more, and these are {spec.describe()}"
         )
-    ladder = images and network != "mlp"
-    if kl_warmup is None:
-        kl_warmup = WARMUP if ladder else 0
-    objective = Objective(beta=beta, free_bits=free_bits, warmup=kl_warmup)
-    if ladder:
-        return _ladder(spec, size, width, latent, prior, objective, conditional)
-    width = width or pick(size, small=256, medium=512, large=1024)
-    latent = latent or min(pick(size, small=16, medium=32, large=64), max(2, spec.dims // 2))
+    ladder = images and options.network != "mlp"
+    warmup = options.kl_warmup
+    if warmup is None:
+        warmup = WARMUP if ladder else 0
+    objective = KLWeighting(beta=options.beta, free_bits=options.free_bits, warmup=warmup)
+    return (_ladder if ladder else _mlps)(spec, options, objective)
+
+
+def _has_ladder(spec: DataSpec) -> bool:
+    return spec.kind == "image" and spec.levels is not None and min(spec.event_shape[-2:]) >= MIN_SIDE
+
+
+def _mlps(spec: DataSpec, options: VAEOptions, objective: KLWeighting) -> Density:
+    """Return a VAE with an MLP as encoder and another as decoder."""
+    width = options.width or pick(options.size, small=256, medium=512, large=1024)
+    latent = options.latent or min(pick(options.size, small=16, medium=32, large=64), max(2, spec.dims // 2))
     observation = _columns(spec) if spec.levels is None else _levels(spec.levels, spec.dims, spec.event_shape)
     inputs = (observation.inputs,) if spec.levels is None else spec.event_shape
-    extra = EMBEDDING if conditional else 0
-    decoder = MLP(latent, observation.outputs, (width, width), context=extra, dropout=dropout)
+    hidden = (width,) * (options.depth or 2)
+    shared: dict[str, Any] = {
+        "context": EMBEDDING if options.conditional else 0,
+        "dropout": options.dropout,
+        "activation": ACTIVATIONS[options.activation or "silu"],
+        "norm": options.norm or "none",
+    }
+    decoder = MLP(latent, observation.outputs, hidden, **shared)
     from_zero(decoder.output)
     vae = VAE(
-        MLP(observation.inputs, 2 * latent, (width, width), context=extra, dropout=dropout),
+        MLP(observation.inputs, 2 * latent, hidden, **shared),
         decoder,
         observation,
-        prior_of(prior, latent, width // 2, inputs),
-        context=label_embedding(spec, EMBEDDING, conditional),
+        prior_of(options.prior, latent, width // 2, inputs),
+        context=label_embedding(spec, EMBEDDING, options.conditional),
         objective=objective,
     )
     if spec.levels is not None:
@@ -96,7 +121,7 @@ def build(
 
 
 def _columns(spec: DataSpec) -> Observation:
-    """Each column by its kind: a Gaussian, a mixture of logistics over the integers, or a probability for each code."""
+    """Return a Gaussian, a mixture of logistics over the integers, or a probability per code for each column."""
     kinds = list(zip(spec.discrete_dims, spec.categories, strict=True))
     parts: list[Observation] = []
     groups: list[list[int]] = []
@@ -109,38 +134,31 @@ def _columns(spec: DataSpec) -> Observation:
 
 
 def _levels(levels: int, dims: int, shape: tuple[int, ...]) -> Observation:
-    """A probability for each of few levels, a mixture of logistics for many."""
+    """Return a probability for each of few levels, or a mixture of logistics for many."""
     if levels <= 64:
         return Categorical(shape, levels)
     return DiscretisedLogistic(shape, levels, 4 if dims <= 1024 else 2 if dims <= 4096 else 1)
 
 
-def _ladder(
-    spec: DataSpec,
-    size: str,
-    width: int | None,
-    latent: int | None,
-    prior: str,
-    objective: Objective,
-    conditional: bool,
-) -> Density:
-    """Levels of maps down to 4×4 or less; `width` is that of the finest, `latent` the channels of the coarsest."""
+def _ladder(spec: DataSpec, options: VAEOptions, objective: KLWeighting) -> Density:
+    """Return a ladder of maps down to 4×4 or less."""
+    refuse_unused(options, ("activation", "norm"), "network=ladder", "use network=mlp")
     channels, height, across = spec.event_shape
     assert spec.levels is not None
-    width = width or pick(size, small=32, medium=64, large=128)
-    latent = latent or pick(size, small=16, medium=16, large=32)
+    width = options.width or pick(options.size, small=32, medium=64, large=128)
+    latent = options.latent or pick(options.size, small=16, medium=16, large=32)
     depth = 1
     while min(height, across) / 2**depth > 4:
         depth += 1
     widths = [width * (level + 1) for level in range(depth)]
     latents = [max(2, latent // 2 ** (depth - 1 - level)) for level in range(depth)]
-    many = pick(size, small=1, medium=2, large=3)
-    # the texture is the neighbours' to tell: latents at the finest of several levels go unused
+    many = options.depth or pick(options.size, small=1, medium=2, large=3)
+    # neighbouring pixels determine the texture: latents at the finest of several levels would go unused
     blocks = [many if level or depth == 1 else 0 for level in range(depth)]
     observation = LocalPixels(
         spec.event_shape, partial(_levels_of, spec.levels), features=width, radius=3 if min(height, across) >= 16 else 2
     )
-    extra = EMBEDDING if conditional else 0
+    extra = EMBEDDING if options.conditional else 0
     encoder = Pyramid(channels, widths=widths, blocks=blocks, groups=blocks, context=extra)
     decoder = TopDown(
         height, across, observation.features, widths=widths, latents=latents, groups=blocks, context=extra
@@ -150,8 +168,8 @@ def _ladder(
         encoder,
         decoder,
         observation,
-        prior_of(prior, top, 128, spec.event_shape),
-        context=label_embedding(spec, EMBEDDING, conditional),
+        prior_of(options.prior, top, 128, spec.event_shape),
+        context=label_embedding(spec, EMBEDDING, options.conditional),
         objective=objective,
     )
 
@@ -161,7 +179,8 @@ def _levels_of(levels: int, shape: tuple[int, ...]) -> Observation:
 
 
 def training(spec: DataSpec) -> dict[str, Any]:
-    if spec.kind == "image" and spec.levels is not None and min(spec.event_shape[-2:]) >= SMALLEST:
+    """Return the training settings: Muon for a ladder."""
+    if _has_ladder(spec):
         return {"optimizer": "muon", "learning_rate": 7e-3, "batch_size": 64, "precision": "auto"}
     return {"learning_rate": 1e-3, "batch_size": 128}
 
@@ -169,6 +188,7 @@ def training(spec: DataSpec) -> dict[str, Any]:
 VAE_RECIPE = Recipe(
     name="vae",
     summary="encoder, decoder and a normalised observation model; images, tables (mixed too), arrays",
+    options_type=VAEOptions,
     build=build,
     training=training,
     variant="prior",

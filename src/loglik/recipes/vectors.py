@@ -1,4 +1,4 @@
-"""What brings data of any kind to the vector of real numbers that flows and real-valued densities take."""
+"""Transforms from data of any kind to the vector of real numbers that flows and real-valued densities model."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ __all__ = ["to_vector", "refuse_text"]
 
 
 def refuse_text(spec: DataSpec, family: str) -> None:
-    """Bytes are names, not amounts."""
+    """Raise `Unsuitable` for text, whose tokens are names, not amounts."""
     if spec.kind == "text":
-        raise Unsuitable(f"{family} takes images, tables and arrays; for text use autoregressive")
+        raise Unsuitable(f"{family} models images, tables and arrays; for text use autoregressive")
 
 
 def to_vector(spec: DataSpec, *, integers: bool = True, codes: bool = False) -> list[Transform]:
-    """Dequantize, flatten, and standardise; the log-determinants are counted.
+    """Return transforms that dequantize, flatten and standardise.
 
     Real numbers are standardised. `integers` and `codes` (of categories) say whether these are dequantized and
     standardised too, or pass as they are.

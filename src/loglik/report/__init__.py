@@ -1,13 +1,10 @@
 """A comparison or a run as one self-contained HTML page, as a table on the terminal, and samples as files."""
 
-from loglik.report.continuation import continue_text
 from loglik.report.page import write_report
-from loglik.report.samples import draw, numbered, samples_file, write_samples
+from loglik.report.samples import numbered, samples_file, write_samples
 from loglik.report.terminal import print_classes, print_comparison
 
 __all__ = [
-    "continue_text",
-    "draw",
     "numbered",
     "print_classes",
     "print_comparison",

@@ -12,10 +12,10 @@ from torch import Tensor
 from loglik.data.dataset import Data
 from loglik.density import Density
 from loglik.diffusion import Diffusion
-from loglik.evaluation import labels_in_turn
+from loglik.evaluation.scores import evaluating, labels_in_turn
 from loglik.flows import Flow
 from loglik.report.figures import INK, panel
-from loglik.report.samples import evaluating, examples, image_grid
+from loglik.report.samples import examples, image_grid
 
 __all__ = ["Strip", "bound_by_noise", "strips"]
 

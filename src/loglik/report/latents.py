@@ -11,10 +11,10 @@ from torch import Tensor
 from loglik.data.dataset import Split
 from loglik.data.spec import DataSpec
 from loglik.density import Density
-from loglik.evaluation.scores import arguments
-from loglik.latents import Latents
+from loglik.evaluation.scores import arguments, evaluating
 from loglik.report import figures
-from loglik.report.samples import evaluating, image_grid
+from loglik.report.samples import image_grid
+from loglik.tasks.latents import Latents
 from loglik.vae.diagnostics import Diagnosis
 
 __all__ = ["LatentView", "view_latents"]

@@ -20,17 +20,19 @@ from PIL import Image
 from torch import Tensor
 
 from loglik.classification.calibration import confusion_matrix, reliability
-from loglik.comparison import Entry, best_density, better_compressors, by_score, ranked
+from loglik.comparison import Row, best_density, better_compressors, by_score, ranked
 from loglik.data.dataset import Data
 from loglik.data.spec import Column
-from loglik.data.windows import Windows
 from loglik.density import Density
 from loglik.evaluation.format import decimals
+from loglik.evaluation.scores import evaluating
 from loglik.report import diffusion, figures
 from loglik.report.latents import view_latents
-from loglik.report.numbers import Row, Unit, count, duration, number, percent, plus_minus, unit_of
-from loglik.report.samples import draw, evaluating, examples, image_grid, text_of
+from loglik.report.numbers import Row as TableRow
+from loglik.report.numbers import Unit, count, duration, number, percent, plus_minus, unit_of
+from loglik.report.samples import examples, image_grid, text_of
 from loglik.runs import Run
+from loglik.tasks.sample import draw
 
 __all__ = ["Picture", "address", "render", "write_report"]
 
@@ -48,7 +50,7 @@ class Picture:
 
 
 def write_report(
-    path: Path, data: Data, entries: Sequence[Entry], *, title: str, seed: int = 0, split: str = "test"
+    path: Path, data: Data, entries: Sequence[Row], *, title: str, seed: int = 0, split: str = "test"
 ) -> Path:
     """Write a comparison, or a single run, as one HTML file, and give its path back.
 
@@ -80,7 +82,7 @@ def render(room: str, content: dict[str, Any]) -> str:
     return environment.get_template("page.html.jinja").render(content)
 
 
-def _content(data: Data, entries: Sequence[Entry], title: str, seed: int, split: str) -> dict[str, Any]:
+def _content(data: Data, entries: Sequence[Row], title: str, seed: int, split: str) -> dict[str, Any]:
     """All that the template shows."""
     entries = ranked(entries)
     generative = [e for e in entries if e.result.event == "x"]
@@ -88,7 +90,6 @@ def _content(data: Data, entries: Sequence[Entry], title: str, seed: int, split:
     unit = unit_of(data.spec, [e.result for e in generative])
     baseline = entries[0] if len(generative) > 1 and entries[0] is generative[0] else None
     drawing = [(e.result.model, e.run) for e in generative if e.run is not None and _can_draw(e.run, data)]
-    tokens = isinstance(data.train.x, Windows)
     sizes = {name: f"{data.split(name).size:,}" for name in ("train", "validation", "test")}
     return {
         "title": title,
@@ -96,8 +97,8 @@ def _content(data: Data, entries: Sequence[Entry], title: str, seed: int, split:
         "description": data.spec.describe(),
         "sizes": sizes,
         "split": split,
-        "items": "tokens" if tokens else "examples",
-        "each": "token" if tokens else "example",
+        "items": f"{data.train.unit}s",
+        "each": data.train.unit,
         "n": f"{entries[0].result.n:,}",
         "unit": unit,
         "rows": _rows(by_score(generative), unit, baseline),
@@ -108,7 +109,7 @@ def _content(data: Data, entries: Sequence[Entry], title: str, seed: int, split:
         "notes": [(e.result.model, note) for e in by_score(generative) for note in e.result.notes],
         "bars": _bars(generative, unit, baseline),
         "terms": _terms(generative),
-        "curves": _curves(generative, unit, baseline, data.spec.dims if tokens else 1),
+        "curves": _curves(generative, unit, baseline, data.train.units_per_example),
         "pictures": _image_samples(data, drawing, seed, split) if data.spec.kind == "image" else [],
         "marginals": _marginals(data, drawing, seed, split) if data.spec.kind in ("table", "array") else {},
         "columns": (min(COLUMNS, data.spec.dims), data.spec.dims),
@@ -125,7 +126,7 @@ def _content(data: Data, entries: Sequence[Entry], title: str, seed: int, split:
     }
 
 
-def _is_code_length(entry: Entry, baseline: Entry | None) -> bool:
+def _is_code_length(entry: Row, baseline: Row | None) -> bool:
     return entry.run is None and entry is not baseline
 
 
@@ -133,7 +134,7 @@ def _can_draw(run: Run, data: Data) -> bool:
     return not run.density.conditional or bool(data.spec.classes)
 
 
-def _terms(entries: Sequence[Entry]) -> dict[str, dict[str, str]]:
+def _terms(entries: Sequence[Row]) -> dict[str, dict[str, str]]:
     """Per bound its terms and their sum, which is the nats of its row."""
     found = {}
     for entry in by_score(entries):
@@ -145,7 +146,7 @@ def _terms(entries: Sequence[Entry]) -> dict[str, dict[str, str]]:
     return found
 
 
-def _rows(entries: Sequence[Entry], unit: Unit, baseline: Entry | None) -> list[Row]:
+def _rows(entries: Sequence[Row], unit: Unit, baseline: Row | None) -> list[TableRow]:
     best = best_density(entries)
     rows = []
     for entry in entries:
@@ -157,7 +158,7 @@ def _rows(entries: Sequence[Entry], unit: Unit, baseline: Entry | None) -> list[
         trained = r.steps > 0
         error = None if r.stderr is None else r.stderr * abs(unit.per_nat)
         rows.append(
-            Row(
+            TableRow(
                 rank="" if r.rank is None else str(r.rank),
                 model=r.model,
                 kind="code length" if _is_code_length(entry, baseline) else KINDS.get(r.bound, r.bound),
@@ -176,7 +177,7 @@ def _rows(entries: Sequence[Entry], unit: Unit, baseline: Entry | None) -> list[
     return rows
 
 
-def _bars(entries: Sequence[Entry], unit: Unit, baseline: Entry | None) -> Picture | None:
+def _bars(entries: Sequence[Row], unit: Unit, baseline: Row | None) -> Picture | None:
     finite = [e for e in by_score(entries) if math.isfinite(e.result.nats)]
     if len(finite) < 2:
         return None
@@ -197,7 +198,7 @@ def _bars(entries: Sequence[Entry], unit: Unit, baseline: Entry | None) -> Pictu
     return _plot(plot, f"{unit.name} of each model, with standard errors")
 
 
-def _curves(entries: Sequence[Entry], unit: Unit, baseline: Entry | None, per: int = 1) -> list[Picture]:
+def _curves(entries: Sequence[Row], unit: Unit, baseline: Row | None, per: int = 1) -> list[Picture]:
     """A panel a model, on one range: from the best value seen to a little past the baseline. A history is in nats per
     example, which has `per` of what the unit is for."""
     runs = [(e.result.model, e.run) for e in entries if e.run is not None and len(e.run.history) > 1]
@@ -313,7 +314,7 @@ def _diffusions(data: Data, drawing: Sequence[tuple[str, Run]], seed: int, split
     return found
 
 
-def _classifier(entry: Entry, data: Data, split: str) -> dict[str, Any]:
+def _classifier(entry: Row, data: Data, split: str) -> dict[str, Any]:
     """The row and the pictures of a classifier, whose number is log p(y | x)."""
     r = entry.result
     content: dict[str, Any] = {

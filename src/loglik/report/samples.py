@@ -1,4 +1,4 @@
-"""Samples, and data to hold them against: drawn from a density, shown as pixels or text, written to files."""
+"""Samples and examples as pictures, text and files."""
 
 from __future__ import annotations
 
@@ -8,23 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int64, Shaped, UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from loglik.data.dataset import Split
 from loglik.data.spec import Column, DataSpec
-from loglik.density import Density
-from loglik.evaluation import labels_in_turn
-from loglik.evaluation.scores import evaluating
 
 __all__ = [
-    "draw",
-    "evaluating",
     "examples",
     "image_grid",
-    "labels_of",
     "numbered",
     "samples_file",
     "text_of",
@@ -32,43 +26,17 @@ __all__ = [
 ]
 
 SUFFIXES = {"image": ".png", "table": ".csv", "text": ".txt", "array": ".npy"}
-CELL = 48  # the least height of an image in a grid, in pixels
-
-
-def draw(density: Density, spec: DataSpec, n: int, *, seed: int, label: str | None = None) -> Shaped[Tensor, "n ..."]:
-    """Draw n samples on the CPU; a conditional density is given the label, or the classes in turn.
-
-    Raises ValueError for a label that the density does not know, or takes none of.
-    """
-    with evaluating(density, seed) as device:
-        context = labels_of(density, spec, n, label)
-        return density.sample(n, None if context is None else context.to(device)).cpu()
-
-
-def labels_of(density: Density, spec: DataSpec, n: int, label: str | None) -> Int64[Tensor, " n"] | None:
-    """The context of n samples: the label, or the classes in turn; None for a density that takes none.
-
-    Raises ValueError for a label that the density does not know, or takes none of.
-    """
-    if not density.conditional:
-        if label is not None:
-            raise ValueError("this density is not conditional: train one with conditional=True to draw from a label")
-        return None
-    if label is None:
-        return labels_in_turn(spec, n)
-    if label not in spec.classes:
-        raise ValueError(f"no class {label!r}: the classes are {', '.join(spec.classes)}")
-    return torch.full((n,), spec.classes.index(label))
+CELL = 48  # the minimal height of an image in a grid, in pixels
 
 
 def examples(split: Split, n: int, *, classes: int, seed: int) -> Shaped[Tensor, "n ..."]:
-    """Choose n examples at random, in the order of `draw`: where there are labels, the classes in turn."""
+    """Return n random examples, the classes in turn where there are labels, as `tasks.draw` orders samples."""
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:5000]
     if classes and split.y is not None:
         y = split.y[order]
         earlier = F.one_hot(y, classes).cumsum(0).gather(1, y[:, None]).squeeze(1)
         order = order[(earlier * classes + y).argsort()]
-    return split.x[order[:n]]
+    return split.batch(order[:n])[0]
 
 
 def image_grid(
@@ -78,13 +46,13 @@ def image_grid(
     columns: int,
     span: tuple[float, float] | None = None,
 ) -> UInt8[np.ndarray, "..."]:
-    """Lay images out on white, row after row: (height, width), and 3 at the end where they have colours.
+    """Return a grid of images on white, row after row: (height, width), and 3 at the end for colours.
 
-    `span` is what is shown as black and as white: by default 0 and the highest level; for continuous data
-    0 and 1, or the lowest and highest value where those lie outside.
+    `span` are the values of black and white: by default 0 and the highest level; for continuous data 0 and 1, or the
+    lowest and highest value where some lie outside.
 
     Raises:
-        ValueError: unless the images have one or three channels.
+        ValueError: the images have neither one nor three channels.
     """
     b, c, h, w = x.shape
     if c not in (1, 3):
@@ -108,7 +76,7 @@ def image_grid(
 
 
 def text_of(tokens: Shaped[Tensor, " T"], spec: DataSpec) -> str:
-    """Tokens as the text they stand for, what cannot be shown replaced; as their numbers where they stand for none."""
+    """Return tokens as text with unprintable characters replaced, or as numbers where there is no tokenizer."""
     if spec.tokenizer is None:
         return " ".join(str(int(t)) for t in tokens)
     text = spec.tokenizer.decode(t for t in tokens.tolist() if t < spec.tokenizer.size).decode(errors="replace")
@@ -116,13 +84,13 @@ def text_of(tokens: Shaped[Tensor, " T"], spec: DataSpec) -> str:
 
 
 def numbered(texts: Sequence[str]) -> str:
-    """Texts one after the other, under headings where there are several."""
+    """Return texts one after the other, under headings if there are several."""
     heads = [f"--- sample {i} ---\n" if len(texts) > 1 else "" for i in range(1, len(texts) + 1)]
     return "".join(f"{head}{text}\n" for head, text in zip(heads, texts, strict=True))
 
 
 def samples_file(folder: Path, spec: DataSpec) -> Path:
-    """Where samples go that are given no place: in the run, by the kind of its data."""
+    """Return the default file for samples in a run's folder, by the kind of its data."""
     return folder / f"samples{SUFFIXES[spec.kind]}"
 
 
@@ -132,13 +100,13 @@ def write_samples(x: Shaped[Tensor, "n ..."], spec: DataSpec, path: Path) -> Non
     Data of any kind can be written as `.npy`.
 
     Raises:
-        ValueError: where the file's suffix does not fit the kind of data.
+        ValueError: the file's suffix does not fit the kind of data.
     """
     x, suffix = x.detach().cpu(), path.suffix.lower()
     usual = SUFFIXES[spec.kind]
     if suffix not in (usual, ".npy"):
-        ways = " or ".join(dict.fromkeys([usual, ".npy"]))
-        raise ValueError(f"samples of {spec.kind} data are written as {ways}, got {path.name!r}")
+        suffixes = " or ".join(dict.fromkeys([usual, ".npy"]))
+        raise ValueError(f"samples of {spec.kind} data are written as {suffixes}, got {path.name!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
     if suffix == ".npy":
         np.save(path, x.numpy())
@@ -161,7 +129,7 @@ def _write_table(x: Tensor, spec: DataSpec, path: Path) -> None:
 
 
 def _cell(value: float, column: Column) -> str | int | float:
-    """One value as a reader of the table would write it."""
+    """Return a value as it is written in a table: a number, an integer or a category."""
     if column.type == "numeric" or value != value:
         return float(f"{value:.7g}")  # as many digits as float32 holds
     code = int(value)

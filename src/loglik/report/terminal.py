@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loglik.classification.calibration import per_class
-from loglik.comparison import Entry, best_density, better_compressors, by_score, ranked
+from loglik.comparison import Row, best_density, better_compressors, by_score, ranked
 from loglik.data.dataset import Data
 from loglik.evaluation.format import share, with_error
 from loglik.report.numbers import count
@@ -19,7 +19,7 @@ __all__ = ["print_classes", "print_comparison"]
 MARK = "*"  # beside a number that a note under the table limits
 
 
-def print_comparison(entries: Sequence[Entry], data: Data) -> None:
+def print_comparison(entries: Sequence[Row], data: Data) -> None:
     """Print the densities of the data in one table, best first, and the classifiers below it.
 
     A classifier's event is the label, so its number is not compared with the others.
@@ -29,7 +29,7 @@ def print_comparison(entries: Sequence[Entry], data: Data) -> None:
     discrete = any(entry.result.bits_per_dim is not None for entry in rows)
     text = any(r.result.unit == "token" for r in rows)
     unit = "bits/byte" if any(r.result.bits_per_byte is not None for r in rows) else "bits/dim"
-    split, per = data.held_out, "per token of" if text else "of"
+    split, per = data.scored_split, "per token of" if text else "of"
     table = Table(
         title=f"{data.name}: log-likelihood {per} {entries[0].result.n:,} {split} {'tokens' if text else 'examples'}, "
         "best first",
@@ -97,7 +97,7 @@ def _print(table: Table) -> None:
     console.print(table)
 
 
-def _kind(entry: Entry) -> str:
+def _kind(entry: Row) -> str:
     if entry.run is None:
         return "code length"
     samples = f", K={entry.result.samples}" if entry.result.samples > 1 else ""

@@ -1,6 +1,7 @@
 """Training: fit, its settings, and checkpoints."""
 
-from loglik.training.loop import NotFinite, fit
+from loglik.training.fit import fit
+from loglik.training.not_finite import NotFinite
 from loglik.training.settings import TrainingSettings, seconds
 from loglik.training.undertrained import undertrained
 

@@ -1,4 +1,4 @@
-"""What follows the gradient: AdamW, SGD with Nesterov's momentum, or Muon for matrices with AdamW for the rest."""
+"""Optimizers: AdamW, SGD with Nesterov's momentum, or Muon for hidden layers with AdamW for the rest."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from loglik.training.settings import TrainingSettings
 
 __all__ = ["Muon", "optimizers_of", "orthogonalise"]
 
-STEPS = 5  # of Newton and Schulz
-PADDING = 32  # sides are filled up with zeros to a multiple of it, so that small matrices share their products
+STEPS = 5  # of Newton-Schulz
+PADDING = 32  # sides are padded with zeros to a multiple of it, so that small matrices share their products
 
 
 class Muon(Optimizer):
     r"""Step matrices and kernels along their orthogonalised momentum.
 
-    With the gradient $G_t$ of a matrix $W$ of A rows and B columns,
+    With the gradient $G_t$ of a matrix $W$ with A rows and B columns,
 
     $M_t = \mu M_{t-1} + (1 - \mu) G_t$, $U_t = \mu M_t + (1 - \mu) G_t$,
     $W \leftarrow (1 - \eta \lambda) W - 0.2\, \eta \sqrt{\max(A, B)}\, \text{NS}(U_t)$,
 
     as `torch.optim.Muon` with Nesterov's momentum and `adjust_lr_fn="match_rms_adamw"`. A convolution's (O, I, k, k) is
-    the matrix (O, I·k·k), read and written through a view of the kernel's memory in the order which that memory has.
+    the matrix (O, I·k·k), read and written through a view of the kernel's memory in that memory's own order.
 
     Args:
         kernels: the weights of linear maps and convolutions.
-        lr: the learning rate η, of AdamW's size.
+        lr: the learning rate η; one that suits AdamW suits Muon.
         weight_decay: λ, decoupled.
         momentum: μ.
 
@@ -48,7 +48,7 @@ class Muon(Optimizer):
         super().__init__(kernels, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -64,7 +64,7 @@ class Muon(Optimizer):
         return loss
 
     def _direction(self, kernel: nn.Parameter, momentum: float) -> Tensor:
-        """The gradient with Nesterov's momentum, as a matrix."""
+        """Return the gradient with Nesterov's momentum, as a matrix."""
         assert kernel.grad is not None
         gradient = _matrix(kernel.grad, like=kernel)
         state = self.state[kernel]
@@ -77,17 +77,18 @@ class Muon(Optimizer):
 def orthogonalise(matrices: Sequence[Float[Tensor, "_ _"]]) -> list[Float[Tensor, "_ _"]]:
     r"""Move the singular values of each matrix $U S V^\top$ to about 1: $U S' V^\top$ with S' mostly in 0.7 ... 1.2.
 
-    Five Newton-Schulz steps $X \leftarrow p(X X^\top)\, X$, $p(G) = a I + b\, G + c\, G^2$, after a division by the
-    Frobenius norm. The steps are taken on the Gram matrix of the shorter side, $G \leftarrow p(G)\, G\, p(G)$, for all
-    matrices with about this side at once; each matrix is multiplied once, by the product of the p(G).
+    The matrix is divided by its Frobenius norm and makes five Newton-Schulz steps $X \leftarrow p(X X^\top)\, X$ with
+    $p(G) = a I + b\, G + c\, G^2$. The steps are made on the Gram matrix of the shorter side,
+    $G \leftarrow p(G)\, G\, p(G)$, at once for all matrices with equal padded sides. Each matrix is multiplied
+    once, by the product of the p(G).
 
     Reference: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
     """
     sides: dict[int, list[int]] = {}
     for i, matrix in enumerate(matrices):
         sides.setdefault(math.ceil(min(matrix.shape) / PADDING) * PADDING, []).append(i)
-    found = list(matrices)
-    with _whole_float32():
+    moved = list(matrices)
+    with _full_float32():
         for side, members in sides.items():
             xs = [matrices[i] if matrices[i].dtype == torch.float64 else matrices[i].float() for i in members]
             grams = xs[0].new_zeros(len(xs), side, side)
@@ -96,12 +97,12 @@ def orthogonalise(matrices: Sequence[Float[Tensor, "_ _"]]) -> list[Float[Tensor
                 gram[:n, :n] = x @ x.mT if len(x) == n else x.mT @ x
             for i, x, product in zip(members, xs, _newton_schulz(grams), strict=True):
                 n = min(x.shape)
-                found[i] = product[:n, :n] @ x if len(x) == n else x @ product[:n, :n]
-    return found
+                moved[i] = product[:n, :n] @ x if len(x) == n else x @ product[:n, :n]
+    return moved
 
 
 def _newton_schulz(gram: Float[Tensor, "N A A"]) -> Float[Tensor, "N A A"]:
-    """The product of all steps' polynomials, for the Gram matrices $X X^\\top$ of N matrices X."""
+    r"""Return the product of all steps' polynomials, for the Gram matrices $X X^\top$ of N matrices X."""
     a, b, c = 3.4445, -4.7750, 2.0315
     squares = gram.diagonal(dim1=-2, dim2=-1).sum(-1).clamp_min(1e-14)[:, None, None]
     gram = gram / squares
@@ -121,11 +122,11 @@ def _newton_schulz(gram: Float[Tensor, "N A A"]) -> Float[Tensor, "N A A"]:
 
 
 @contextmanager
-def _whole_float32() -> Iterator[None]:
-    """Multiply float32 matrices in float32, whatever `torch.set_float32_matmul_precision` allows.
+def _full_float32() -> Iterator[None]:
+    """Multiply float32 matrices in full precision, whatever `torch.set_float32_matmul_precision` allows.
 
-    Rounded to bfloat16 or TF32, the Gram matrix of a matrix of low rank has negative eigenvalues, and the steps enlarge
-    these without bound.
+    Rounded to bfloat16 or TF32, the Gram matrix of a low-rank matrix has negative eigenvalues, and the steps enlarge
+    them without bound.
     """
     settings = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
     before = [setting.fp32_precision for setting in settings]
@@ -139,11 +140,11 @@ def _whole_float32() -> Iterator[None]:
 
 
 def optimizers_of(density: Density, settings: TrainingSettings) -> list[Optimizer]:
-    r"""Return the optimizers of the settings; together they hold each trained parameter once.
+    r"""Return the optimizers of the settings; each trained parameter is in exactly one.
 
-    Each moves the parameters against the gradient: `sgd` without momentum takes
+    Each moves the parameters against the gradient. `sgd` without momentum makes the step
     $\theta \leftarrow \theta - \eta \nabla_\theta L$ with the learning rate η and the gradient of a batch's mean loss.
-    Weight decay is for matrices and kernels; biases, norms and other vectors are spared.
+    Weight decay is for matrices and kernels, not for biases, norms and other vectors.
 
     Reference: Robbins and Monro 1951, "A stochastic approximation method".
     """
@@ -155,11 +156,9 @@ def optimizers_of(density: Density, settings: TrainingSettings) -> list[Optimize
         return [torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, nesterov=settings.momentum > 0)]
     kernels: list[Any] = []
     if settings.optimizer == "muon":
-        # what maps between hidden units; embeddings are tables of vectors, and the last layer's rows are classes
-        layers = [m for m in density.modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d))]
-        kernels = [layer.weight for layer in layers[:-1] if layer.weight.requires_grad]
-    taken = {id(p) for p in kernels}
-    matrices = [p for p in matrices if id(p) not in taken]
+        kernels = [p for p in _hidden_kernels(density) if p.requires_grad]
+    in_muon = {id(p) for p in kernels}
+    matrices = [p for p in matrices if id(p) not in in_muon]
     groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
     first = AdamW([g for g in groups if g["params"]], lr=rate, betas=(0.9, 0.99), fused=True)
     if not kernels:
@@ -167,8 +166,18 @@ def optimizers_of(density: Density, settings: TrainingSettings) -> list[Optimize
     return [first, Muon(kernels, lr=rate, weight_decay=decay)]
 
 
+def _hidden_kernels(density: Density) -> list[Tensor]:
+    """Return the weights of linear maps and convolutions between hidden units.
+
+    Embeddings are tables of vectors, and the rows of an output layer are classes or a distribution's parameters.
+    """
+    outputs = set(density.output_layers())
+    layers = (m for m in density.modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d)))
+    return [layer.weight for layer in layers if layer not in outputs]
+
+
 def _matrix(kernel: Tensor, like: Tensor | None = None) -> Tensor:
-    """A kernel as a matrix that shares its memory; of a gradient laid out in another way than its kernel, a copy."""
+    """Return a kernel as a matrix that shares its memory; a copy for a gradient in another order than its kernel."""
     like = kernel if like is None else like
     kernel = kernel.detach()
     if kernel.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous():

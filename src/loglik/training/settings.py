@@ -1,10 +1,12 @@
-"""How a density is trained."""
+"""The settings of a training."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, fields, replace
 from typing import Any
+
+from loglik.recipes.options import check_types
 
 __all__ = ["TrainingSettings", "seconds"]
 
@@ -13,7 +15,7 @@ OPTIMIZERS = ("adamw", "sgd", "muon")
 
 
 def seconds(text: str | float) -> float:
-    """A time as `45s`, `5m`, `1h`, or a number of seconds.
+    """Return the seconds of a time such as `45s`, `5m`, `1h`, or of a number of seconds.
 
     >>> seconds("5m")
     300.0
@@ -29,23 +31,27 @@ class TrainingSettings:
     """Settings of `fit`.
 
     Attributes:
-        max_steps, max_epochs, max_time: where training ends, whichever comes first; max_time in seconds.
-            2,000 steps if none is given.
-        batch_size: examples a step, over all ranks.
+        max_steps, max_epochs, max_time: training ends at the first of these limits; max_time is in seconds. Without a
+            limit it ends after 2,000 steps.
+        batch_size: examples per step, over all ranks.
         optimizer: `adamw`; `sgd` with Nesterov's `momentum`; or `muon` for the hidden layers' matrices and kernels,
-            scaled so that AdamW's learning rates do, with AdamW for all else.
-        learning_rate: after a linear warm-up of `warmup` steps; then a half cosine to 1 % of it.
-        weight_decay: on matrices; biases, norms and other vectors are spared.
+            scaled so that AdamW's learning rates suit it, with AdamW for all other parameters.
+        momentum: of `sgd`.
+        learning_rate: the learning rate after `warmup`; it then falls along a half cosine to 1 % of this.
+        warmup: steps in which the learning rate rises linearly from 0.
+        weight_decay: on matrices and kernels, not on biases, norms and other vectors.
         gradient_clip: the largest gradient norm, in nats per dimension of the event.
-        ema_decay: of the moving average of the weights, which is what validation sees and what is kept; 0 for none.
-        patience: validations that are worse than the best, by more than the standard error of the difference, while
-            training is better than it was then, before training stops; 0 never stops early.
-        validate_every: steps between validations; an epoch, but 25 to 500 steps, if None. With `max_time` alone,
-            validations come at 25 even times instead.
+        ema_decay: decay of the moving average of the weights, which is evaluated and saved in place of the weights; 0
+            for no average.
+        patience: validations that show overfitting before training stops: worse than the best by more than the standard
+            error of the difference, while training is better than it was at the best. 0 never stops early.
+        validate_every: steps between validations; if None, an epoch, but between 25 and 500 steps. With `max_time`
+            alone, there are 25 validations at even times instead.
         seed: fixes the initial weights of a named model, the order of the data and the noise.
-        precision, accelerator, devices, strategy, num_nodes: as Lightning Fabric takes them. `precision="auto"` is
-            bf16-mixed where the device has instructions that multiply in bfloat16, else 32-true.
-        compile: compile the loss with torch.compile: 5 to 60 s before the first step, which count as training time.
+        precision, accelerator, devices, strategy, num_nodes: arguments of Lightning Fabric. `precision="auto"` is
+            bf16-mixed if the device has instructions that multiply in bfloat16, else 32-true.
+        compile: compile the loss with torch.compile. This takes 5 to 60 s before the first step, which count as
+            training time.
     """
 
     max_steps: int | None = None
@@ -70,11 +76,7 @@ class TrainingSettings:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for field in fields(self):  # the annotations are texts: "int | None"
-            value, kinds = getattr(self, field.name), str(field.type).split(" | ")
-            kind = "None" if value is None else type(value).__name__
-            if kind not in kinds and (kind, "float" in kinds) != ("int", True):
-                raise ValueError(f"{field.name} must be {' or '.join(kinds)}, got {value!r}")
+        check_types(self)
         above = (
             "max_steps",
             "max_epochs",
@@ -99,13 +101,15 @@ class TrainingSettings:
 
     @classmethod
     def names(cls) -> list[str]:
+        """Return the names of all settings."""
         return [f.name for f in fields(cls)]
 
     def with_limit(self) -> TrainingSettings:
-        """These settings, ending after 2,000 steps if they name no end."""
+        """Return these settings, with a limit of 2,000 steps if they have no limit."""
         if self.max_steps or self.max_epochs or self.max_time:
             return self
         return replace(self, max_steps=2000)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the settings as config.yaml holds them."""
         return {f.name: getattr(self, f.name) for f in fields(self)}

@@ -1,34 +1,32 @@
-"""Whether a run was ended before it had learned what it can."""
+"""Whether a longer training would have improved a run."""
 
 from __future__ import annotations
 
 import math
 
 from loglik.data.dataset import Data
-from loglik.data.windows import Windows
 from loglik.runs import Run
 
 __all__ = ["undertrained"]
 
-END = 0.2  # of the steps: the part of a run whose progress is looked at
+END = 0.2  # the last fifth of the steps, in which a run should no longer improve
 
 
 def undertrained(run: Run, data: Data, stderr: float | None) -> str | None:
-    """Say why a longer training would raise a run's number; None where its history does not show that it would.
+    """Return why a longer training would raise a run's number; None if its history does not show that.
 
     A run is undertrained if it made less than one epoch, if it ended in its learning rate's warm-up, if it was
     validated only once, or if its best validation in the last fifth of its steps is higher than the best before by
-    more than `stderr`. A run that early stopping ended has its best validation earlier.
+    more than `stderr`. The best validation of a run that early stopping ended comes earlier.
 
     Args:
         run: a run, with its history.
-        data: what it was trained on.
+        data: its training data.
         stderr: the standard error of its number, in nats per example (per token of a text); 0 if None.
     """
     if not run.steps or not run.history:
         return None
-    text = isinstance(data.train.x, Windows)
-    per = data.spec.dims if text else 1  # nats of a history are per window
+    per = data.train.units_per_example  # nats of a history are per window
     settings = run.config["training"]
     batch = min(settings["batch_size"], len(data.train))
     epoch = max(1, data.train.size // (batch * per))
@@ -43,6 +41,6 @@ def undertrained(run: Run, data: Data, stderr: float | None) -> str | None:
         return f"undertrained: it was validated once, after {steps}"
     rise = max(last, default=-math.inf) - max(before)
     if rise > (stderr or 0.0):
-        unit = "token" if text else "example"
+        unit = data.train.unit
         return f"undertrained: its validation still rose by {rise:.2g} nats per {unit} in the last fifth of its {steps}"
     return None

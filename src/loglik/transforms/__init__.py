@@ -1,4 +1,4 @@
-"""Invertible maps that are fixed before training; the learned ones are in `loglik.flows`."""
+"""Invertible maps that are fixed before training; `loglik.flows` has the learned ones."""
 
 from loglik.transforms.affine import Scale, Standardise
 from loglik.transforms.base import Transform

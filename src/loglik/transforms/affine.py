@@ -1,4 +1,4 @@
-"""The fixed affine maps: Scale by known constants, Standardise by the training data's mean and standard deviation."""
+"""Fixed affine maps: `Scale` by constants, `Standardise` by moments of the training data."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from loglik.transforms.base import Transform, zeros
 
 __all__ = ["Scale", "Standardise"]
 
-NORMAL_QUARTILES = 1.349  # the distance between a standard normal's quartiles
+NORMAL_IQR = 1.349  # interquartile range of the standard normal distribution
 
 
 class Scale(Transform):
-    r"""$z = a x + b$ in every dimension; $\log\det = D \log \lvert a \rvert$."""
+    r"""Map $z = a x + b$ in each dimension; $\log\det = D \log \lvert a \rvert$.
+
+    Raises:
+        ValueError: a scale of 0.
+    """
 
     def __init__(self, scale: float, shift: float = 0.0) -> None:
         super().__init__()
@@ -38,16 +42,16 @@ class Scale(Transform):
 
 
 class Standardise(Transform):
-    r"""$z_d = (x_d - m_d) / s_d$ with the mean and standard deviation of each dimension of the training data.
+    r"""Map $z_d = (x_d - m_d) / s_d$ with the mean and standard deviation of each dimension of the training data.
 
-    $\log\det = -\sum_d \log s_d$, counted, so a log-density stays in the data's own units. A column that is
-    constant keeps $s_d = 1$. Where the standard deviation is more than 5 times what the quartiles say, a few outliers
-    made it, and the median and the quartiles replace mean and standard deviation.
+    $\log\det = -\sum_d \log s_d$ keeps log-densities in the units of the data. A constant dimension has $s_d = 1$. If
+    outliers make the standard deviation more than 5x the one that the quartiles of a normal distribution imply, the
+    median and the quartiles replace mean and standard deviation.
 
     Args:
         event_shape: of the data.
-        dims: for each dimension of the flattened event, whether it is standardised; the others pass unchanged. All by
-            default.
+        dims: for each dimension of the flattened event, whether it is standardised; all if None. The other dimensions
+            are unchanged.
     """
 
     mean: Tensor
@@ -66,7 +70,7 @@ class Standardise(Transform):
         std = rows.std(0, unbiased=False)
         floor = 1e-6 * rows.abs().amax(0)
         low, middle, high = (_quantile(rows, q) for q in (0.25, 0.5, 0.75))
-        robust = (high - low) / NORMAL_QUARTILES
+        robust = (high - low) / NORMAL_IQR
         outliers = (robust > 1e-6 * middle.abs()) & (std > 5 * robust)
         mean = torch.where(outliers, middle, rows.mean(0))
         std = torch.where(outliers, robust, torch.where(std > floor, std, torch.ones_like(std)))
@@ -87,5 +91,5 @@ class Standardise(Transform):
 
 
 def _quantile(x: Tensor, q: float) -> Tensor:
-    """Of each dimension over the rows; torch.quantile takes 16 million numbers at most."""
+    """Return the quantile of each dimension over the rows; torch.quantile is limited to 16 million numbers."""
     return x.kthvalue(min(len(x), 1 + int(q * len(x))), dim=0).values

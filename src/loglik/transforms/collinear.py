@@ -1,4 +1,4 @@
-"""PartialOut: columns that others all but determine become what is left of them."""
+"""PartialOut: near-deterministic columns are replaced by their residuals."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from loglik.transforms.base import Transform, zeros
 
 __all__ = ["PartialOut"]
 
-MIN_STD = 1e-5  # of a residual, in units of its column's standard deviation: about what float32 resolves
+MIN_STD = 1e-5  # of a residual, relative to its column's standard deviation; about the resolution of float32
 
 
 class PartialOut(Transform):
-    r"""$z_d = (x_d - b_d - \sum_{j<d} w_{dj} x_j) / s_d$ for each column d that those before it all but determine.
+    r"""Replace near-deterministic columns d by residuals $z_d = (x_d - b_d - \sum_{j<d} w_{dj} x_j) / s_d$.
 
-    w is the least-squares fit to the training data, b and s the mean and the std of its residual. A column is
-    replaced if s is below `most` of its own std, and so for the median distances from the medians: then more
-    than outliers is explained. The others stay as they are; with fewer than 10 rows a column all do. A total beside its
-    parts, shares that add up to 1, a column that is there twice: what is left is a number of order one, not a relation
-    too sharp to learn. $\log\det = -\sum_d \log s_d$.
+    w is the least-squares fit to the training data, b and s are the mean and standard deviation of its residual. A
+    column is replaced if s is below `threshold` times its standard deviation, and the same holds for median absolute
+    deviations, so that outliers alone do not count. Other columns are unchanged, and all are with fewer than 10 rows
+    per column. Examples are a total beside its parts, shares that sum to 1, and a duplicated column: their residuals
+    are of order one, where the relation itself would be too sharp to learn. $\log\det = -\sum_d \log s_d$.
 
     Args:
-        dims: D numbers an event.
-        most: the fraction of a column's standard deviation below which its residual replaces it.
+        dims: D, the number of columns.
+        threshold: the fraction of a column's standard deviation below which its residual replaces it.
     """
 
     weights: Tensor
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, dims: int, most: float = 0.03) -> None:
+    def __init__(self, dims: int, threshold: float = 0.03) -> None:
         super().__init__()
-        self.most = most
+        self.threshold = threshold
         self.register_buffer("weights", torch.zeros(dims, dims))
         self.register_buffer("shift", torch.zeros(dims))
         self.register_buffer("scale", torch.ones(dims))
@@ -49,10 +49,10 @@ class PartialOut(Transform):
         unit = (rows - rows.mean(0)) / std
         correlation = unit.T @ unit / n + torch.diag(MIN_STD**2 + (~varies).double())
         factor = torch.linalg.cholesky(correlation)
-        left = factor.diagonal()  # the standard deviations of x_d given x_<d, in units of its own
-        residual_of = left.unsqueeze(1) * torch.linalg.inv(factor)  # 1 on the diagonal, -w below
-        bulk = _spread(unit @ residual_of.T) < self.most * _spread(unit)
-        chosen = varies & (left < self.most) & bulk
+        residual_std = factor.diagonal()  # of x_d given x_<d, relative to the standard deviation of x_d
+        residual_of = residual_std.unsqueeze(1) * torch.linalg.inv(factor)  # 1 on the diagonal, -w below
+        bulk = _spread(unit @ residual_of.T) < self.threshold * _spread(unit)
+        chosen = varies & (residual_std < self.threshold) & bulk
         weights = -residual_of.tril(-1) * std.unsqueeze(1) / std * chosen.unsqueeze(1)
         residual = rows - rows @ weights.T
         scale = torch.maximum(residual.std(0, unbiased=False), MIN_STD * std)
@@ -76,7 +76,7 @@ class PartialOut(Transform):
     def complete(
         self, x: Float[Tensor, "B D"], missing: Bool[Tensor, "B D"], like: Float[Tensor, "B D"]
     ) -> Float[Tensor, "B D"]:
-        """Rows whose missing values are those of `like`, but where a column is determined by the values before it."""
+        """Return x with missing values from `like`, or from the columns before where these determine them."""
         weights, rows = self.weights.to(x.dtype), x.clone()
         residual = like - like @ weights.T
         for d in range(x.shape[1]):
@@ -85,4 +85,5 @@ class PartialOut(Transform):
 
 
 def _spread(x: Float[Tensor, "N D"]) -> Float[Tensor, " D"]:
+    """Return the median absolute deviation from the median."""
     return (x - x.median(0).values).abs().median(0).values

@@ -14,25 +14,25 @@ from loglik.transforms.base import Transform, zeros
 
 __all__ = ["Dequantize"]
 
-BEYOND = 0.03  # of an end level's noise lies beyond its unit interval, about as much as a smooth density has there
-DECAY = 8.0  # of the density beyond: d^-9 at the distance d from the far end of the unit interval
-SMALLEST = 2**-24  # of the distance of u from 1
+TAIL_SHARE = 0.03  # of an end level's noise, beyond its unit interval; about that of a smooth density
+DECAY = 8.0  # the tail's density is proportional to d^-(DECAY + 1) at the distance d from the cell's inner end
+MIN_DISTANCE = 2**-24  # of u from 0 and 1
 
 
 class Dequantize(Transform):
-    r"""Uniform dequantization: $v = x + u$, $u \sim \mathcal U[0, 1)^D$; known end levels take the tails.
+    r"""Uniform dequantization $v = x + u$, $u \sim \mathcal U[0, 1)^D$; the cells of known end levels are unbounded.
 
-    The cell of an integer k is $[k, k + 1)$. Of levels 0 ... K-1 the lowest has the cell $(-\infty, 1)$ and the highest
-    $[K - 1, \infty)$: v lies at a distance d from the inner end of the cell, uniform on [0, 1) but for 3 %, which have
-    the density $\propto d^{-9}$ beyond. The cells cover the real line, so $P(x) = \int_{\text{cell}(x)} p_v(v)\,dv$
-    sums to 1 over the integers that exist, whatever the density $p_v$, and a sample of $p_v$ always lies in the cell of
-    one. $\log p_v(v) - \log q(v \mid x)$ is the logarithm of an importance weight for P(x), hence a sample of a lower
-    bound of $\log P(x)$.
+    The cell of an integer k is $[k, k + 1)$. Of levels 0 ... K-1, the lowest has the cell $(-\infty, 1)$ and the
+    highest $[K - 1, \infty)$. In these, v lies at a distance d from the inner end of the cell: uniform on [0, 1) with
+    probability 0.97, and with a density $\propto d^{-9}$ beyond. The cells cover the real line, so that
+    $P(x) = \int_{\text{cell}(x)} p_v(v)\,dv$ sums to 1 over the valid integers for any density $p_v$, and each sample
+    of $p_v$ lies in the cell of a valid integer. $\log p_v(v) - \log q(v \mid x)$ is the logarithm of an importance
+    weight for P(x), hence a sample of a lower bound of $\log P(x)$.
 
     Args:
-        levels: integers 0 ... levels-1 in every dimension; None leaves the range open.
-        discrete: for each dimension whether it is dequantized; the others pass unchanged. All by default.
-        categories: for each dimension how many codes 0, 1, ... it has; 0 leaves its range open.
+        levels: K, for integers 0 ... K-1 in each dimension; None for integers of unlimited range.
+        discrete: for each dimension, whether it is dequantized; all if None. The other dimensions are unchanged.
+        categories: for each dimension, its number of codes 0, 1, ...; 0 for integers of unlimited range.
 
     Raises:
         ValueError: levels below 2; both levels and categories; a value outside the levels or codes.
@@ -53,12 +53,12 @@ class Dequantize(Transform):
         if levels is not None and levels < 2:
             raise ValueError(f"levels must be at least 2, got {levels}")
         if levels is not None and categories is not None:
-            raise ValueError("give levels, or categories for each dimension, not both")
+            raise ValueError("give levels or categories, got both")
         self.levels = levels
         counts = list(categories or [0] * len(discrete or ()))
         mask = None if discrete is None else torch.tensor(list(discrete), dtype=torch.bool)
-        # a code that passes unchanged is an integer too
-        self.whole = discrete is None or all(on or count for on, count in zip(discrete, counts, strict=True))
+        # codes that are not dequantized are integers, too
+        self.all_integers = discrete is None or all(on or count for on, count in zip(discrete, counts, strict=True))
         self.codes = counts if discrete is None else [n if on else 0 for on, n in zip(discrete, counts, strict=True)]
         top = None if levels is None else torch.tensor(levels - 1.0)
         if any(self.codes):
@@ -75,12 +75,12 @@ class Dequantize(Transform):
     ) -> tuple[Float[Tensor, "B ..."], Float[Tensor, " B"]]:
         v = x if x.is_floating_point() else x.to(torch.get_default_dtype())
         u = torch.rand_like(v)
-        return self._place(v, u if self.mask is None else u * self.mask)
+        return self._to_cell(v, u if self.mask is None else u * self.mask)
 
-    def _place(
+    def _to_cell(
         self, x: Float[Tensor, "B ..."], u: Float[Tensor, "B ..."]
     ) -> tuple[Float[Tensor, "B ..."], Float[Tensor, " B"]]:
-        """Place u of [0, 1), 0 in real dimensions, in the cell of x: (v, the sum of log dv/du)."""
+        """Map u in [0, 1), or 0 in real dimensions, to the cell of x: (v, the sum of log dv/du)."""
         v = x + u
         if self.top is None:
             return v, zeros(v)
@@ -88,15 +88,15 @@ class Dequantize(Transform):
         check_codes(x.flatten(1), self.codes)  # a Flow checks levels itself
         known = top.isfinite()
         lowest, highest = known & (x == 0), known & (x == top)
-        # the distance from the inner end of the cell, uniform on [0, 1) or a power law beyond, and its log-slope
-        rest = torch.where(lowest, u, 1 - u).clamp_min(SMALLEST)  # v rises with u in either cell
-        far = rest < BEYOND
-        distance = torch.where(far, (rest / BEYOND).clamp_max(1) ** (-1 / DECAY), (1 - rest) / (1 - BEYOND))
-        log_slope = torch.where(far, distance.log() - math.log(DECAY) - rest.log(), -math.log1p(-BEYOND))
+        # the distance from the inner end of the cell, and its log-slope; v increases with u in both end cells
+        rest = torch.where(lowest, u, 1 - u).clamp_min(MIN_DISTANCE)
+        far = rest < TAIL_SHARE
+        distance = torch.where(far, (rest / TAIL_SHARE).clamp_max(1) ** (-1 / DECAY), (1 - rest) / (1 - TAIL_SHARE))
+        log_slope = torch.where(far, distance.log() - math.log(DECAY) - rest.log(), -math.log1p(-TAIL_SHARE))
         ends = torch.where(lowest, 1 - distance, x + distance)
-        if (top == 0).any():  # the cell of a single code is the real line
+        if (top == 0).any():  # a single code has the real line as its cell
             alone = lowest & highest
-            inside = u.clamp(SMALLEST, 1 - SMALLEST)
+            inside = u.clamp(MIN_DISTANCE, 1 - MIN_DISTANCE)
             ends = torch.where(alone, 0.5 + 0.25 * (inside.log() - (-inside).log1p()), ends)
             log_slope = torch.where(alone, math.log(0.25) - inside.log() - (-inside).log1p(), log_slope)
         at_end = lowest | highest
@@ -115,4 +115,4 @@ class Dequantize(Transform):
         return x.to(torch.uint8 if self.levels <= 256 else torch.int64)
 
     def decoded_discrete(self, discrete: bool) -> bool:
-        return self.whole
+        return self.all_integers

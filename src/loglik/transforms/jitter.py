@@ -1,4 +1,4 @@
-"""Jitter: noise on the training data, so that a flow cannot learn few rows by heart."""
+"""Jitter: noise on the training data, against overfitting to few rows."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["Jitter"]
 
 
 class Jitter(Transform):
-    r"""In training $z = x + \sigma \varepsilon$, $\sigma = \min(c / N, 1/2)$ for N training events; else the identity.
+    r"""Add noise in training: $z = x + \sigma \varepsilon$, $\sigma = \min(c / N, 1/2)$ for N training rows.
 
-    The density of noisy data is the data's density, smoothed: the fewer the events, the more. Nothing is added in
-    evaluation, so that the density stays exact.
+    The density of noisy data is a smoothed density of the data; it is smoothed more if there are fewer rows. In
+    evaluation the transform is the identity, so that the density is exact.
 
     Args:
         strength: c, for events of about unit variance.
 
-    Source: Rothfuss et al. 2019, "Noise regularization for conditional density estimation", with a rate of our own.
+    Reference: Rothfuss et al. 2019, "Noise regularization for conditional density estimation", with a rate of our own.
     """
 
     scale: Tensor

@@ -1,4 +1,4 @@
-"""Logit: the unit interval stretched over the real line, linear beyond its ends."""
+"""Logit: the logit on the unit interval, continued linearly to the real line."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ __all__ = ["Logit"]
 
 
 class Logit(Transform):
-    r"""$z = \log s - \log(1 - s)$ with $s = \alpha + (1 - 2\alpha) x$ on [0, 1], continued linearly beyond.
+    r"""Map $z = \log s - \log(1 - s)$, $s = \alpha + (1 - 2\alpha) x$, on [0, 1], continued linearly beyond.
 
     $\log\det = \sum_d \log(1 - 2\alpha) - \log s_d - \log(1 - s_d)$, with s at the nearer end for an x outside [0, 1].
-    The margin α keeps z finite at 0 and 1. The linear continuation makes the map one of the real line onto itself, so a
-    base density loses no mass beyond the interval.
+    The margin α keeps z finite at 0 and 1. The linear continuation maps the real line onto itself, so that a base
+    density loses no mass beyond the interval.
 
-    Raises ValueError unless α lies between 0 and 0.5.
+    Raises:
+        ValueError: α outside (0, 0.5).
 
     Reference: Dinh et al. 2017, "Density estimation using Real NVP", section 4.1.
     """

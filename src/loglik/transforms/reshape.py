@@ -1,4 +1,4 @@
-"""Maps that move numbers and keep the volume: Reshape, Permute, Squeeze."""
+"""Volume-preserving maps that move values: Reshape, Permute, Squeeze."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ __all__ = ["Permute", "Reshape", "Squeeze"]
 
 
 class Reshape(Transform):
-    """Events of shape `before` become events of shape `after`; the volume is kept."""
+    """Map events of shape `before` to events of shape `after`.
+
+    Raises:
+        ValueError: shapes of different sizes.
+    """
 
     def __init__(self, before: tuple[int, ...], after: tuple[int, ...]) -> None:
         super().__init__()
         if math.prod(before) != math.prod(after):
-            raise ValueError(f"shapes {tuple(before)} and {tuple(after)} do not hold equally many numbers")
+            raise ValueError(f"before and after must have the same size, got shapes {tuple(before)} and {tuple(after)}")
         self.before, self.after = tuple(before), tuple(after)
 
     def encode(
@@ -39,18 +43,22 @@ class Reshape(Transform):
 
 
 class Permute(Transform):
-    """$z_d = x_{\\text{order}_d}$: the dimensions, or channels, in another order."""
+    """Reorder dimensions, or channels: $z_d = x_{\\text{order}_d}$.
+
+    Raises:
+        ValueError: an order that is no permutation of 0 ... D-1.
+    """
 
     order: Tensor
-    back: Tensor
+    inverse: Tensor
 
     def __init__(self, order: Sequence[int]) -> None:
         super().__init__()
         chosen = torch.tensor(list(order))
         if not torch.equal(chosen.sort().values, torch.arange(len(chosen))):
-            raise ValueError(f"order must hold each of 0 ... {len(chosen) - 1} once, got {list(order)}")
+            raise ValueError(f"order must contain each of 0 ... {len(chosen) - 1} once, got {list(order)}")
         self.register_buffer("order", chosen, persistent=False)
-        self.register_buffer("back", chosen.argsort(), persistent=False)
+        self.register_buffer("inverse", chosen.argsort(), persistent=False)
 
     def encode(
         self, x: Shaped[Tensor, "B D ..."], context: Shaped[Tensor, "B ..."] | None = None
@@ -60,13 +68,16 @@ class Permute(Transform):
     def decode(
         self, z: Shaped[Tensor, "B D ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> Shaped[Tensor, "B D ..."]:
-        return z.index_select(1, self.back)
+        return z.index_select(1, self.inverse)
 
 
 class Squeeze(Transform):
-    """Each block of factor × factor pixels becomes one pixel with factor² as many channels.
+    """Map each block of factor × factor pixels to one pixel with factor² times the channels.
 
-    Source: Dinh et al. 2017, "Density estimation using Real NVP", section 3.6.
+    Raises:
+        ValueError: a factor below 1; images whose sides are no multiples of the factor.
+
+    Reference: Dinh et al. 2017, "Density estimation using Real NVP", section 3.6.
     """
 
     def __init__(self, factor: int = 2) -> None:
@@ -79,7 +90,7 @@ class Squeeze(Transform):
         self, x: Shaped[Tensor, "B C H W"], context: Shaped[Tensor, "B ..."] | None = None
     ) -> tuple[Shaped[Tensor, "B C2 H2 W2"], Float[Tensor, " B"]]:
         if x.shape[2] % self.factor or x.shape[3] % self.factor:
-            raise ValueError(f"{x.shape[2]}×{x.shape[3]} pixels do not divide into blocks of {self.factor}")
+            raise ValueError(f"sides must be multiples of {self.factor}, got images of {x.shape[2]}×{x.shape[3]}")
         return F.pixel_unshuffle(x, self.factor), zeros(x)
 
     def decode(

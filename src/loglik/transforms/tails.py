@@ -1,4 +1,4 @@
-"""SoftTails: what lies far out is brought near, so that a flow's networks never see a number in the millions."""
+"""SoftTails: a logarithm for far values, so that a flow's networks do not receive numbers in the millions."""
 
 from __future__ import annotations
 
@@ -12,10 +12,16 @@ __all__ = ["SoftTails"]
 
 
 class SoftTails(Transform):
-    r"""The identity within $\pm c$, a logarithm beyond: $z = \operatorname{sign}(x) c (1 + \log(\lvert x \rvert / c))$.
+    r"""The identity within $\pm c$, and $z = \operatorname{sign}(x) c (1 + \log(\lvert x \rvert / c))$ beyond.
 
     The slope is continuous, $\min(1, c / \lvert x \rvert)$. Under a normal base the density then has the tails of a
-    log-normal one, not of $e^{-x^2 / 2}$: an outlier at $10^6$ costs some thousand nats, not $10^{12}$.
+    log-normal distribution instead of $e^{-x^2 / 2}$: an outlier at $10^6$ costs about a thousand nats, not $10^{12}$.
+
+    Args:
+        start: c.
+
+    Raises:
+        ValueError: a start of at most 0.
     """
 
     def __init__(self, start: float = 4.0) -> None:
@@ -34,5 +40,5 @@ class SoftTails(Transform):
     def decode(
         self, z: Float[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> Float[Tensor, "B ..."]:
-        beyond = (z.abs() / self.start - 1).clamp(0, 85)  # e^85 is about as much as float32 holds
+        beyond = (z.abs() / self.start - 1).clamp(0, 85)  # e^85 is near the largest float32
         return torch.where(beyond > 0, z.sign() * self.start * beyond.exp(), z)

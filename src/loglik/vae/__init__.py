@@ -1,10 +1,11 @@
 """Variational autoencoders, their observation models and priors."""
 
+from loglik.vae.kl import KLWeighting
 from loglik.vae.ladder import LadderVAE
 from loglik.vae.levels import Bernoulli, BetaBinomial, Categorical, Codes, DiscretisedLogistic, Integers
 from loglik.vae.observation import Gaussian, Mixed, Observation
 from loglik.vae.pixels import LocalPixels
-from loglik.vae.vae import VAE, Objective
+from loglik.vae.vae import VAE
 from loglik.vae.vamp import VampPrior
 
 __all__ = [
@@ -16,10 +17,10 @@ __all__ = [
     "DiscretisedLogistic",
     "Gaussian",
     "Integers",
+    "KLWeighting",
     "LadderVAE",
     "LocalPixels",
     "Mixed",
-    "Objective",
     "Observation",
     "VampPrior",
 ]

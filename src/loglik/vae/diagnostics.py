@@ -1,6 +1,6 @@
-r"""What a VAE does with its latents: which carry information, and how far their prior is from what they are.
+r"""Diagnose a VAE's latents: which carry information, and how far the prior is from the aggregate posterior.
 
-N examples, L latent dimensions; of a ladder those of all groups in a row.
+N examples, L latent dimensions; for a ladder those of all groups in one row.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from loglik.vae.kl import gaussian_kl, gaussian_log_prob
 from loglik.vae.ladder import LadderVAE
-from loglik.vae.vae import VAE, gaussian_kl, gaussian_log_prob
+from loglik.vae.vae import VAE
 
 __all__ = ["Diagnosis", "diagnose"]
 
@@ -24,17 +25,17 @@ AT_ONCE = 256
 
 @dataclass(frozen=True)
 class Diagnosis:
-    r"""The latents of N examples.
+    r"""Statistics of the latents of N examples.
 
     Attributes:
-        kl: mean nats of each latent dimension: $\mathbb E_x \mathrm{KL}(q(z_d \mid x) \,\|\, p(z_d \mid z_{<}))$ where
+        kl: mean KL of each latent in nats: $\mathbb E_x \mathrm{KL}(q(z_d \mid x) \,\|\, p(z_d \mid z_{<}))$ where
             it has a closed form, else against the Gaussian that is nearest to the aggregate posterior.
         variance: of the posterior's mean over examples, for each dimension.
-        groups: how many dimensions each group has, the top group first; one group but for a ladder.
+        groups: number of dimensions of each group, the top group first; only a ladder has several.
         kl_total: the mean KL(q(z | x) ‖ p(z)), in nats.
         gap: $\mathrm{KL}(q(z) \,\|\, p(z))$ of the aggregate posterior $q(z) = \tfrac1N \sum_n q(z \mid x_n)$ from the
-            prior, in nats, of the top group; the part of the KL that a better prior would save.
-        z, prior: a latent of each example, and as many from the prior, of the top group: (N, L1).
+            prior, in nats, of the top group: the part of the KL that a better prior could save.
+        z, prior: one draw per example from the posterior and from the prior, of the top group: (N, L1).
 
     Source of `gap`: Hoffman and Johnson 2016, "ELBO surgery".
     """
@@ -49,13 +50,15 @@ class Diagnosis:
 
     @property
     def active(self) -> Bool[Tensor, " L"]:
-        """The dimensions whose posterior's mean varies by more than 0.01 (Burda et al. 2016, section 5.2) and whose KL
-        is more than 0.01 nats."""
+        """Return which dimensions have a KL above 0.01 nats and a posterior mean with a variance above 0.01.
+
+        Source: Burda et al. 2016, section 5.2.
+        """
         return (self.variance > ACTIVE_VARIANCE) & (self.kl > ACTIVE_NATS)
 
     @property
     def collapse(self) -> str | None:
-        """Posterior collapse in words, None where every group has active dimensions."""
+        """Describe posterior collapse; None if every group has active dimensions."""
         counts = [int(part.sum()) for part in self.active.split(self.groups)]
         advice = "the decoder does without them; try kl_warmup, free_bits, or beta below 1 at first"
         if not any(counts):
@@ -66,27 +69,26 @@ class Diagnosis:
         return None
 
     def lines(self) -> list[str]:
-        """What to tell a user, a line each."""
-        said = [
+        """Return a summary for users, one line per finding."""
+        lines = [
             f"latents: {int(self.active.sum())} of {len(self.kl)} dimensions active, KL {self.kl_total:.2f} nats, of "
             f"which a better prior would save up to {max(self.gap, 0.0):.2f}"
         ]
-        return said + ([self.collapse] if self.collapse else [])
+        return lines + ([self.collapse] if self.collapse else [])
 
 
 @torch.no_grad()
 def diagnose(vae: VAE, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> Diagnosis:
-    """Look at a VAE's latents on examples, with torch's global generator.
+    """Return the statistics of a VAE's latents on examples, with torch's global generator.
 
-    `gap` is estimated from the same N examples, and so is too small by up to what N of them can tell: it is at most
-    kl_total, and log N nats below it at most.
+    `gap` is estimated from the same N examples, so it is too small: it lies between kl_total - log N and kl_total.
     """
     pieces = []
     for start in range(0, len(x), AT_ONCE):
         rows = slice(start, start + AT_ONCE)
-        given = None if context is None else context[rows]
-        draw = vae._draw(vae._infer(x[rows], given), given)
-        mean, log_scale = vae.posterior(x[rows], given)
+        labels = None if context is None else context[rows]
+        draw = vae._draw(vae._infer(x[rows], labels), labels)
+        mean, log_scale = vae.posterior(x[rows], labels)
         kl = torch.full_like(draw.z, math.nan) if draw.kl is None else draw.kl
         total = -draw.log_ratio if draw.kl is None else draw.kl.sum(1)
         pieces.append((draw.z, mean, log_scale, kl, total))

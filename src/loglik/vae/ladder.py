@@ -9,8 +9,10 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from loglik.density import Density, StandardNormal, embed
-from loglik.vae.observation import Observation, bounded, to_float32
-from loglik.vae.vae import VAE, Draw, Objective, gaussian_kl, gaussian_log_prob
+from loglik.networks.soft_bound import tanh_bound
+from loglik.vae.kl import KLWeighting, gaussian_kl, gaussian_log_prob
+from loglik.vae.observation import Observation, to_float32
+from loglik.vae.vae import VAE, Draw
 
 __all__ = ["LadderVAE"]
 
@@ -19,22 +21,23 @@ class LadderVAE(VAE):
     r"""A VAE whose latents $z = (z_1, \dots, z_G)$ depend on one another, the top group first.
 
     $p(z) = p(z_1) \prod_{g>1} p(z_g \mid z_{<g})$ and $q(z \mid x) = \prod_g q(z_g \mid z_{<g}, x)$, Gaussians from one
-    top-down network, which q shares: it moves the prior's mean and scales its std by what the encoder saw at the
-    group's resolution. So the KL of every group but the first has a closed form, given those above it.
+    top-down network, which q shares: from the encoder's features at the group's
+    resolution it shifts the prior's mean and scales its standard deviation. So the KL of every group after the first
+    has a closed form, given the groups above it.
 
     Args:
         encoder: from events of order one (B, ...), and the context's vector if there is one, to a list of features,
-            one a group, the top group's first.
+            one per group, the top group's first.
         decoder: the top-down network, such as `networks.TopDown`: `shapes`, those of the groups' latents;
-            `start(n, vector)`; for each group a module of `steps` with `rise(h)` to its resolution, `prior(h)` and
+            `start(n, vector)`; a module of `steps` per group, with `rise(h)` to its resolution, `prior(h)` and
             `posterior(h, features)`, means and log-scales side by side in dimension 1, and `merge(h, z)`; and
             `finish(h)`, the observation's parameters.
         observation: p(x | z).
-        prior: any density over the top group's numbers in a row; N(0, I) if None.
-        context: a network from a context to the vector that encoder and decoder take.
-        objective: training choices beside the ELBO.
+        prior: any density over the top group's latents in one row; N(0, I) if None.
+        context: a network from a context to the vector that encoder and decoder read.
+        objective: the KL's weight in training.
 
-    `encode` and `decode` take the latents of all groups in one row.
+    `encode` returns and `decode` accepts the latents of all groups in one row.
 
     Sources: Sønderby et al. 2016, "Ladder variational autoencoders"; Kingma et al. 2016, for the top-down posterior;
     Vahdat and Kautz 2020, "NVAE", for the residual one; Child 2021, "Very deep VAEs".
@@ -48,7 +51,7 @@ class LadderVAE(VAE):
         prior: Density | None = None,
         *,
         context: nn.Module | None = None,
-        objective: Objective | None = None,
+        objective: KLWeighting | None = None,
     ) -> None:
         self.shapes = [tuple(shape) for shape in decoder.shapes]  # type: ignore[union-attr]
         self.sizes = [math.prod(shape) for shape in self.shapes]
@@ -69,7 +72,7 @@ class LadderVAE(VAE):
 
     def _top(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_scale = to_float32(parameters).chunk(2, 1)
-        return mean.flatten(1), bounded(log_scale).flatten(1)
+        return mean.flatten(1), tanh_bound(log_scale).flatten(1)
 
     def _draw(self, inferred: tuple[Tensor, ...], context: Tensor | None) -> Draw:
         h = self._start(len(inferred[0]), context)
@@ -98,13 +101,13 @@ class LadderVAE(VAE):
             kls.append(kl)
             h = step.merge(h, z)
         theta = self._theta(self.decoder.finish(h))  # type: ignore[union-attr, operator]
-        every = None if kls[0] is None else torch.cat(kls, 1)  # type: ignore[arg-type]
-        return Draw(torch.cat(latents, 1), theta, log_ratio, every)
+        kl_of_all = None if kls[0] is None else torch.cat(kls, 1)  # type: ignore[arg-type]
+        return Draw(torch.cat(latents, 1), theta, log_ratio, kl_of_all)
 
     def posterior(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> tuple[Float[Tensor, "B L"], Float[Tensor, "B L"]]:
-        """The mean and the log-scale of every group's q, each given the means above it."""
+        """Return the mean and log-scale of every group's q, given the means of the groups above."""
         means: list[Tensor] = []
         log_scales: list[Tensor] = []
         h = None
@@ -144,10 +147,10 @@ class LadderVAE(VAE):
     def encode(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> Float[Tensor, "B L"]:
-        """The means of every group's posterior, each given those above it, in one row."""
+        """Return the posterior means of all groups in one row, each given the means above."""
         return self.posterior(x, context)[0]
 
 
 def _gaussian(parameters: Tensor) -> tuple[Tensor, Tensor]:
     mean, log_scale = to_float32(parameters).chunk(2, 1)
-    return mean, bounded(log_scale)
+    return mean, tanh_bound(log_scale)

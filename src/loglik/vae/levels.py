@@ -14,13 +14,14 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from loglik.density import check_levels
-from loglik.vae.observation import Observation, bounded, unbounded
+from loglik.networks.soft_bound import inverse_tanh_bound, tanh_bound
+from loglik.vae.observation import Observation
 
 __all__ = ["Bernoulli", "BetaBinomial", "Categorical", "Codes", "DiscretisedLogistic", "Integers"]
 
 
 class _Levels(Observation):
-    """What observation models of integers 0 ... K-1 share."""
+    """Base of the observation models of integers 0 ... K-1."""
 
     discrete = True
     min_levels = 2
@@ -34,7 +35,7 @@ class _Levels(Observation):
 
     @abstractmethod
     def log_prob_dims(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, "B D"]:
-        """Log p(x_d | θ) of each dimension in nats."""
+        """Return log p(x_d | θ) of each dimension in nats."""
 
     def log_prob(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
         return self.log_prob_dims(x, theta).sum(1)
@@ -95,9 +96,9 @@ class Categorical(_Levels):
 
 
 class Codes(Categorical):
-    """A probability for each of K categories without an order, whose codes are 0 ... K-1.
+    """A probability for each of K unordered categories with codes 0 ... K-1.
 
-    An encoder reads a code as a one-hot vector of K numbers, and `mean` is the most probable code.
+    An encoder reads a code as a one-hot vector of length K, and `mean` is the most probable code.
     """
 
     min_levels = 1
@@ -115,7 +116,7 @@ class Codes(Categorical):
 
 
 class BetaBinomial(_Levels):
-    r"""A binomial of K-1 trials whose probability has a beta distribution; peaked, flat or at both ends.
+    r"""A binomial of K-1 trials whose probability has a beta distribution: peaked, flat, or U-shaped.
 
     $P(x \mid \alpha, \beta) = \binom{n}{x} \mathrm B(x + \alpha, n - x + \beta) / \mathrm B(\alpha, \beta)$, n = K-1;
     $\log \alpha$ and $\log \beta$ stay within ±5. Source: Townsend et al. 2019, "Practical lossless compression with
@@ -126,7 +127,7 @@ class BetaBinomial(_Levels):
         super().__init__(event_shape, levels, per_dim=2)
 
     def _split(self, theta: Float[Tensor, "B P"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]]:
-        alpha, beta = bounded(self._per_dim(theta), 5.0).exp().unbind(1)
+        alpha, beta = tanh_bound(self._per_dim(theta), 5.0).exp().unbind(1)
         return alpha, beta
 
     def log_prob_dims(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, "B D"]:
@@ -147,17 +148,17 @@ class BetaBinomial(_Levels):
         return self._event((self.levels - 1) * alpha / (alpha + beta))
 
     def marginal(self, x: Shaped[Tensor, "N ..."]) -> Float[Tensor, " P"]:
-        """By moments: the mean, and as much more variance than a binomial's as the data have."""
+        """Match the moments: the mean, and the variance in excess of a binomial's."""
         v, n = x.flatten(1).to(torch.get_default_dtype()), self.levels - 1
         p = (v.mean(0) / n).clamp(1e-3, 1 - 1e-3)
         over = v.var(0, unbiased=False) / (n * p * (1 - p))  # 1 + (n-1) / (α + β + 1)
         total = ((n - 1) / (over - 1).clamp_min(1e-3) - 1).clamp(0.1, 100)
         logs = torch.cat([(total * p).log(), (total * (1 - p)).log()])
-        return unbounded(logs, 5.0)
+        return inverse_tanh_bound(logs, 5.0)
 
 
 class DiscretisedLogistic(_Levels):
-    r"""A mixture of M logistics, integrated over each level; the end levels take the tails.
+    r"""A mixture of M logistics, integrated over each level; the end levels contain the tails.
 
     $P(x \mid \theta) = \sum_m \pi_m \left[\varsigma((x + \tfrac12 - \mu_m)/s_m) - \varsigma((x - \tfrac12 - \mu_m)/s_m)
     \right]$ on levels scaled to [-1, 1]. Source: Salimans et al. 2017, "PixelCNN++", section 2.1.
@@ -169,7 +170,7 @@ class DiscretisedLogistic(_Levels):
 
     def _split(self, theta: Float[Tensor, "B P"]) -> tuple[Tensor, Tensor, Tensor]:
         log_weight, mean, log_scale = self._per_dim(theta).split(self.components, dim=1)
-        return log_weight.log_softmax(1), mean, bounded(log_scale, 7.0)  # scales within e^±7
+        return log_weight.log_softmax(1), mean, tanh_bound(log_scale, 7.0)  # scales within e^±7
 
     def log_prob_dims(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, "B D"]:
         log_weight, mean, log_scale = self._split(theta)
@@ -178,7 +179,7 @@ class DiscretisedLogistic(_Levels):
         inverse = (-log_scale).exp()
         width = 2 * half * inverse
         upper = (self.centre(levels) - mean + half) * inverse
-        log_mass = torch.where(levels == 0, F.logsigmoid(upper), _log_mass(upper, width))  # an end has all beyond it
+        log_mass = torch.where(levels == 0, F.logsigmoid(upper), _log_mass(upper, width))  # an end contains its tail
         log_mass = torch.where(levels == self.levels - 1, F.logsigmoid(width - upper), log_mass)
         return (log_weight + log_mass).logsumexp(1)
 
@@ -194,15 +195,15 @@ class DiscretisedLogistic(_Levels):
 
     def marginal(self, x: Shaped[Tensor, "N ..."]) -> Float[Tensor, " P"]:
         v = self.centre(x.flatten(1))
-        places = (torch.arange(self.components, device=v.device) + 0.5) / self.components
-        few = v[: max(2, min(2**14, 2**23 // self.dims))]  # torch's quantile takes 16 million numbers
-        mean = few.quantile(places, dim=0)
+        quantiles = (torch.arange(self.components, device=v.device) + 0.5) / self.components
+        rows = v[: max(2, min(2**14, 2**23 // self.dims))]  # torch's quantile accepts 16 million values
+        mean = rows.quantile(quantiles, dim=0)
         spread = (v.std(0, unbiased=False) / self.components).clamp_min(1 / self.levels).log()
         return torch.stack([torch.zeros_like(mean), mean, spread.expand_as(mean)]).flatten()
 
 
 class Integers(Observation):
-    r"""A mixture of M logistics, integrated over each integer, of an open range.
+    r"""A mixture of M logistics, integrated over each integer of an open range.
 
     $P(x \mid \theta) = \sum_m \pi_m \left[\varsigma((x + \tfrac12 - \mu_m)/s_m) - \varsigma((x - \tfrac12 - \mu_m)/s_m)
     \right]$, which sums to 1 over all integers. Means and scales are in units of the training data's standard deviation
@@ -228,7 +229,7 @@ class Integers(Observation):
 
     def _split(self, theta: Float[Tensor, "B P"]) -> tuple[Tensor, Tensor, Tensor]:
         log_weight, mean, log_scale = self._per_dim(theta).split(self.components, dim=1)
-        return log_weight.log_softmax(1), mean, bounded(log_scale, 7.0)
+        return log_weight.log_softmax(1), mean, tanh_bound(log_scale, 7.0)
 
     def log_prob(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
         log_weight, mean, log_scale = self._split(theta)
@@ -250,20 +251,23 @@ class Integers(Observation):
         v = self.centre(x).flatten(1)
         quantiles = (torch.arange(self.components, device=v.device, dtype=v.dtype) + 0.5) / self.components
         mean = v[: max(2, min(2**14, 2**23 // self.dims))].quantile(quantiles, dim=0)
-        # a component is as wide as the gaps between the means, and no narrower than a fraction of an integer
+        # a component is as wide as the gaps between the means, but at least a quarter of an integer
         spread = torch.maximum(torch.full_like(self.scale, 1 / self.components), 0.25 / self.scale).log()
         return torch.stack([torch.zeros_like(mean), mean, spread.expand_as(mean)]).flatten()
 
 
 def _log_mass(upper: Tensor, width: Tensor) -> Tensor:
-    r"""$\log[\varsigma(u) - \varsigma(u - w)] = \log \varsigma(u) + \log \varsigma(w - u) + \log(1 - e^{-w})$."""
+    r"""Return $\log[\varsigma(u) - \varsigma(u - w)]$.
+
+    It is $\log \varsigma(u) + \log \varsigma(w - u) + \log(1 - e^{-w})$.
+    """
     return F.logsigmoid(upper) + F.logsigmoid(width - upper) + (-torch.expm1(-width)).log()
 
 
 def _draw(
     log_weight: Float[Tensor, "B M D"], mean: Float[Tensor, "B M D"], log_scale: Float[Tensor, "B M D"]
 ) -> Float[Tensor, "B D"]:
-    """A draw of each mixture of logistics."""
+    """Draw from each mixture of logistics."""
     # Gumbel's race draws the component: the arg max of log π - log E with E exponential
     chosen = (log_weight - torch.empty_like(log_weight).exponential_().log()).argmax(1, keepdim=True)
     u = torch.rand_like(mean[:, :1]).clamp(1e-6, 1 - 1e-6)

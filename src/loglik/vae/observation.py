@@ -1,8 +1,8 @@
-r"""Observation models: normalised densities $p(x \mid \theta)$ whose parameters a decoder gives.
+r"""Observation models: normalised densities $p(x \mid \theta)$ whose parameters a decoder returns.
 
-D dimensions of an event, Q parameters of one dimension, P = Q·D of an event in all, in the order (Q, D): a
-convolution's outputs flattened. Those of integers 0 ... K-1 are in `levels`, that of images whose pixels see one
-another in `pixels`.
+D dimensions of an event, Q parameters of one dimension, P = Q·D of an event, in the order (Q, D): a convolution's
+outputs flattened. The models of integers 0 ... K-1 are in `levels`, the model of images whose pixels depend on one
+another is in `pixels`.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-__all__ = ["Gaussian", "Mixed", "Observation", "bounded", "to_float32", "unbounded"]
+from loglik.networks.soft_bound import inverse_tanh_bound, tanh_bound
+
+__all__ = ["Gaussian", "Mixed", "Observation", "to_float32"]
 
 
 class Observation(nn.Module, ABC):
-    """Independent dimensions given the parameters: `outputs` numbers of a decoder for one event.
+    """A density with independent dimensions given θ, the `outputs` parameters of an event from a decoder.
 
     Attributes:
         discrete: `log_prob` is the logarithm of a probability.
-        adds_marginal: the decoder's numbers are added to `marginal` of the training data; else they are all there is.
+        adds_marginal: the VAE adds the decoder's outputs to the `marginal` parameters of the training data.
     """
 
     discrete: bool
@@ -38,12 +40,12 @@ class Observation(nn.Module, ABC):
 
     @property
     def inputs(self) -> int:
-        """How many numbers `centre` gives an encoder for one event."""
+        """Return the number of values of an event after `centre`, which an encoder reads."""
         return self.dims
 
     @abstractmethod
     def log_prob(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
-        """Log p(x | θ) in nats."""
+        """Return log p(x | θ) in nats."""
 
     @abstractmethod
     def sample(self, theta: Float[Tensor, "B P"]) -> Shaped[Tensor, "B ..."]:
@@ -51,18 +53,18 @@ class Observation(nn.Module, ABC):
 
     @abstractmethod
     def mean(self, theta: Float[Tensor, "B P"]) -> Float[Tensor, "B ..."]:
-        """The expected x given θ, in the units of the data."""
+        """Return the expected x given θ, in the units of the data."""
 
     @abstractmethod
     def centre(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
-        """Numbers of order one that an encoder reads."""
+        """Scale x to values of order one, which an encoder reads."""
 
     @abstractmethod
     def marginal(self, x: Shaped[Tensor, "N ..."]) -> Float[Tensor, " P"]:
-        """Parameters that fit each dimension alone; a decoder starts from them."""
+        """Return the parameters that fit each dimension alone, from which a decoder starts."""
 
     def initialise(self, x: Shaped[Tensor, "N ..."]) -> None:
-        """Set what is not the decoder's to give from training data, before the first step."""
+        """Set the parameters that do not depend on the latents from training data, before the first step."""
         return None
 
     def _per_dim(self, theta: Float[Tensor, "B P"]) -> Float[Tensor, "B Q D"]:
@@ -79,8 +81,8 @@ class Gaussian(Observation):
     - \tfrac D2 \log 2\pi$; $\log \sigma$ stays within ±6 where it is learned.
 
     Args:
-        scale: where σ comes from. `example`: the decoder gives it, for each dimension of each example; `dim`: learned,
-            one a dimension; `shared`: learned, one for all; a number: fixed, so that $-\log p$ is the mean squared
+        scale: the source of σ. `example`: the decoder, for each dimension of each example; `dim`: learned, one per
+            dimension; `shared`: learned, one for all; a number: fixed, so that $-\log p$ is the mean squared
             error times $D / 2\sigma^2$, and a constant (the notes' reconstruction error has σ = 1).
 
     Raises ValueError for another scale.
@@ -103,13 +105,13 @@ class Gaussian(Observation):
     def _split(self, theta: Float[Tensor, "B P"]) -> tuple[Float[Tensor, "B D"], Tensor]:
         if self.scale == "example":
             mean, log_scale = self._per_dim(theta).unbind(1)
-            return mean, bounded(log_scale)
-        return theta, self.log_scale if isinstance(self.scale, (int, float)) else bounded(self.log_scale)
+            return mean, tanh_bound(log_scale)
+        return theta, self.log_scale if isinstance(self.scale, (int, float)) else tanh_bound(self.log_scale)
 
     def log_prob(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
         mean, log_scale = self._split(theta)
         squares, precision = (x.flatten(1) - mean).square(), (-2 * log_scale).exp()
-        # one scale for all is taken out of the sum: a pass over all numbers less
+        # a shared scale factors out of the sum, which saves a pass over the data
         distance = squares.sum(1) * precision if log_scale.shape == (1,) else (squares * precision).sum(1)
         log_scales = log_scale.sum(-1) * (self.dims // log_scale.shape[-1])
         return -0.5 * distance - log_scales - 0.5 * self.dims * math.log(2 * math.pi)
@@ -128,29 +130,29 @@ class Gaussian(Observation):
         v = x.flatten(1)
         if self.scale != "example":
             return v.mean(0)
-        return torch.cat([v.mean(0), unbounded(v.std(0, unbiased=False).log())])
+        return torch.cat([v.mean(0), inverse_tanh_bound(v.std(0, unbiased=False).log())])
 
     @torch.no_grad()
     def initialise(self, x: Shaped[Tensor, "N ..."]) -> None:
         if self.scale in ("dim", "shared"):
             variance = x.flatten(1).var(0, unbiased=False)
             variance = variance if self.scale == "dim" else variance.mean().unsqueeze(0)
-            self.log_scale.copy_(unbounded(0.5 * variance.log()))
+            self.log_scale.copy_(inverse_tanh_bound(0.5 * variance.log()))
 
 
 class Mixed(Observation):
-    r"""For tables: groups of columns have observation models of their own, independent given the parameters.
+    r"""Combine an observation model per group of columns, independent given the parameters, for tables.
 
     Args:
-        parts: each over events of shape (D_i,), D in all; the decoder's outputs are theirs in turn, (P_1, P_2, ...).
-        columns: of each part, which columns it models; consecutive ones by default.
+        parts: observation models of events of shape (D_i,), D in sum; the decoder's outputs are (P_1, P_2, ...).
+        columns: the columns of each part; consecutive by default.
 
     Raises:
         ValueError: no parts, a part over another shape, or columns that are not 0 ... D-1.
     """
 
     order: Tensor
-    place: Tensor
+    position: Tensor
 
     def __init__(self, parts: Sequence[Observation], columns: Sequence[Sequence[int]] | None = None) -> None:
         for part in parts:
@@ -169,7 +171,7 @@ class Mixed(Observation):
         self.outputs = sum(part.outputs for part in parts)
         self.discrete = all(part.discrete for part in parts)
         self.register_buffer("order", order, persistent=False)
-        self.register_buffer("place", order.argsort(), persistent=False)
+        self.register_buffer("position", order.argsort(), persistent=False)
 
     @property
     def inputs(self) -> int:
@@ -179,8 +181,8 @@ class Mixed(Observation):
         return list(x[:, self.order].split([part.dims for part in self.parts], dim=1))
 
     def _together(self, columns: Sequence[Tensor], like: Tensor) -> Shaped[Tensor, "B D"]:
-        """The parts' columns in the table's order."""
-        return torch.cat([part.to(like.dtype) for part in columns], 1)[:, self.place]
+        """Join the parts' columns in the table's order."""
+        return torch.cat([part.to(like.dtype) for part in columns], 1)[:, self.position]
 
     def _theta(self, theta: Float[Tensor, "B P"]) -> list[Float[Tensor, "B P2"]]:
         return list(theta.split([part.outputs for part in self.parts], dim=1))
@@ -211,15 +213,5 @@ class Mixed(Observation):
 
 
 def to_float32(x: Tensor) -> Tensor:
-    """At least float32: densities are not computed in half precision."""
+    """Convert half precision to float32, in which densities are computed."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-
-
-def bounded(x: Tensor, bound: float = 6.0) -> Tensor:
-    r"""$b \tanh(x / b)$: the identity near 0, within ±b everywhere; of log-scales, so that none overflows."""
-    return bound * (x / bound).tanh()
-
-
-def unbounded(x: Tensor, bound: float = 6.0) -> Tensor:
-    """The inverse of `bounded`, of x brought within ±(b - 0.1) first."""
-    return bound * (x.clamp(0.1 - bound, bound - 0.1) / bound).atanh()

@@ -1,4 +1,4 @@
-r"""An observation model of images whose pixels see those before them, near by.
+r"""An observation model of images whose pixels depend on their preceding neighbours.
 
 C channels, H W image, F features of a pixel, R radius of its neighbourhood, D = C·H·W dimensions.
 """
@@ -21,18 +21,18 @@ class LocalPixels(Observation):
     r"""$p(x \mid \theta) = \prod_{ij} p(x_{ij} \mid x_{N(ij)}, \theta_{ij})$: a pixel, given its neighbours before it.
 
     $N(ij)$ are the pixels at most R rows above and R columns beside (i, j), and in its own row those to its left. They
-    pass one masked convolution, are added to the F features $\theta_{ij}$ that the decoder gives for the pixel, and two
-    layers more give the parameters of the pixel's own model. A pixel's channels are independent given these. So the
-    texture costs the latent nothing, and what lies further than R apart is left to it.
+    pass a masked convolution and are added to the F features $\theta_{ij}$ from the decoder; two more layers return the
+    parameters of the pixel's own model. A pixel's channels are independent given these. So the
+    latents need not code texture, only dependence over distances above R.
 
     Args:
         event_shape: (C, H, W).
-        of: from an event shape to the pixels' own model, with independent dimensions and no numbers to learn, such as
+        of: from an event shape to the pixels' own model, with independent dimensions and no learned parameters, such as
             `lambda shape: DiscretisedLogistic(shape, 256, 5)`.
-        features: F; the decoder gives F·H·W numbers, in this order.
+        features: F; the decoder returns F·H·W features, in this order.
         radius: R.
 
-    Scoring takes one pass; drawing takes H·W small steps. Raises ValueError for an event that is no image.
+    `log_prob` needs one pass, `sample` H·W small steps. Raises ValueError for an event that is not an image.
 
     Sources: Gulrajani et al. 2017, "PixelVAE"; Chen et al. 2017, "Variational lossy autoencoder", for the short reach.
     """
@@ -50,7 +50,7 @@ class LocalPixels(Observation):
         radius: int = 3,
     ) -> None:
         if len(event_shape) != 3:
-            raise ValueError(f"LocalPixels takes images (C, H, W), got events of shape {tuple(event_shape)}")
+            raise ValueError(f"LocalPixels needs images (C, H, W), got events of shape {tuple(event_shape)}")
         whole = of(tuple(event_shape))
         super().__init__(event_shape, per_dim=whole.per_dim)
         channels, self.height, self.width = event_shape
@@ -67,8 +67,12 @@ class LocalPixels(Observation):
         self.register_buffer("mask", mask, persistent=False)
         self.register_buffer("offset", torch.zeros(whole.outputs))
 
+    @property
+    def output(self) -> nn.Module:
+        return self.last
+
     def _head(self, features: Float[Tensor, "B F h w"]) -> Float[Tensor, "B QC h w"]:
-        """From a pixel's features and its neighbours' together to the parameters of its own model."""
+        """Return the parameters of a pixel's own model from the sum of its and its neighbours' features."""
         h = F.silu(features)
         return self.last(F.silu(h + self.hidden(h)))
 
@@ -87,7 +91,7 @@ class LocalPixels(Observation):
         return self._in_turn(theta, self.pixel.sample)
 
     def mean(self, theta: Float[Tensor, "B P"]) -> Float[Tensor, "B ..."]:
-        """Each pixel's mean given its neighbours' means: near the expectation, and without noise."""
+        """Return each pixel's mean given its neighbours' means, an approximation of the expectation."""
         return self._in_turn(theta, self.pixel.mean)
 
     def _in_turn(self, theta: Float[Tensor, "B P"], choose: Callable[[Tensor], Tensor]) -> Shaped[Tensor, "B ..."]:
@@ -110,7 +114,7 @@ class LocalPixels(Observation):
         return self.whole.centre(x)
 
     def marginal(self, x: Shaped[Tensor, "N ..."]) -> Float[Tensor, " P"]:
-        """Zeros: what fits each dimension alone is added here, behind the network."""
+        """Return zeros: this model adds the marginal parameters itself, after its network."""
         return torch.zeros(self.outputs, device=x.device)
 
     @torch.no_grad()

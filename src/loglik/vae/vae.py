@@ -4,52 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from loglik.density import Bound, Density, StandardNormal, conditioned, draw_terms, draw_weights, embed, sum_terms
+from loglik.density import (
+    Bound,
+    Density,
+    StandardNormal,
+    conditioned,
+    draw_terms,
+    draw_weights,
+    embed,
+    output_layer,
+    sum_terms,
+)
+from loglik.networks.soft_bound import tanh_bound
 from loglik.transforms import Transform
-from loglik.vae.observation import Observation, bounded, to_float32
+from loglik.vae.kl import KLWeighting, gaussian_kl
+from loglik.vae.observation import Observation, to_float32
 from loglik.vae.vamp import VampPrior
 
-__all__ = ["VAE", "Draw", "Objective", "gaussian_kl", "gaussian_log_prob"]
+__all__ = ["VAE", "Draw"]
 
-CACHED = 2**19  # outputs of a decoder that a CPU's cache holds
-
-
-@dataclass(frozen=True, kw_only=True)
-class Objective:
-    r"""What training minimises instead of the ELBO alone; `log_prob` never knows of it.
-
-    $-\mathbb E_q[\log p(x \mid z)] + w \sum_d \max(\lambda, \mathrm{KL}_d)$, with
-    $w = \beta \min(1, \max(n / \text{warmup}, 4 t))$ at step n, after the part t of a `fit`.
-
-    Attributes:
-        beta: β (Higgins et al. 2017).
-        free_bits: λ in nats a latent dimension, over the batch's mean (Kingma et al. 2016, section 4); where the KL is
-            sampled its dimensions cannot be told apart, and λL bounds their sum.
-        warmup: training steps in which the KL's weight rises from 0 (Sønderby et al. 2016), at most a quarter of a
-            `fit`.
-
-    Raises ValueError for a negative number.
-    """
-
-    beta: float = 1.0
-    free_bits: float = 0.0
-    warmup: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("beta", "free_bits", "warmup"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+CACHED = 2**19  # decoder outputs that fit in a CPU's cache
 
 
 class Draw(NamedTuple):
-    r"""One draw of the latents, and what follows from it.
+    r"""One draw of the latents, with its parameters and densities.
 
     `z` latents, `theta` the observation's parameters, `log_ratio` $\log p(z) - \log q(z \mid x)$, `kl` the closed form
     of each latent dimension's KL where there is one.
@@ -67,21 +51,21 @@ class VAE(Density):
     $\log p(x) \ge \mathbb E_q[\log p(x \mid z)] - \mathrm{KL}(q(z \mid x) \,\|\, p(z))$ (the ELBO). `log_prob` draws
     $z = \mu + \sigma \odot \epsilon$ and returns $\log w = \log p(x \mid z) + \log p(z) - \log q(z \mid x)$, a sample
     of the ELBO whose exponential averages to $p(x)$; `samples=K` returns $\log \tfrac1K \sum_k w_k$, which rises to
-    $\log p(x)$ with K (Burda et al. 2016). `loss` takes the KL in closed form where q is a Gaussian and the prior
+    $\log p(x)$ with K (Burda et al. 2016). `loss` uses the closed form of the KL where q is a Gaussian and the prior
     N(0, I).
 
     Args:
         encoder: from events (B, ...) of order one, and the context if there is one, to (B, 2L):
-            the mean and the log-scale of q; with a `posterior` (B, 2L + E), where its transforms take E numbers.
+            the mean and the log-scale of q; or to (B, 2L + E), where the `posterior` has a context of E values.
         decoder: from latents (B, L), and the context if there is one, to the observation's parameters (B, P).
         observation: p(x | z).
-        prior: any density over events of shape (L,); a `VampPrior` is given the encoder.
+        prior: any density over events of shape (L,); a `VampPrior` uses this VAE's encoder.
         latent: L, for the prior N(0, I).
-        context: a network from a context to the vector that encoder and decoder take; the prior takes the
-            context as it is.
-        posterior: transforms of the Gaussian draw whose `encode` takes it to z, so that q is a flow. Masked
-            autoregressive ones are then the inverse autoregressive flow of Kingma et al. 2016.
-        objective: training choices beside the ELBO.
+        context: a network from a context to the vector that encoder and decoder read; the prior receives the
+            context itself.
+        posterior: transforms whose `encode` maps the Gaussian draw to z, so that q is a flow. With masked
+            autoregressive transforms it is the inverse autoregressive flow of Kingma et al. 2016.
+        objective: the KL's weight in training; the ELBO by default.
 
     Sources: Kingma and Welling 2014; Rezende et al. 2014.
     """
@@ -100,12 +84,12 @@ class VAE(Density):
         latent: int | None = None,
         context: nn.Module | None = None,
         posterior: Sequence[Transform] = (),
-        objective: Objective | None = None,
+        objective: KLWeighting | None = None,
     ) -> None:
         super().__init__()
         if prior is None:
             if latent is None:
-                raise ValueError("give a prior, or latent=L for N(0, I) over L numbers")
+                raise ValueError("pass a prior, or latent=L for N(0, I) in L dimensions")
             prior = StandardNormal((latent,))
         if len(prior.event_shape) != 1:
             raise ValueError(f"the prior must be over events of shape (L,), got {tuple(prior.event_shape)}")
@@ -113,11 +97,11 @@ class VAE(Density):
             raise ValueError(f"the prior must be over events of shape ({latent},), got {tuple(prior.event_shape)}")
         if prior.discrete:
             raise ValueError("the prior must be a density over real numbers, got one over integers")
-        # in this order, so that the last layer, which Muon leaves out, is that of the observation's parameters
+        # in this order, so that the last layer, which Muon leaves out, is the decoder's
         self.context, self.prior, self.encoder = context, prior, encoder
         self.posterior_flow: Sequence[Transform] = nn.ModuleList(posterior)  # type: ignore[assignment]
         self.decoder, self.observation = decoder, observation
-        self.objective = objective or Objective()
+        self.objective = objective or KLWeighting()
         self.latent = prior.event_shape[0]
         self.event_shape = observation.event_shape
         self.discrete = observation.discrete
@@ -140,8 +124,12 @@ class VAE(Density):
     def warming_up(self) -> bool:
         return self.objective.warmup > 0 and self._warmth().item() < 1
 
-    def progress(self, part: float) -> None:
-        self.part.fill_(part)
+    def progress(self, fraction_done: float) -> None:
+        self.part.fill_(fraction_done)
+
+    def output_layers(self) -> tuple[nn.Module, ...]:
+        """Return the observation model's output layer if it has a network, else the decoder's."""
+        return output_layer(self.observation) or output_layer(self.decoder)
 
     @property
     def importance_weighted(self) -> bool:
@@ -152,18 +140,18 @@ class VAE(Density):
     def posterior(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> tuple[Float[Tensor, "B L"], Float[Tensor, "B L"]]:
-        """The mean and the log-scale of q(z | x), before its transforms; the log-scale stays within ±6."""
+        """Return the mean and log-scale of q(z | x), before its transforms; the log-scale is within ±6."""
         mean, log_scale, *_ = self._infer(x, context)
         return mean, log_scale
 
     def parameters_of(
         self, z: Float[Tensor, "B L"], context: Shaped[Tensor, "B ..."] | None = None
     ) -> Float[Tensor, "B P"]:
-        """The observation's parameters given latents."""
+        """Return the observation's parameters given latents."""
         return self._theta(self._call(self.decoder, z, context))
 
     def _infer(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
-        """What depends on x alone, once for all draws; each with a row an example."""
+        """Return the encoder's results, which all draws share, one row per example."""
         return self._split(self._call(self.encoder, self.observation.centre(x), context))
 
     def _draw(self, inferred: tuple[Tensor, ...], context: Tensor | None) -> Draw:
@@ -183,15 +171,15 @@ class VAE(Density):
         width, want = parameters.flatten(1).shape[1], 2 * self.latent
         if width < want or (width > want and not len(self.posterior_flow)):
             raise ValueError(
-                f"the encoder must give 2·{self.latent} numbers, a mean and a log-scale for each latent "
-                f"dimension; it gave {width}"
+                f"the encoder must return 2·{self.latent} values, a mean and a log-scale for each latent "
+                f"dimension; it returned {width}"
             )
         mean, log_scale, extra = to_float32(parameters).flatten(1).split([self.latent, self.latent, width - want], 1)
-        log_scale = bounded(log_scale)
+        log_scale = tanh_bound(log_scale)
         return (mean, log_scale, extra) if width > want else (mean, log_scale)
 
     def _component(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """The posterior at pseudo-inputs of order one, for a VampPrior."""
+        """Return the posterior at pseudo-inputs of order one, for a VampPrior."""
         mean, log_scale = self._split(self.encoder(inputs))
         return mean, log_scale
 
@@ -199,8 +187,8 @@ class VAE(Density):
         width, kind = outputs[0].numel(), type(self.observation).__name__
         if width != self.observation.outputs:
             raise ValueError(
-                f"the decoder must give {self.observation.outputs} numbers, the parameters of {kind} over events of "
-                f"shape {self.event_shape}; it gave {width}"
+                f"the decoder must return {self.observation.outputs} values, the parameters of {kind} over events of "
+                f"shape {self.event_shape}; it returned {width}"
             )
         return outputs.flatten(1) if self.offset is None else to_float32(outputs).flatten(1) + self.offset
 
@@ -214,7 +202,7 @@ class VAE(Density):
     ) -> Float[Tensor, " B"]:
         terms = self._terms_of_draws(x, context)
         return draw_weights(
-            lambda rows, given: sum_terms(terms(rows, given)),
+            lambda rows, labels: sum_terms(terms(rows, labels)),
             x,
             context,
             samples,
@@ -225,12 +213,12 @@ class VAE(Density):
     def _terms_of_draws(
         self, x: Tensor, context: Tensor | None
     ) -> Callable[[Tensor, Tensor | None], dict[str, Tensor]]:
-        """Return what gives the ELBO's terms for repetitions of x; the encoder runs once."""
+        """Return a function to the ELBO's terms for repetitions of x; the encoder runs once."""
         inferred = self._infer(x, context)
 
-        def terms(rows: Tensor, given: Tensor | None) -> dict[str, Tensor]:
+        def terms(rows: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
             repeats = len(rows) // len(x)
-            draw = self._draw(tuple(t.repeat_interleave(repeats, 0) for t in inferred), given)
+            draw = self._draw(tuple(t.repeat_interleave(repeats, 0) for t in inferred), labels)
             return {"reconstruction": self.observation.log_prob(rows, draw.theta), "-KL": draw.log_ratio}
 
         return terms
@@ -257,16 +245,16 @@ class VAE(Density):
         return self.objective.beta * self._warmth().clamp_max(1.0)
 
     def _warmth(self) -> Tensor:
-        """How much of the warm-up is done: all of it from 1 on."""
+        """Return the finished fraction of the warm-up; it may exceed 1."""
         return torch.maximum(self.trained / self.objective.warmup, 4 * self.part)
 
     def terms(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
     ) -> dict[str, Float[Tensor, " B"]]:
-        r"""Return the ELBO's two terms over the draws of `log_prob`, and what K importance weights add.
+        r"""Return the ELBO's two terms over the draws of `log_prob`, and the gain of K importance weights.
 
         `reconstruction` is the mean of $\log p(x \mid z)$ and `-KL` that of $\log p(z) - \log q(z \mid x)$, whose
-        expectation is $-\mathrm{KL}(q(z \mid x) \,\|\, p(z))$; `tightening (K = samples)` is the rest.
+        expectation is $-\mathrm{KL}(q(z \mid x) \,\|\, p(z))$; `tightening (K = samples)` is the gain.
         """
         return draw_terms(
             self._terms_of_draws(x, context),
@@ -297,40 +285,18 @@ class VAE(Density):
     def encode(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> Float[Tensor, "B L"]:
-        """The latents of examples, without noise: the posterior's mean, through its transforms if it has any."""
+        """Return the latents of examples without noise: the posterior's mean after its transforms."""
         z, _, *extra = self._infer(x, context)
         for transform in self.posterior_flow:
             z, _ = transform.encode(z, extra[0] if extra else None)
         return z
 
     def decode(self, z: Float[Tensor, "B L"], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, "B ..."]:
-        """The expected data given latents, in the units of the data."""
+        """Return the expected data given latents, in the units of the data."""
         return self.observation.mean(self.parameters_of(z, context))
 
     def reconstruct(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> Float[Tensor, "B ..."]:
-        """The expected data given each example's own latents, in the units of the data."""
+        """Return the expected data given each example's own latents, in the units of the data."""
         return self.decode(self.encode(x, context), context)
-
-
-def gaussian_kl(
-    mean: Float[Tensor, "..."],
-    log_scale: Float[Tensor, "..."],
-    prior_mean: Float[Tensor, "..."] | float = 0.0,
-    prior_log_scale: Float[Tensor, "..."] | float = 0.0,
-) -> Float[Tensor, "..."]:
-    r"""KL of one Gaussian from another in each dimension.
-
-    $\log \frac{\sigma_p}{\sigma} + \frac{\sigma^2 + (\mu - \mu_p)^2}{2 \sigma_p^2} - \tfrac12$
-    """
-    gap = torch.as_tensor(prior_log_scale) - log_scale
-    inverse = torch.as_tensor(-2 * prior_log_scale).exp()
-    return gap + 0.5 * ((-2 * gap).exp() + (mean - prior_mean).square() * inverse - 1)
-
-
-def gaussian_log_prob(
-    z: Float[Tensor, "..."], mean: Float[Tensor, "..."], log_scale: Float[Tensor, "..."]
-) -> Float[Tensor, "..."]:
-    """Log density of a Gaussian in each dimension."""
-    return -0.5 * ((z - mean) * (-log_scale).exp()).square() - log_scale - 0.5 * math.log(2 * math.pi)

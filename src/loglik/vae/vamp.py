@@ -15,17 +15,17 @@ __all__ = ["VampPrior"]
 
 
 class VampPrior(Density):
-    r"""$p(z) = \tfrac1C \sum_c q(z \mid u_c)$: the posteriors at C learned pseudo-inputs, in equal parts.
+    r"""$p(z) = \tfrac1C \sum_c q(z \mid u_c)$: the posteriors at C learned pseudo-inputs, with equal weights.
 
-    It is near the aggregate posterior $\tfrac1N \sum_n q(z \mid x_n)$, the prior of the highest ELBO, and cannot be as
-    near to each example. The encoder is the VAE's own, which the VAE hands over when it is built.
+    It approximates the aggregate posterior $\tfrac1N \sum_n q(z \mid x_n)$, the prior with the highest ELBO, with fewer
+    components, so it cannot fit each example. The encoder is that of the VAE, which calls `bind`.
 
     Args:
         latent: L.
-        inputs: the shape of what the encoder takes.
+        inputs: the shape of the encoder's input.
         components: C.
 
-    Raises ValueError where no VAE holds it.
+    Raises ValueError if it is used outside a VAE.
 
     Source: Tomczak and Welling 2018, "VAE with a VampPrior".
     """
@@ -39,7 +39,7 @@ class VampPrior(Density):
         self._encode: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
 
     def bind(self, encode: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
-        """Take the encoder: from inputs to the mean and the log-scale of their posteriors."""
+        """Set the encoder, from inputs to the mean and log-scale of their posteriors."""
         self._encode = encode
 
     def _components(self) -> tuple[Float[Tensor, "C L"], Float[Tensor, "C L"]]:
@@ -62,6 +62,6 @@ class VampPrior(Density):
 
     @torch.no_grad()
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
-        """Pseudo-inputs from training data, evenly spaced, as the encoder takes them."""
+        """Set the pseudo-inputs to evenly spaced rows of training data."""
         rows = torch.linspace(0, len(x) - 1, len(self.inputs), device=x.device).round().long()
         self.inputs.copy_(x[rows] + 0.01 * torch.randn_like(self.inputs))

@@ -1,0 +1,66 @@
+"""How text is read: its tokenizer, its window and its splits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from loglik.data.tokenizers import KINDS
+
+__all__ = ["TextSettings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSettings:
+    """How text is read.
+
+    Attributes:
+        tokenizer: `bytes`, `characters` or `bpe` (byte-pair encoding, trained on the training split).
+        vocabulary: the number of tokens of `bpe`.
+        window: T, in tokens; if None, 128, or for a table's text column the longest text, at most 256.
+        split: percentages for training, validation and test, by position.
+    """
+
+    tokenizer: str = "bytes"
+    vocabulary: int = 1024
+    window: int | None = None
+    split: str = "80/10/10"
+
+    def __post_init__(self) -> None:
+        if self.tokenizer not in KINDS:
+            raise ValueError(f"unknown tokenizer {self.tokenizer!r}: use {', '.join(KINDS)}")
+        if type(self.vocabulary) is not int:
+            raise ValueError(f"vocabulary must be an integer, got {self.vocabulary!r}")
+        if self.window is not None and (type(self.window) is not int or self.window < 1):
+            raise ValueError(f"window must be at least 1 token, got {self.window!r}")
+        self.fractions()
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Return the names of the settings."""
+        return [f.name for f in fields(cls)]
+
+    @classmethod
+    def split_options(cls, options: Mapping[str, Any]) -> tuple[TextSettings | None, dict[str, Any]]:
+        """Return the text settings among the options, None if there are none, and the other options."""
+        chosen = {k: v for k, v in options.items() if k in cls.names()}
+        return cls(**chosen) if chosen else None, {k: v for k, v in options.items() if k not in chosen}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for YAML."""
+        return asdict(self)
+
+    def fractions(self) -> tuple[float, float, float]:
+        """Return the fractions of the text for training, validation and test.
+
+        >>> TextSettings(split="90/10/0").fractions()
+        (0.9, 0.1, 0.0)
+        """
+        try:
+            train, validation, test = (float(part) / 100 for part in str(self.split).split("/"))
+        except ValueError:
+            train = validation = test = -1.0
+        if min(validation, test) < 0 or train <= 0 or abs(train + validation + test - 1) > 1e-9:
+            raise ValueError(f"split must be three percentages that add up to 100, as 80/10/10, got {self.split!r}")
+        return train, validation, test

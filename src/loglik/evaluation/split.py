@@ -1,0 +1,187 @@
+"""What a density scores on a split, in nats, bits/dim and standard errors."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loglik.classification.calibration import confusion_matrix, reliability, wilson_interval
+from loglik.data.dataset import Split
+from loglik.data.spec import DataSpec
+from loglik.data.windows import Stream
+from loglik.density import Bound, Density, evaluation_mode, sum_terms
+from loglik.evaluation.result import Result, bits_per_dim
+from loglik.evaluation.rows import RowScores
+from loglik.evaluation.scores import (
+    arguments,
+    default_samples,
+    evaluating,
+    labels_in_turn,
+    log_prob_terms,
+    log_probs,
+    mean_and_stderr,
+    unseen_error,
+)
+from loglik.evaluation.text import StreamScores, perplexity, stream_scores
+
+__all__ = ["SOLVED_ROWS", "baseline_scores", "evaluate_split"]
+
+RATE_DRAWS = 16  # samples drawn to measure the rate of sampling
+SOLVED_ROWS = 64  # rows on which the error of a solver is measured
+
+
+@torch.no_grad()
+def evaluate_split(
+    density: Density,
+    split: Split,
+    spec: DataSpec,
+    *,
+    model: str,
+    samples: int | None = None,
+    seed: int = 0,
+    train_seconds: float = 0.0,
+    steps: int = 0,
+    baseline: Tensor | StreamScores | None = None,
+    rows: RowScores | None = None,
+) -> Result:
+    """Score a density on a split; a text with overlapping windows, in nats per token.
+
+    Args:
+        model: the name in the result.
+        samples: Monte Carlo samples per example where `log_prob` is a bound; chosen by the split's size if None.
+        seed: of the Monte Carlo noise.
+        train_seconds, steps: the duration of the training, for the result.
+        baseline: another density's `baseline_scores` of the same split, from which gains are counted.
+        rows: this density's `row_scores` of the split, if they exist already; the result then has no terms.
+
+    Raises ValueError where the split is empty.
+    """
+    if len(split) == 0:
+        raise ValueError("the split is empty: nothing to evaluate")
+    samples = default_samples(density, len(split), samples)
+    scored: dict[str, Any]
+    if split.stream is not None:
+        assert not isinstance(baseline, Tensor)
+        scored = _score_stream(density, split.stream, spec, baseline)
+    else:
+        assert not isinstance(baseline, StreamScores)
+        if rows is not None:
+            samples = round(rows.draws.double().mean().item())
+        scored = _score_examples(density, split, spec, samples, seed, baseline, rows)
+    if density.discrete and scored["n"] > 1:
+        scored["stderr"] = max(scored["stderr"] or 0.0, unseen_error(scored["nats"], scored["n"])) or None
+    if density.event == "y":
+        scored |= _classification(density, split)
+    return Result(
+        model=model,
+        bound=density.bound.value,
+        event=density.event,
+        unit=split.unit,
+        samples=samples,
+        params=sum(p.numel() for p in density.parameters() if p.requires_grad),
+        train_seconds=train_seconds,
+        steps=steps,
+        samples_per_second=_sampling_rate(density, split, spec, seed),
+        **scored,
+    )
+
+
+def baseline_scores(density: Density, split: Split, spec: DataSpec) -> Tensor | StreamScores:
+    """Return a density's scores of a split, from which others' gains are counted."""
+    if split.stream is not None:
+        return stream_scores(density, split.stream, spec)
+    return log_probs(density, split)
+
+
+def _score_stream(density: Density, stream: Stream, spec: DataSpec, baseline: StreamScores | None) -> dict[str, Any]:
+    scores = stream_scores(density, stream, spec)
+    nats, stderr = scores.per_token()
+    gain, gain_stderr = (None, None) if baseline is None else scores.gain(baseline)
+    return {
+        "nats": nats,
+        "stderr": stderr,
+        "gain": gain,
+        "gain_stderr": gain_stderr,
+        "n": int(scores.tokens.sum()),
+        "bits_per_dim": bits_per_dim(nats, 1),
+        "bits_per_byte": scores.bits_per_byte(),
+        "perplexity": perplexity(nats),
+    }
+
+
+def _score_examples(
+    density: Density,
+    split: Split,
+    spec: DataSpec,
+    samples: int,
+    seed: int,
+    baseline: Tensor | None,
+    rows: RowScores | None,
+) -> dict[str, Any]:
+    terms: dict[str, Tensor] = {}
+    if rows is not None:
+        scores = rows.nats
+    else:
+        if density.bound is not Bound.EXACT:
+            terms = log_prob_terms(density, split, samples=samples, seed=seed)
+        # terms sum to log_prob: no second pass, unless a draw's weight of 0 made one NaN
+        if not terms or not (scores := sum_terms(terms)).isfinite().all():
+            scores = log_probs(density, split, samples=samples, seed=seed)
+    nats, stderr = mean_and_stderr(scores)
+    gain, gain_stderr = (None, None)
+    if baseline is not None and density.event == "x":
+        gain, gain_stderr = mean_and_stderr(scores - baseline)
+    discrete = all(spec.discrete_dims) and density.discrete and density.event == "x"
+    bits = bits_per_dim(nats, spec.dims) if discrete else None
+    return {
+        "nats": nats,
+        "stderr": stderr,
+        "gain": gain,
+        "gain_stderr": gain_stderr,
+        "n": len(split),
+        "bits_per_dim": bits,
+        "bits_per_byte": bits if spec.kind == "text" and not spec.padded else None,
+        "terms": {name: values.mean().item() for name, values in terms.items()},
+        "numerical_error": _numerical_error(density, split, seed),
+    }
+
+
+def _classification(density: Density, split: Split) -> dict[str, Any]:
+    assert split.y is not None
+    probabilities: Any = density.probabilities
+    with evaluation_mode(density):
+        p = torch.cat([probabilities(x.to(density.device)).cpu() for x in split.tensor().split(1024)])
+    matrix, table = confusion_matrix(p, split.y), reliability(p, split.y)
+    correct = int(matrix.diag().sum())
+    return {
+        "accuracy": correct / len(p),
+        "accuracy_interval": wilson_interval(correct, len(p)),
+        "calibration_error": table.error,
+        "calibration_interval": table.error_interval,
+        "confusion": matrix.tolist(),
+    }
+
+
+def _numerical_error(density: Density, split: Split, seed: int) -> float | None:
+    """Return the mean error of the solver over the first `SOLVED_ROWS` rows of the split; None without a solver."""
+    event, context = arguments(density, *split.first(SOLVED_ROWS))
+    with evaluating(density, seed):
+        error = density.numerical_error(event, context)
+    return None if error is None else error.double().mean().item()
+
+
+def _sampling_rate(density: Density, split: Split, spec: DataSpec, seed: int) -> float:
+    device = density.device
+    n = min(RATE_DRAWS, len(split)) if density.event == "y" else RATE_DRAWS
+    context = None
+    if density.event == "y":
+        context = split.first(n)[0].to(device)
+    elif density.conditional:
+        context = labels_in_turn(spec, n, device)
+    with evaluating(density, seed):
+        start = time.perf_counter()
+        density.sample(n, context).cpu()
+    return n / (time.perf_counter() - start)

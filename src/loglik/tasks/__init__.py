@@ -1,0 +1,19 @@
+"""What is done with a trained density: draw samples, continue a text, encode examples, fill missing values."""
+
+from loglik.tasks.continue_text import continue_text
+from loglik.tasks.encode import encode, write_latents
+from loglik.tasks.fill import fill, fill_table
+from loglik.tasks.latents import Latents, diagnose_latents
+from loglik.tasks.sample import draw, sample
+
+__all__ = [
+    "Latents",
+    "continue_text",
+    "diagnose_latents",
+    "draw",
+    "encode",
+    "fill",
+    "fill_table",
+    "sample",
+    "write_latents",
+]

@@ -1,0 +1,153 @@
+"""Missing values: drawn from a density given the rest of each row.
+
+The method depends on the density. For independent columns a sample is a draw. A VAE draws latents and values in turn
+(`Latents.fill`). A diffusion denoises the missing values beside the known ones (`Diffusion.inpaint`). Where `log_prob`
+is exact, or the logarithm of an importance weight, it weights several candidates for a missing value.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Shaped
+from torch import Tensor
+
+from loglik.baselines import Independent
+from loglik.data.tables import decode_column, load_incomplete
+from loglik.density import Density, evaluation_mode
+from loglik.diffusion import Diffusion
+from loglik.evaluation.scores import evaluating
+from loglik.flows import Flow
+from loglik.runs import Run
+from loglik.tasks.latents import ELEMENTWISE, Latents
+from loglik.transforms import PartialOut
+
+__all__ = ["fill", "fill_table"]
+
+BATCH = 2**14  # rows in one call of log_prob
+REPEATS = 20  # of each step of a diffusion: with more repeats the missing values agree better with the known ones
+
+
+@torch.no_grad()
+def fill(density: Density, x: Shaped[Tensor, "B D"], missing: Bool[Tensor, "B D"]) -> Shaped[Tensor, "B D"]:
+    """Draw the missing values of rows from p(missing | observed), with torch's global generator.
+
+    Args:
+        density: over rows, not conditional: independent, a VAE, a diffusion, a flow or an autoregressive density. A VAE
+            or a diffusion may stand behind transforms of each column by itself.
+        x: rows, on any device; the values at missing places are ignored.
+        missing: true where a value is missing.
+
+    Returns the filled rows, on the device of x.
+
+    Raises ValueError for a density that cannot fill missing values.
+    """
+    if density.event != "x" or density.conditional or x.dim() != 2:
+        raise ValueError("missing values are filled in rows (B, D), by a density p(row)")
+    with evaluation_mode(density):
+        return _fill(density, x.to(density.device), missing.to(density.device)).to(x.device)
+
+
+def _fill(density: Density, x: Tensor, missing: Tensor) -> Tensor:
+    """Fill by the method that fits the density."""
+    transforms, base = (density.transforms, density.base) if isinstance(density, Flow) else ((), density)
+    if isinstance(density, Independent):
+        return torch.where(missing, density.sample(len(x)).to(x.dtype), x)
+    if Latents.has(density):
+        return Latents(density).fill(x, missing)
+    x = x.masked_fill(missing, 0)
+    if isinstance(base, Diffusion) and all(isinstance(transform, ELEMENTWISE) for transform in transforms):
+        return _denoised(density, base, x, missing)
+    if not density.importance_weighted:
+        raise ValueError(
+            f"a {type(base).__name__.lower()} does not fill missing values behind these transforms: its log_prob is "
+            "not the log of an importance weight"
+        )
+    return _weighted(density, x, missing)
+
+
+def _denoised(density: Density, diffusion: Diffusion, x: Tensor, missing: Tensor) -> Tensor:
+    """Fill by a diffusion, in the space behind the transforms."""
+    flow = density if isinstance(density, Flow) else None
+    z = x if flow is None else flow.encode(x)[0]
+    z = diffusion.inpaint(z, ~missing.view(z.shape), repeats=REPEATS)
+    drawn = z if flow is None else flow.decode(z)
+    return torch.where(missing, drawn.to(x.dtype), x)
+
+
+def _weighted(density: Density, x: Tensor, missing: Tensor, sweeps: int = 20, draws: int = 31) -> Tensor:
+    r"""Fill by Gibbs sampling, one column at a time.
+
+    The new value is chosen among the current value and `draws` candidates from the column's marginal q, with
+    probabilities proportional to $p(\text{row}) / q(\text{value})$. This leaves the conditional invariant (iterated
+    sampling importance resampling; Andrieu et al. 2010). q is fitted to samples of the density. The method is exact in
+    the limit of many sweeps where `log_prob` is exact.
+    """
+    samples = density.sample(4096).to(x.dtype)
+    integer = (samples == samples.round()).all(0)
+    low = torch.where(integer, samples.amin(0).double(), -torch.inf)
+    high = torch.where(integer, samples.amax(0).double(), torch.inf)
+    marginals = Independent((x.shape[1],), integer.tolist()).to(x.device)
+    marginals.initialise(samples)
+    drawn = samples[torch.randint(len(samples), (len(x),), device=x.device)]
+    filled = torch.where(missing, _start(density, x, missing, drawn), x)
+    for _ in range(sweeps):
+        for d in missing.any(0).nonzero().flatten().tolist():
+            for rows in torch.split(missing[:, d].nonzero().flatten(), BATCH // (draws + 1)):
+                candidates = filled[rows].repeat(draws + 1, 1)
+                fresh = marginals.sample(draws * len(rows))[:, d].to(x.dtype)
+                candidates[len(rows) :, d] = fresh.clamp(low[d], high[d]).to(x.dtype)  # codes must stay valid
+                log_weight = density.log_prob(candidates).double() - marginals.token_log_probs(candidates)[:, d]
+                log_weight[len(rows) :][(fresh < low[d]) | (fresh > high[d])] = -torch.inf
+                chosen = log_weight.view(draws + 1, -1).T.softmax(1).multinomial(1).squeeze(1)
+                kept = candidates[:, d].view(draws + 1, -1)
+                filled[rows, d] = kept[chosen, torch.arange(len(rows), device=x.device)]
+    return filled
+
+
+def _start(density: Density, x: Tensor, missing: Tensor, sample: Tensor) -> Tensor:
+    """Return a sample in which columns that others determine agree with them.
+
+    Where two such columns are both missing, Gibbs sampling could change neither of the two.
+    """
+    transforms = list(density.transforms) if isinstance(density, Flow) else []
+    for at, transform in enumerate(transforms):
+        if isinstance(transform, PartialOut):
+            before = Flow(transforms[:at], density)  # for its transforms alone
+            completed = transform.complete(before.encode(x)[0], missing, before.encode(sample)[0])
+            return before.decode(completed).to(x.dtype)
+    return sample
+
+
+def fill_table(run: Run, table: Path, out: Path, *, seed: int = 0) -> int:
+    """Fill a table's missing values with draws given the rest of each row, write it as CSV, and return their number.
+
+    Args:
+        run: a run of a table.
+        table: the file with missing values.
+        out: the file to write.
+        seed: of the draws.
+
+    Raises ValueError where the run's data are not a table, or its density is a classifier, conditional, or cannot fill.
+    """
+    density = run.density
+    if density.event != "x":
+        raise ValueError("fill needs a density p(row), and this is a classifier, p(label | row): use another family")
+    if run.spec.kind != "table":
+        raise ValueError(f"fill needs a run of a table, and this run's data are {run.spec.describe()}")
+    if density.conditional:
+        raise ValueError("fill needs a density p(row), and this is p(row | label): train one without conditional=True")
+    frame, x, missing = load_incomplete(table, run.spec)
+    rows = missing.any(1)
+    filled = x.clone()
+    if rows.any():
+        with evaluating(density, seed):
+            filled[rows] = fill(density, x[rows], missing[rows]).to(x.dtype)
+    columns = []
+    for d, column in enumerate(run.spec.columns):
+        if missing[:, d].any():
+            columns.append(decode_column(frame[column.name], column, filled[:, d], missing[:, d]))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    frame.with_columns(columns).write_csv(out)
+    return int(missing.sum())

@@ -1,0 +1,102 @@
+"""fit: train a density on data, and return the run."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loglik import recipes, runs
+from loglik.cpu.memory import keep_freed_memory
+from loglik.data import as_data
+from loglik.data.text_settings import TextSettings
+from loglik.density import Density
+from loglik.training.checks import check_fits, check_trainable
+from loglik.training.config import check_same_config, run_config, split_options
+from loglik.training.fabric import launch_fabric
+from loglik.training.loop import Trainer
+from loglik.training.progress import progress_bar
+from loglik.training.settings import TrainingSettings
+
+__all__ = ["fit"]
+
+
+def fit(
+    density: Density | str,
+    data: Any,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    label: str | None = None,
+    settings: TrainingSettings | None = None,
+    progress: bool | None = None,
+    **options: Any,
+) -> runs.Run:
+    r"""Maximise the likelihood of the training split: minimise `density.loss`, in nats per example.
+
+    Args:
+        density: a density, trained in place, or a family's name for its recipe's default.
+        data: a name, a path, an array, a pair (x, y), or `Data`.
+        out: the run's folder; None keeps the run in memory.
+        resume: continue the run in `out` from its newest checkpoint.
+        label: the name of the label's column, if data is the path of a table.
+        settings: how to train; the recipe's own if None.
+        progress: show a progress bar; on a terminal only if None.
+        **options: fields of `TrainingSettings` (`max_time="30s"`, `batch_size=64`, ...), of `TextSettings` for text
+            (`tokenizer="characters"`, ...) and, for a family's name, options of its recipe (`size="medium"`, ...).
+
+    Returns the run, with the weights of the best validation.
+
+    Raises ValueError for data or options that do not fit, FileExistsError if `out` is in use, and `NotFinite`
+    if training diverges.
+    """
+    path = None if out is None else Path(out)
+    text, options = TextSettings.split_options(options)
+    chosen, options = split_options(density, options)
+    base = settings or TrainingSettings()
+    data = as_data(data, label=label, seed=replace(base, **chosen).seed, text=text, beside=path)
+    if settings is None and isinstance(density, str):
+        base = TrainingSettings(**recipes.recipe(density).training(data.spec))
+    settings = replace(base, **chosen).with_limit()
+    if resume and (path is None or not (path / "config.yaml").is_file()):
+        raise ValueError(f"nothing to resume: {path or 'without out, there'} is no run")
+
+    keep_freed_memory()
+    fabric = launch_fabric(settings)
+    writes = fabric.is_global_zero
+    with torch.random.fork_rng(devices=[fabric.device] if fabric.device.type == "cuda" else []):
+        torch.manual_seed(settings.seed)
+        name = density if isinstance(density, str) else None
+        built = recipes.build(density, data.spec, **options) if isinstance(density, str) else density
+        check_fits(built, data)
+        check_trainable(built, name)
+        config = run_config(name, options, data, settings)
+        if path is not None and writes:
+            _open_folder(path, config, resume)
+        trainer = Trainer(fabric, built, data, settings, path)
+        start = time.perf_counter()
+        if trainer.trainable:
+            with progress_bar(name or type(built).__name__, progress and fabric.is_global_zero) as bar:
+                trainer.run(bar, resume)
+        else:
+            trainer.initialise_only()
+        config["steps"] = trainer.step
+        config["train_seconds"] = round(trainer.elapsed if trainer.trainable else time.perf_counter() - start, 3)
+    run = runs.Run(built.eval(), data.spec, config, trainer.history, path)
+    if path is not None and writes:
+        runs.write_weights(path, built)
+        runs.write_metrics(path, trainer.history)
+        runs.write_config(path, config)
+    return run
+
+
+def _open_folder(path: Path, config: dict[str, Any], resume: bool) -> None:
+    """Make the run's folder with its config.yaml; if resuming, check that the run there has the same."""
+    if resume:
+        check_same_config(runs.read_config(path), config, path)
+    else:
+        runs.new_folder(path)
+        runs.write_config(path, config)
