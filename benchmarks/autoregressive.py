@@ -57,7 +57,7 @@ def nanogpt() -> Side:
 
 
 def build(shapes: Mapping[str, int]) -> Any:
-    """Our density of the shapes."""
+    """Build our density with these shapes."""
     from loglik.autoregressive import Autoregressive
     from loglik.networks import BlockSettings, CausalTransformer
 
@@ -66,7 +66,7 @@ def build(shapes: Mapping[str, int]) -> Any:
 
 
 def build_nanogpt(shapes: Mapping[str, int]) -> Any:
-    """nanoGPT of the shapes, as its training script builds it."""
+    """Build nanoGPT with these shapes, as its training script does."""
     nano = _module()
     return nano.GPT(
         nano.GPTConfig(
@@ -81,7 +81,7 @@ def build_nanogpt(shapes: Mapping[str, int]) -> Any:
 
 
 def in_bf16(step: Callable[[], None]) -> Callable[[], None]:
-    """A step under autocast to bfloat16."""
+    """Return a training step under autocast to bfloat16."""
     import torch
 
     def run() -> None:

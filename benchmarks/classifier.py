@@ -7,8 +7,8 @@ from harness import Side, count, evaluation, training_step
 TITLE = "Classifier"
 SHAPES = {"hidden": (256, 256), "batch": 64, "rows": 10_000}
 NOTES = (
-    "The 1,797 digits of scikit-learn in float32. An epoch goes through all of them once, shuffled, in batches of 64: "
-    "29 steps of AdamW, or one `partial_fit` with Adam. Probabilities are for 10,000 rows in one call."
+    "The 1,797 digits of scikit-learn in float32. An epoch is one pass over all of them, shuffled, in batches of "
+    "64: 29 steps of AdamW, or one `partial_fit` with Adam. Probabilities are for 10,000 rows in one call."
 )
 
 

@@ -7,10 +7,10 @@ from harness import Side, count, evaluation, training_step
 TITLE = "Diffusion"
 SHAPES = {"dims": 64, "width": 256, "depth": 3, "features": 32, "batch": 128, "samples": 64, "steps": 200}
 NOTES = (
-    "Diffusers has no network for vectors: its side is its DDPMScheduler around a residual MLP of the shape of ours "
-    "(LayerNorm, scale and shift by the time in each block), trained on the mean squared error of the noise; ours "
-    "trains the likelihood bound. Both sample 64 vectors in 200 steps of the ancestral chain. The bound as a number, "
-    "`log_prob(samples=8)`, is ours alone."
+    "Diffusers has no network for vectors, so its side combines its DDPMScheduler with a residual MLP of the same "
+    "shape as ours (LayerNorm, scale and shift by the time in each block). It trains on the mean squared error of the "
+    "noise; ours trains on the likelihood bound. Both sample 64 vectors in 200 steps of the ancestral chain. Only our "
+    "side evaluates the bound, by `log_prob(samples=8)`."
 )
 
 

@@ -7,9 +7,9 @@ from harness import Side, count, evaluation, training_step
 TITLE = "Flow"
 SHAPES = {"dims": 64, "couplings": 6, "bins": 8, "hidden": (128, 128), "batch": 128, "interval": 5.0}
 NOTES = (
-    "`zuko, coupling` has the architecture of ours: the same masks, the same network for each coupling. `zuko, NSF` is "
-    "zuko's ready-made class with `passes=2`, whose masked network gives a spline for all 64 dimensions, not for the "
-    "half that moves."
+    "`zuko, coupling` has the same architecture as ours: the same masks, and the same network for each coupling. "
+    "`zuko, NSF` is zuko's ready-made class with `passes=2`. Its masked network computes a spline for all 64 "
+    "dimensions, although only half of them are transformed."
 )
 
 

@@ -11,9 +11,9 @@ TITLE = "Flow for tables"
 SHAPES = {"dims": 43, "transforms": 5, "bins": 8, "hidden": (128, 128), "batch": 512, "interval": 5.0}
 NOTES = (
     "`coupling` and `autoregressive` are spline flows, `MAF` is autoregressive with affine maps. All networks are "
-    "plain, with two hidden layers and ReLU, and couplings have alternating masks: in each operation all sides have "
-    "equally many parameters. normflows has these splines with residual networks only: a block of two layers has one "
-    "linear map more. Parameters are those of all models of a side."
+    "plain, with two hidden layers and ReLU, and couplings have alternating masks, so in each operation all sides "
+    "have the same number of parameters. normflows offers these splines with residual networks only: a block of two "
+    "layers has one more linear map. The column parameters is the total over all models of a side."
 )
 
 
@@ -22,7 +22,7 @@ def _masks() -> list[list[bool]]:
 
 
 def _side(models: dict[str, tuple[Any, Callable[[Any], Any], Callable[[int], Any]]], packages: list[str]) -> Side:
-    """From each model with its log-probability and its sampler."""
+    """Return the operations of the models, each with its log-probability and its sampler."""
     import torch
 
     x = torch.randn(SHAPES["batch"], SHAPES["dims"])

@@ -7,10 +7,10 @@ from harness import Side, count, evaluation, load_workload, training_step
 TITLE = "Autoregressive, 6 layers, and generation"
 SHAPES = {"vocabulary": 65, "length": 256, "width": 384, "depth": 6, "heads": 6, "batch": 64, "streams": 32}
 NOTES = (
-    "`generate` fills the window: 256 tokens for each stream, from no prompt (nanoGPT 255, after the one that it must "
-    "be given); tokens a second are 256, for 32 streams 8,192, over the time. nanoGPT runs the network over all tokens "
-    "so far for each new one. `bf16` is under autocast. Both are without biases and without dropout; nanoGPT ties its "
-    "token embedding to its output layer."
+    "`generate` fills the window: 256 tokens per stream without a prompt (nanoGPT generates 255 after a prompt of one "
+    "token, which it requires). Tokens per second are 256, or 8,192 for 32 streams, divided by the time. nanoGPT runs "
+    "the network over all previous tokens for each new one. `bf16` is under autocast. Both are without biases and "
+    "without dropout; nanoGPT ties its token embedding to its output layer."
 )
 
 

@@ -1,11 +1,12 @@
-"""What a workload is, and the process that measures one side of it.
+"""Define a workload, and run the process that measures one side of it.
 
-A workload is a file here with `TITLE`, `SHAPES`, `NOTES` and `SIDES`: for each side a function that builds its
-model and data from `SHAPES`, once, and returns a `Side`. Each side runs in its own process; the parent (run.py) speaks
-to it in lines of JSON and asks one at a time for one timed run, so that only one side computes at any moment.
+A workload is a file of this folder with `TITLE`, `SHAPES`, `NOTES` and `SIDES`: for each side a function that
+builds its model and data from `SHAPES`, once, and returns a `Side`. Each side runs in its own process; the parent
+(run.py) speaks with it in lines of JSON and requests one timed run at a time, so that only one side computes at any
+moment.
 
-`python harness.py WORKLOAD SIDE` is that process; a peer's runs in the peers' environment, and so this file and
-the workloads import nothing but the standard library before a side is built.
+`python harness.py WORKLOAD SIDE` is that process. A peer's process runs in the peers' environment, so this file and
+the workloads import only the standard library before a side is built.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """One side of a workload, built: what it can do, and what its row says beside the times.
+    """One side of a workload: its operations, and the other values of its row.
 
     Attributes:
-        operations: a function without arguments for each of the workload's operations that this side offers.
-        parameters: how many numbers are trained.
-        packages: whose versions the result names.
+        operations: a function without arguments for each of the workload's operations that this side supports.
+        parameters: the number of trained parameters.
+        packages: the packages whose versions the result lists.
     """
 
     operations: dict[str, Callable[[], Any]]
@@ -49,7 +50,7 @@ class Side:
 
 
 def training_step(parameters: Iterable[Any], loss: Callable[[], Any]) -> Callable[[], None]:
-    """Loss, gradient, AdamW: the same optimizer for every side that is built on torch."""
+    """Return a training step: loss, gradient, AdamW; the same optimizer for every side that uses torch."""
     import torch
 
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
@@ -63,7 +64,7 @@ def training_step(parameters: Iterable[Any], loss: Callable[[], Any]) -> Callabl
 
 
 def evaluation(model: Any, call: Callable[[], Any]) -> Callable[[], None]:
-    """The call without gradients and with the model in evaluation mode, put back into training afterwards."""
+    """Return the call without gradients in evaluation mode; it restores training mode afterwards."""
     import torch
 
     def run() -> None:
@@ -76,12 +77,12 @@ def evaluation(model: Any, call: Callable[[], Any]) -> Callable[[], None]:
 
 
 def count(model: Any) -> int:
-    """The number of trained parameters of a torch module."""
+    """Return the number of trained parameters of a torch module."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def load_workload(name: str) -> ModuleType:
-    """The module of a workload, by its path: its name may be that of a package too."""
+    """Import a workload by its path, because its name may also be that of a package."""
     path = Path(__file__).parent / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"workload_{name}", path)
     assert spec is not None and spec.loader is not None
@@ -91,10 +92,10 @@ def load_workload(name: str) -> ModuleType:
 
 
 def matrix_peak(threads: int) -> dict[str, float]:
-    """Measure the best rate of a square matrix product, in GFLOP/s: what the fraction of the limit refers to.
+    """Measure the best rate of a square matrix product in GFLOP/s, the reference of the column `of the peak`.
 
-    As torch.mm and as the operation that torch's compiler puts for a linear map, another library's; the faster counts.
-    Where the CPU has no bfloat16 instructions there is no peak in bfloat16.
+    The rate is the faster of torch.mm and of the oneDNN operation that torch's compiler uses for a linear map.
+    A CPU without bfloat16 instructions has no peak in bfloat16.
     """
     import torch
 
@@ -121,7 +122,7 @@ def matrix_peak(threads: int) -> dict[str, float]:
 
 
 def flops(operation: Callable[[], Any]) -> int:
-    """Floating-point operations of the matrix products, convolutions and attention in one call."""
+    """Count the floating-point operations of the matrix products, convolutions and attention in one call."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
@@ -130,7 +131,7 @@ def flops(operation: Callable[[], Any]) -> int:
 
 
 def seconds_per_call(operation: Callable[[], Any], calls: int) -> float:
-    """The mean over calls in a row."""
+    """Return the mean time of consecutive calls."""
     start = time.perf_counter()
     for _ in range(calls):
         operation()
@@ -138,7 +139,7 @@ def seconds_per_call(operation: Callable[[], Any], calls: int) -> float:
 
 
 def _build(workload: str, side: str) -> tuple[Side, dict[str, Any]]:
-    """Build a side, warm it up, choose how often a run calls each operation, count what it multiplies."""
+    """Build a side, warm it up, choose the number of calls per run, and count the FLOPs."""
     import torch
 
     torch.manual_seed(0)
@@ -160,7 +161,7 @@ def _build(workload: str, side: str) -> tuple[Side, dict[str, Any]]:
 def serve(workload: str, side: str) -> None:
     """Answer the parent's lines: an operation's name with the seconds of one call, until the input ends.
 
-    The first answer describes the side, or says why there is none.
+    The first answer describes the side, or gives the reason why it is not available.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a peer prints must not mix with the answers
@@ -177,7 +178,7 @@ def serve(workload: str, side: str) -> None:
             answer({"seconds": seconds_per_call(built.operations[name], description["calls"][name])})
     except Unavailable as reason:
         answer({"unavailable": str(reason)})
-    except Exception as error:  # a peer's fault is a row, not the end of the measurement
+    except Exception as error:  # an error of a peer is a row of the table and does not end the measurement
         answer({"unavailable": f"{type(error).__name__}: {error}".splitlines()[0]})
 
 

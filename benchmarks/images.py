@@ -1,7 +1,8 @@
-"""Bits/dim on Fashion-MNIST: our Glow against normflows's, trained for the same time.
+"""Compare bits/dim on Fashion-MNIST of our Glow and of normflows's, trained for the same time.
 
 `python benchmarks/images.py --seconds 150` prints a Markdown table. Both sides dequantize uniformly and are scored on
-the same test images with one draw of noise an image: a lower bound of log p, an upper one of bits/dim. Run by hand.
+the same test images with one draw of noise per image: a lower bound of log p, so an upper bound of bits/dim. `make
+bench` does not run it.
 """
 
 from __future__ import annotations
@@ -87,8 +88,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=150.0, help="training time of each side")
     parser.add_argument("--kinds", nargs="+", default=["flow:glow"], help="our models")
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
-    parser.add_argument("--folder", type=Path, default=Path("runs/images"), help="for the prepared images")
-    parser.add_argument("--peers", help="the peers' Python; that of .venv-peers, built first, by default")
+    parser.add_argument("--folder", type=Path, default=Path("runs/images"), help="folder for the prepared images")
+    parser.add_argument("--peers", help="the peers' Python; by default that of .venv-peers, which is built first")
     chosen = parser.parse_args()
     sys.path.insert(0, str(HERE))
     from run import peers_python

@@ -1,8 +1,8 @@
-"""Muon's share of a training step, for the recipes that use it, with torch's Muon and with ours.
+"""Measure Muon's share of a training step for the recipes that use it, with torch's Muon and with ours.
 
-`python benchmarks/muon.py` measures with all instructions of the CPU and again with AVX2 alone, in a process of its
-own, and writes the section of RESULTS.md. In every round the forward and backward pass, torch's Muon and ours are each
-timed once, on one thread, in CPU time, which neighbours on the machine hardly change. Run by hand.
+`python benchmarks/muon.py` measures with all instructions of the CPU, and again with AVX2 only in a separate process,
+and writes the section of RESULTS.md. In every round the forward and backward pass, torch's Muon and ours are each timed
+once, on one thread, in CPU time, which other processes hardly change. `make bench` does not run it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LIMITED = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENA
 
 
 def torchs_step(kernels: list[nn.Parameter]) -> Callable[[], Any]:
-    """A step of torch.optim.Muon on copies of the kernels as matrices."""
+    """Return a step of torch.optim.Muon on copies of the kernels as matrices."""
     copies = [nn.Parameter(kernel.detach().flatten(1).clone()) for kernel in kernels]
     for copy, kernel in zip(copies, kernels, strict=True):
         assert kernel.grad is not None
@@ -51,7 +51,7 @@ def torchs_step(kernels: list[nn.Parameter]) -> Callable[[], Any]:
 
 
 def measure(family: str, spec: DataSpec, rounds: int) -> list[float]:
-    """Milliseconds of a forward and backward pass, of a step of torch's Muon and of one of ours, on noise."""
+    """Return the milliseconds of a forward and backward pass, a step of torch's Muon and a step of ours, on noise."""
     torch.manual_seed(0)
     density: Density = build(family, spec)
     settings = TrainingSettings(**recipe(family).training(spec))
@@ -112,10 +112,10 @@ def main() -> None:
             "",
             *rows,
             "",
-            "`python benchmarks/muon.py`: each recipe's density, batch and precision, on noise; the share is of the "
-            f"forward pass, backward pass and Muon. `AVX2` is the same CPU with {limited}, where bfloat16 "
-            "is not native: there the recipes train in float32, and torch's Muon emulates bfloat16. Ours multiplies in "
-            "float32 in both.",
+            "`python benchmarks/muon.py`: the density, batch and precision of each recipe, on noise. The share is that "
+            f"of Muon in the sum of forward pass, backward pass and Muon. `AVX2` is the same CPU with {limited}, where "
+            "bfloat16 is not native: the recipes train in float32 there, and torch's Muon emulates bfloat16. Our Muon "
+            "multiplies in float32 in both cases.",
             "",
             f"Measured {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC on {run.machine()}, CPU time of one thread, "
             f"load {os.getloadavg()[0]:.1f} at the end; medians of {chosen.rounds} rounds; torch {torch.__version__}.",

@@ -1,14 +1,14 @@
-"""The ODE likelihood of one trained network, by our solver and by the procedure of score_sde_pytorch.
+"""Compare the ODE likelihood of one trained network by our solver and by the procedure of score_sde_pytorch.
 
-Theirs, written anew from Song et al. 2021 and the repository's `likelihood.py`: the probability-flow ODE in t from 1e-5
-to 1, by SciPy's RK45 with both tolerances 1e-5, on the whole batch flattened into one NumPy vector with the
-log-determinants behind it, a pass of the network for the drift and another one with its derivative for Hutchinson's
-trace. Ours is `Diffusion.log_prob` with `ODE`. Both take the same network, examples and random signs; their errors are
-against our solver with 20 times the steps in float64.
+Their procedure is written anew from Song et al. 2021 and the repository's `likelihood.py`. It solves the
+probability-flow ODE in t from 1e-5 to 1 by SciPy's RK45 with both tolerances 1e-5, on the whole batch flattened into
+one NumPy vector that ends with the log-determinants. A pass of the network computes the drift, and another one with its
+derivative Hutchinson's trace. Ours is `Diffusion.log_prob` with `ODE`. Both use the same network, examples and random
+signs. Errors are differences from our solver in float64 with 20 times the steps.
 
     python benchmarks/ode_likelihood.py [RUN] [--batch 128] [--rounds 5] [--json FILE]
 
-Without RUN, a residual MLP is trained on dequantized digits for some seconds.
+Without RUN, a residual MLP is trained on dequantized digits for a few seconds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from loglik.networks import ResidualMLP
 
 
 def trained_on_digits(steps: int) -> tuple[Diffusion, Tensor]:
-    """A diffusion over digits with uniform noise added, in [-1, 1], and examples."""
+    """Train a diffusion over digits with uniform noise, in [-1, 1]; return it with the examples."""
     from loglik.data import load
 
     split = load("digits").train
@@ -54,7 +54,7 @@ def trained_on_digits(steps: int) -> tuple[Diffusion, Tensor]:
 
 
 def of_run(path: Path) -> tuple[Diffusion, Tensor]:
-    """A run's diffusion, and its test examples dequantized and scaled as the diffusion takes them."""
+    """Return a run's diffusion, and its test examples, dequantized and scaled as the diffusion expects."""
     run = loglik.load(path)
     diffusion = next(m for m in run.density.modules() if isinstance(m, Diffusion))
     from loglik.data import load
@@ -67,7 +67,7 @@ def of_run(path: Path) -> tuple[Diffusion, Tensor]:
 
 
 class Signs(ODE):
-    """Our likelihood with the signs given, so that both sides have the same."""
+    """Our likelihood with fixed signs, so that both sides use the same."""
 
     def __init__(self, signs: Tensor, steps: int, tolerance: float) -> None:
         super().__init__(steps, tolerance=tolerance, probes=1)
@@ -114,7 +114,7 @@ def theirs(diffusion: Diffusion, x: Tensor, signs: Tensor, count: list[int], tol
 
 
 def measure(diffusion: Diffusion, x: Tensor, rounds: int, steps: int, tolerance: float) -> dict[str, dict[str, float]]:
-    """Seconds, evaluations an example (a derivative counts as one more) and errors in nats of each side."""
+    """Return seconds, evaluations per example (a derivative counts as one more) and errors in nats per side."""
     signs = (2 * torch.randint(0, 2, x.shape) - 1).to(x)
     fine = copy.deepcopy(diffusion).double()
     finest = ours(fine, x.double(), Signs(signs, 20 * steps, math.inf), [0])
@@ -154,7 +154,7 @@ def main() -> None:
     for name, row in rows.items():
         print(f"{name}: " + ", ".join(f"{key} {value:.3g}" for key, value in row.items()))
     ratio = rows["score_sde_pytorch's procedure"]["seconds"] / rows["loglik"]["seconds"]
-    print(f"faster by {ratio:.2f}")
+    print(f"{ratio:.2f}x faster")
     if chosen.json is not None:
         chosen.json.write_text(json.dumps(rows, indent=2) + "\n")
 

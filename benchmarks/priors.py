@@ -1,10 +1,10 @@
-"""Priors of a VAE: nats of each kind on the same test examples, after the same time, with as many parameters.
+"""Compare priors of a VAE: nats on the same test examples, after the same time, with equal parameter counts.
 
 `python benchmarks/priors.py --data digits --seconds 20` prints a Markdown table: log p(x) with K importance-weighted
-draws (a diffusion prior's is the mean of K draws of its bound, which draws do not tighten), and its difference from
-N(0, I) over the same examples. Encoder and decoder are MLPs, as wide as makes the parameters of all rows equal to
-within a hundredth. With `--seeds 1 2 3` each seed cuts the data anew and trains anew, and the differences of all their
-test examples are taken together. Run by hand.
+draws (for a diffusion prior the mean of K draws of its bound, which draws do not tighten), and its difference from
+N(0, I) over the same examples. Encoder and decoder are MLPs; their width makes the number of parameters of all rows
+equal to within 1 %. With `--seeds 1 2 3` each seed splits the data and trains anew, and the differences of all test
+examples are pooled. `make bench` does not run it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def parameters_of(density: torch.nn.Module) -> int:
 
 
 def as_wide(spec: DataSpec, prior: str, latent: int, parameters: int) -> int:
-    """The width whose density has that many parameters, or as nearly as can be."""
+    """Return the width whose density has closest to that number of parameters."""
 
     def count(width: int) -> int:
         return parameters_of(built(spec, prior, latent, width))
@@ -66,14 +66,16 @@ def trained(data: Data, prior: str, width: int, dropout: float, seed: int, chose
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="digits", help="digits or fashion-mnist")
-    parser.add_argument("--seconds", type=float, default=20.0, help="training time of each")
+    parser.add_argument("--seconds", type=float, default=20.0, help="training time per prior")
     parser.add_argument("--latent", type=int, default=16)
-    parser.add_argument("--width", type=int, default=256, help="of the VAE with N(0, I), which sets the parameters")
-    parser.add_argument("--dropout", type=float, nargs="+", default=[0.2], help="of several the best on validation")
-    parser.add_argument("--samples", type=int, default=64, help="K")
-    parser.add_argument("--examples", type=int, default=1000, help="of the test split")
+    parser.add_argument(
+        "--width", type=int, default=256, help="width of the VAE with N(0, I), which sets the number of parameters"
+    )
+    parser.add_argument("--dropout", type=float, nargs="+", default=[0.2], help="rates; the best on validation is used")
+    parser.add_argument("--samples", type=int, default=64, help="K, draws per example")
+    parser.add_argument("--examples", type=int, default=1000, help="number of test examples")
     parser.add_argument("--priors", nargs="+", default=list(PRIORS), choices=PRIORS)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the split and of the training")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of the split and of the training")
     chosen = parser.parse_args()
     splits = {seed: load(chosen.data, seed=seed) for seed in chosen.seeds}
     spec = splits[chosen.seeds[0]].spec

@@ -9,8 +9,8 @@ from harness import Side, Unavailable, count, evaluation, training_step
 TITLE = "ResNet-18"
 SHAPES = {"image": (3, 32, 32), "batch": 64, "classes": 10}
 NOTES = (
-    "The same network, with the stem for large images (timm's default), batch 64, fp32 and under bf16 autocast. Ours "
-    "keeps its kernels in channels_last, as the classifier's recipe does."
+    "Both sides have the same network, with the stem for large images (timm's default), batch 64, in fp32 and under "
+    "bf16 autocast. Ours keeps its kernels in channels_last, as the classifier's recipe does."
 )
 
 

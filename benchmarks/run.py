@@ -1,8 +1,8 @@
 """Measure loglik and its peers side by side; write RESULTS.md.
 
-Each side of a workload is a process of its own (harness.py) with the same number of threads. In every round each
-side in turn is asked for one timed run, so that a change of the machine's speed meets them alike; a side waits
-while another computes. Reported are medians with the smallest and largest run.
+Each side of a workload is a process of its own (harness.py) with the same number of threads. In every round each side
+makes one timed run in turn, so that a change of the machine's speed affects all sides alike; a side waits while another
+computes. The table reports the median, the smallest and the largest run.
 """
 
 from __future__ import annotations
@@ -36,25 +36,26 @@ WORKLOADS = (
 SECTIONS = (*WORKLOADS, "muon")  # of RESULTS.md; muon.py writes its own
 INTRODUCTION = """# Speed
 
-Written by `make bench` (`make bench ONLY=flow` replaces one section). Each side is a process of its own, all with the
-same threads; in every round each side makes one timed run in turn. Times are milliseconds of one call: the median of
-the rounds, the smallest, the largest. `against the fastest peer` is the fastest peer's median over that of the row:
-above 1 the row is faster. GFLOP/s counts matrix products, convolutions and attention, and its share is of the rate that
-one large matrix product reaches on the machine in the same run and precision, with the same threads. On a machine that
-others use too, `make bench ARGS="--threads 1"`: threads that wait for one another lose far more to a neighbour than a
-thread alone. Sections with fewer threads than processors stand beside the others.
+`make bench` writes this file (`make bench ONLY=flow` replaces one section). Each side runs in a process of its own, and
+all sides use the same number of threads. In every round each side makes one timed run in turn. Times are in
+milliseconds per call: the median, minimum and maximum over the rounds. `against the fastest peer` is the median of the
+fastest peer divided by that of the row: above 1, the row is faster. GFLOP/s counts matrix products, convolutions and
+attention. `of the peak` is its ratio to the rate of a large matrix product, measured on the same machine in the same
+run and precision, with the same number of threads. On a shared machine use `make bench ARGS="--threads 1"`: other
+processes slow down threads that wait for one another more than one thread. Sections with fewer threads than cores
+are separate.
 """
 
 
 @dataclass
 class Worker:
-    """A side's process; `described` is its first answer."""
+    """The process of a side; `described` is its first answer."""
 
     process: subprocess.Popen[str]
     described: dict[str, Any]
 
     def seconds(self, operation: str) -> float | None:
-        """One timed run, None once the process has failed."""
+        """Return the seconds of one timed run; None after the process has failed."""
         if "unavailable" in self.described:
             return None
         assert self.process.stdin is not None
@@ -77,7 +78,7 @@ def _answer(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 @contextmanager
 def start(workload: str, side: str, python: str, threads: int) -> Iterator[Worker]:
-    """A worker, built and warm when this returns."""
+    """Start a worker, and wait until it is built and warm."""
     environment = dict(os.environ)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         environment[name] = str(threads)
@@ -103,7 +104,7 @@ def start(workload: str, side: str, python: str, threads: int) -> Iterator[Worke
 
 
 def peers_python() -> str:
-    """The interpreter of the peers' environment, built first where it is missing or peers.txt has changed."""
+    """Return the interpreter of the peers' environment; build it if it is missing or peers.txt has changed."""
     python = PEERS / "bin" / "python"
     wanted = hashlib.sha256((HERE / "peers.txt").read_bytes() + (ROOT / "constraints.txt").read_bytes()).hexdigest()
     stamp = PEERS / "ready"
@@ -118,7 +119,7 @@ def peers_python() -> str:
 
 
 def measure(workload: str, rounds: int, threads: int, peers: str) -> tuple[dict[str, Worker], dict[str, dict]]:
-    """The sides, and for each operation the seconds of every round of each side that offers it."""
+    """Return the sides, and the seconds of every round for each operation and side that supports it."""
     times: dict[str, dict[str, list[float]]] = {}
     with ExitStack() as stack:
         workers = {
@@ -126,10 +127,10 @@ def measure(workload: str, rounds: int, threads: int, peers: str) -> tuple[dict[
             for side in harness.load_workload(workload).SIDES
         }
         for operation in workers["ours"].described.get("calls", {}):
-            offering = [side for side, worker in workers.items() if operation in worker.described.get("calls", {})]
-            runs: dict[str, list[float]] = {side: [] for side in offering}
+            supporting = [side for side, worker in workers.items() if operation in worker.described.get("calls", {})]
+            runs: dict[str, list[float]] = {side: [] for side in supporting}
             for turn in range(rounds):
-                for side in offering[turn % len(offering) :] + offering[: turn % len(offering)]:
+                for side in supporting[turn % len(supporting) :] + supporting[: turn % len(supporting)]:
                     seconds = workers[side].seconds(operation)
                     if seconds is not None:
                         runs[side].append(seconds)
@@ -138,7 +139,7 @@ def measure(workload: str, rounds: int, threads: int, peers: str) -> tuple[dict[
 
 
 def table(workers: dict[str, Worker], times: dict[str, dict[str, list[float]]], peak: dict[str, float]) -> list[str]:
-    """Rows of a Markdown table."""
+    """Return the rows of a Markdown table."""
     rows = [
         "| operation | side | parameters | median ms | min | max | against the fastest peer | GFLOP/s | of the peak |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|",
@@ -149,7 +150,7 @@ def table(workers: dict[str, Worker], times: dict[str, dict[str, list[float]]], 
         for side, worker in workers.items():
             if side not in medians:
                 reason = worker.described.get("unavailable")
-                rows.append(f"| {operation} | {side} | | {f'not available: {reason}' if reason else 'not offered'} |")
+                rows.append(f"| {operation} | {side} | | {f'not available: {reason}' if reason else 'not supported'} |")
                 continue
             median, seconds = medians[side], runs[side]
             ratio = "" if fastest is None else f"{fastest / median:.2f}"
@@ -172,7 +173,7 @@ def table(workers: dict[str, Worker], times: dict[str, dict[str, list[float]]], 
 
 
 def section(workload: str, rounds: int, threads: int, peers: str) -> str:
-    """A workload's part of RESULTS.md: shapes, table, notes, and where and when it was measured."""
+    """Return a workload's section of RESULTS.md: shapes, table, notes, machine, versions and date."""
     module = harness.load_workload(workload)
     load = os.getloadavg()[0]
     before = harness.matrix_peak(threads)
@@ -207,7 +208,7 @@ def section(workload: str, rounds: int, threads: int, peers: str) -> str:
 
 
 def machine() -> str:
-    """The processor, its cores and the memory."""
+    """Return the name of the CPU, the number of cores and the memory."""
     name, memory = platform.processor() or platform.machine(), ""
     info, size = Path("/proc/cpuinfo"), Path("/proc/meminfo")
     if info.is_file() and (found := re.search(r"model name\s*:\s*(.+)", info.read_text())):

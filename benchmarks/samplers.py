@@ -1,12 +1,12 @@
-"""Quality against network evaluations: each sampler on one trained diffusion, judged by our own classifier's features.
+"""Compare samplers of a trained diffusion: quality, by features of our classifier, against network evaluations.
 
     python benchmarks/samplers.py DIFFUSION_RUN CLASSIFIER_RUN [--n 2000] [--evaluations 5,7,10,15,20,50]
         [--methods unipc,ipndm] [--reference 1000] [--until 3] [--out DIR]
 
-The Fréchet distance is that of Heusel et al. 2017 between Gaussians fitted to the features of samples and of as many
-test examples; the maximum mean discrepancy is Bińkowski et al. 2018's, unbiased, with the kernel (xᵀy/d + 1)³. Neither
-compares with numbers from other features. Every sampler starts from the same noise. Writes samplers.json and
-samplers.png.
+The Fréchet distance (Heusel et al. 2017) is between Gaussians fitted to the features of samples and of the same number
+of test examples. The maximum mean discrepancy (Bińkowski et al. 2018) is unbiased, with the kernel (xᵀy/d + 1)³.
+Neither is comparable with numbers from other features. Every sampler starts from the same noise. The results are
+samplers.json and samplers.png.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ TWICE = ("heun", "predictor-corrector")  # 2N - 1 evaluations in N steps
 
 @torch.no_grad()
 def features(classifier: Density, x: Tensor) -> Tensor:
-    """What the classifier's head sees of data, (N, h) in float64."""
+    """Return the input of the classifier's head, (N, h) in float64."""
     prepare: nn.Module = classifier.prepare or nn.Identity()  # type: ignore[assignment]
     return torch.cat([classifier.features(prepare(rows)) for rows in x.split(256)]).flatten(1).double()
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
-    """‖μ_a - μ_b‖² + tr(C_a + C_b - 2 (C_a C_b)^½)."""
+    """Return ‖μ_a - μ_b‖² + tr(C_a + C_b - 2 (C_a C_b)^½)."""
     first, second = a.T.cov(), b.T.cov()
     values, vectors = torch.linalg.eigh(first)
     root = vectors * values.clamp_min(0).sqrt() @ vectors.T
@@ -46,7 +46,7 @@ def frechet(a: Tensor, b: Tensor) -> float:
 
 
 def mmd(a: Tensor, b: Tensor) -> float:
-    """The squared maximum mean discrepancy, without the terms of a point with itself."""
+    """Return the squared maximum mean discrepancy, without the kernel of a point with itself."""
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         return (x @ y.T / x.shape[1] + 1) ** 3
@@ -60,7 +60,7 @@ def mmd(a: Tensor, b: Tensor) -> float:
 
 @torch.no_grad()
 def draw(density: Density, n: int, classes: int, batch: int, seed: int = 0) -> tuple[Tensor, int]:
-    """n samples from the noise of a seed, and the network evaluations that each took."""
+    """Return n samples from the noise of a seed, and the number of network evaluations per sample."""
     diffusion = density if hasattr(density, "draw") else density.base
     rows, evaluations = [], 0
     for start in range(0, n, batch):
@@ -75,12 +75,12 @@ def draw(density: Density, n: int, classes: int, batch: int, seed: int = 0) -> t
 def curve(
     density: Density, classifier: Density, test: Tensor, chosen: argparse.Namespace, classes: int
 ) -> list[dict[str, Any]]:
-    """A row for the reference (the ancestral chain), and one for each sampler and number of evaluations."""
+    """Return a row for the reference (the ancestral chain), and one per sampler and number of evaluations."""
     truth = features(classifier, test[: chosen.n])
-    asked = [("ddpm", chosen.reference)]
-    asked += [(method, int(n)) for method in chosen.methods.split(",") for n in chosen.evaluations.split(",")]
+    requested = [("ddpm", chosen.reference)]
+    requested += [(method, int(n)) for method in chosen.methods.split(",") for n in chosen.evaluations.split(",")]
     rows = []
-    for method, budget in asked:
+    for method, budget in requested:
         steps = (budget + 1) // 2 if method in TWICE else budget
         start = time.perf_counter()
         until = None if budget == chosen.reference else chosen.until
@@ -133,7 +133,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--evaluations", default="5,7,10,15,20,50")
     parser.add_argument("--methods", default=",".join(m for m in METHODS if m != "adaptive"))
     parser.add_argument("--reference", type=int, default=1000)
-    parser.add_argument("--until", type=float, help="the samplers' last log-SNR, but for the reference's")
+    parser.add_argument("--until", type=float, help="the last log-SNR of the samplers, except the reference")
     parser.add_argument("--out", type=Path, default=Path("runs/samplers"))
     chosen = parser.parse_args(words)
     run, judge = loglik.load(chosen.diffusion), loglik.load(chosen.classifier)
@@ -147,7 +147,7 @@ def main(words: list[str] | None = None) -> None:
     if near:
         best = min(near, key=lambda row: row["frechet"])
         ratio = best["frechet"] / rows[0]["frechet"]
-        print(f"best within 10: {best['method']}, {ratio:.2f} of the reference's Fréchet distance")
+        print(f"best with at most 10 evaluations: {best['method']}, {ratio:.2f} of the reference's Fréchet distance")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Likelihood on real tables: ours, zuko's and normflows's NSF, scikit-learn's two densities, at equal training time.
+"""Compare likelihoods on real tables: our NSF, zuko's, normflows's, and two densities of scikit-learn.
 
 `python benchmarks/tables.py --seconds 20` prints a Markdown table of test nats with their standard errors. Every side
-sees the same training, validation and test rows (80/10/10 percent; 60/20/20 below 1,000 rows), in units of the training
-rows' deviations, and picks on the validation rows: the flows their best weights, GaussianMixture its components and
-covariance floor, KernelDensity its bandwidth. The flows train for the same time, one at a time. Run by hand: it takes
-minutes.
+sees the same training, validation and test rows (80/10/10 percent; 60/20/20 below 1,000 rows), in units of the standard
+deviations of the training rows. The validation rows select the best weights of a flow, the components and covariance
+floor of GaussianMixture, and the bandwidth of KernelDensity. The flows train for the same time, one at a time. It needs
+several minutes, so `make bench` does not run it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ TABLES = (*SKLEARN_TABLES, *CSV_TABLES, *FRESH_TABLES)
 
 
 def rows_of(name: str) -> Any:
-    """A table as an array; rows with a missing value are left out. In the peers' environment."""
+    """Return a table as an array without rows with missing values; runs in the peers' environment."""
     import numpy as np
 
     if name in SKLEARN_TABLES:
@@ -88,9 +88,9 @@ def rows_of(name: str) -> Any:
 
 
 def unrounded(x: Any, rng: Any) -> Any:
-    """With uniform noise on rounded columns, where most values are there more than once: within the least step.
+    """Add uniform noise within the smallest step to rounded columns, in which most values repeat.
 
-    A density of repeated values can be made as high as one likes by spikes; so no side is given any.
+    Spikes at repeated values can raise a density without limit, so no side sees repeated values.
     """
     import numpy as np
 
@@ -104,7 +104,7 @@ def unrounded(x: Any, rng: Any) -> Any:
 
 
 def splits(name: str, seed: int) -> tuple[Any, Any, Any]:
-    """Training, validation and test rows, standardised by the training rows."""
+    """Return training, validation and test rows, standardised by the training rows."""
     import numpy as np
 
     rng = np.random.default_rng(seed)
@@ -132,7 +132,7 @@ def ours(train: Any, validation: Any, test: Any, seconds: float, kind: str = "fl
 
 
 def _train(model: Any, log_prob: Callable[[Any], Any], parts: tuple[Any, Any, Any], seconds: float) -> Any:
-    """Adam on the mean log-likelihood; the weights of the best of 25 validations."""
+    """Train by Adam on the mean log-likelihood; restore the weights of the best of 25 validations."""
     import copy
 
     import torch
@@ -224,7 +224,7 @@ SIDES: dict[str, Callable[..., Any]] = {
 
 
 def one(side: str, file: str, seconds: float) -> None:
-    """The process of one side: the test rows' log-likelihoods as JSON."""
+    """Run one side, and print the log-likelihoods of the test rows as JSON."""
     import numpy as np
     import torch
 
@@ -241,10 +241,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=20.0, help="training time of each flow on each table")
     parser.add_argument("--tables", nargs="+", default=TABLES, choices=TABLES)
-    parser.add_argument("--seed", type=int, default=0, help="of the split into training, validation and test rows")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the split into training, validation and test rows")
     parser.add_argument("--sides", nargs="+", default=list(SIDES), help="also 'ours flow:maf' and other kinds")
-    parser.add_argument("--folder", type=Path, default=Path("runs/tables"), help="for the prepared rows")
-    parser.add_argument("--peers", help="the peers' Python; that of .venv-peers, built first, by default")
+    parser.add_argument("--folder", type=Path, default=Path("runs/tables"), help="folder for the prepared rows")
+    parser.add_argument("--peers", help="the peers' Python; by default that of .venv-peers, which is built first")
     chosen = parser.parse_args()
     sys.path.insert(0, str(HERE))
     from run import peers_python

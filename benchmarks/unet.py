@@ -9,10 +9,10 @@ from harness import Side, Unavailable, count, evaluation, training_step
 TITLE = "U-Net"
 SHAPES = {"image": (3, 32, 32), "batch": 32, "features": 32}
 NOTES = (
-    "Three networks of one kind, not one network, of nearly equal operations, with full attention at 8×8 alone: a step "
-    "of ours (64, 128, 128, three blocks a level) has 270 GFLOP, of diffusers' (64, 128, 128, two layers a block) 276, "
-    "of lucidrains's (dim 64, multiples 1, 2, 4; linear attention at the other sizes) 289, so it is the column GFLOP/s "
-    "that compares them. Batch 32, the mean squared error of a target, fp32 and under bf16 autocast."
+    "The three networks are similar but not identical, with full attention at 8×8 only. A training step has 270 GFLOP "
+    "for ours (64, 128, 128, three blocks per level), 276 for diffusers (64, 128, 128, two layers per block) and 289 "
+    "for lucidrains (dim 64, multiples 1, 2, 4; linear attention at the other sizes), so compare them by the column "
+    "GFLOP/s. The batch is 32 and the loss the mean squared error of a target, in fp32 and under bf16 autocast."
 )
 
 
@@ -50,7 +50,7 @@ def ours() -> Side:
 
 
 def _without_torchvision() -> Any:
-    """torchvision, built for another torch, asks for operators that its binary would bring: their names."""
+    """Define the operators that torchvision, if built for another torch, fails to find."""
     import torch
 
     library = torch.library.Library("torchvision", "FRAGMENT")

@@ -16,22 +16,22 @@ SHAPES = {
     "batch": 128, "epoch": 12800, "points": 32, "draws": 100,
 }  # fmt: skip
 NOTES = (
-    "The same Gaussian MLPs of one hidden layer each way and an observation of deviation 1 on pixels scaled to [0, 1], "
-    "so all numbers are of the same model. `training step` is one step on a batch that is there; `epoch` what a user "
-    "calls, `fit(max_epochs=1)` with its validation and moving average against pythae's own trainer without a "
-    "validation, on 12,800 images; AdamW here, Adam there, as each library has it. The likelihood takes 32 images with "
-    "100 draws each, the same importance-weighted bound: `log_prob(samples=100)` and `get_nll(n_samples=100)`. Both "
-    "must decode every draw, and pythae encodes each image 100 times too: 2.6 and 5.3 GFLOP with 512 hidden units, "
-    "whose time at the matrix peak is the least that either can take. In `small` networks products are few: pythae's "
-    "time is its loop over images, ours the passes over the decoded pixels. `python benchmarks/vae.py SIDE SECONDS "
-    "[RATE [SEED]]` trains one side and prints its nats of validation and test images."
+    "Both sides train the same model: Gaussian MLPs with one hidden layer in encoder and decoder, and an observation "
+    "model with standard deviation 1 on pixels scaled to [0, 1]. `training step` is one step on a batch in memory. "
+    "`epoch` is the call of a user on 12,800 images: `fit(max_epochs=1)` with validation and moving average, against "
+    "pythae's own trainer without validation. Ours uses AdamW, pythae Adam, as each library does by default. The "
+    "likelihood is the same importance-weighted bound of 32 images with 100 draws each: `log_prob(samples=100)` and "
+    "`get_nll(n_samples=100)`. Both must decode every draw, and pythae also encodes each image 100 times: 2.6 and 5.3 "
+    "GFLOP with 512 hidden units, whose time at the matrix peak is a lower limit for each side. `small` networks have "
+    "few products: pythae spends its time in a loop over images, ours in passes over the decoded pixels. `python "
+    "benchmarks/vae.py SIDE SECONDS [RATE [SEED]]` trains one side and prints its nats of validation and test images."
 )
 RATES = {"ours": 3e-3, "pythae": 1e-3}  # where nats are compared: the better of the two on validation, for each side
 FOLDER = Path(os.environ.get("LOGLIK_DATA", "/usr/share/datasets/fashion-mnist"))
 
 
 def images(part: str) -> Any:
-    """Fashion-MNIST's images, (N, 784) in [0, 1]."""
+    """Return the images of Fashion-MNIST, (N, 784) in [0, 1]."""
     import torch
 
     file = FOLDER / f"{part}-images-idx3-ubyte.gz"

@@ -1,9 +1,10 @@
-"""Degradation: a deeper plain network trains worse than a shallow one; with shortcuts it does not.
+"""Demonstrate network degradation, and how shortcuts remove it.
 
-Plain and residual networks of 20 and 56 layers (He et al. 2016, section 4.2) on the same data with the same steps, and
-their training errors in one picture.
+A deeper plain network trains worse than a shallow one; a deeper residual network does not. Plain and residual networks
+of 20 and 56 layers (He et al. 2016, section 4.2) train on the same data for the same steps, and one picture shows their
+training errors.
 
-    python examples/degradation.py                          # digits, some minutes
+    python examples/degradation.py                          # digits, a few minutes
     python examples/degradation.py --data fashion-mnist --steps 400
 """
 
@@ -23,7 +24,7 @@ from loglik.networks import ResNet
 
 
 def classifier(data: Data, layers: int, residual: bool, width: int) -> Classifier:
-    """6n + 2 layers: a stem, three stages of n blocks with two convolutions each, and the linear head."""
+    """Return a network of 6n + 2 layers: a stem, three stages of n blocks with two convolutions each, a linear head."""
     network = ResNet(
         data.spec.event_shape[0],
         widths=(width, 2 * width, 4 * width),
@@ -35,15 +36,16 @@ def classifier(data: Data, layers: int, residual: bool, width: int) -> Classifie
     return Classifier(network, head, len(data.spec.classes), prepare=Levels(data.spec.levels))
 
 
-def training_error(density: Classifier, data: Data, most: int = 1000) -> float:
-    x, y = data.train.x[:most], data.train.y[:most]
+def training_error(density: Classifier, data: Data, n: int = 1000) -> float:
+    """Return the error on the first n training images."""
+    x, y = data.train.x[:n], data.train.y[:n]
     density.eval()
     with torch.no_grad():
         return (density.logits(x).argmax(1) != y).double().mean().item()
 
 
 def curve(data: Data, layers: int, residual: bool, width: int, steps: int, points: int) -> list[tuple[int, float]]:
-    """(steps, training error) as training goes on, the weights as they are (no moving average)."""
+    """Train, and return pairs of step and training error, of the weights themselves (no moving average)."""
     torch.manual_seed(0)
     density = classifier(data, layers, residual, width)
     errors = [(0, training_error(density, data))]

@@ -33,7 +33,7 @@ def test_a_family_untrained_on_digits(model):
     assert f"Inside {model}, untrained" in html
     assert "What does not apply" in html
     assert ("Receptive fields</h2>" in html) == (model == "classifier")
-    assert "Cost in length</h2>" not in html and "Attention</h2>" not in html
+    assert "Cost against length</h2>" not in html and "Attention</h2>" not in html
 
 
 def test_text_and_attention():
@@ -42,12 +42,12 @@ def test_text_and_attention():
     assert (status, err) == (0, "")
     words = " ".join(out.split())
     assert "all weights of head are 0" in words and "p of memory" in words
-    assert "holds a matrix of n² weights: 64.0 MiB of its 68.0 MiB" in words
-    assert "holds no n×n matrix: 5.0 MiB" in words
+    assert "saves a matrix of n² weights: 64.0 MiB of its 68.0 MiB" in words
+    assert "saves no n×n matrix: 5.0 MiB" in words
     html = page_of(out)
     assert html.count("64.0 MiB of its 68.0 MiB") == 1 and "memory against length" in html
-    assert "Cost in length</h2>" in html and "a mask or a convolution orders it too" in html
-    assert "Attention</h2>" in html and "attention maps, heads by layers" in html
+    assert "Cost against length</h2>" in html and "a mask or a convolution also depends on the order" in html
+    assert "Attention</h2>" in html and "attention maps of each layer and head" in html
 
 
 def test_a_run_and_a_table():
@@ -73,7 +73,7 @@ def test_a_loss_that_differentiates_inside_itself():
     Path("table.csv").write_text("\n".join(["a,b", *(f"{a:.4f},{b:.4f}" for a, b in rng.normal(size=(60, 2)))]))
     status, out, err = run("inspect", "flow:continuous", "table.csv", "--out", "looked")
     assert (status, err) == (0, "")
-    assert "not measured: the loss differentiates inside itself" in " ".join(out.split())
+    assert "not measured: the loss computes derivatives by torch.func" in " ".join(out.split())
     assert "unknown number of bytes" in page_of(out)
 
 
@@ -92,7 +92,7 @@ def test_a_classifier_of_images_by_convolutions(tmp_path):
     assert html.count("data:image/svg+xml") >= 4 and "whole image" in html and "dense / this" in html
     with redirect_stdout(io.StringIO()) as out:
         print_inspection(found)
-    assert "translation, away from the border" in out.getvalue()
+    assert "translation, without the border" in out.getvalue()
 
 
 @pytest.mark.parametrize("word", ["no-such-thing", "folder"])

@@ -137,7 +137,7 @@ def changes(density: nn.Module) -> list[str]:
 def chain(diffusion: Diffusion) -> tuple:
     assert isinstance(diffusion.likelihood, VLB)
     sampler = diffusion.sampler
-    return diffusion.score_matching.steps, diffusion.likelihood.steps, sampler.steps, sampler.method, sampler.spacing
+    return diffusion.objective.steps, diffusion.likelihood.steps, sampler.steps, sampler.method, sampler.spacing
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -11,100 +11,26 @@ import pytest
 import torch
 from PIL import Image
 
-from loglik.comparison import Row
-from loglik.data.dataset import Data, Split
-from loglik.data.spec import Column, DataSpec
-from loglik.density import Bound, Density
-from loglik.evaluation.result import Result
-from loglik.recipes import build
-from loglik.report import figures, print_comparison, write_report, write_samples
-from loglik.report.figures import Bar, bars
-from loglik.report.numbers import number, plus_minus, unit_of
-from loglik.report.samples import image_grid, text_of
-from loglik.runs import Run
-from loglik.tasks import draw
-
-COLUMNS = (
-    Column(name="age", type="integer"),
-    Column(name="income <$>", type="numeric"),
-    Column(name="species", type="categorical", categories=("setosa", "versicolor & co", "virginica")),
-    Column(name="smoker", type="boolean", categories=("no", "yes")),
+from helpers.reports import (
+    COLOURS,
+    CUBES,
+    IMAGES,
+    TABLE,
+    TEXT,
+    VECTORS,
+    Fake,
+    comparison,
+    data_of,
+    entry,
+    events,
+    spec_of,
 )
-HISTORY = [
-    {"step": 10.0 * i, "time": 0.5 * i, "train_nats": -90.0 + i, "validation_nats": -91.0 + i} for i in range(9)
-] + [{"step": 100.0, "time": 5.0, "train_nats": math.nan}]
-
-
-def spec_of(kind: str, *shape: int, **known) -> DataSpec:
-    return DataSpec(kind=kind, event_shape=shape, **known)
-
-
-IMAGES = spec_of("image", 1, 8, 8, levels=17, classes=tuple("0123456789"))
-COLOURS = spec_of("image", 3, 5, 4, levels=256)
-TABLE = spec_of("table", 4, columns=COLUMNS)
-TEXT = spec_of("text", 24, levels=256)
-VECTORS = spec_of("array", 3)
-CUBES = spec_of("array", 2, 2, 2, levels=3)
-
-
-def events(spec: DataSpec, n: int) -> torch.Tensor:
-    """Random data of a spec."""
-    if spec.columns:
-        columns = [
-            torch.randint(90, (n,)),
-            1e4 * torch.rand(n),
-            torch.randint(3, (n,)),
-            torch.randint(2, (n,)),
-        ]
-        return torch.stack([c.float() for c in columns], 1)
-    if spec.kind == "text":
-        return torch.randint(32, 127, (n, *spec.event_shape))
-    if spec.levels:
-        return torch.randint(spec.levels, (n, *spec.event_shape), dtype=torch.uint8)
-    return torch.randn(n, *spec.event_shape)
-
-
-class Fake(Density):
-    """Draws random events, and notes how it was asked."""
-
-    def __init__(self, spec: DataSpec, conditional: bool = False) -> None:
-        super().__init__()
-        self.spec, self.event_shape, self.conditional = spec, spec.event_shape, conditional
-        self.asked: list[tuple[int, bool, torch.Tensor | None]] = []
-
-    def log_prob(self, x, context=None, *, samples=1):
-        return torch.zeros(len(x))
-
-    def sample(self, n, context=None):
-        self.asked.append((n, self.training or torch.is_grad_enabled(), context))
-        return events(self.spec, n)
-
-
-class FakeClassifier(Fake):
-    event = "y"
-
-    @property
-    def bound(self):
-        return Bound.EXACT
-
-    def probabilities(self, x):
-        return torch.eye(10)[x[:, 0, 0, 0].long() % 10] * 0.9 + 0.01
-
-
-def data_of(spec: DataSpec, name: str = "made up", n: int = 60) -> Data:
-    def split() -> Split:
-        return Split(events(spec, n), torch.randint(len(spec.classes), (n,)) if spec.classes else None)
-
-    torch.manual_seed(0)
-    return Data(name, spec, split(), split(), split())
-
-
-def entry(density: Fake, model: str, bound: str, nats: float, **more) -> Row:
-    spec = density.spec
-    bits = -nats / (spec.dims * math.log(2)) if all(spec.discrete_dims) else None
-    known = {"stderr": 0.5, "n": 60, "params": 12_345, "train_seconds": 5.0, "steps": 100} | more
-    result = Result(model=model, bound=bound, nats=nats, bits_per_dim=bits, **known)
-    return Row(result, Run(density, spec, history=list(HISTORY)))
+from loglik.comparison import Row
+from loglik.data.dataset import Data
+from loglik.evaluation.result import Result
+from loglik.report import write_report, write_samples
+from loglik.report.samples import image_grid, text_of
+from loglik.tasks import draw
 
 
 def written(tmp_path, data: Data, entries: list[Row], **options) -> str:
@@ -127,43 +53,6 @@ def words(page: str) -> str:
     """The text of a page, without its marks and with single spaces."""
     body = page[page.index("<main>") :]
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body))
-
-
-def small_vae() -> Density:
-    torch.manual_seed(5)
-    vae = build("vae", IMAGES, width=8, latent=2, network="mlp")
-    vae.initialise(events(IMAGES, 20))
-    vae.spec = IMAGES
-    return vae
-
-
-def comparison() -> list[Row]:
-    return [
-        entry(Fake(IMAGES), "independent", "exact", -129.25, steps=0, samples_per_second=251_234.0),
-        entry(
-            small_vae(),
-            "vae",
-            "lower",
-            -92.5,
-            samples=64,
-            terms={"reconstruction": -72.25, "-KL": -25.75, "tightening (K = 64)": 5.5},
-            notes=("undertrained: it made 100 steps, 0.5 of an epoch",),
-            gain=36.75,
-            gain_stderr=0.25,
-        ),
-        entry(Fake(IMAGES, conditional=True), "diffusion", "estimate", -88.0, samples=8),
-        entry(
-            FakeClassifier(IMAGES),
-            "classifier",
-            "exact",
-            -0.125,
-            event="y",
-            accuracy=0.9,
-            accuracy_interval=(0.799, 0.953),
-            calibration_error=0.02,
-        ),
-        Row(Result(model="xz", bound="exact", nats=-160.0, bits_per_dim=3.61, gain=-30.75, n=60)),
-    ]
 
 
 def test_comparison_of_images(tmp_path):
@@ -222,32 +111,6 @@ def test_rows_stand_best_first_and_a_better_compressor_is_named(tmp_path):
         "independent",
         "flow",
     ]
-
-
-def drawn_bars(rows: list[Bar], monkeypatch, **options):
-    """The axes of `bars`."""
-    from matplotlib.figure import Figure
-
-    axes = Figure().add_subplot()
-    monkeypatch.setattr(figures, "panel", lambda width, height, draw: draw(axes) or "")
-    bars(rows, **options)
-    return axes
-
-
-def test_the_winner_s_bar_is_whole_and_only_a_compressor_s_breaks(monkeypatch):
-    """A density far ahead of the rest was cut, with its whisker, by a rule for PNG."""
-    rows = [Bar("flow", -5.0, 1.0), Bar("vae", -24.8, 1.0), Bar("independent", -25.0, 1.0)]
-    axes = drawn_bars(rows, monkeypatch, unit="nats", baseline=-25.0, from_zero=False)
-    assert [bar.get_width() for bar in axes.patches[:3]] == pytest.approx([20.0, 0.2, 0.0])
-    assert axes.get_xlim()[1] > -4 and len(axes.patches) == 3  # no gap
-    assert [text.get_text() for text in axes.texts] == ["−5.00", "−24.80", "−25.00"]
-
-    rows = [Bar("vae", 1.8, 0.1), Bar("xz", 2.9, 0.0, may_break=True), Bar("png", 14.0, 0.3, may_break=True)]
-    axes = drawn_bars([*rows, Bar("independent", 2.4, 0.1)], monkeypatch, unit="bits", baseline=2.4, from_zero=True)
-    vae, xz, png, independent, *gaps = (bar for bar in axes.patches)
-    assert [bar.get_width() for bar in (vae, xz, independent)] == pytest.approx([1.8, 2.9, 2.4])
-    assert 2.9 < png.get_width() < 5 and len(gaps) == 2  # in its bar and in the axis
-    assert axes.texts[2].get_text() == "14.00" and max(axes.get_xticks()) < png.get_width()
 
 
 def test_drawing_is_in_evaluation_mode_once_a_model_and_leaves_no_trace(tmp_path):
@@ -310,20 +173,14 @@ def test_table(tmp_path):
     assert len(svgs(page)) == 1 + 2 + 2 * (4 + 1)
     assert any("virginica" in svg for svg in svgs(page))
     assert any("income &lt;$&gt;" in svg for svg in svgs(page))
-    assert "4 of 4 columns are drawn." in words(page)
+    assert "4 of 4 columns are shown." in words(page)
 
 
-def test_a_wide_table_says_how_many_columns_are_drawn(tmp_path):
+def test_a_wide_table_says_how_many_columns_are_shown(tmp_path):
     spec = spec_of("array", 30)
     page = written(tmp_path, data_of(spec), [entry(Fake(spec), "flow", "exact", -40.0)])
-    assert "24 of 30 columns are drawn, the first." in words(page)
+    assert "The first 24 of 30 columns are shown." in words(page)
     assert len(svgs(page)) == 1 + 24 + 1
-
-
-def test_a_column_of_many_categories_says_how_many_are_drawn():
-    column = Column(name="letter", type="categorical", categories=tuple("abcdefghij"))
-    codes = np.arange(10.0).repeat(3)
-    assert "the 8 commonest of 10" in figures.marginal(column, codes, codes)
 
 
 def test_text(tmp_path):
@@ -350,20 +207,9 @@ def test_samples_and_numbers_that_are_not_finite(tmp_path):
     assert "−∞" in words(written(tmp_path, data_of(VECTORS), entries))
 
 
-def test_no_entries(tmp_path):
-    with pytest.raises(ValueError, match="at least one entry"):
+def test_no_rows(tmp_path):
+    with pytest.raises(ValueError, match="at least one row"):
         write_report(tmp_path / "report.html", data_of(VECTORS), [], title="none")
-
-
-def test_numbers():
-    assert plus_minus(-3.14159, 0.0123) == "−3.142 ± 0.012"
-    assert plus_minus(1234.5, 25.0, signed=True) == "+1,234 ± 25"
-    assert plus_minus(-2.0, None) == "−2.00"
-    assert plus_minus(1.0, 0.0) == "1.00" and plus_minus(0.0, 2e-7) == "0.00000 ± 2e-07"  # never ± 0
-    assert (number(None), number(math.nan), number(math.inf)) == ("–", "–", "∞")
-    results = [Result(model=m, bound="exact", nats=v, stderr=s, n=9) for m, v, s in [("a", 1.0, 3.0), ("b", 5.0, 4.0)]]
-    assert unit_of(VECTORS, results).name == "nats per example"
-    assert unit_of(IMAGES, results).per_nat == pytest.approx(-1 / (64 * math.log(2)))
 
 
 def test_image_grid_places_images_and_scales_levels():
@@ -421,30 +267,3 @@ def test_draw_is_seeded():
     a, b, c = (draw(Fake(VECTORS), VECTORS, 5, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
-
-
-def test_the_terminal_s_table_stands_best_first_with_notes(capsys):
-    entries = comparison()
-    entries.insert(2, Row(Result(model="png", bound="exact", nats=-60.0, bits_per_dim=1.35, n=60)))
-    print_comparison(entries, data_of(IMAGES))
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].strip() == "made up: log-likelihood of 60 test examples, best first"
-    assert [line.split()[:2] for line in lines[2:7]] == [
-        ["1", "png"],
-        ["diffusion", "-88.00"],  # given the label: not ranked
-        ["2", "vae"],
-        ["3", "independent"],
-        ["4", "xz"],
-    ]
-    assert "lower, K=64 *" in lines[4] and "*" not in lines[5]
-    assert lines[7] == "png, a compressor, is better than vae, the best density"
-    assert lines[8].startswith("classifier, p(label | data): accuracy 90.0% (95% interval 79.9% to 95.3%), -0.125")
-    assert lines[9:] == ["* vae, undertrained: it made 100 steps, 0.5 of an epoch"]
-
-
-def test_an_error_that_is_small_or_unknown_is_not_shown_as_0(capsys):
-    row = Result(model="flow", bound="exact", nats=-2.0, stderr=0.00021, n=10**6)
-    certain = Result(model="c", bound="exact", nats=0.0, n=9, event="y", accuracy=1.0, calibration_error=0.0)
-    print_comparison([Row(row), Row(certain)], data_of(VECTORS))
-    out = capsys.readouterr().out
-    assert "-2.00000 0.00021" in out and "± 0.0" not in out

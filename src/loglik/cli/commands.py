@@ -289,11 +289,11 @@ def inspect(
     seed: Seed = 0,
 ) -> None:
     """Inspect a network: receptive fields, parameters and FLOPs, gradient flow, equivariance, cost."""
-    from loglik.inspection import find, print_inspection, write_page
     from loglik.inspection import inspect as inspect_density
+    from loglik.inspection import load_or_build, print_inspection, write_page
     from loglik.runs import new_folder
 
-    density, dataset, name, trained = find(model, data, label=label, seed=seed)
+    density, dataset, name, trained = load_or_build(model, data, label=label, seed=seed)
     folder = folder_for(out, model, before="inspect-")
     new_folder(folder, resumable=False)
     found = inspect_density(density, dataset, split="all" if data else None, model=name, trained=trained, seed=seed)

@@ -1,9 +1,9 @@
-r"""What a sequence of length n costs: attention, convolution and recurrence, measured and fitted.
+r"""The cost of a sequence of length n: attention, convolution and recurrence, measured and fitted.
 
-Attention takes time $O(n^2 d)$, a convolution $O(k n d^2)$ and a recurrence $O(n d^2)$ in n steps that wait for one
-another (Vaswani et al. 2017, table 1; the notes, "complexity"). By the formula $\text{softmax}(QK^\top / \sqrt d)\,V$
-attention takes $O(n^2)$ of memory too, for the matrix of all weights. A fused kernel computes these in blocks and
-again in the backward pass, and holds $O(n d)$ (Dao et al. 2022, "FlashAttention").
+Attention needs time $O(n^2 d)$, a convolution $O(k n d^2)$ and a recurrence $O(n d^2)$ in n sequential steps (Vaswani
+et al. 2017, table 1; the notes, "complexity"). By the formula $\text{softmax}(QK^\top / \sqrt d)\,V$ attention also
+needs memory $O(n^2)$ for the matrix of all weights. A fused kernel computes the weights in blocks, recomputes them in
+the backward pass, and saves $O(n d)$ (Dao et al. 2022, "FlashAttention").
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from loglik.inspection.counts import FlopCount
 from loglik.networks.attention import attention, attention_formula
 
-__all__ = ["FORMULA", "Cost", "PowerLaw", "fit_power", "held_bytes", "sequence_cost"]
+__all__ = ["FORMULA", "Cost", "PowerLaw", "fit_power", "saved_bytes", "sequence_cost"]
 
 FORMULA = "softmax(QKᵀ)V"
 
@@ -37,15 +37,17 @@ class PowerLaw:
 
 @dataclass(frozen=True)
 class Cost:
-    """One kind of layer against the length of the sequence.
+    """The cost of one kind of layer against the length of the sequence.
 
     Attributes:
         kind: attention (as the networks run it), `FORMULA` (the same, written out), convolution or recurrence.
         lengths: n.
         seconds: of a forward pass, the fastest of the repeats.
-        flops: as counted; `flops_law` is their fit.
-        held: bytes that a training step holds for the backward pass, weights not counted; `held_law` is their fit.
+        flops: of a forward pass, counted.
+        saved_bytes: what a training step saves for the backward pass, without the weights.
         law: the fit of the seconds.
+        flops_law: the fit of the FLOPs.
+        saved_law: the fit of the saved bytes.
         quadratic: for attention (a, b) of the fit $a n^2 + b n$ of the seconds; None for the others.
     """
 
@@ -53,10 +55,10 @@ class Cost:
     lengths: tuple[int, ...]
     seconds: tuple[float, ...]
     flops: tuple[float, ...]
-    held: tuple[int, ...]
+    saved_bytes: tuple[int, ...]
     law: PowerLaw
     flops_law: PowerLaw
-    held_law: PowerLaw
+    saved_law: PowerLaw
     quadratic: tuple[float, float] | None
 
 
@@ -65,18 +67,19 @@ def sequence_cost(
 ) -> list[Cost]:
     """Fit $c\\,n^p$ to the time, FLOPs and memory of attention, a convolution of kernel 3 and a GRU, on the CPU.
 
-    They run over sequences (1, n, width). Memory is counted from what autograd holds: $4 n^2$ bytes of it are the
-    weights of attention by its formula.
+    Each layer runs on sequences (1, n, width). Memory is the tensors that autograd saves: for attention by its formula
+    they include $4 n^2$ bytes of weights.
 
     Args:
-        lengths: at least two, n. Short ones show what a call costs, and not what n does.
+        lengths: at least two values of n. Short ones measure the cost of a call rather than that of n.
         width: of the vectors, and of the one attention head.
-        repeats: of each time, after one that is not counted; the kinds take turns.
+        repeats: timings per layer and length, after one that is not counted; the kinds alternate.
 
-    Raises ValueError for fewer than two lengths.
+    Raises:
+        ValueError: for fewer than two lengths.
     """
     if len(set(lengths)) < 2 or min(lengths) < 1:
-        raise ValueError(f"lengths must hold at least two different lengths above 0, got {list(lengths)}")
+        raise ValueError(f"lengths must have at least two different lengths above 0, got {list(lengths)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         qkv, conv, gru = nn.Linear(width, 3 * width), nn.Conv1d(width, width, 3, padding=1), nn.GRU(width, width)
@@ -103,33 +106,33 @@ def sequence_cost(
                         times[kind][i].append(time.perf_counter() - start)
     costs = []
     for kind, layer in layers.items():
-        seconds = [min(t) for t in times[kind]]  # other work on the machine only adds
+        seconds = [min(t) for t in times[kind]]  # other work on the machine can only add time
         flops = [_flops(kind, layer, x, width) for x in inputs]
-        held = [held_bytes(lambda layer=layer, x=x: layer(x), weights) for x in inputs]  # type: ignore[misc]
+        saved = [saved_bytes(lambda layer=layer, x=x: layer(x), weights) for x in inputs]  # type: ignore[misc]
         quadratic = _quadratic(lengths, seconds) if kind == "attention" else None
-        laws = fit_power(lengths, seconds), fit_power(lengths, flops), fit_power(lengths, held)
-        costs.append(Cost(kind, tuple(lengths), tuple(seconds), tuple(flops), tuple(held), *laws, quadratic))
+        laws = fit_power(lengths, seconds), fit_power(lengths, flops), fit_power(lengths, saved)
+        costs.append(Cost(kind, tuple(lengths), tuple(seconds), tuple(flops), tuple(saved), *laws, quadratic))
     return costs
 
 
-def held_bytes(call: Callable[[], object], weights: Iterable[Tensor] = ()) -> int:
-    """Count the bytes that autograd holds for the backward pass of a call, each memory once and no weights."""
+def saved_bytes(call: Callable[[], object], weights: Iterable[Tensor] = ()) -> int:
+    """Count the bytes that autograd saves for the backward pass of a call: each storage once, and no weights."""
     own = {weight.untyped_storage().data_ptr() for weight in weights}
-    held: dict[int, Tensor] = {}  # the tensors too, so that no address is used twice
+    saved: dict[int, Tensor] = {}  # the tensors are kept, so that no address is used twice
 
     def pack(x: Tensor) -> Tensor:
-        held[x.untyped_storage().data_ptr()] = x
+        saved[x.untyped_storage().data_ptr()] = x
         return x
 
     with torch.enable_grad(), saved_tensors_hooks(pack, lambda x: x):
         result = call()
-    size = sum(x.untyped_storage().nbytes() for address, x in held.items() if address not in own)
-    del result  # the graph that holds them
+    size = sum(x.untyped_storage().nbytes() for address, x in saved.items() if address not in own)
+    del result  # it keeps the graph alive
     return size
 
 
 def fit_power(n: Sequence[float], values: Sequence[float]) -> PowerLaw:
-    """The least squares fit of $\\log v = \\log c + p \\log n$.
+    """Fit $\\log v = \\log c + p \\log n$ by least squares.
 
     >>> law = fit_power([10, 20, 40], [300, 1200, 4800])
     >>> round(law.c, 6), round(law.p, 6)
@@ -141,12 +144,12 @@ def fit_power(n: Sequence[float], values: Sequence[float]) -> PowerLaw:
     p = float((centred * y).sum() / centred.square().sum())
     c = float(y.mean()) - p * float(x.mean())
     spread = float((y - y.mean()).square().sum())
-    left = float((y - c - p * x).square().sum())
-    return PowerLaw(math.exp(c), p, 1 - left / spread if spread > 0 else 1.0)
+    residual = float((y - c - p * x).square().sum())
+    return PowerLaw(math.exp(c), p, 1 - residual / spread if spread > 0 else 1.0)
 
 
 def _quadratic(lengths: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]:
-    """a and b of the fit a n² + b n, in relative error, so that every length counts alike."""
+    """Return a and b of the fit a n² + b n, in relative error, so that every length has the same weight."""
     n, t = torch.tensor(lengths, dtype=torch.float64), torch.tensor(seconds, dtype=torch.float64)
     columns = torch.stack([n.square(), n], dim=1) / t[:, None]
     a, b = torch.linalg.lstsq(columns, torch.ones(len(n), 1, dtype=torch.float64)).solution.flatten().tolist()
@@ -154,7 +157,7 @@ def _quadratic(lengths: Sequence[int], seconds: Sequence[float]) -> tuple[float,
 
 
 def _flops(kind: str, layer: Callable[[Tensor], object], x: Tensor, width: int) -> float:
-    if kind == "recurrence":  # six products of a vector and a square matrix a step, which take long to count
+    if kind == "recurrence":  # six matrix-vector products per step; running it under the counter is slow
         return 12.0 * x.shape[1] * width**2
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCount() as counter:
         layer(x)

@@ -1,4 +1,4 @@
-"""Parameters, floating-point operations and memory of each layer, and what a dense layer would need in its place."""
+"""Parameters, floating-point operations and memory of each layer, and the parameters of a dense layer instead."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ aten = torch.ops.aten
 class FlopCount(TorchDispatchMode):
     """Count floating-point operations by torch's formulas, in `total`.
 
-    `FlopCounterMode` puts hooks on modules too, which a loss that uses `torch.func` does not run with.
+    `FlopCounterMode` also hooks modules, and a loss that uses `torch.func` fails with these hooks.
     """
 
     def __init__(self) -> None:
@@ -48,22 +48,24 @@ def _cudnn(x: Tensor, weights: Sequence[Tensor], *rest: Any) -> int:
     return 2 * x.shape[0] * x.shape[1] * sum(w.numel() for w in weights if w.dim() > 1)
 
 
-# kernels for a whole recurrence, for which torch has no formula
+# kernels of a whole recurrence: torch has no formula for them
 RECURRENT: dict[Any, Callable[..., int]] = {aten.mkldnn_rnn_layer: _lstm, aten._cudnn_rnn: _cudnn}
 
 
 @dataclass(frozen=True)
 class LayerCount:
-    """What one layer costs.
+    """The cost of one layer.
 
     Attributes:
-        layer, kind: the module's name and what it is; parts that it runs as layers of their own are not counted again.
-        inputs, output: shapes without the batch; None where the layer is not one map from a tensor to a tensor.
+        layer: the name of the module; submodules that run as layers are not counted again.
+        kind: its type.
+        inputs: the shape without the batch; None if the layer does not map one tensor to one tensor.
+        output: likewise.
         parameters: trained or not.
         dense_parameters: of a dense layer between the same input and output, for a convolution; else None.
-        flops: of one example's forward pass, a multiplication and an addition being two; of matrix products,
-            convolutions, recurrences and attention only.
-        activation_bytes: of one example's output; 0 where that is its input's memory, or its parts are listed.
+        flops: of one example's forward pass. A multiplication and an addition are two. Only matrix products,
+            convolutions, recurrences and attention are counted.
+        activation_bytes: of one example's output; 0 if it shares its input's memory, or if its submodules are listed.
     """
 
     layer: str
@@ -80,22 +82,22 @@ def layer_counts(network: nn.Module, call: Callable[[], Any], *, batch: int = 1,
     r"""Count the parameters, FLOPs and activation bytes of each layer, in the order in which they first run.
 
     A convolution has $k^2 C_{in} C_{out} + C_{out}$ parameters; a dense layer between the same input and output has
-    $H W C_{in} \cdot H' W' C_{out} + H' W' C_{out}$. The rows add up to the network: its parameters each once, under
-    the innermost layer that ran and holds them (what never ran is the network's own), and all FLOPs.
+    $H W C_{in} \cdot H' W' C_{out} + H' W' C_{out}$. The rows sum to the FLOPs and parameters of the network.
+    A parameter counts under the innermost layer that ran and contains it, or else as the network's own.
 
     Args:
         network: the module whose layers are counted.
         call: runs it, such as `lambda: network(x)`; without gradients, in evaluation mode.
-        batch: how many examples that takes, to divide by.
+        batch: the number of examples in this call, to divide by.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(), nn.Linear(8 * 16, 10))
     >>> [(c.parameters, c.dense_parameters) for c in layer_counts(net, lambda: net(torch.zeros(1, 3, 4, 4)))]
     [(224, 6272), (0, None), (1290, None)]
     """
     rows: dict[str, _Row] = {}
-    stack = [0.0]  # the FLOPs of the layers within each layer that is running
+    stack = [0.0]  # the FLOPs of the submodules of each running layer
     starts: list[float] = []
-    leaf = [True]  # whether no layer has run within each layer that is running
+    leaf = [True]  # whether no submodule of each running layer has run
     counter = FlopCount()
 
     def before(name: str, module: nn.Module, inputs: Any) -> None:
@@ -115,17 +117,17 @@ def layer_counts(network: nn.Module, call: Callable[[], Any], *, batch: int = 1,
         if leaf.pop() and out is not None and not same:
             row.bytes += out.numel() * out.element_size() // batch
 
-    # attention as its matrix products, which have FLOPs to count on any machine
+    # attention as matrix products: their FLOPs can be counted on any machine
     products = sdpa_kernel(SDPBackend.MATH)
     with torch.no_grad(), evaluating(network, seed), hooked(network, before=before, after=after), products, counter:
         call()
     rest = counter.total / batch - sum(row.flops for row in rows.values())
-    owned = {name: sum(p.numel() for p in held) for name, held in owners(network, rows).items()}
+    owned = {name: sum(p.numel() for p in own) for name, own in owners(network, rows).items()}
     counted = [_count(name, row, owned.get(name, 0)) for name, row in rows.items() if name != WHOLE]
     whole = rows.get(WHOLE, _Row(network, None, None))
-    left, flops = owned.get(WHOLE, 0), whole.flops + rest
-    if left or flops > 0.5:
-        row = _count(WHOLE, whole, left)
+    remaining, flops = owned.get(WHOLE, 0), whole.flops + rest
+    if remaining or flops > 0.5:
+        row = _count(WHOLE, whole, remaining)
         counted.append(replace(row, dense_parameters=None, flops=flops))
     names = {id(row.module): name for name, row in rows.items()}
     inner = {name for name, row in rows.items() if any(id(m) in names for m in list(row.module.modules())[1:])}

@@ -1,4 +1,4 @@
-"""The plots of the inspection's page, each one SVG in the look of the report's."""
+"""The plots of the inspection's page, each one an SVG in the style of the report."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from torch import Tensor
 from loglik.inspection.cost import FORMULA, Cost
 from loglik.inspection.gradients import GradientFlow
 from loglik.inspection.receptive import ReceptiveField
-from loglik.report.figures import INK, panel
+from loglik.report.panel import INK, panel
 
 __all__ = ["attention_maps", "cost_curves", "field_sizes", "gradient_norms", "heat_map", "jacobian_values"]
 
-MAP = 64  # positions of an attention map that are drawn; longer ones are averaged
-ROOM = 6  # fields are drawn up to this many images wide
+MAX_POSITIONS = 64  # of an attention map; longer sequences are averaged over neighbours
+MAX_IMAGES = 6  # fields are drawn up to this many times the size of the image
 
 
 def field_sizes(fields: Sequence[ReceptiveField]) -> str:
-    """Field and total stride over depth, against the side of the image."""
+    """Plot the field over depth, by the formula and clipped by the border, and the side of the image."""
 
     def draw(axes: Any) -> None:
         depth = range(1, len(fields) + 1)
@@ -41,7 +41,7 @@ def field_sizes(fields: Sequence[ReceptiveField]) -> str:
 
 
 def heat_map(heat: Float[Tensor, "H W"], field: ReceptiveField) -> str:
-    """The effective field of a layer's middle unit, and the square that the formula gives."""
+    """Plot the effective field of a layer's middle unit, and the field by the formula."""
     height, width = heat.shape
     values = heat.double().numpy()
 
@@ -61,7 +61,7 @@ def heat_map(heat: Float[Tensor, "H W"], field: ReceptiveField) -> str:
             (axes.set_xlim, left, left + wide, width),
             (axes.set_ylim, top, top + tall, height),
         ):
-            a, b = max(min(low, 0), -ROOM * n), min(max(high, n), ROOM * n)
+            a, b = max(min(low, 0), -MAX_IMAGES * n), min(max(high, n), MAX_IMAGES * n)
             limit((a - 1.0, b) if limit == axes.set_xlim else (b, a - 1.0))
         axes.set_xticks([])
         axes.set_yticks([])
@@ -72,7 +72,7 @@ def heat_map(heat: Float[Tensor, "H W"], field: ReceptiveField) -> str:
 
 
 def gradient_norms(flow: GradientFlow) -> str:
-    """The norm of the gradient at each layer's output and of its weights, over depth, on a logarithmic scale."""
+    """Plot the norms of the gradients of each layer's output and weights over depth, on a logarithmic scale."""
 
     def draw(axes: Any) -> None:
         depth = np.arange(1, len(flow.layers) + 1)
@@ -89,26 +89,26 @@ def gradient_norms(flow: GradientFlow) -> str:
 
 
 def jacobian_values(flow: GradientFlow) -> str:
-    """Largest, root mean square and smallest singular value of each layer's Jacobian, against 1."""
+    """Plot the largest, root mean square and smallest singular value of each layer's Jacobian."""
 
     def draw(axes: Any) -> None:
         known = [(i, layer.jacobian) for i, layer in enumerate(flow.layers, 1) if layer.jacobian is not None]
-        every = []
+        plotted = []
         for name, look in (("largest", "-"), ("rms", "-"), ("smallest", ":")):
             points = [(i, getattr(j, name)) for i, j in known if getattr(j, name)]
             if points:
                 color = INK["data"] if name == "largest" else INK["model"]
                 axes.plot(*zip(*points, strict=True), look, marker="o", color=color, markersize=3, linewidth=1.4)
-                every += [v for _, v in points]
+                plotted += [v for _, v in points]
         axes.axhline(1, color=INK["baseline"], linewidth=1.1, linestyle=(0, (4, 3)))
-        _log(axes, every)
+        _log(axes, plotted)
         axes.set_ylabel("singular values")
 
     return panel(4.2, 2.6, draw)
 
 
 def cost_curves(costs: Sequence[Cost], *, memory: bool = False) -> str:
-    """Milliseconds, or MiB held, against length, both logarithmic, with the fits."""
+    """Plot time, or the memory saved for the backward pass, against length on logarithmic axes, with the fits."""
     colors = {
         "attention": INK["model"],
         FORMULA: INK["data"],
@@ -121,7 +121,7 @@ def cost_curves(costs: Sequence[Cost], *, memory: bool = False) -> str:
         axes.set_yscale("log")
         for cost in costs:
             n = np.array(cost.lengths, float)
-            values, law = (cost.held, cost.held_law) if memory else (cost.seconds, cost.law)
+            values, law = (cost.saved_bytes, cost.saved_law) if memory else (cost.seconds, cost.law)
             unit = 2**20 if memory else 1e-3
             axes.plot(n, np.array(values) / unit, "o", color=colors[cost.kind], markersize=4)
             fit = law.c * n**law.p / unit
@@ -139,14 +139,14 @@ def cost_curves(costs: Sequence[Cost], *, memory: bool = False) -> str:
         axes.xaxis.set_major_formatter(lambda n, _: f"{int(n):,}")
         axes.set_xlim(n[0] / 1.2, n[-1] * 2.6)
         axes.set_xlabel("length n")
-        axes.set_ylabel("MiB held" if memory else "milliseconds")
+        axes.set_ylabel("MiB saved" if memory else "milliseconds")
 
     return panel(4.2, 2.6, draw)
 
 
 def attention_maps(maps: Mapping[str, Float[Tensor, "H T S"]]) -> str:
-    """The maps of all heads, a row a layer; queries down, keys across, the largest weight of each darkest."""
-    side = min(MAP, max(max(m.shape[1:]) for m in maps.values()))
+    """Draw the maps of all heads, one row per layer; the largest weight of each map is darkest."""
+    side = min(MAX_POSITIONS, max(max(m.shape[1:]) for m in maps.values()))
     gap = max(1, side // 16)
     rows = []
     for weights in maps.values():
@@ -177,7 +177,7 @@ def attention_maps(maps: Mapping[str, Float[Tensor, "H T S"]]) -> str:
 
 
 def _square(field: ReceptiveField, height: int, width: int) -> tuple[int, int, int, int]:
-    """Top, left, height and width of the middle unit's field by the formula: the image for a unit that sees it all."""
+    """Return top, left, height and width of the middle unit's field: by the formula, or as seen if there is none."""
     if field.start is None or field.jump is None or len(field.shape) != 3:
         seen = field.seen or ((0, height - 1), (0, width - 1))
         return seen[0][0], seen[1][0], seen[0][1] - seen[0][0] + 1, seen[1][1] - seen[1][0] + 1
@@ -186,9 +186,10 @@ def _square(field: ReceptiveField, height: int, width: int) -> tuple[int, int, i
 
 
 def _log(axes: Any, values: Sequence[float]) -> None:
+    """Set a logarithmic vertical axis over at least two decades, and integers as the horizontal one."""
     positive = [v for v in values if v > 0]
     axes.set_yscale("log")
-    if positive and max(positive) < 10 * min(positive):  # a whole decade, or the axis has no labels
+    if positive and max(positive) < 10 * min(positive):  # an axis of less than a decade has no labels
         middle = float(np.sqrt(max(positive) * min(positive)))
         axes.set_ylim(middle / 10, middle * 10)
     axes.set_xlabel("layer, from the input to the loss")
@@ -197,6 +198,6 @@ def _log(axes: Any, values: Sequence[float]) -> None:
 
 
 def _plain(axes: Any) -> None:
-    """Powers of ten as numbers: the text of a plot is not set as formulas."""
+    """Write powers of ten as numbers, because the text of a plot is not rendered as formulas."""
     axes.minorticks_off()
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("e-0", "e-").replace("-", "−"))

@@ -14,6 +14,7 @@ from loglik.density import evaluation_mode
 
 __all__ = ["WHOLE", "device_of", "evaluating", "first_tensor", "hooked", "kind_of", "owners"]
 
+
 WHOLE = "(network)"  # the name of the network itself among its layers
 Before = Callable[[str, nn.Module, Any], Any]
 After = Callable[[str, nn.Module, Any, Any], None]
@@ -21,10 +22,11 @@ After = Callable[[str, nn.Module, Any, Any], None]
 
 @contextmanager
 def hooked(network: nn.Module, *, before: Before | None = None, after: After | None = None) -> Iterator[None]:
-    """Call `before(name, module, inputs)` and `after(name, module, inputs, output)` around every module's forward.
+    """Call `before` and `after` around the forward pass of every module.
 
-    `inputs` are the positional and the keyword arguments; those that `before` returns replace them, unless it returns
-    None. A module that runs again is named `name#2` the second time, and so on; the network itself is `(network)`.
+    The calls are `before(name, module, inputs)` and `after(name, module, inputs, output)`. `inputs` are the positional
+    and the keyword arguments; if `before` returns a value other than None, it replaces them. On its second call a
+    module is named `name#2`, and so on. The network itself is `(network)`.
     """
     calls: dict[str, int] = {}
 
@@ -59,7 +61,7 @@ def hooked(network: nn.Module, *, before: Before | None = None, after: After | N
 def evaluating(network: nn.Module, seed: int = 0) -> Iterator[None]:
     """Set the network to evaluation mode and seed the noise; restore both at the end."""
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # which runs a Transformer's layer without its parts
+    torch.backends.mha.set_fastpath_enabled(False)  # it runs a Transformer's layer without its submodules
     try:
         device = device_of(network)
         with evaluation_mode(network), torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -70,12 +72,12 @@ def evaluating(network: nn.Module, seed: int = 0) -> Iterator[None]:
 
 
 def device_of(network: nn.Module) -> torch.device:
-    """Return the device of a network's first parameter or buffer, the CPU where it has neither."""
+    """Return the device of a network's first parameter or buffer, or the CPU if it has neither."""
     return next((t.device for t in (*network.parameters(), *network.buffers())), torch.device("cpu"))
 
 
 def owners(network: nn.Module, ran: Container[str]) -> dict[str, list[nn.Parameter]]:
-    """Return the parameters under the innermost layer that ran and holds them, `(network)` where no other did."""
+    """Return the parameters of each layer that ran: the innermost that contains them, else `(network)`."""
     owned: dict[str, list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         owner = name.rpartition(".")[0]
@@ -86,12 +88,12 @@ def owners(network: nn.Module, ran: Container[str]) -> dict[str, list[nn.Paramet
 
 
 def first_tensor(value: Any) -> Tensor | None:
-    """The first tensor of a module's inputs or output."""
+    """Return the first tensor of a module's inputs or output."""
     return next((leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)), None)
 
 
 def kind_of(module: nn.Module) -> str:
-    """A layer's kind in a word or two: its class, and a convolution's or pooling's kernel, stride and dilation."""
+    """Return a layer's class, and the kernel, stride and dilation of a convolution or pooling, as text."""
     kind = type(module).__name__.lstrip("_")
     kernel = getattr(module, "kernel_size", None)
     if kernel is None:

@@ -1,4 +1,4 @@
-"""All that is measured of one density on one data set."""
+"""Inspect a density on a data set: measure all that applies to it."""
 
 from __future__ import annotations
 
@@ -14,49 +14,46 @@ from loglik.data import as_data
 from loglik.data.dataset import Data
 from loglik.density import Density
 from loglik.evaluation.scores import arguments
-from loglik.inspection.cost import Cost, held_bytes, sequence_cost
+from loglik.inspection.cost import Cost, saved_bytes, sequence_cost
 from loglik.inspection.counts import LayerCount, layer_counts
-from loglik.inspection.equivariance import (
-    Permutation,
-    Translation,
-    invariance_error,
-    permutation_errors,
-    translation_error,
-)
+from loglik.inspection.equivariance import Translation, invariance_error, translation_error
 from loglik.inspection.gradients import GradientFlow, gradient_flow
 from loglik.inspection.layers import device_of, evaluating, first_tensor, hooked
-from loglik.inspection.receptive import ReceptiveField, effective_field, measured_fields, receptive_fields
+from loglik.inspection.measured_fields import effective_field, measured_fields
+from loglik.inspection.permutation import Permutation, permutation_errors
+from loglik.inspection.receptive import ReceptiveField, receptive_fields
 from loglik.networks.attention import SelfAttention
 from loglik.recipes import RECIPES, build
 from loglik.runs import load
 
-__all__ = ["Inspection", "find", "inspect"]
+__all__ = ["Inspection", "inspect", "load_or_build"]
 
 EXAMPLES = 16
-HEAT_MAPS = 5
+MAX_HEAT_MAPS = 5
 
 
 @dataclass
 class Inspection:
-    """The tables of one density.
+    """The measurements of one density.
 
     Attributes:
-        model, trained: the family's name, and whether it is a run's.
-        data: what it was inspected on.
-        examples: the number of examples that went through the networks.
+        model: the name of the family.
+        trained: whether the density is a run's.
+        data: the data set that it was inspected on.
+        examples: the number of examples that passed through the networks.
         counts: parameters, FLOPs and memory of each layer.
-        held: bytes that a training step holds for the backward pass of one example, weights not counted; None where
-            the loss uses `torch.func`, which lets nobody see it.
+        saved_bytes: what a training step saves for the backward pass of one example, without the weights; None if the
+            loss uses `torch.func`, which hides the saved tensors.
         flow: gradients over depth.
-        fields: receptive fields of an image classifier's layers, from its features' input; None for others.
-        agreement: of how many of those layers the measured field is the propagated one.
+        fields: receptive fields of an image classifier's layers, with respect to the input of its features; else None.
+        agreement: the number of these layers whose measured field equals the field by the formula.
         heat: effective fields of some of the layers, each (H, W).
-        translation: of the last maps; None where there are none.
+        translation: the error of the last maps; None if there are no maps.
         invariance: relative change of features and logits when the images move by one pixel.
-        permutations: errors of the first attention layer and of all in a row, empty where there is no attention.
-        maps: attention weights at the first example, (H, T, S) for each layer that gives them.
-        cost: of length; None where there is no attention.
-        left_out: why what is missing does not apply, a sentence each.
+        permutations: errors of the first attention layer and of the last in a row; empty without attention.
+        maps: attention weights at the first example, (H, T, S) for each self-attention layer.
+        cost: time and memory against length; None without attention.
+        left_out: the measurements that do not apply, each with its reason in a sentence.
     """
 
     model: str
@@ -64,7 +61,7 @@ class Inspection:
     data: Data
     examples: int
     counts: list[LayerCount]
-    held: float | None
+    saved_bytes: float | None
     flow: GradientFlow
     fields: list[ReceptiveField] | None = None
     agreement: int = 0
@@ -85,13 +82,16 @@ class Inspection:
         return sum(row.flops for row in self.counts)
 
 
-def find(
+def load_or_build(
     model: str, data: str | None = None, *, label: str | None = None, seed: int = 0
 ) -> tuple[Density, Data, str, bool]:
-    """A run's density and its data, or an untrained one of a family for data (digits by default), its name, and
-    whether it is a run's.
+    """Load the density of a run, or build an untrained one of a family; return it with its data.
 
-    Raises ValueError, in one line, where the word is neither a run nor a family.
+    The last two values are the name of the family, and whether the density is a run's. A family without data is built
+    for digits.
+
+    Raises:
+        ValueError: if `model` is neither a run nor a family.
     """
     path = Path(model)
     if (path / "config.yaml").is_file():
@@ -102,21 +102,22 @@ def find(
         raise ValueError(
             f"{model} {what}: pass a folder that `loglik fit` wrote, or one of the models {', '.join(RECIPES)}"
         )
-    held = as_data(data or "digits", label=label, seed=seed)
+    dataset = as_data(data or "digits", label=label, seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        density = build(model, held.spec)
-        density.initialise(*arguments(density, held.train.x[: 2**12], _rows(held.train.y, 2**12)))
-    return density.eval(), held, model, False
+        density = build(model, dataset.spec)
+        density.initialise(*arguments(density, dataset.train.x[: 2**12], _rows(dataset.train.y, 2**12)))
+    return density.eval(), dataset, model, False
 
 
 def inspect(
     density: Density, data: Data, *, split: str | None = None, model: str = "", trained: bool = True, seed: int = 0
 ) -> Inspection:
-    """Measure all that applies to a density, on the first examples of a split; the held-out split if None.
+    """Measure all that applies to a density, on the first examples of a split; the test split if None.
 
-    Parameters, FLOPs, memory, gradient flow and Jacobians of any; receptive fields and translations of a classifier of
-    images; maps, permutations and the cost in length where there is attention.
+    Every density has parameters, FLOPs, memory, gradient flow and Jacobians. A classifier of images also has receptive
+    fields and translation errors; a network with attention also has attention maps, permutation errors and a cost
+    against length.
     """
     part, device = data.split(split or data.scored_split), device_of(density)
     x, y = part.x[:EXAMPLES].to(device), _rows(part.y, EXAMPLES)
@@ -125,110 +126,114 @@ def inspect(
     def loss() -> Tensor:
         return density.loss(event, context)
 
-    def other() -> Tensor:
+    def loss_of_others() -> Tensor:
         return density.loss(*arguments(density, x.roll(1, 0), y))
 
-    held = _held(density, loss, seed)
-    found = Inspection(
+    saved = _saved_bytes(density, loss, seed)
+    inspection = Inspection(
         model=model or type(density).__name__.lower(),
         trained=trained,
         data=data,
         examples=len(x),
         counts=layer_counts(density, loss, batch=len(x), seed=seed),
-        held=None if held is None else held / len(x),
-        flow=_flow(density, loss, other, seed, hidden=held is None),
+        saved_bytes=None if saved is None else saved / len(x),
+        flow=_flow(density, loss, loss_of_others, seed, hidden=saved is None),
     )
     if density.event == "y" and data.spec.kind == "image":
-        _images(found, density, x, seed)
+        _images(inspection, density, x, seed)
     else:
-        found.left_out.append(
-            f"Receptive fields and translations are measured of classifiers of images: this is {_what(density, data)}."
+        inspection.left_out.append(
+            "Receptive fields and translation errors apply to classifiers of images, and this is "
+            f"{_what(density, data)}."
         )
-    _attention(found, density, loss, seed)
-    return found
+    _attention(inspection, density, loss, seed)
+    return inspection
 
 
-def _held(density: Density, loss: Any, seed: int) -> int | None:
+def _saved_bytes(density: Density, loss: Any, seed: int) -> int | None:
+    """Return the bytes saved for the backward pass; None if the loss uses `torch.func`."""
     with evaluating(density, seed):
         try:
-            return held_bytes(loss, (*density.parameters(), *density.buffers()))
+            return saved_bytes(loss, (*density.parameters(), *density.buffers()))
         except RuntimeError as error:
             if "saved tensor hooks" not in str(error):
                 raise
             return None
 
 
-def _flow(density: Density, loss: Any, other: Any, seed: int, *, hidden: bool) -> GradientFlow:
+def _flow(density: Density, loss: Any, loss_of_others: Any, seed: int, *, hidden: bool) -> GradientFlow:
     if hidden:
-        reason = "the loss differentiates inside itself by torch.func, which hides its layers"
+        reason = "the loss computes derivatives by torch.func, which hides its layers"
         return GradientFlow([], 1.0, 1.0, "not measured", reason)
     if not any(True for _ in density.parameters()):
         return GradientFlow([], 1.0, 1.0, "not measured", "there are no weights to train by gradients")
-    return gradient_flow(density, loss, first=_reader(density, loss, other, seed), seed=seed)
+    return gradient_flow(density, loss, first=_first_data_layer(density, loss, loss_of_others, seed), seed=seed)
 
 
-def _images(found: Inspection, density: Any, x: Tensor, seed: int) -> None:
-    """Receptive fields and translations, from what the features take on."""
+def _images(inspection: Inspection, density: Any, x: Tensor, seed: int) -> None:
+    """Measure receptive fields and translation errors, with respect to the input of the features."""
     with torch.no_grad(), evaluating(density):
         images = density.prepare(x) if density.prepare is not None else x.float()
     network = nn.Sequential(OrderedDict(features=density.features, head=density.head))
-    found.fields = receptive_fields(network, images)
+    inspection.fields = receptive_fields(network, images)
     measured = measured_fields(network, images, draws=2, seed=seed)
-    found.agreement = sum(measured.get(f.layer) == f.seen for f in found.fields)
+    inspection.agreement = sum(measured.get(f.layer) == f.seen for f in inspection.fields)
     growing: list[ReceptiveField] = []
-    for f in found.fields:
+    for f in inspection.fields:
         if len(f.shape) == 3 and f.jump is not None and (not growing or f.size > growing[-1].size):
             growing.append(f)
-    step = max(1, -(-len(growing) // HEAT_MAPS))
-    mixed = [f for f in found.fields if f.whole and f.jump is None]
+    step = max(1, -(-len(growing) // MAX_HEAT_MAPS))
+    mixed = [f for f in inspection.fields if f.whole and f.jump is None]
     chosen = growing[::-1][::step][::-1] + mixed[:1]
-    found.heat = {f.layer: effective_field(network, images, f.layer, draws=4, seed=seed) for f in chosen}
-    found.translation = translation_error(network, images, seed=seed)
-    if found.translation is None:
-        found.left_out.append(
-            "No layer gives maps that could move with the image: the pixels are one row from the start."
+    inspection.heat = {f.layer: effective_field(network, images, f.layer, draws=4, seed=seed) for f in chosen}
+    inspection.translation = translation_error(network, images, seed=seed)
+    if inspection.translation is None:
+        inspection.left_out.append(
+            "Translation errors apply to layers whose outputs are maps, and the first layer flattens the image."
         )
-    found.invariance = {
+    inspection.invariance = {
         "features": invariance_error(density.features, images),
         "logits": invariance_error(network, images),
     }
 
 
-def _attention(found: Inspection, density: Density, loss: Any, seed: int) -> None:
-    """Maps of each attention layer, permutations of its sequence, and what attention costs in length."""
+def _attention(inspection: Inspection, density: Density, loss: Any, seed: int) -> None:
+    """Record the attention maps, and measure permutation errors and the cost against length."""
 
     def before(name: str, module: nn.Module, inputs: Any) -> None:
         args, _ = inputs
         if isinstance(module, SelfAttention):
-            found.maps[name] = module.maps(args[0][:1], *(_one(value) for value in args[1:3]))[0].cpu()
+            inspection.maps[name] = module.maps(args[0][:1], *(_first_example(value) for value in args[1:3]))[0].cpu()
 
     with torch.no_grad(), evaluating(density, seed), hooked(density, before=before):
         loss()
-    found.permutations = permutation_errors(density, loss, seed=seed)
-    if not found.permutations:
-        found.left_out.append("Permutations and the cost in length are those of attention: this network has none.")
+    inspection.permutations = permutation_errors(density, loss, seed=seed)
+    if not inspection.permutations:
+        inspection.left_out.append(
+            "Permutation errors and the cost against length apply to attention, and this network has none."
+        )
         return
-    found.cost = sequence_cost(seed=seed)
+    inspection.cost = sequence_cost(seed=seed)
 
 
-def _reader(density: Density, loss: Any, other: Any, seed: int) -> str | None:
-    """The first layer whose output depends on the data, and not on the time or the label alone."""
+def _first_data_layer(density: Density, loss: Any, loss_of_others: Any, seed: int) -> str | None:
+    """Return the first layer whose output depends on the data, and not only on the time or the label."""
     runs: list[dict[str, Tensor]] = []
-    for call in (loss, other):
-        seen: dict[str, Tensor] = {}
+    for call in (loss, loss_of_others):
+        outputs: dict[str, Tensor] = {}
 
-        def after(name: str, module: nn.Module, inputs: Any, output: Any, seen: dict[str, Tensor] = seen) -> None:
+        def after(name: str, module: nn.Module, inputs: Any, output: Any, outputs: Any = outputs) -> None:
             if any(True for _ in module.parameters()) and (out := first_tensor(output)) is not None:
-                seen[name] = out
+                outputs[name] = out
 
         with torch.no_grad(), evaluating(density, seed), hooked(density, after=after):
             call()
-        runs.append(seen)
+        runs.append(outputs)
     return next((name for name, out in runs[0].items() if not torch.equal(out, runs[1].get(name, out))), None)
 
 
-def _one(value: Any) -> Any:
-    """A mask (B, 1, 1, S) of the first example; a rotation is one for all."""
+def _first_example(value: Any) -> Any:
+    """Return the first example's part of a mask (B, 1, 1, S); a rotation is shared by all examples."""
     return value[:1] if isinstance(value, Tensor) and value.dim() == 4 else value
 
 
@@ -237,5 +242,6 @@ def _rows(y: Tensor | None, n: int) -> Tensor | None:
 
 
 def _what(density: Density, data: Data) -> str:
+    """Return what a density is, in words."""
     kind = {"image": "images", "table": "tables", "array": "arrays", "text": "text"}[data.spec.kind]
     return f"a classifier of {kind}" if density.event == "y" else f"a density of {kind}"

@@ -1,4 +1,4 @@
-"""Runs a network and carries bounds beside its tensors; see `bounds`."""
+"""Run a network and track the bounds of its tensors; see `bounds`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from loglik.cpu.private import TorchDispatchMode, tree_leaves, tree_map
 from loglik.inspection.bounds import NOTHING, Bounds, compact, join_windows
-from loglik.inspection.rules import CUTS, MOVES, POINTWISE, REPEATABLE, RULES, everything, hull
+from loglik.inspection.mixing_rules import everything, hull
+from loglik.inspection.rules import CUTS, MOVES, POINTWISE, REPEATABLE, RULES
 
 __all__ = ["Tracker"]
 
@@ -18,20 +19,22 @@ aten = torch.ops.aten
 
 
 class Tracker(TorchDispatchMode):
-    """Carries the bounds of tensors through every operation within; `unknown` names those without a rule.
+    """Track the bounds of tensors through every operation; `unknown` names the operations without a rule.
 
-    An operation without a rule is taken to mix everything, which can only overstate what a unit sees.
+    An operation without a rule is assumed to mix everything, which can only overstate what a unit sees.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.known: dict[int, tuple[Tensor, Bounds]] = {}  # the tensor too, so that its id stays its own
+        self.known: dict[int, tuple[Tensor, Bounds]] = {}  # the tensor is kept, so that its id is not used again
         self.unknown: set[str] = set()
 
     def get(self, x: Any) -> Bounds | None:
+        """Return the bounds of a tensor; None if it depends on no input."""
         return self.known[id(x)][1] if isinstance(x, Tensor) and id(x) in self.known else None
 
     def put(self, x: Tensor, bounds: Bounds) -> None:
+        """Set the bounds of a tensor."""
         self.known[id(x)] = (x, bounds)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -39,11 +42,11 @@ class Tracker(TorchDispatchMode):
         tracked = [self.get(leaf) for leaf in tree_leaves((args, kwargs))]
         out = func(*args, **kwargs)
         if any(b is not None for b in tracked):
-            for tensor, bounds in self._image(func, args, kwargs, out):
+            for tensor, bounds in self._output_bounds(func, args, kwargs, out):
                 self.put(tensor, bounds)
         return out
 
-    def _image(self, func: Any, args: Any, kwargs: Any, out: Any) -> list[tuple[Tensor, Bounds]]:
+    def _output_bounds(self, func: Any, args: Any, kwargs: Any, out: Any) -> list[tuple[Tensor, Bounds]]:
         tensors = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         if not tensors:
             return []
@@ -62,7 +65,7 @@ class Tracker(TorchDispatchMode):
         return [(t, bounds if t.shape == tensors[0].shape else hull(bounds, t.shape)) for t in tensors]
 
     def _moved(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor]) -> list[tuple[Tensor, Bounds]]:
-        """Operations that only move elements move their bounds alike."""
+        """Apply an operation that only moves elements to their bounds."""
         leaves = [self.get(leaf) for leaf in tree_leaves((args, kwargs))]
         first = next(b for b in leaves if b is not None)
         ends = []
@@ -86,6 +89,7 @@ class Tracker(TorchDispatchMode):
         return [(t, Bounds([axis[j] for axis in ends], window)) for j, t in enumerate(tensors)]
 
     def _joined(self, leaves: Sequence[Any], shape: torch.Size) -> Bounds:
+        """Return the bounds of an elementwise operation."""
         known = [b for b in map(self.get, leaves) if b is not None]
         ends = []
         for parts in zip(*(b.ends for b in known), strict=True):

@@ -1,4 +1,4 @@
-"""Pictures of a diffusion: noise coming and going, what each noise level costs, samples against steps."""
+"""Pictures of a diffusion: both processes, the bound at each noise level, and samples against evaluations."""
 
 from __future__ import annotations
 
@@ -14,60 +14,54 @@ from loglik.density import Density
 from loglik.diffusion import Diffusion
 from loglik.evaluation.scores import evaluating, labels_in_turn
 from loglik.flows import Flow
-from loglik.report.figures import INK, panel
+from loglik.report.panel import INK, panel
 from loglik.report.samples import examples, image_grid
 
 __all__ = ["Strip", "bound_by_noise", "strips"]
 
-PLACES = 10  # of a walk, from data to noise or back
-BUDGETS = (5, 10, 20, 50)  # network evaluations
-FASTEST = "unipc"
-LEVELS = 25  # at which the bound's integrand is measured
+STATES = 10  # of a trajectory, from data to noise or back
+EVALUATIONS = (5, 10, 20, 50)  # of the network
+FEW_STEP_METHOD = "unipc"
+NOISE_LEVELS = 25  # at which the integrand of the bound is measured
 
-Strip = tuple[np.ndarray, str, str]  # pixels, what they show, a caption
+Strip = tuple[np.ndarray, str, str]  # pixels, a text in their place, a caption
 
 
 def strips(density: Density, data: Data, seed: int, split: str, n: int = 4) -> list[Strip]:
-    """Strips of images: to noise, from noise, and samples for more and more evaluations, from the same noise."""
+    """Return strips of images: the forward process, the reverse process, and samples against evaluations."""
     if not isinstance(density, Diffusion) or data.spec.kind != "image" or data.spec.event_shape[0] not in (1, 3):
         return []
     x = examples(data.split(split), n, classes=0, seed=seed)
     n = len(x)
     with evaluating(density, seed) as device:
         high, low = density.schedule.ends(torch.zeros((), device=device))
-        path = torch.linspace(high.item(), low.item(), PLACES, device=device)
-        there = torch.stack([density.noised_at(x.to(device), logsnr.expand(n)) for logsnr in path], 1).cpu()
+        path = torch.linspace(high.item(), low.item(), STATES, device=device)
+        noised = torch.stack([density.noised_at(x.to(device), logsnr.expand(n)) for logsnr in path], 1).cpu()
         labels = labels_in_turn(data.spec, n).to(device) if density.conditional else None
-        seen: list[Tensor] = []
-        density.draw(n, labels, watch=lambda logsnr, x_t: seen.append(x_t.cpu()))
-        kept = [seen[round(i * (len(seen) - 1) / (PLACES - 1))] for i in range(PLACES) if seen]  # adaptive shows none
-        budgets, own = [], density.sampler
-        for budget in (*BUDGETS, None):
+        states: list[Tensor] = []
+        density.draw(n, labels, watch=lambda logsnr, x_t: states.append(x_t.cpu()))
+        # an adaptive solver shows no states
+        reverse = [states[round(i * (len(states) - 1) / (STATES - 1))] for i in range(STATES) if states]
+        samples, own = [], density.sampler
+        for steps in (*EVALUATIONS, None):
             torch.manual_seed(seed)
-            density.sampler = own if budget is None else replace(own, method=FASTEST, steps=budget, eta=0.0)
+            density.sampler = own if steps is None else replace(own, method=FEW_STEP_METHOD, steps=steps, eta=0.0)
             drawn = density.sample(n, labels)
-            budgets.append(drawn.cpu().double())
+            samples.append(drawn.cpu().double())
         density.sampler = own
     span = (0.0, data.spec.levels - 1.0) if data.spec.levels else (float(x.min()), float(x.max()))
-    columns = ", ".join(map(str, BUDGETS))
-    back = (
-        [
-            (
-                _grid(torch.stack(kept, 1), data, (-1.0, 1.0)),
-                "noise and its denoised selves",
-                f"a walk of {own.method} back",
-            )
-        ]
-        if kept
-        else []
-    )
+    columns = ", ".join(map(str, EVALUATIONS))
+    trajectory: list[Strip] = []
+    if reverse:
+        pixels = _grid(torch.stack(reverse, 1), data, (-1.0, 1.0))
+        trajectory = [(pixels, "noise turning into samples", f"reverse process, by {own.method}")]
     return [
-        (_grid(there, data, (-1.0, 1.0)), "data and their noised selves", "the forward process"),
-        *back,
+        (_grid(noised, data, (-1.0, 1.0)), "data turning into noise", "forward process"),
+        *trajectory,
         (
-            _grid(torch.stack(budgets, 1), data, span),
-            "samples for rising numbers of evaluations, from the same noise",
-            f"{FASTEST} with {columns} evaluations, then {own.method} with {own.steps}",
+            _grid(torch.stack(samples, 1), data, span),
+            "samples for increasing numbers of evaluations, from the same noise",
+            f"samples: {FEW_STEP_METHOD} with {columns} evaluations, then {own.method} with {own.steps}",
         ),
     ]
 
@@ -77,9 +71,9 @@ def _grid(x: Tensor, data: Data, span: tuple[float, float]) -> np.ndarray:
 
 
 def bound_by_noise(density: Density, data: Data, seed: int, split: str, n: int = 64) -> str | None:
-    """The integrand of the bound's diffusion term over the log-SNR, as a plot; None where there is no diffusion.
+    """Plot the integrand of the bound's diffusion term over the log-SNR; None if there is no diffusion.
 
-    A diffusion behind a flow's transforms is looked at through them.
+    The base of a flow is evaluated on transformed data.
     """
     diffusion = density.base if isinstance(density, Flow) else density
     part = data.split(split)
@@ -93,18 +87,18 @@ def bound_by_noise(density: Density, data: Data, seed: int, split: str, n: int =
         if isinstance(density, Flow):
             x = density.encode(x, labels)[0]
         high, low = diffusion.schedule.ends(torch.zeros((), device=device))
-        levels = torch.linspace(low.item(), high.item(), LEVELS, device=device)
-        nats = [diffusion.integrand(x, level.expand(n), labels).mean().item() for level in levels]
-    return _plot(levels.tolist(), nats)
+        logsnrs = torch.linspace(low.item(), high.item(), NOISE_LEVELS, device=device)
+        nats = [diffusion.integrand(x, logsnr.expand(n), labels).mean().item() for logsnr in logsnrs]
+    return _plot(logsnrs.tolist(), nats)
 
 
-def _plot(levels: list[float], nats: list[float]) -> str:
+def _plot(logsnrs: list[float], nats: list[float]) -> str:
     def draw(axes: Any) -> None:
-        axes.fill_between(levels, nats, color=INK["model"], alpha=0.15, linewidth=0)
-        axes.plot(levels, nats, color=INK["model"], linewidth=1.7)
+        axes.fill_between(logsnrs, nats, color=INK["model"], alpha=0.15, linewidth=0)
+        axes.plot(logsnrs, nats, color=INK["model"], linewidth=1.7)
         axes.set_ylim(bottom=0)
-        axes.set_xlim(levels[0], levels[-1])
-        axes.set_xlabel("log-SNR: noise at the left, data at the right")
-        axes.set_ylabel("nats a unit of log-SNR")
+        axes.set_xlim(logsnrs[0], logsnrs[-1])
+        axes.set_xlabel("log-SNR, from noise to data")
+        axes.set_ylabel("nats per unit of log-SNR")
 
     return panel(3.6, 2.4, draw)

@@ -1,4 +1,4 @@
-"""What the page shows of a density's latents: which are active, where they lie, and what they stand for."""
+"""The report's section on latents: which are active, where they lie, and what they change."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from loglik.data.dataset import Split
 from loglik.data.spec import DataSpec
 from loglik.density import Density
 from loglik.evaluation.scores import arguments, evaluating
-from loglik.report import figures
+from loglik.report.sample_figures import latent_bars, scatter
 from loglik.report.samples import image_grid
 from loglik.tasks.latents import Latents
 from loglik.vae.diagnostics import Diagnosis
 
 __all__ = ["LatentView", "view_latents"]
 
-LOOKED_AT = 500  # examples
-ACROSS = 10
-DIMS = 5  # that are traversed
+MAX_EXAMPLES = 500
+COLUMNS = 10  # images in a row of a grid
+TRAVERSED = 5  # latent dimensions
 
 
 @dataclass(frozen=True)
 class LatentView:
-    """`lines` in words; `plots` as SVG, `grids` as pixels, each with its caption."""
+    """Sentences, plots as SVG and grids of images as pixels, the last two with their captions."""
 
     lines: list[str]
     plots: list[tuple[str, str]]
@@ -34,65 +34,74 @@ class LatentView:
 
 
 def view_latents(density: Density, spec: DataSpec, split: Split, *, seed: int) -> LatentView | None:
-    """Look at examples of a split; None for a density without latents."""
+    """Return the latents of examples of a split; None for a density without latents."""
     if not Latents.has(density) or (density.conditional and split.y is None):
         return None
     latents = Latents(density)
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:LOOKED_AT]
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:MAX_EXAMPLES]
     with evaluating(density, seed) as device:
         y = None if split.y is None else split.y[order].to(device)
-        x, given = arguments(density, split.x[order].to(device), y)
-        found = latents.diagnose(x, given)
+        x, context = arguments(density, split.x[order].to(device), y)
+        diagnosis = latents.diagnose(x, context)
         plots = [
             (
-                figures.latent_bars(found.kl.cpu().numpy(), found.active.cpu().numpy()),
-                "KL of each latent dimension, the largest first",
+                latent_bars(diagnosis.kl.cpu().numpy(), diagnosis.active.cpu().numpy()),
+                "KL of each latent dimension, largest first",
             )
         ]
-        plots += _where(found)
-        grids = _grids(latents, spec, x, given, found) if spec.kind == "image" and spec.event_shape[0] in (1, 3) else []
-    return LatentView(found.lines(), plots, grids)
+        plots += _posterior_plot(diagnosis)
+        grids = (
+            _grids(latents, spec, x, context, diagnosis)
+            if spec.kind == "image" and spec.event_shape[0] in (1, 3)
+            else []
+        )
+    return LatentView(diagnosis.lines(), plots, grids)
 
 
-def _where(found: Diagnosis) -> list[tuple[str, str]]:
-    """The aggregate posterior over samples of the prior, in the two dimensions of the largest KL."""
-    if found.z.shape[1] < 2:
+def _posterior_plot(diagnosis: Diagnosis) -> list[tuple[str, str]]:
+    """Plot the aggregate posterior over samples of the prior, in the two dimensions with the largest KL."""
+    if diagnosis.z.shape[1] < 2:
         return []
-    first, second = found.kl[: found.z.shape[1]].argsort(descending=True)[:2].tolist()
+    first, second = diagnosis.kl[: diagnosis.z.shape[1]].argsort(descending=True)[:2].tolist()
     pair = [first, second]
-    plot = figures.scatter(
-        found.prior[:, pair].cpu().numpy(), found.z[:, pair].cpu().numpy(), (f"z{first + 1}", f"z{second + 1}")
+    plot = scatter(
+        diagnosis.prior[:, pair].cpu().numpy(), diagnosis.z[:, pair].cpu().numpy(), (f"z{first + 1}", f"z{second + 1}")
     )
     return [
-        (plot, "Latents of the data (blue) over samples of the prior (grey), in the two dimensions of the largest KL")
+        (plot, "Latents of the data (blue) and samples of the prior (grey), in the two dimensions with the largest KL")
     ]
 
 
 def _grids(
-    latents: Latents, spec: DataSpec, x: Tensor, given: Tensor | None, found: Diagnosis
+    latents: Latents, spec: DataSpec, x: Tensor, context: Tensor | None, diagnosis: Diagnosis
 ) -> list[tuple[np.ndarray, str]]:
     span = (0.0, spec.levels - 1.0) if spec.levels else (float(x.min()), float(x.max()))
 
     def rows(images: Tensor) -> np.ndarray:
-        return image_grid(images.cpu().double(), spec, columns=ACROSS, span=span)
+        return image_grid(images.cpu().double(), spec, columns=COLUMNS, span=span)
 
-    few, context = x[:ACROSS], None if given is None else given[:ACROSS]
-    ends = None if given is None else given[:4]
-    between = latents.interpolate(x[:4], x[4:8], steps=ACROSS, context=ends) if len(x) >= 8 else None
+    first, first_context = x[:COLUMNS], None if context is None else context[:COLUMNS]
+    ends = None if context is None else context[:4]
+    between = latents.interpolate(x[:4], x[4:8], steps=COLUMNS, context=ends) if len(x) >= 8 else None
     grids = [
         (
-            rows(torch.cat([few.double(), latents.reconstruct(few, context).double()])),
-            "Examples, and below them their reconstructions",
+            rows(torch.cat([first.double(), latents.reconstruct(first, first_context).double()])),
+            "Examples (top) and their reconstructions (bottom)",
         ),
     ]
     if between is not None:
-        grids.append((rows(between.flatten(0, 1)), "From one example's latents to another's, a pair a row"))
-    z = latents.encode(x, given)
-    for_one = None if given is None else given[:1]
+        grids.append(
+            (rows(between.flatten(0, 1)), "Interpolations between the latents of two examples, one pair per row")
+        )
+    z = latents.encode(x, context)
+    one_context = None if context is None else context[:1]
     moved = []
-    for dim in found.kl.argsort(descending=True)[:DIMS].tolist():
+    for dim in diagnosis.kl.argsort(descending=True)[:TRAVERSED].tolist():
         centre, spread = z[:, dim].mean().item(), z[:, dim].std().item()
-        values = torch.linspace(-2.5, 2.5, ACROSS).mul(spread).add(centre).tolist()
-        moved.append(latents.traverse(x[:1], dim, values, context=for_one)[0])
-    caption = f"One example as each of the {len(moved)} dimensions of the largest KL moves by ±2.5 standard deviations"
+        values = torch.linspace(-2.5, 2.5, COLUMNS).mul(spread).add(centre).tolist()
+        moved.append(latents.traverse(x[:1], dim, values, context=one_context)[0])
+    caption = (
+        f"One example while each of the {len(moved)} dimensions with the largest KL changes by ±2.5 standard "
+        "deviations, one dimension per row"
+    )
     return [*grids, (rows(torch.cat(moved)), caption)]

@@ -1,4 +1,4 @@
-"""The numbers of the report as a reader wants them: one unit, and as many digits as the error allows."""
+"""Numbers as text: in one unit, and with as many digits as the error allows."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from loglik.data.spec import DataSpec
 from loglik.evaluation.format import decimals
 from loglik.evaluation.result import Result
 
-__all__ = ["Row", "Unit", "count", "duration", "number", "percent", "plus_minus", "unit_of"]
+__all__ = ["TableRow", "Unit", "count", "duration", "number", "percent", "plus_minus", "unit_of"]
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A unit to show log-likelihoods in: a value is nats times `per_nat`."""
+    """A unit of log-likelihood: a value is nats times `per_nat`."""
 
     name: str
     per_nat: float
@@ -26,8 +26,8 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One model in the table of likelihoods, every cell as text."""
+class TableRow:
+    """A model's row in the table of likelihoods, with every cell as text."""
 
     rank: str
     model: str
@@ -45,7 +45,7 @@ class Row:
 
 
 def unit_of(spec: DataSpec, results: Sequence[Result]) -> Unit:
-    """Bits/byte for text where it is known, bits/dim for other discrete data, else nats per example."""
+    """Return bits/byte for text if it is known, bits/dim for other discrete data, else nats per example."""
     for result in results:
         if result.event == "x" and result.bits_per_byte is not None and result.nats:
             return Unit("bits/byte", result.bits_per_byte / result.nats)
@@ -55,7 +55,7 @@ def unit_of(spec: DataSpec, results: Sequence[Result]) -> Unit:
 
 
 def number(value: float | None, digits: int = 2, *, signed: bool = False) -> str:
-    """A number with a true minus sign and thousands apart; a dash where there is none.
+    """Write a number with a minus sign and separated thousands; a dash if it is None or NaN.
 
     >>> number(-1234.567)
     '−1,234.57'
@@ -69,7 +69,7 @@ def number(value: float | None, digits: int = 2, *, signed: bool = False) -> str
 
 
 def plus_minus(value: float | None, stderr: float | None, *, signed: bool = False) -> str:
-    """Write a value with its standard error, to two digits of the error; alone where it has no error above 0.
+    """Write a value with its standard error, to two digits of the error; without it if it is 0 or None.
 
     >>> plus_minus(-103.4567, 0.84)
     '−103.46 ± 0.84'
@@ -84,7 +84,7 @@ def plus_minus(value: float | None, stderr: float | None, *, signed: bool = Fals
 
 
 def percent(value: float | None, interval: tuple[float, float] | None) -> str:
-    """Write a share in percent with its interval.
+    """Write a fraction in per cent with its interval.
 
     >>> percent(1.0, (0.806, 1.0))
     '100.0 % (80.6 to 100.0 %)'
@@ -95,19 +95,19 @@ def percent(value: float | None, interval: tuple[float, float] | None) -> str:
 
 
 def count(value: int) -> str:
-    """A count in few digits.
+    """Write a count with few digits.
 
     >>> count(812), count(45_300), count(3_200_000)
     ('812', '45.3 k', '3.2 M')
     """
-    for least, size, suffix in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
-        if value >= least:
+    for minimum, size, suffix in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if value >= minimum:
             return f"{value / size:.1f} {suffix}"
     return f"{value:,}"
 
 
 def duration(seconds: float) -> str:
-    """A time as a reader says it.
+    """Write a time in seconds, minutes or hours.
 
     >>> duration(4.25), duration(75), duration(7320)
     ('4.2 s', '75 s', '2 h 2 min')

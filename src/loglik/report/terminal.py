@@ -16,22 +16,22 @@ from loglik.report.numbers import count
 
 __all__ = ["print_classes", "print_comparison"]
 
-MARK = "*"  # beside a number that a note under the table limits
+MARK = "*"  # beside a number with a note below the table
 
 
-def print_comparison(entries: Sequence[Row], data: Data) -> None:
+def print_comparison(rows: Sequence[Row], data: Data) -> None:
     """Print the densities of the data in one table, best first, and the classifiers below it.
 
-    A classifier's event is the label, so its number is not compared with the others.
+    The event of a classifier is the label, so its likelihood is not comparable with the others.
     """
-    entries = ranked(entries)
-    rows = by_score([entry for entry in entries if entry.result.event == "x"])
-    discrete = any(entry.result.bits_per_dim is not None for entry in rows)
-    text = any(r.result.unit == "token" for r in rows)
-    unit = "bits/byte" if any(r.result.bits_per_byte is not None for r in rows) else "bits/dim"
+    rows = ranked(rows)
+    generative = by_score([row for row in rows if row.result.event == "x"])
+    discrete = any(row.result.bits_per_dim is not None for row in generative)
+    text = any(row.result.unit == "token" for row in generative)
+    unit = "bits/byte" if any(row.result.bits_per_byte is not None for row in generative) else "bits/dim"
     split, per = data.scored_split, "per token of" if text else "of"
     table = Table(
-        title=f"{data.name}: log-likelihood {per} {entries[0].result.n:,} {split} {'tokens' if text else 'examples'}, "
+        title=f"{data.name}: log-likelihood {per} {rows[0].result.n:,} {split} {'tokens' if text else 'examples'}, "
         "best first",
         title_justify="left",
         box=None,
@@ -42,9 +42,9 @@ def print_comparison(entries: Sequence[Row], data: Data) -> None:
     names += ["number", "params", "steps", "time"]
     for name in filter(None, names):
         table.add_column(name, justify="left" if name in ("model", "number") else "right", no_wrap=True)
-    best = best_density(rows)
-    for entry in rows:
-        r = entry.result
+    best = best_density(generative)
+    for row in generative:
+        r = row.result
         nats, _, error = with_error(r.nats, r.stderr, 3 if text else 2).partition(" ± ")
         cells = ["" if r.rank is None else str(r.rank), r.model, nats, error]
         if discrete:
@@ -53,25 +53,25 @@ def print_comparison(entries: Sequence[Row], data: Data) -> None:
         if text:
             cells.append("" if r.perplexity is None else f"{r.perplexity:.2f}")
         time = f"{r.train_seconds:.0f} s" if r.steps else ""
-        cells += [_kind(entry), count(r.params) if r.params else "", f"{r.steps:,}" if r.steps else "", time]
-        table.add_row(*cells, style="bold" if entry is best else None)
+        cells += [_kind(row), count(r.params) if r.params else "", f"{r.steps:,}" if r.steps else "", time]
+        table.add_row(*cells, style="bold" if row is best else None)
     _print(table)
     if best is not None:
-        for compressor in better_compressors(rows, best):
+        for compressor in better_compressors(generative, best):
             print(f"{compressor.result.model}, a compressor, is better than {best.result.model}, the best density")
-    for entry in entries:
-        r = entry.result
+    for row in rows:
+        r = row.result
         if r.event == "y" and r.accuracy is not None and r.calibration_error is not None:
             accuracy, error = share(r.accuracy, r.accuracy_interval), share(r.calibration_error, r.calibration_interval)
             nats = with_error(r.nats, r.stderr, 3)
             print(f"{r.model}, p(label | data): accuracy {accuracy}, {nats} nats per label, calibration error {error}")
-    for entry in entries:
-        for note in entry.result.notes:
-            print(f"{MARK} {entry.result.model}, {note}")
+    for row in rows:
+        for note in row.result.notes:
+            print(f"{MARK} {row.result.model}, {note}")
 
 
 def print_classes(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
-    """Print precision, recall and F1 of each class, and the class it is mistaken for most."""
+    """Print precision, recall and F1 of each class, and its most frequent wrong prediction."""
     matrix = torch.tensor(confusion)
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("class", "precision", "recall", "F1", "examples", "mistaken most for"):
@@ -91,14 +91,14 @@ def _rate(value: float, interval: tuple[float, float]) -> str:
 
 
 def _print(table: Table) -> None:
-    """Print a table whole: where a terminal is narrower, its lines wrap, and no cell is cut."""
+    """Print a table without cutting cells: on a narrower terminal its lines wrap."""
     console = Console()
     console.width = max(console.width, console.measure(table, options=console.options.update(max_width=1000)).maximum)
     console.print(table)
 
 
-def _kind(entry: Row) -> str:
-    if entry.run is None:
+def _kind(row: Row) -> str:
+    if row.run is None:
         return "code length"
-    samples = f", K={entry.result.samples}" if entry.result.samples > 1 else ""
-    return entry.result.bound + samples + " given label" * entry.conditional + f" {MARK}" * bool(entry.result.notes)
+    samples = f", K={row.result.samples}" if row.result.samples > 1 else ""
+    return row.result.bound + samples + " given label" * row.conditional + f" {MARK}" * bool(row.result.notes)

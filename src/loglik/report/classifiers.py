@@ -1,0 +1,70 @@
+"""The report's section on classifiers, whose likelihood is log p(y | x)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loglik.classification.calibration import confusion_matrix, reliability
+from loglik.comparison import Row
+from loglik.data.dataset import Data
+from loglik.density import Density
+from loglik.evaluation.scores import evaluating
+from loglik.report.classifier_figures import confusion, reliability_diagram
+from loglik.report.html import Picture, svg_picture
+from loglik.report.likelihood_figures import curves
+from loglik.report.likelihoods import run_history
+from loglik.report.numbers import count, duration, percent, plus_minus
+
+__all__ = ["classifier_content"]
+
+
+def classifier_content(row: Row, data: Data, split: str) -> dict[str, Any]:
+    """Return the cells and the pictures of a classifier."""
+    r = row.result
+    return {
+        "model": r.model,
+        "accuracy": percent(r.accuracy, r.accuracy_interval),
+        "nats": plus_minus(r.nats, r.stderr),
+        "error": percent(r.calibration_error, r.calibration_interval),
+        "params": count(r.params) if r.params else "–",
+        "time": duration(r.train_seconds) if r.train_seconds else "–",
+        "steps": f"{r.steps:,}" if r.steps else "–",
+        "notes": r.notes,
+        "pictures": _pictures(row, data, split),
+    }
+
+
+def _pictures(row: Row, data: Data, split: str) -> list[Picture]:
+    """Return the confusion matrix, the reliability diagram and the training curve."""
+    if row.run is None:
+        return []
+    model, part, pictures = row.result.model, data.split(split), []
+    if part.y is not None and hasattr(row.run.density, "probabilities"):
+        p = _probabilities(row.run.density, part.tensor())
+        matrix = confusion_matrix(p, part.y).numpy()
+        table = reliability(p, part.y)
+        names = data.spec.classes or tuple(map(str, range(len(matrix))))
+        caption = (
+            "Confusion matrix: the number of examples of the row's class that are predicted as the column's class. "
+        )
+        caption += "The accuracy of each class is at the right."
+        pictures.append(svg_picture(confusion(matrix, names), f"confusion matrix of {model}", caption))
+        caption = "Reliability: accuracy at each confidence, with 95 % intervals. The expected calibration error is "
+        caption += f"{percent(table.error, table.error_interval)}."
+        pictures.append(svg_picture(reliability_diagram(table), f"reliability of {model}", caption))
+    if len(row.run.history) > 1:
+        line = run_history(row.run, 1.0)
+        plot = curves(model, line.pop("seconds"), line, unit="nats per label", baseline=None, limits=None)
+        alt = f"training of {model}: nats per label against seconds"
+        pictures.append(svg_picture(plot, alt, "Nats per label in training (grey) and validation (blue)."))
+    return pictures
+
+
+def _probabilities(density: Density, x: Tensor, at_once: int = 1024) -> Tensor:
+    """Return p(y | x) for every row of x: (N, K)."""
+    probabilities: Any = density.probabilities
+    with evaluating(density, 0) as device:
+        return torch.cat([probabilities(part.to(device)).cpu() for part in x.split(at_once)])
