@@ -318,14 +318,14 @@ def verify(
     seed: Seed = 0,
 ) -> int:
     """Check the theorems of the notes on a model: what holds, with the numbers; exit status 1 if one fails."""
-    from loglik.inspection import find
+    from loglik.inspection import load_or_build
     from loglik.runs import new_folder
     from loglik.verification import print_verification, write_page
     from loglik.verification.subject import Subject
     from loglik.verification.verify import selected, verify_subject
 
     checks = selected(None if only is None else [name.strip() for name in only.split(",") if name.strip()])
-    density, dataset, name, _ = find(model, data, label=label, seed=seed)
+    density, dataset, name, _ = load_or_build(model, data, label=label, seed=seed)
     folder = folder_for(out, model, before="verify-")
     new_folder(folder, resumable=False)
     subject = Subject(density, dataset, name, split="all" if data else dataset.held_out, seed=seed)
