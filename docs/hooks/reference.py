@@ -1,8 +1,8 @@
 """A hook of the site: the reference pages, generated when it is built.
 
-    [[cli]]                            the commands and their options, from the typer app
-    [[api loglik.flows]]               the public names of a module, for mkdocstrings
-    [[include benchmarks/RESULTS.md]]  a file of the repository, without its title, its headings one level lower
+[[cli]]                            the commands and their options, from the typer app
+[[api loglik.flows]]               the public names of a module, for mkdocstrings
+[[include benchmarks/RESULTS.md]]  a file of the repository, without its title, its headings one level lower
 """
 
 import re
@@ -31,8 +31,21 @@ def on_page_markdown(markdown: str, page, **kwargs) -> str:
 
 
 def names(module: str) -> str:
-    """Return the directives with which mkdocstrings documents each public name of a module."""
-    return "\n\n".join(f"::: {module}.{name}" for name in import_module(module).__all__)
+    """Return the directives with which mkdocstrings documents each public name of a module.
+
+    What `import loglik` gives is documented once, in the section of loglik.
+    """
+    top, public = set(import_module("loglik").__all__), import_module(module).__all__
+    above = [name for name in public if module != "loglik" and name in top]
+    links = ", ".join(f"[`{name}`][loglik.{name}]" for name in above)
+    directives = [f"::: {documented(module, name)}" for name in public if name not in above]
+    return "\n\n".join([*([f"{links}: see [loglik](#loglik)."] if above else []), *directives])
+
+
+def documented(module: str, name: str) -> str:
+    """Return the path of a name for mkdocstrings, which would take a submodule of the same name for it."""
+    home = getattr(import_module(module), name).__module__
+    return f"{home}.{name}" if home.rpartition(".")[2] == name else f"{module}.{name}"
 
 
 def included(file: str) -> str:

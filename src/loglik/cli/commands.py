@@ -328,7 +328,7 @@ def verify(
     density, dataset, name, _ = load_or_build(model, data, label=label, seed=seed)
     folder = folder_for(out, model, before="verify-")
     new_folder(folder, resumable=False)
-    subject = Subject(density, dataset, name, split="all" if data else dataset.held_out, seed=seed)
+    subject = Subject(density, dataset, name, split="all" if data else dataset.scored_split, seed=seed)
     verification = verify_subject(subject, checks)
     print_verification(verification)
     if json is not None:

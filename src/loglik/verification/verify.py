@@ -110,7 +110,7 @@ def verify(
             raise ValueError("pass data: a density by itself does not know what it was trained on")
         density, dataset = model, as_data(data)
         name, options = type(model).__name__.lower(), {}
-    subject = Subject(density, dataset, name, options, split or dataset.held_out, seed)
+    subject = Subject(density, dataset, name, options, split or dataset.scored_split, seed)
     return verify_subject(subject, selected(only))
 
 
