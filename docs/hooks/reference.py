@@ -44,7 +44,7 @@ def names(module: str) -> str:
 
 def documented(module: str, name: str) -> str:
     """Return the path of a name for mkdocstrings, which would take a submodule of the same name for it."""
-    home = getattr(import_module(module), name).__module__
+    home = getattr(getattr(import_module(module), name), "__module__", module)
     return f"{home}.{name}" if home.rpartition(".")[2] == name else f"{module}.{name}"
 
 
