@@ -136,7 +136,7 @@ def test_a_model_with_nothing_to_train_is_an_error(monkeypatch) -> None:
     with pytest.raises(ValueError, match=r"Flow has nothing to train: \d+ parameters, none with a gradient: call requ"):
         fit(frozen, REAL, max_steps=1)
     bare = loglik.Flow([Standardise((2,))], loglik.StandardNormal((2,)))
-    empty = replace(RECIPES["flow"], build=lambda spec, *, size="small": bare)
+    empty = replace(RECIPES["flow"], build=lambda spec, options: bare)
     with (
         monkeypatch.context() as patch,
         pytest.raises(ValueError, match=r"flow has nothing to train: 0 parameters.*choose another kind or family"),

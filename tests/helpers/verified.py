@@ -17,7 +17,7 @@ def subject_of(model: str, data: Any, *, train: int = 5, seed: int = 0, label: s
     """A model trained for a few steps on data, with its held-out split."""
     run = loglik.fit(model, data, max_steps=train, seed=seed, progress=False, label=label, **options)
     dataset = run.data_for(data)
-    return Subject(run.density.eval(), dataset, run.model, dict(run.config["options"]), dataset.held_out, seed)
+    return Subject(run.density.eval(), dataset, run.model, dict(run.config["options"]), dataset.scored_split, seed)
 
 
 def outcome(name: str, subject: Subject) -> str:

@@ -54,7 +54,9 @@ def maximum_likelihood_is_minimal_kl(subject: Subject) -> Iterator[Finding]:
         computed = f"NLL - H after {count} steps, KL = {kl:.4g} nats"
         yield Finding.equal(computed, gap, kl, stderr=error, tolerance=0.01)
     if len(kls) > 1:
-        yield Finding.at_most(f"KL after {STEPS[-1]} steps, at most that after {STEPS[0]}", kls[-1], kls[0])
+        yield Finding.at_most(
+            f"KL after {STEPS[-1]} steps, at most that after {STEPS[0]}", kls[-1], kls[0], tolerance=0.05
+        )
 
 
 def small_model(subject: Subject, source: Source, steps: int) -> Density:

@@ -64,8 +64,8 @@ def sum_over(density: Density, events: Shaped[Tensor, "N ..."], context: Tensor 
     if exact:
         return Finding.equal(computed, log_p.exp().sum().item(), 1, tolerance=1e-3)
     if density.importance_weighted:
-        total = log_p.exp().sum(1)
-        return Finding.equal(computed, total.mean().item(), 1, stderr=_stderr(total), tolerance=1e-3)
+        total = log_p.exp().sum(1)  # importance weights have heavy tails, which a standard error misses
+        return Finding.equal(computed, total.mean().item(), 1, stderr=_stderr(total), tolerance=0.05)
     variance = log_p.var(0) / draws  # of the mean, which the exponential turns into a bias of half of it
     mean = (log_p.mean(0) - variance / 2).exp()
     error = (mean.square() * variance).sum().sqrt().item()

@@ -11,7 +11,7 @@ from pathlib import Path
 from latex2mathml.converter import convert
 from markupsafe import Markup
 
-from loglik.report.page import render
+from loglik.report.html import render
 from loglik.verification.check import Finding
 from loglik.verification.verify import Outcome, Row, Verification, ordered
 

@@ -1,5 +1,24 @@
 """Importing this module registers every statement, in the order of the notes."""
 
-from loglik.verification import classifier, likelihood, minimal_kl, normalisation
+# isort: off
+from loglik.verification import attention, norms, convolution, depth, shortcuts
+from loglik.verification import vae, vae_training
+from loglik.verification import classifier, diffusion
+from loglik.verification import likelihood, normalisation, minimal_kl, flow
+# isort: on
 
-__all__ = ["classifier", "likelihood", "minimal_kl", "normalisation"]
+__all__ = [
+    "attention",
+    "classifier",
+    "convolution",
+    "depth",
+    "diffusion",
+    "flow",
+    "likelihood",
+    "minimal_kl",
+    "normalisation",
+    "norms",
+    "shortcuts",
+    "vae",
+    "vae_training",
+]
