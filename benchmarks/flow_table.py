@@ -99,7 +99,7 @@ def nflows() -> Side:
     from nflows.distributions.normal import StandardNormal
     from nflows.flows.base import Flow
     from nflows.transforms import autoregressive, coupling
-    from nflows.transforms.base import CompositeTransform
+    from nflows.transforms.transform import CompositeTransform
     from torch import nn
 
     dims, width = SHAPES["dims"], SHAPES["hidden"][0]

@@ -13,7 +13,7 @@ from loglik.density import conditioned
 from loglik.flows.maps import Map
 from loglik.networks.dropout import fade_dropout
 from loglik.networks.masked import MaskedMLP
-from loglik.transforms.base import Transform
+from loglik.transforms.transform import Transform
 
 __all__ = ["MaskedAutoregressive"]
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from loglik.density import Bound
-from loglik.transforms.base import Transform
+from loglik.transforms.transform import Transform
 
 __all__ = ["Continuous"]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from loglik.density import conditioned
 from loglik.flows.maps import Map
 from loglik.networks.dropout import fade_dropout
-from loglik.transforms.base import Transform
+from loglik.transforms.transform import Transform
 
 __all__ = ["Coupling"]
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from loglik.transforms.base import Transform
+from loglik.transforms.transform import Transform
 from loglik.transforms.dequantize import Dequantize
 
 __all__ = ["VariationalDequantize"]

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from loglik.networks.soft_bound import inverse_soft_bound, soft_bound
-from loglik.transforms.base import Transform
+from loglik.transforms.transform import Transform
 
 __all__ = ["ActNorm", "LULinear", "Whitening", "random_rotation"]
 

@@ -1,7 +1,7 @@
 """Invertible maps that are fixed before training; `loglik.flows` has the learned ones."""
 
 from loglik.transforms.affine import Scale, Standardise
-from loglik.transforms.base import Transform
+from loglik.transforms.transform import Transform
 from loglik.transforms.bins import Bins
 from loglik.transforms.collinear import PartialOut
 from loglik.transforms.dequantize import Dequantize

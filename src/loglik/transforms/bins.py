@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 from loglik.density import check_codes
-from loglik.transforms.base import Transform
+from loglik.transforms.transform import Transform
 from loglik.transforms.exponential_tails import sample_tails, tail_log_probs
 
 __all__ = ["Bins"]

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from loglik.transforms.base import Transform, zeros
+from loglik.transforms.transform import Transform, zeros
 
 __all__ = ["PartialOut"]
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from loglik.density import Bound, check_codes
-from loglik.transforms.base import Transform, zeros
+from loglik.transforms.transform import Transform, zeros
 
 __all__ = ["Dequantize"]
 

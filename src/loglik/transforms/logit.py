@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from loglik.transforms.base import Transform
+from loglik.transforms.transform import Transform
 
 __all__ = ["Logit"]
 

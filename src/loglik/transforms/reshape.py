@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from loglik.transforms.base import Transform, zeros
+from loglik.transforms.transform import Transform, zeros
 
 __all__ = ["Permute", "Reshape", "Squeeze"]
 

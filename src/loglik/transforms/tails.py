@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from loglik.transforms.base import Transform
+from loglik.transforms.transform import Transform
 
 __all__ = ["SoftTails"]
 
