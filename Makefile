@@ -41,6 +41,7 @@ bench: $(READY)
 docs: $(VENV)/docs-ready
 	rm -rf site build/verified.json build/tutorials docs/assets/pictures docs/assets/tutorials
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/python docs/hooks/links.py site
 
 docs-serve: $(VENV)/docs-ready
 	$(BIN)/mkdocs serve
