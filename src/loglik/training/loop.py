@@ -11,7 +11,7 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from loglik import runs
@@ -56,6 +55,7 @@ class Trainer:
         data: the training and validation splits.
         settings: how to train, with a limit.
         path: the run's folder, for checkpoints, metrics and the best weights; None keeps the run in memory.
+        report: called with a line about where a resumed training begins.
     """
 
     module: nn.Module
@@ -64,8 +64,15 @@ class Trainer:
     evaluated: Density
 
     def __init__(
-        self, fabric: Fabric, density: Density, data: Data, settings: TrainingSettings, path: Path | None
+        self,
+        fabric: Fabric,
+        density: Density,
+        data: Data,
+        settings: TrainingSettings,
+        path: Path | None,
+        report: Callable[[str], None] = lambda line: None,
     ) -> None:
+        self.report = report if fabric.is_global_zero else lambda line: None
         self.fabric, self.density, self.data, self.settings, self.path = fabric, density, data, settings, path
         dims, text = data.spec.dims, data.train.unit == "token"
         self.tokens = data.train.units_per_example  # the bar shows nats per token of a text, else per example
@@ -114,7 +121,7 @@ class Trainer:
 
     def _prepare(self, resume: bool) -> None:
         """Set up the module, the optimizers and the average; start from data or from the newest checkpoint."""
-        saved = checkpoint.load_newest(self.path / "checkpoints") if resume and self.path else None
+        saved = self._saved(self.path) if resume and self.path else None
         self.density.to(self.fabric.device)
         if saved is None:
             self.density.initialise(*self._examples(self.data.train))
@@ -126,6 +133,24 @@ class Trainer:
         self.evaluated = self.average.module if self.average else self.density  # type: ignore[assignment]
         if saved is not None:
             self._restore(*saved)
+
+    def _saved(self, path: Path) -> tuple[dict[str, Tensor], TrainerState] | None:
+        """Return the newest intact checkpoint; None if the run was stopped before its first.
+
+        Raises ValueError if there is none although the run was trained: training anew would overwrite its weights.
+        """
+        saved = checkpoint.load_newest(path / "checkpoints", self.report)
+        if saved is not None:
+            self.report(f"{path}: training continues at step {saved[1].step}")
+            return saved
+        written = [path / name for name in (runs.WEIGHTS, "metrics.csv") if (path / name).exists()]
+        if written := written + sorted((path / "checkpoints").glob("*.sha256")):
+            raise ValueError(
+                f"{path} has {written[0].relative_to(path)}, but no intact checkpoint that training could continue "
+                "from: copy its folder checkpoints from where it is intact, or train anew with another out="
+            )
+        self.report(f"{path}: training starts at step 0, since it was stopped before its first checkpoint")
+        return None
 
     def _take_step(self, fraction: float, rate: float) -> tuple[float, float]:
         """Make one step with a learning rate; return the batch's loss and the norm of its gradient."""
@@ -210,19 +235,26 @@ class Trainer:
         )
 
     def _write(self) -> None:
-        """Write the best weights if they are new, a checkpoint, and the metrics so far."""
+        """Write a checkpoint, the best weights if they are new, and the metrics so far.
+
+        The checkpoint comes first: where there are weights, there is a checkpoint, and one of the best step contains
+        the best weights.
+        """
         if self.path is None or not self.fabric.is_global_zero:
             return
         tensors = {f"model.{k}": v for k, v in self.density.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()} if self.average else {}
         tensors |= checkpoint.flatten_optimizers(self.optimizers)
         tensors["best_scores"] = self.stopping.scores
-        if self.stopping.step == self.step:
-            best = copy.deepcopy(self.density)
-            best.load_state_dict(self.best_weights)
-            runs.write_weights(self.path, best)
         checkpoint.save(self.path / "checkpoints", tensors, self._state())
+        if self.stopping.step == self.step:
+            self._write_best(self.path)
         runs.write_metrics(self.path, self.history)
+
+    def _write_best(self, path: Path) -> None:
+        best = copy.deepcopy(self.density)
+        best.load_state_dict(self.best_weights)
+        runs.write_weights(path, best)
 
     def _restore(self, tensors: dict[str, Tensor], state: TrainerState) -> None:
         """Continue from a checkpoint."""
@@ -230,18 +262,37 @@ class Trainer:
         def with_prefix(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-        self.density.load_state_dict(with_prefix("model."))
-        if self.average:
-            self.average.load_state_dict(with_prefix("average."))
-        checkpoint.restore_optimizers(self.optimizers, tensors)
-        self.step, self.elapsed, self.history = state.step, state.elapsed, list(state.history)
+        assert self.path is not None
         best = self.stopping
+        try:
+            self.density.load_state_dict(with_prefix("model."))
+            if self.average:
+                self.average.load_state_dict(with_prefix("average."))
+            checkpoint.restore_optimizers(self.optimizers, tensors)
+            best.scores = tensors["best_scores"]
+        except (RuntimeError, KeyError, ValueError) as error:
+            why = " ".join(str(error).split())
+            raise ValueError(
+                f"the checkpoint of step {state.step} in {self.path} is not of this model: {why}"
+            ) from error
+        self.step, self.elapsed, self.history = state.step, state.elapsed, list(state.history)
         best.nats, best.train_nats = state.best_nats, state.best_train
         best.step, best.worse = state.best_step, state.worse
-        best.scores = tensors["best_scores"]
-        assert self.path is not None
         if best.step >= 0:
-            self.best_weights = load_file(self.path / "model.safetensors")
+            self._restore_best(self.path)
+
+    def _restore_best(self, path: Path) -> None:
+        """Take the best weights from the run, or if its training was stopped before they were written, from here."""
+        if self.step == self.stopping.step and runs.read_config(path).get("steps") != self.step:
+            self.best_weights = {k: v.detach().clone() for k, v in self.evaluated.state_dict().items()}
+            if self.fabric.is_global_zero:
+                self._write_best(path)
+            return
+        try:
+            self.best_weights = runs.read_weights(path, self.density)
+        except (FileNotFoundError, ValueError) as error:
+            what = f"training cannot continue, since the weights of step {self.stopping.step}, its best, are lost"
+            raise ValueError(f"{what}: {error}") from error
 
     def _stop_not_finite(self, loss: float, event: Tensor, context: Tensor | None) -> None:
         """Put the best weights back and raise `NotFinite`."""
