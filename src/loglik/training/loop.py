@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from lightning_fabric import Fabric
@@ -171,7 +171,7 @@ class Trainer:
             norm = nn.utils.clip_grad_norm_(self.module.parameters(), max_norm)
         loss_, norm_ = loss.item(), norm.item()
         if not (math.isfinite(loss_) and math.isfinite(norm_)):
-            self._stop_not_finite(loss_, event, context)
+            self._stop_not_finite(find_not_finite(self.density, loss_, event, context))
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -209,7 +209,10 @@ class Trainer:
         return max(even, self.elapsed + 3 * took)
 
     def _validate(self, sums: Tensor, rate: float) -> None:
-        """Evaluate the validation subset, add a row to the history, and keep the weights if they are the best."""
+        """Evaluate the validation subset, add a row to the history, and keep the weights if they are the best.
+
+        Raises `NotFinite` if no validation was finite so far.
+        """
         density, size = self.evaluated, len(self.validation)
         samples = min(4, default_samples(density, size))
         if not density.importance_weighted:  # draws only average, as examples do
@@ -221,6 +224,8 @@ class Trainer:
         self.history.append(dict(zip(runs.METRICS, row, strict=True)))
         if self.stopping.update(self.step, scores, train, warming_up=self.density.warming_up):
             self.best_weights = {k: v.detach().clone() for k, v in density.state_dict().items()}
+        if self.stopping.step < 0:
+            self._stop_not_finite(f"the first validation is {row[3]} nats")
 
     def _state(self) -> TrainerState:
         best = self.stopping
@@ -294,13 +299,14 @@ class Trainer:
             what = f"training cannot continue, since the weights of step {self.stopping.step}, its best, are lost"
             raise ValueError(f"{what}: {error}") from error
 
-    def _stop_not_finite(self, loss: float, event: Tensor, context: Tensor | None) -> None:
+    def _stop_not_finite(self, where: str) -> NoReturn:
         """Put the best weights back and raise `NotFinite`."""
-        where = find_not_finite(self.density, loss, event, context)
         if self.best_weights:
             self.density.load_state_dict(self.best_weights)
-        best = self.stopping.step
-        kept = f"the weights of step {best} are kept" if self.best_weights else "no weights were kept yet"
+        if self.best_weights:
+            kept = f"the weights of step {self.stopping.step} are kept" + (f" in {self.path}" if self.path else "")
+        else:
+            kept = "no weights were kept yet" + (f": {self.path} has a config.yaml only" if self.path else "")
         raise NotFinite(
             f"step {self.step}: {where}; {kept}. Try a lower learning_rate ({self.settings.learning_rate:g} now), a "
             "lower gradient_clip, or precision=32-true, and look for extreme values in the data"
