@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 
 import loglik
 from helpers.commands import refused, run, well
-from helpers.training import LABELS, REAL, Breaks, Killed, flow, kill, numbers, same, settings, weights
+from helpers.training import LABELS, REAL, Breaks, Drift, Killed, flow, kill, numbers, same, settings, weights
 from loglik import files, runs
 from loglik.recipes import RECIPES
 from loglik.training import NotFinite, checkpoint, fit
+from loglik.training.batches import Batches
 
 MODEL, SUM = "model.safetensors", "model.sha256"
 CHANGED = r"model.safetensors is damaged or was changed: its SHA-256 is not the one in model.sha256: copy both"
@@ -254,16 +255,42 @@ def test_where_a_resume_begins_and_what_it_skips_is_said(path, tmp_path) -> None
     assert fresh.steps == again.steps == 18
 
 
-def test_best_weights_of_an_earlier_step_are_checked_when_a_run_is_resumed(path) -> None:
+def test_best_weights_are_checked_when_a_run_is_resumed(path) -> None:
     content = (path / MODEL).read_bytes()
     for other in (flipped(content, len(content) - 9), content[:100], b""):
         (path / MODEL).write_bytes(other)
-        with pytest.raises(ValueError, match=rf"training cannot continue, .* step 12, its best, are lost: .*{CHANGED}"):
-            resume(path, max_steps=18)
-        assert (path / MODEL).read_bytes() == other
+        words = (
+            rf"training cannot continue without the weights of step 12, its best: .*{CHANGED}.*; or delete {MODEL} to"
+        )
+        with pytest.raises(ValueError, match=words) as error:
+            resume(path)
+        assert "\n" not in str(error.value) and (path / MODEL).read_bytes() == other
     (path / MODEL).unlink()
-    with pytest.raises(ValueError, match=r"its best, are lost: .* has no model.safetensors"):
-        resume(path, max_steps=18)
+    resume(path, max_steps=12)
+    assert (path / MODEL).read_bytes() == content
+
+
+def test_best_weights_of_an_earlier_step_cannot_come_from_the_checkpoint(tmp_path, monkeypatch) -> None:
+    path, chosen = tmp_path / "run", settings(max_steps=12, ema_decay=0.0, patience=0)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill(patch, checkpoint, "save", 2, "after")
+        fit(Drift(), REAL, out=path, settings=chosen)
+    spoil(path / MODEL)
+    for words in (CHANGED + r".* on purpose$", "has no model.safetensors"):
+        with pytest.raises(ValueError, match=rf"without the weights of step 6, its best: .*{words}"):
+            fit(Drift(), REAL, out=path, resume=True, settings=chosen)
+        (path / MODEL).unlink(missing_ok=True)
+
+
+def test_a_good_model_is_kept_until_training_has_gone_on_from_an_older_checkpoint(path, monkeypatch) -> None:
+    before = (path / MODEL).read_bytes()
+    spoil(path / "checkpoints" / "step-000000012.safetensors")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill(patch, Batches, "batch", 4, "before")
+        resume(path, max_steps=12)
+    assert (path / MODEL).read_bytes() == before
+    resume(path, max_steps=12)
+    assert (path / MODEL).read_bytes() == before
 
 
 def test_another_model_is_refused_in_one_line(path) -> None:

@@ -87,6 +87,7 @@ class Trainer:
         self.step, self.elapsed, self.next_validation = 0, 0.0, 0.0
         self.stopping = EarlyStopping(settings.patience)
         self.best_weights: dict[str, Tensor] = {}
+        self.best_written = True
         self.history: list[dict[str, float]] = []
 
     def initialise_only(self) -> None:
@@ -251,8 +252,11 @@ class Trainer:
         tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()} if self.average else {}
         tensors |= checkpoint.flatten_optimizers(self.optimizers)
         tensors["best_scores"] = self.stopping.scores
+        is_best = self.stopping.step == self.step
+        if not (is_best or self.best_written):
+            self._write_best(self.path)
         checkpoint.save(self.path / "checkpoints", tensors, self._state())
-        if self.stopping.step == self.step:
+        if is_best:
             self._write_best(self.path)
         runs.write_metrics(self.path, self.history)
 
@@ -260,6 +264,7 @@ class Trainer:
         best = copy.deepcopy(self.density)
         best.load_state_dict(self.best_weights)
         runs.write_weights(path, best)
+        self.best_written = True
 
     def _restore(self, tensors: dict[str, Tensor], state: TrainerState) -> None:
         """Continue from a checkpoint."""
@@ -287,17 +292,23 @@ class Trainer:
             self._restore_best(self.path)
 
     def _restore_best(self, path: Path) -> None:
-        """Take the best weights from the run, or if its training was stopped before they were written, from here."""
-        if self.step == self.stopping.step and runs.read_config(path).get("steps") != self.step:
+        """Take the best weights from the checkpoint if it is of their step, else from the run.
+
+        The weights of a finished run are calibrated, those of a checkpoint are not. The run's weights stay as they are
+        until the next validation: they may be of a later step, whose checkpoint is damaged.
+        """
+        here = self.stopping.step == self.step
+        finished = runs.read_config(path).get("steps") == self.step
+        if here and not (finished and (path / runs.WEIGHTS).exists()):
             self.best_weights = {k: v.detach().clone() for k, v in self.evaluated.state_dict().items()}
-            if self.fabric.is_global_zero:
-                self._write_best(path)
+            self.best_written = False
             return
         try:
             self.best_weights = runs.read_weights(path, self.density)
         except (FileNotFoundError, ValueError) as error:
-            what = f"training cannot continue, since the weights of step {self.stopping.step}, its best, are lost"
-            raise ValueError(f"{what}: {error}") from error
+            what = f"training cannot continue without the weights of step {self.stopping.step}, its best"
+            other = f"; or delete {runs.WEIGHTS} to take them from the checkpoint of this step" if here else ""
+            raise ValueError(f"{what}: {error}{other}") from error
 
     def _stop_not_finite(self, where: str) -> NoReturn:
         """Put the best weights back and raise `NotFinite`."""
