@@ -39,8 +39,9 @@ bench: $(READY)
 	PYTHON=$(PYTHON) $(BIN)/python benchmarks/run.py $(if $(ONLY),--only $(ONLY)) $(if $(NANOGPT),--nanogpt $(NANOGPT)) $(ARGS)
 
 docs: $(VENV)/docs-ready
-	rm -rf site build/verified.json docs/assets/pictures
+	rm -rf site build/verified.json build/tutorials docs/assets/pictures docs/assets/tutorials
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/python docs/hooks/links.py site
 
 docs-serve: $(VENV)/docs-ready
 	$(BIN)/mkdocs serve

@@ -84,7 +84,7 @@ SUFFIXES = list(zip(Places._fields, ("png", "csv", "txt", "npy"), strict=True))
 def test_fit_writes_a_run_with_samples_and_a_page(runs, kind, suffix) -> None:
     folder = getattr(runs, kind)
     assert {p.name for p in folder.iterdir()} == {
-        "config.yaml", "model.safetensors", "metrics.csv", "report.html", f"samples.{suffix}",
+        "config.yaml", "model.safetensors", "model.sha256", "metrics.csv", "report.html", f"samples.{suffix}",
     }  # fmt: skip
     page = (folder / "report.html").read_text()
     assert page.startswith("<!DOCTYPE html>") and "http-equiv" not in page

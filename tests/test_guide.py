@@ -1,4 +1,4 @@
-"""Every formula of the notes is in the guide in both languages, with code that computes it and a check that covers it."""
+"""Every formula of the notes is in the guide, in both languages, with code that computes it and a check of it."""
 
 import ast
 import re

@@ -7,7 +7,7 @@ import torch
 
 import loglik
 from helpers.training import LABELS, REAL, Killed, flow, kill, numbers, same, settings, weights
-from loglik import runs
+from loglik import files, runs
 from loglik.training import checkpoint, fit
 from loglik.training.batches import Batches
 
@@ -17,7 +17,7 @@ CRASHES = {
     "before the first checkpoint": (Batches, "batch", 3, "before"),
     "before the weights of the best step": (runs, "write_weights", 2, "before"),
     "before a checkpoint": (checkpoint, "save", 3, "before"),
-    "while writing a checkpoint": (checkpoint, "_digest", 3, "before"),
+    "while writing a checkpoint": (files, "digest", 5, "before"),
     "before its checksum": (os, "replace", 3, "before"),
     "after a checkpoint": (checkpoint, "save", 3, "after"),
     "after the last checkpoint": (checkpoint, "save", 4, "after"),

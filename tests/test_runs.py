@@ -139,8 +139,8 @@ def pickled_weights(path: Path) -> None:
     [
         (no_config, r"is not a run \(it has no config.yaml\): a run is a folder that `loglik fit` wrote"),
         (no_weights, r"has no model.safetensors yet: its training has not reached a validation"),
-        (cut_weights, r"model.safetensors does not fit config.yaml or is damaged"),
-        (pickled_weights, r"model.safetensors does not fit config.yaml or is damaged"),
+        (cut_weights, r"model.safetensors is damaged or was changed: its SHA-256 is not the one in model.sha256"),
+        (pickled_weights, r"model.safetensors is damaged or was changed"),
         (
             lambda p: rewrite(p, format=2, versions={"loglik": "9.9"}),
             r"made by a newer loglik \(9.9, run format 2; .*\)",

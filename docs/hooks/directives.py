@@ -139,7 +139,7 @@ def drawn(name: str, docs: Path) -> tuple[str, str]:
 
 
 MODELS = (
-    ("classifier", {"network": "vit"}),
+    ("classifier", {"network": "vit", "stem": "convolution"}),
     ("classifier", {"network": "resnet"}),
     ("autoregressive", {}),
     ("flow", {}),

@@ -5,7 +5,8 @@ import torch
 from loglik.networks.attention import attention_weights
 
 CAPTION = {
-    "en": "A row of attention weights for heads of 4, 64 and 1024 features: with the division by √d the weights stay spread.",
+    "en": "A row of attention weights for heads of 4, 64 and 1024 features: with the division by √d the "
+    "weights stay spread.",
     "zh": "宽度为 4、64、1024 的头的一行注意力权重：除以 √d 后，权重保持分散。",
 }
 

@@ -1,9 +1,9 @@
 """A density of integers: spikes without noise, and a proper density of x + u."""
 
 import torch
-from loglik.flows.bases import GaussianMixture
 
 from loglik.flows import Flow
+from loglik.flows.bases import GaussianMixture
 from loglik.transforms import Dequantize
 
 CAPTION = {

@@ -1,11 +1,11 @@
 """Along training, the NLL less the entropy is the KL divergence."""
 
 import torch
-from loglik.divergence import cross_entropy, entropy
-from loglik.flows.bases import GaussianMixture
 
 from loglik.density import StandardNormal
+from loglik.divergence import cross_entropy, entropy
 from loglik.flows import Flow, nsf
+from loglik.flows.bases import GaussianMixture
 
 CAPTION = {
     "en": "A flow learns data from a known mixture of Gaussians. Left: its NLL falls to the entropy of the data. "

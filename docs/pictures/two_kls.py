@@ -1,6 +1,7 @@
 """The Gaussian that is nearest to a mixture, by the KL divergence in either order."""
 
 import torch
+
 from loglik.flows.bases import GaussianMixture
 
 CAPTION = {

@@ -3,6 +3,7 @@
     NAME/
       config.yaml           family, recipe options, data, settings, versions: enough to build the density again
       model.safetensors     the weights to use
+      model.sha256          their SHA-256
       metrics.csv           step, time, train and validation nats, learning rate, gradient norm
       checkpoints/          trainer state
 
@@ -18,9 +19,9 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from loglik import files
 from loglik.data import TextSettings, as_data
 from loglik.data.dataset import Data
 from loglik.data.spec import DataSpec
@@ -35,12 +36,15 @@ __all__ = [
     "load",
     "new_folder",
     "read_config",
+    "read_weights",
     "write_config",
     "write_metrics",
     "write_weights",
 ]
 
 FORMAT = 1  # of a run's folder; a format that an older loglik cannot read gets a higher number
+WEIGHTS = "model.safetensors"
+PRECISIONS = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}  # of stored weights
 METRICS = ("step", "time", "train_nats", "validation_nats", "learning_rate", "gradient_norm")
 
 
@@ -95,35 +99,55 @@ class Run:
 
 
 def new_folder(path: Path, *, resumable: bool = True) -> None:
-    """Make an empty folder. Raises FileExistsError if the path has content, since nothing is overwritten."""
+    """Make an empty folder. Raises FileExistsError if the path has content, since nothing is overwritten.
+
+    A config.yaml.partial alone, left by a process that ended while it began a run, is removed.
+    """
+    if path.is_dir() and [child.name for child in path.iterdir()] == ["config.yaml.partial"]:
+        (path / "config.yaml.partial").unlink()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        other = ", or pass resume=True to continue it" if resumable else ""
+        other = ", or pass resume=True to continue it" if resumable and (path / "config.yaml").is_file() else ""
         raise FileExistsError(f"{path} exists and is not empty: choose another out={other}")
-    path.mkdir(parents=True, exist_ok=True)
+    with files.naming(path):
+        path.mkdir(parents=True, exist_ok=True)
 
 
 def write_config(path: Path, config: dict[str, Any]) -> None:
     """Write a run's config.yaml."""
-    _replace(path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    files.write_text(path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
 
 def write_metrics(path: Path, history: list[dict[str, float]]) -> None:
     """Write a run's history to metrics.csv."""
     rows = [",".join(METRICS)] + [",".join(repr(row[name]) for name in METRICS) for row in history]
-    _replace(path / "metrics.csv", "\n".join(rows) + "\n")
+    files.write_text(path / "metrics.csv", "\n".join(rows) + "\n")
 
 
 def write_weights(path: Path, density: Density) -> None:
-    """Write a density's weights to a run's model.safetensors."""
-    temporary = path / "model.safetensors.partial"
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in density.state_dict().items()}, temporary)
-    temporary.replace(path / "model.safetensors")
+    """Write a density's weights to a run's model.safetensors, and their SHA-256 to model.sha256."""
+    weights = density.state_dict()
+    files.write_with_digest(path / WEIGHTS, lambda temporary: files.write_tensors(temporary, weights))
 
 
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+def read_weights(path: Path, density: Density, precision: str | None = None) -> dict[str, Tensor]:
+    """Return the weights in a run's model.safetensors, on the CPU, after checks against their SHA-256 and the density.
+
+    Args:
+        path: the run's folder.
+        density: has the names, shapes and types of the weights.
+        precision: of the training; `64-true` stores weights in float64.
+
+    Raises FileNotFoundError if there are none, and ValueError if they are damaged, do not fit or are not finite.
+    """
+    file = path / WEIGHTS
+    if not file.is_file():
+        raise FileNotFoundError(f"{path} has no {WEIGHTS} yet: its training has not reached a validation")
+    with files.naming(file):
+        files.check_digest(file)  # a run of an earlier version has no SHA-256
+        try:
+            return files.read_tensors(file, density.state_dict(), precision=PRECISIONS.get(precision or ""))
+        except ValueError as error:
+            raise ValueError(f"{file} does not fit config.yaml or is damaged: {error}") from error
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -170,13 +194,9 @@ def load(path: str | Path, *, density: Density | None = None, device: str | torc
         if name is None:
             raise ValueError(f"{path} holds a density built by hand: build it again and pass load(path, density=...)")
         density = build(name, spec, **options)
-    weights = path / "model.safetensors"
-    if not weights.is_file():
-        raise FileNotFoundError(f"{path} has no model.safetensors yet: its training has not reached a validation")
-    try:
-        density.load_state_dict(load_file(weights))
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{weights} does not fit config.yaml or is damaged: {str(error).splitlines()[0]}") from error
+    training = config.get("training")
+    precision = training.get("precision") if isinstance(training, dict) else None
+    density.load_state_dict(read_weights(path, density, precision))
     return Run(density.to(device).eval(), spec, config, _read_metrics(path), path)
 
 

@@ -128,7 +128,7 @@ def fit(
     dataset = as_data(data, label=label, seed=seed, text=text, beside=folder)
     options = {"size": size, **options, **without_none(max_time=max_time, max_steps=max_steps)}
     print(dataset.describe())
-    run = train(model, dataset, out=folder, resume=resume, seed=seed, device=device, **options)
+    run = train(model, dataset, out=folder, resume=resume, seed=seed, device=device, report=print, **options)
     if follower():
         return
     row, split, spec = evaluate_run(run, dataset, seed=seed), dataset.scored_split, dataset.spec

@@ -26,6 +26,7 @@ from loglik.data.spec import DataSpec
 from loglik.data.text_settings import TextSettings
 from loglik.data.tokenizers import Bytes, Tokenizer
 from loglik.data.windows import Stream, Windows
+from loglik.files import naming
 
 __all__ = ["is_text", "load_text", "user_cache"]
 
@@ -226,7 +227,7 @@ def _cached(
     partial = file.with_suffix(f".{os.getpid()}.partial")
     counts = dict.fromkeys(SPLITS, 0)
     try:
-        with partial.open("wb") as out:
+        with naming(file), partial.open("wb") as out:
             for split in SPLITS:
                 for block in _encode(sources, cuts, split, tokenizer):
                     out.write(block.tobytes())
@@ -238,7 +239,8 @@ def _cached(
             "counts": counts,
             "tokenizer": tokenizer.to_dict(),
         }
-        partial.write_text(json.dumps(about), encoding="utf-8")
+        with naming(file):
+            partial.write_text(json.dumps(about), encoding="utf-8")
         partial.replace(file.with_suffix(".json"))
     finally:
         partial.unlink(missing_ok=True)

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loglik import files
+
 __all__ = ["Result", "bits_per_dim", "write_json"]
 
 
@@ -93,4 +95,5 @@ def write_json(results: Sequence[Result], path: Path) -> None:
         for r in results
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+    with files.naming(path):
+        path.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from loglik import files
 from loglik.data.dataset import Split
 from loglik.density import Bound, Density
 from loglik.evaluation.scores import log_probs, replicates
@@ -160,4 +161,5 @@ def write_rows(rows: RowScores, index: Int64[Tensor, " N"] | None, path: Path) -
     scores = sorted(zip(numbers, rows.nats.tolist(), rows.stderr.tolist(), strict=True))
     lines = [f"{number + 1},{nats!r},{stderr!r}" for number, nats, stderr in scores]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(["row,nats,stderr", *lines]) + "\n", encoding="utf-8")
+    with files.naming(path):
+        path.write_text("\n".join(["row,nats,stderr", *lines]) + "\n", encoding="utf-8")

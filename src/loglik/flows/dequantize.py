@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from loglik.transforms.transform import Transform
 from loglik.transforms.dequantize import Dequantize
+from loglik.transforms.transform import Transform
 
 __all__ = ["VariationalDequantize"]
 

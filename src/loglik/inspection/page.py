@@ -8,6 +8,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from loglik import files
 from loglik.inspection import figures
 from loglik.inspection.cost import Cost
 from loglik.inspection.gradients import GradientFlow
@@ -37,7 +38,9 @@ MAX_MAPS = 12  # attention layers whose maps are shown
 
 def write_page(path: Path, inspection: Inspection) -> Path:
     """Write an inspection as one HTML file that needs no network; return its path."""
-    path.write_text(render("inspection", _content(inspection)), encoding="utf-8")
+    page = render("inspection", _content(inspection))
+    with files.naming(path):
+        path.write_text(page, encoding="utf-8")
     return path
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from loglik import files
 from loglik.comparison import Row, best_density, better_compressors, by_score, ranked
 from loglik.data.dataset import Data
 from loglik.report.classifiers import classifier_content
@@ -44,7 +45,9 @@ def write_report(
     """
     if not rows:
         raise ValueError("a report needs at least one row, got none")
-    path.write_text(render("report", _content(data, rows, title, seed, split)), encoding="utf-8")
+    page = render("report", _content(data, rows, title, seed, split))
+    with files.naming(path):
+        path.write_text(page, encoding="utf-8")
     return path
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from loglik import files
 from loglik.data.dataset import Split
 from loglik.data.spec import Column, DataSpec
 
@@ -108,15 +109,16 @@ def write_samples(x: Shaped[Tensor, "n ..."], spec: DataSpec, path: Path) -> Non
         suffixes = " or ".join(dict.fromkeys([usual, ".npy"]))
         raise ValueError(f"samples of {spec.kind} data are written as {suffixes}, got {path.name!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    if suffix == ".npy":
-        np.save(path, x.numpy())
-    elif suffix == ".png":
-        columns = max(1, round(len(x) ** 0.5))
-        Image.fromarray(image_grid(x, spec, columns=columns)).save(path)
-    elif suffix == ".csv":
-        _write_table(x, spec, path)
-    else:
-        path.write_text(numbered([text_of(row, spec) for row in x]), encoding="utf-8")
+    with files.naming(path):
+        if suffix == ".npy":
+            np.save(path, x.numpy())
+        elif suffix == ".png":
+            columns = max(1, round(len(x) ** 0.5))
+            Image.fromarray(image_grid(x, spec, columns=columns)).save(path)
+        elif suffix == ".csv":
+            _write_table(x, spec, path)
+        else:
+            path.write_text(numbered([text_of(row, spec) for row in x]), encoding="utf-8")
 
 
 def _write_table(x: Tensor, spec: DataSpec, path: Path) -> None:

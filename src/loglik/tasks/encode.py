@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from loglik import files
 from loglik.data.dataset import Split
 from loglik.evaluation.scores import arguments
 from loglik.runs import Run
@@ -44,7 +45,7 @@ def write_latents(run: Run, path: Path, data: Any = None, *, split: str = "all")
     names = run.spec.classes
     labels = None if part.y is None else [names[y] for y in part.y.tolist()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with files.naming(path), path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["row", *(["label"] if labels else []), *(f"z{d + 1}" for d in range(z.shape[1]))])
         for i in index.argsort().tolist():

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
+from loglik import files
 from loglik.baselines import Independent
 from loglik.data.tables import decode_column, load_incomplete
 from loglik.density import Density, evaluation_mode
@@ -149,5 +150,6 @@ def fill_table(run: Run, table: Path, out: Path, *, seed: int = 0) -> int:
         if missing[:, d].any():
             columns.append(decode_column(frame[column.name], column, filled[:, d], missing[:, d]))
     out.parent.mkdir(parents=True, exist_ok=True)
-    frame.with_columns(columns).write_csv(out)
+    with files.naming(out):
+        frame.with_columns(columns).write_csv(out)
     return int(missing.sum())

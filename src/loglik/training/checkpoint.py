@@ -6,17 +6,15 @@ writing leaves the checkpoint before it in use.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from loglik import files
 from loglik.training.state import TrainerState
 
 __all__ = ["flatten_optimizers", "load_newest", "restore_optimizers", "save"]
@@ -26,20 +24,13 @@ KEEP = 2  # checkpoints in a folder
 
 def save(folder: Path, tensors: dict[str, Tensor], state: TrainerState) -> None:
     """Write a checkpoint; keep it and the one before, and remove all others (later ones were damaged)."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{state.step:09d}.safetensors"
-    temporary = path.with_suffix(".partial")
-    # safetensors refuses two names for one memory: clone what is shared
-    save_file(
-        {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
-        temporary,
-        {"state": json.dumps(state.to_dict())},
-    )
-    digest = _digest(temporary)
-    temporary.rename(path)
-    partial = path.with_suffix(".sha256.partial")
-    partial.write_text(digest)
-    os.replace(partial, path.with_suffix(".sha256"))
+    with files.naming(path):
+        folder.mkdir(parents=True, exist_ok=True)
+    with files.replacing(path) as temporary:
+        files.write_tensors(temporary, tensors, {"state": json.dumps(state.to_dict())})
+        digest = files.digest(temporary)
+    files.write_text(path.with_suffix(".sha256"), digest)
     every = sorted(folder.glob("step-*.safetensors"))
     end = every.index(path) + 1
     for other in every[: max(0, end - KEEP)] + every[end:]:
@@ -47,30 +38,30 @@ def save(folder: Path, tensors: dict[str, Tensor], state: TrainerState) -> None:
         other.with_suffix(".sha256").unlink(missing_ok=True)
 
 
-def load_newest(folder: Path) -> tuple[dict[str, Tensor], TrainerState] | None:
-    """Return the newest checkpoint whose checksum is right; None if there is none.
+def load_newest(
+    folder: Path, report: Callable[[str], None] = lambda line: None
+) -> tuple[dict[str, Tensor], TrainerState] | None:
+    """Return the newest checkpoint whose checksum is right; None if there is none. Report each that is skipped.
 
-    Raises ValueError, in one line, if its state cannot be read although the checksum is right.
+    Raises ValueError, in one line, if a checkpoint cannot be read although the checksum is right.
     """
     for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
         checksum = path.with_suffix(".sha256")
-        if checksum.exists() and checksum.read_text().strip() == _digest(path):
+        if not checksum.is_file():
+            report(f"checkpoint {path} is skipped: it has no SHA-256, as where writing it was interrupted")
+            continue
+        with files.naming(path):
+            if checksum.read_bytes().strip() != files.digest(path).encode():
+                report(f"checkpoint {path} is skipped: it is damaged, since its SHA-256 is not the one beside it")
+                continue
+        try:
             with safe_open(path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                try:
-                    return tensors, TrainerState.from_dict(json.loads((file.metadata() or {}).get("state", "")))
-                except ValueError as error:
-                    what = f"the trainer's state in {path} is damaged ({error})"
-                    raise ValueError(f"{what}: delete this file to resume from the checkpoint before it") from error
+                return tensors, TrainerState.from_dict(json.loads((file.metadata() or {}).get("state", "")))
+        except (ValueError, SafetensorError) as error:
+            what = f"the trainer's state in {path} is damaged ({str(error).splitlines()[0]})"
+            raise ValueError(f"{what}: delete this file to resume from the checkpoint before it") from error
     return None
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def flatten_optimizers(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:

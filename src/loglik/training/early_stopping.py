@@ -39,8 +39,10 @@ class EarlyStopping:
         return 0 < self.patience <= self.worse
 
     def update(self, step: int, scores: Float64[Tensor, " N"], train_nats: float, *, warming_up: bool = False) -> bool:
-        """Count a validation; return whether it is the best so far."""
+        """Count a validation; return whether it is the best so far, which only a finite one can be."""
         nats = scores.mean().item()
+        if not math.isfinite(nats):
+            return False
         if nats > self.nats:
             self.nats, self.train_nats, self.step, self.worse = nats, train_nats, step, 0
             self.scores = scores

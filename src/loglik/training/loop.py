@@ -11,15 +11,14 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from lightning_fabric import Fabric
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from loglik import runs
@@ -56,6 +55,7 @@ class Trainer:
         data: the training and validation splits.
         settings: how to train, with a limit.
         path: the run's folder, for checkpoints, metrics and the best weights; None keeps the run in memory.
+        report: called with a line about where a resumed training begins.
     """
 
     module: nn.Module
@@ -64,8 +64,15 @@ class Trainer:
     evaluated: Density
 
     def __init__(
-        self, fabric: Fabric, density: Density, data: Data, settings: TrainingSettings, path: Path | None
+        self,
+        fabric: Fabric,
+        density: Density,
+        data: Data,
+        settings: TrainingSettings,
+        path: Path | None,
+        report: Callable[[str], None] = lambda line: None,
     ) -> None:
+        self.report = report if fabric.is_global_zero else lambda line: None
         self.fabric, self.density, self.data, self.settings, self.path = fabric, density, data, settings, path
         dims, text = data.spec.dims, data.train.unit == "token"
         self.tokens = data.train.units_per_example  # the bar shows nats per token of a text, else per example
@@ -80,6 +87,7 @@ class Trainer:
         self.step, self.elapsed, self.next_validation = 0, 0.0, 0.0
         self.stopping = EarlyStopping(settings.patience)
         self.best_weights: dict[str, Tensor] = {}
+        self.best_written = True
         self.history: list[dict[str, float]] = []
 
     def initialise_only(self) -> None:
@@ -114,7 +122,7 @@ class Trainer:
 
     def _prepare(self, resume: bool) -> None:
         """Set up the module, the optimizers and the average; start from data or from the newest checkpoint."""
-        saved = checkpoint.load_newest(self.path / "checkpoints") if resume and self.path else None
+        saved = self._saved(self.path) if resume and self.path else None
         self.density.to(self.fabric.device)
         if saved is None:
             self.density.initialise(*self._examples(self.data.train))
@@ -126,6 +134,24 @@ class Trainer:
         self.evaluated = self.average.module if self.average else self.density  # type: ignore[assignment]
         if saved is not None:
             self._restore(*saved)
+
+    def _saved(self, path: Path) -> tuple[dict[str, Tensor], TrainerState] | None:
+        """Return the newest intact checkpoint; None if the run was stopped before its first.
+
+        Raises ValueError if there is none although the run was trained: training anew would overwrite its weights.
+        """
+        saved = checkpoint.load_newest(path / "checkpoints", self.report)
+        if saved is not None:
+            self.report(f"{path}: training continues at step {saved[1].step}")
+            return saved
+        written = [path / name for name in (runs.WEIGHTS, "metrics.csv") if (path / name).exists()]
+        if written := written + sorted((path / "checkpoints").glob("*.sha256")):
+            raise ValueError(
+                f"{path} has {written[0].relative_to(path)}, but no intact checkpoint that training could continue "
+                "from: copy its folder checkpoints from where it is intact, or train anew with another out="
+            )
+        self.report(f"{path}: training starts at step 0, since it was stopped before its first checkpoint")
+        return None
 
     def _take_step(self, fraction: float, rate: float) -> tuple[float, float]:
         """Make one step with a learning rate; return the batch's loss and the norm of its gradient."""
@@ -146,7 +172,7 @@ class Trainer:
             norm = nn.utils.clip_grad_norm_(self.module.parameters(), max_norm)
         loss_, norm_ = loss.item(), norm.item()
         if not (math.isfinite(loss_) and math.isfinite(norm_)):
-            self._stop_not_finite(loss_, event, context)
+            self._stop_not_finite(find_not_finite(self.density, loss_, event, context))
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -184,7 +210,10 @@ class Trainer:
         return max(even, self.elapsed + 3 * took)
 
     def _validate(self, sums: Tensor, rate: float) -> None:
-        """Evaluate the validation subset, add a row to the history, and keep the weights if they are the best."""
+        """Evaluate the validation subset, add a row to the history, and keep the weights if they are the best.
+
+        Raises `NotFinite` if no validation was finite so far.
+        """
         density, size = self.evaluated, len(self.validation)
         samples = min(4, default_samples(density, size))
         if not density.importance_weighted:  # draws only average, as examples do
@@ -196,6 +225,8 @@ class Trainer:
         self.history.append(dict(zip(runs.METRICS, row, strict=True)))
         if self.stopping.update(self.step, scores, train, warming_up=self.density.warming_up):
             self.best_weights = {k: v.detach().clone() for k, v in density.state_dict().items()}
+        if self.stopping.step < 0:
+            self._stop_not_finite(f"the first validation is {row[3]} nats")
 
     def _state(self) -> TrainerState:
         best = self.stopping
@@ -210,19 +241,30 @@ class Trainer:
         )
 
     def _write(self) -> None:
-        """Write the best weights if they are new, a checkpoint, and the metrics so far."""
+        """Write a checkpoint, the best weights if they are new, and the metrics so far.
+
+        The checkpoint comes first: where there are weights, there is a checkpoint, and one of the best step contains
+        the best weights.
+        """
         if self.path is None or not self.fabric.is_global_zero:
             return
         tensors = {f"model.{k}": v for k, v in self.density.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()} if self.average else {}
         tensors |= checkpoint.flatten_optimizers(self.optimizers)
         tensors["best_scores"] = self.stopping.scores
-        if self.stopping.step == self.step:
-            best = copy.deepcopy(self.density)
-            best.load_state_dict(self.best_weights)
-            runs.write_weights(self.path, best)
+        is_best = self.stopping.step == self.step
+        if not (is_best or self.best_written):
+            self._write_best(self.path)
         checkpoint.save(self.path / "checkpoints", tensors, self._state())
+        if is_best:
+            self._write_best(self.path)
         runs.write_metrics(self.path, self.history)
+
+    def _write_best(self, path: Path) -> None:
+        best = copy.deepcopy(self.density)
+        best.load_state_dict(self.best_weights)
+        runs.write_weights(path, best)
+        self.best_written = True
 
     def _restore(self, tensors: dict[str, Tensor], state: TrainerState) -> None:
         """Continue from a checkpoint."""
@@ -230,26 +272,52 @@ class Trainer:
         def with_prefix(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-        self.density.load_state_dict(with_prefix("model."))
-        if self.average:
-            self.average.load_state_dict(with_prefix("average."))
-        checkpoint.restore_optimizers(self.optimizers, tensors)
-        self.step, self.elapsed, self.history = state.step, state.elapsed, list(state.history)
+        assert self.path is not None
         best = self.stopping
+        try:
+            self.density.load_state_dict(with_prefix("model."))
+            if self.average:
+                self.average.load_state_dict(with_prefix("average."))
+            checkpoint.restore_optimizers(self.optimizers, tensors)
+            best.scores = tensors["best_scores"]
+        except (RuntimeError, KeyError, ValueError) as error:
+            why = " ".join(str(error).split())
+            raise ValueError(
+                f"the checkpoint of step {state.step} in {self.path} is not of this model: {why}"
+            ) from error
+        self.step, self.elapsed, self.history = state.step, state.elapsed, list(state.history)
         best.nats, best.train_nats = state.best_nats, state.best_train
         best.step, best.worse = state.best_step, state.worse
-        best.scores = tensors["best_scores"]
-        assert self.path is not None
         if best.step >= 0:
-            self.best_weights = load_file(self.path / "model.safetensors")
+            self._restore_best(self.path)
 
-    def _stop_not_finite(self, loss: float, event: Tensor, context: Tensor | None) -> None:
+    def _restore_best(self, path: Path) -> None:
+        """Take the best weights from the checkpoint if it is of their step, else from the run.
+
+        The weights of a finished run are calibrated, those of a checkpoint are not. The run's weights stay as they are
+        until the next validation: they may be of a later step, whose checkpoint is damaged.
+        """
+        here = self.stopping.step == self.step
+        finished = runs.read_config(path).get("steps") == self.step
+        if here and not (finished and (path / runs.WEIGHTS).exists()):
+            self.best_weights = {k: v.detach().clone() for k, v in self.evaluated.state_dict().items()}
+            self.best_written = False
+            return
+        try:
+            self.best_weights = runs.read_weights(path, self.density)
+        except (FileNotFoundError, ValueError) as error:
+            what = f"training cannot continue without the weights of step {self.stopping.step}, its best"
+            other = f"; or delete {runs.WEIGHTS} to take them from the checkpoint of this step" if here else ""
+            raise ValueError(f"{what}: {error}{other}") from error
+
+    def _stop_not_finite(self, where: str) -> NoReturn:
         """Put the best weights back and raise `NotFinite`."""
-        where = find_not_finite(self.density, loss, event, context)
         if self.best_weights:
             self.density.load_state_dict(self.best_weights)
-        best = self.stopping.step
-        kept = f"the weights of step {best} are kept" if self.best_weights else "no weights were kept yet"
+        if self.best_weights:
+            kept = f"the weights of step {self.stopping.step} are kept" + (f" in {self.path}" if self.path else "")
+        else:
+            kept = "no weights were kept yet" + (f": {self.path} has a config.yaml only" if self.path else "")
         raise NotFinite(
             f"step {self.step}: {where}; {kept}. Try a lower learning_rate ({self.settings.learning_rate:g} now), a "
             "lower gradient_clip, or precision=32-true, and look for extreme values in the data"

@@ -1,7 +1,6 @@
 """Invertible maps that are fixed before training; `loglik.flows` has the learned ones."""
 
 from loglik.transforms.affine import Scale, Standardise
-from loglik.transforms.transform import Transform
 from loglik.transforms.bins import Bins
 from loglik.transforms.collinear import PartialOut
 from loglik.transforms.dequantize import Dequantize
@@ -9,6 +8,7 @@ from loglik.transforms.jitter import Jitter
 from loglik.transforms.logit import Logit
 from loglik.transforms.reshape import Permute, Reshape, Squeeze
 from loglik.transforms.tails import SoftTails
+from loglik.transforms.transform import Transform
 
 __all__ = [
     "Transform",

@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 from loglik.density import check_codes
-from loglik.transforms.transform import Transform
 from loglik.transforms.exponential_tails import sample_tails, tail_log_probs
+from loglik.transforms.transform import Transform
 
 __all__ = ["Bins"]
 

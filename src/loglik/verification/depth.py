@@ -83,6 +83,7 @@ def gradient_norms(subject: Subject) -> Iterator[Finding]:
     A new stack of 24 tanh layers runs on the data, plain and with shortcuts. Then this model: the norm of the gradient
     where its first shortcut starts, by that where its last one ends, as it is and with its shortcuts left out.
     """
+    subject.needs_layers()
     x = _features(subject)
     plain, residual = (_orders(x, shortcut, subject.seed) for shortcut in (False, True))
     stack = f"powers of 10 by which the gradient changes over {LAYERS} new tanh layers"

@@ -24,7 +24,8 @@ __all__ = ["Source", "known_source", "maximum_likelihood_is_minimal_kl", "small_
 STEPS = (2, 40, 200)  # of training, after which cross-entropy and KL are measured
 EXAMPLES = 2000
 FRESH = 2000
-SAMPLES = 32  # of a bound
+SAMPLES = 32  # of a bound whose draws are importance weights
+DRAWS = 4  # of a bound whose draws only average, as examples do
 CORRELATION = 0.8
 SIZES = {"width": 32, "depth": 2, "dropout": 0.0}  # of the small model, where the recipe has the option
 
@@ -116,7 +117,7 @@ class Source:
         """Return -log p of these examples under the known density; its mean is near the entropy."""
         return -self.log_p[self._rows(seed)]
 
-    def kl(self, density: Density, samples: int = SAMPLES) -> float:
+    def kl(self, density: Density, samples: int | None = None) -> float:
         """Return KL(p || q) as a sum over all events, each with the mean of many draws where log q is a bound."""
         repeats = max(1, FRESH // len(self.events))
         events = self.events.repeat_interleave(repeats, 0)
@@ -125,9 +126,10 @@ class Source:
         return (self.weights * (self.log_p - log_q)).sum().item()
 
     def log_probs(
-        self, density: Density, x: Tensor, context: Tensor | None, samples: int = SAMPLES
+        self, density: Density, x: Tensor, context: Tensor | None, samples: int | None = None
     ) -> Float[Tensor, " B"]:
         """Return log q in nats, of a bound with a number of samples."""
+        samples = samples or (SAMPLES if density.importance_weighted else DRAWS)
         device = density.device
         density.eval()
         with torch.no_grad():

@@ -100,6 +100,7 @@ def batch_norm_breaks(subject: Subject) -> Iterator[Finding]:
 
     Two new layers without weights run on features of this model: what its first norm receives, or the data themselves.
     """
+    subject.needs_layers()
     h, source = _sequences(subject)
     batch, layer = nn.BatchNorm1d(h.shape[-1], affine=False), nn.LayerNorm(h.shape[-1], elementwise_affine=False)
     batch, layer = batch.to(h.device, h.dtype), layer.to(h.device, h.dtype)

@@ -11,6 +11,7 @@ from pathlib import Path
 from latex2mathml.converter import convert
 from markupsafe import Markup
 
+from loglik import files
 from loglik.report.html import render
 from loglik.verification.check import Finding
 from loglik.verification.verify import Outcome, Row, Verification, ordered
@@ -33,7 +34,8 @@ def write_page(path: Path, verification: Verification) -> Path:
         "sections": [(section, rows) for section, rows in sections if rows],
         "absent": [row for row in verification.rows if row.outcome == "does not apply"],
     }
-    path.write_text(render("verification", content), encoding="utf-8")
+    with files.naming(path):
+        path.write_text(render("verification", content), encoding="utf-8")
     return path
 
 

@@ -3,7 +3,7 @@
 # isort: off
 from loglik.verification import attention, norms, convolution, depth, shortcuts
 from loglik.verification import vae, vae_training
-from loglik.verification import classifier, diffusion
+from loglik.verification import classifier, sgd, diffusion
 from loglik.verification import likelihood, normalisation, minimal_kl, flow
 # isort: on
 
@@ -18,6 +18,7 @@ __all__ = [
     "minimal_kl",
     "normalisation",
     "norms",
+    "sgd",
     "shortcuts",
     "vae",
     "vae_training",

@@ -102,6 +102,11 @@ class Subject:
             raise DoesNotApply(f"this model has no {' or '.join(k.__name__ for k in kinds)}")
         return found  # type: ignore[return-value]
 
+    def needs_layers(self) -> None:
+        """Raise DoesNotApply where the density has no layer with a matrix of weights."""
+        if not any(parameter.dim() >= 2 for parameter in self.density.parameters()):
+            raise DoesNotApply("this model has no layers with weights")
+
     def loss(self) -> Tensor:
         """Run the network on the examples: the density's loss."""
         return self.density.loss(*self.arguments)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from loglik import files
 from loglik.data import as_data
 from loglik.density import Density
 from loglik.devices import fork_generators
@@ -81,7 +82,8 @@ class Verification:
         """Write the rows as a list of objects, one a statement."""
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps([row.to_dict() for row in self.rows], indent=2, ensure_ascii=False)
-        path.write_text(text + "\n", encoding="utf-8")
+        with files.naming(path):
+            path.write_text(text + "\n", encoding="utf-8")
 
 
 def verify(
