@@ -137,13 +137,13 @@ def test_large_images_are_checked_where_a_jacobian_fits():
     x = np.random.default_rng(2).integers(0, 256, (40, 3, 16, 16)).astype(np.uint8)
     transforms = [Dequantize(256), Scale(1 / 256), Logit(), *glow((3, 16, 16), steps=1, width=8)]
     data = from_arrays(x)
-    subject = Subject(Flow(transforms, StandardNormal((768,))).eval(), data, split=data.held_out)
+    subject = Subject(Flow(transforms, StandardNormal((768,))).eval(), data, split=data.scored_split)
     row = run_check(CHECKS["log-determinant"], subject)
     assert row.outcome == "holds" and "LULinear: 768 dimensions" not in row.findings[-1].computed
     assert outcome("inverse", subject) == "holds"
     flat = Flow([Reshape((3, 400), (1200,))], StandardNormal((1200,)))
     data = from_arrays(np.random.default_rng(0).normal(size=(20, 3, 400)))
-    subject = Subject(flat.eval(), data, split=data.held_out)
+    subject = Subject(flat.eval(), data, split=data.scored_split)
     assert outcome("log-determinant", subject) == outcome("composed-log-determinant", subject) == "does not apply"
     assert outcome("inverse", subject) == "holds"
 

@@ -21,10 +21,13 @@ if TYPE_CHECKING:
     from loglik.density import Bound, Density, StandardNormal
     from loglik.diffusion import Diffusion
     from loglik.divergence import kl_divergence
-    from loglik.evaluation import evaluate
+    from loglik.evaluation.evaluate import evaluate
     from loglik.flows import Flow
     from loglik.runs import Run, load
-    from loglik.tasks import continue_text, encode, fill, sample
+    from loglik.tasks.continue_text import continue_text
+    from loglik.tasks.encode import encode
+    from loglik.tasks.fill import fill
+    from loglik.tasks.sample import sample
     from loglik.training import TrainingSettings
     from loglik.training.fit import fit
     from loglik.vae import VAE

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
+from loglik.cpu.private import tree_leaves, tree_map
 from loglik.inspection.layers import WHOLE, evaluating, first_tensor, hooked
 from loglik.verification.subject import DoesNotApply, Subject
 

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_leaves, tree_map
 
+from loglik.cpu.private import tree_leaves, tree_map
 from loglik.inspection import singular_values
 from loglik.verification.calls import Call, recorded, rerun
 from loglik.verification.check import Finding, check

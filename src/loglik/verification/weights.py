@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from loglik.cpu.private import TorchDispatchMode
 from loglik.inspection.layers import evaluating, hooked
 from loglik.verification.calls import loss_of
 from loglik.verification.subject import DoesNotApply, Subject
