@@ -5,13 +5,23 @@ import torch
 from torch import nn
 
 from helpers.alone import run_alone
+from loglik.cpu import linear as room
 from loglik.cpu.linear import linear, linear_outputs_first
+
+
+@pytest.fixture(autouse=True)
+def onednn(monkeypatch):
+    """Use oneDNN on every CPU, also where it is not the faster one."""
+    monkeypatch.setattr(room, "WIDE_VECTORS", True)
+
 
 COMPILED = """
 import torch
 from torch._dynamo.backends.common import aot_autograd
+import loglik.cpu.linear
 from loglik.networks.linear import Linear
 
+loglik.cpu.linear.WIDE_VECTORS = True
 called = []
 
 def keep(graph, inputs):
