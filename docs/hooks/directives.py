@@ -13,6 +13,7 @@ import importlib.util
 import json
 import re
 import textwrap
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -130,7 +131,10 @@ def drawn(name: str, docs: Path) -> tuple[str, str]:
         target.parent.mkdir(parents=True, exist_ok=True)
         if not target.exists() or target.stat().st_mtime < (ROOT / "docs" / "pictures" / f"{name}.py").stat().st_mtime:
             torch.manual_seed(0)
-            with plt.rc_context(style):
+            with plt.rc_context(style), warnings.catch_warnings():
+                warnings.filterwarnings(
+                    "ignore", "__array", DeprecationWarning
+                )  # of torch, where Matplotlib reads tensors
                 figure = _module(name).draw(plt)
                 figure.savefig(target, metadata={"Date": None})
                 plt.close(figure)

@@ -25,7 +25,9 @@ def on_page_markdown(markdown: str, page, **kwargs) -> str:
     def filled(match: re.Match) -> str:
         if match[1] == "cli":
             return "\n\n".join(commands(language))
-        return names(match[2]) if match[1] == "api" else included(match[2])
+        if match[1] == "include":
+            return included(match[2])
+        return names(match[2]) if language == "en" else links_to_names(match[2])
 
     return LINE.sub(filled, markdown)
 
@@ -40,6 +42,16 @@ def names(module: str) -> str:
     links = ", ".join(f"[`{name}`][loglik.{name}]" for name in above)
     directives = [f"::: {documented(module, name)}" for name in public if name not in above]
     return "\n\n".join([*([f"{links}: see [loglik](#loglik)."] if above else []), *directives])
+
+
+def links_to_names(module: str) -> str:
+    """Return a list of the public names of a module, with links to the English page, where they are documented."""
+    top = set(import_module("loglik").__all__)
+    lines = []
+    for name in import_module(module).__all__:
+        path = documented("loglik" if name in top else module, name)
+        lines.append(f'- <a id="{path}" href="../../reference/api.html#{path}"><code>{name}</code></a>')
+    return "\n".join(lines)
 
 
 def documented(module: str, name: str) -> str:
