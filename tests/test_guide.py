@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 import loglik.verification.statements  # noqa: F401  fills the registry
+from loglik.report.mathml import mathml
 from loglik.verification import CHECKS
-from loglik.verification.page import mathml
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -8,8 +8,8 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
+from loglik.report.mathml import mathml
 from loglik.verification import CHECKS
-from loglik.verification.page import mathml
 
 TUTORIALS = Path(__file__).parents[1] / "docs" / "tutorials"
 SOURCES = sorted(TUTORIALS.glob("*.py"))

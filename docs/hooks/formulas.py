@@ -2,20 +2,10 @@
 
 import html
 import re
-import xml.etree.ElementTree as ET
 
-from latex2mathml.converter import convert
+from loglik.report.mathml import mathml
 
 FORMULA = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', re.DOTALL)
-NAMESPACE = "http://www.w3.org/1998/Math/MathML"
-ROWS = ("math", "mrow", "mtd", "mstyle", "mpadded")  # elements with any number of children
-FUNCTIONS = ("log", "ln", "exp", "sin", "cos", "tan", "tanh", "dim", "ker")
-THIN = {"width": "0.167em"}
-OPERATORS = {"~": "\u223c", "\u27fa": "\u27fa", "\u00b1": "\u00b1"}  # relations that latex2mathml writes as names
-CLOSING = (")", "]", "}")
-BARS = ("|", "\N{DOUBLE VERTICAL LINE}")
-
-ET.register_namespace("", NAMESPACE)
 
 
 def on_page_content(content: str, page, **kwargs) -> str:
@@ -29,75 +19,9 @@ def formula(text: str, where: str) -> str:
     display = "block" if latex.startswith(r"\[") else "inline"
     latex = latex[2:-2].strip()
     try:
-        found = typeset(convert(latex.replace("{aligned}", "{align*}"), display=display))
+        found = mathml(latex, display)
     except Exception as error:
         raise ValueError(f"{where}: the formula {latex!r} is not understood: {type(error).__name__} {error}") from error
     if re.search(r"<m(text|i|o)>\\[a-z]", found):
         raise ValueError(f"{where}: the formula {latex!r} holds a command that is not understood")
     return found if display == "inline" else f'<div class="formula">{found}</div>'
-
-
-def typeset(mathml: str) -> str:
-    """Return MathML with what browsers need beyond latex2mathml's: operators, spaces, short bars, columns."""
-    root = ET.fromstring(mathml)
-    for element in list(root.iter()):
-        name = _name(element)
-        if name == "mo" and element.text in BARS and not element.attrib:
-            element.attrib.update(stretchy="false", lspace="0", rspace="0")
-        if name == "mi" and element.text in OPERATORS:
-            element.tag, element.text = f"{{{NAMESPACE}}}mo", OPERATORS[element.text]
-        if name == "mtable":
-            _align(element)
-        if name in ROWS:
-            _mark_signs(element)
-            _space_functions(element)
-    return ET.tostring(root, encoding="unicode")
-
-
-def _align(table: ET.Element) -> None:
-    """Align a table's columns by style, which MathML Core leaves to CSS; the columns of `aligned` touch."""
-    touching = "; padding-left: 0; padding-right: 0" if table.get("displaystyle") == "true" else ""
-    for cell in table.iter(f"{{{NAMESPACE}}}mtd"):
-        if side := cell.attrib.pop("columnalign", None):
-            cell.set("style", f"text-align: {side}{touching}")
-
-
-def _mark_signs(row: ET.Element) -> None:
-    """Mark a minus after another operator as a sign, which has no space after it."""
-    children = list(row)
-    for before, child in zip(children, children[1:], strict=False):
-        if child.text in ("-", "\u2212") and _name(before) == "mo" and before.text not in CLOSING:
-            child.set("form", "prefix")
-
-
-def _space_functions(row: ET.Element) -> None:
-    """Put a thin space before and after log p, as TeX does, but none before log(p)."""
-    children = list(row)
-    for number, child in reversed(list(enumerate(children))):
-        if not _is_function(child):
-            continue
-        after = children[number + 1] if number + 1 < len(children) else None
-        if after is not None and not _is_operator(after) and not _opens(after):
-            row.insert(number + 1, ET.Element(f"{{{NAMESPACE}}}mspace", THIN))
-        before = children[number - 1] if number else None
-        if before is not None and _name(before) != "mspace" and (not _is_operator(before) or before.text in CLOSING):
-            row.insert(number, ET.Element(f"{{{NAMESPACE}}}mspace", THIN))
-
-
-def _is_function(element: ET.Element) -> bool:
-    if _name(element) in ("msub", "msup", "msubsup", "munder") and len(element):
-        return _is_function(element[0])
-    return _name(element) == "mi" and element.text in FUNCTIONS
-
-
-def _is_operator(element: ET.Element) -> bool:
-    return _name(element) in ("mo", "mspace")
-
-
-def _opens(element: ET.Element) -> bool:
-    """Whether an element is a fence in its own row, such as that of \\left( and \\right); bars are set apart."""
-    return _name(element) == "mrow" and len(element) > 0 and element[0].text in ("(", "[", "{")
-
-
-def _name(element: ET.Element) -> str:
-    return element.tag.rpartition("}")[2]

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
 import sys
-import unicodedata
 from pathlib import Path
 
-from latex2mathml.converter import convert
 from markupsafe import Markup
 
 from loglik import files
 from loglik.report.html import render
+from loglik.report.mathml import mathml
 from loglik.verification.check import Finding
 from loglik.verification.verify import Outcome, Row, Verification, ordered
 
@@ -71,21 +69,6 @@ def print_verification(verification: Verification) -> None:
         console.print(table)
         console.print()
     console.print(summary(verification), highlight=False)
-
-
-def mathml(latex: str) -> str:
-    """Return a formula as MathML; styled letters are characters of their own, as MathML Core requires."""
-    return re.sub(r'<mi mathvariant="(double-struck|script)">(\w)</mi>', _styled, convert(latex, display="block"))
-
-
-def _styled(match: re.Match[str]) -> str:
-    style, letter = match.groups()
-    for kind in (f"MATHEMATICAL {style.upper()}", style.upper()):  # some were in Unicode before the others
-        try:
-            return f"<mi>{unicodedata.lookup(f'{kind} CAPITAL {letter}')}</mi>"
-        except KeyError:
-            continue
-    return f"<mi>{letter}</mi>"
 
 
 def _shown(row: Row) -> dict[str, object]:
