@@ -17,9 +17,12 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from jaxtyping import Float
+from torch import Tensor
+
 from loglik.verification.subject import Subject
 
-__all__ = ["CHECKS", "Z", "Check", "Finding", "check"]
+__all__ = ["CHECKS", "Z", "Check", "Finding", "check", "standard_error"]
 
 Z = 4.0  # standard errors that chance may account for: 6e-5 of all true statements are beyond
 
@@ -116,3 +119,8 @@ def check(name: str, *, section: str, statement: str) -> Callable[[Compute], Com
         return compute
 
     return register
+
+
+def standard_error(values: Float[Tensor, " N"]) -> float:
+    """Return the standard error of the mean."""
+    return values.double().std().item() / math.sqrt(len(values))

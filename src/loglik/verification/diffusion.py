@@ -16,7 +16,7 @@ from loglik.diffusion.sampler import Sampler, integrate
 from loglik.diffusion.schedule import NoiseSchedule, add_noise, alpha, broadcast_like, sigma
 from loglik.diffusion.sde import diffusion, forward_drift
 from loglik.diffusion.time_grid import time_grid
-from loglik.verification.check import Finding, check
+from loglik.verification.check import Finding, check, standard_error
 from loglik.verification.subject import Subject
 
 __all__ = [
@@ -58,7 +58,7 @@ def forward_sde(subject: Subject) -> Iterator[Finding]:
             yield Finding.equal(
                 f"factor of the data at t = {t:.3f}", factor.item(), mean.item(), stderr=error, tolerance=0.01
             )
-            variance, spread = rest.square().mean().item(), rest.square().std().item() / math.sqrt(len(rest))
+            variance, spread = rest.square().mean().item(), standard_error(rest.square())
             computed = f"variance at t = {t:.3f}"
             yield Finding.equal(computed, variance, scale.square().item(), stderr=spread, tolerance=0.01)
 
@@ -117,7 +117,7 @@ def score_matching_trace(subject: Subject) -> Iterator[Finding]:
             trace = (slope * probe).flatten(1).sum(1)
             cross = (score * conditional).flatten(1).sum(1)
             difference, size = (trace + cross).double(), cross.double().abs().mean().item()
-            error = difference.std().item() / math.sqrt(len(difference))
+            error = standard_error(difference)
             computed = f"mean of tr ∇s + ⟨s, ∇ log p(x_t | x_0)⟩ at log-SNR {target:g}, terms of size {size:.3g}"
             yield Finding.equal(computed, difference.mean().item(), 0, stderr=error, tolerance=1e-3 * size)
 

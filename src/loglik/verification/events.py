@@ -8,10 +8,11 @@ import math
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
+from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from loglik.data.spec import DataSpec
 
-__all__ = ["MAX_EVENTS", "GaussianMixture", "events_of", "gaussian_near"]
+__all__ = ["MAX_EVENTS", "events_of", "gaussian_mixture", "gaussian_near"]
 
 MAX_EVENTS = 4096
 
@@ -31,31 +32,20 @@ def events_of(spec: DataSpec) -> Shaped[Tensor, "N ..."] | None:
     return rows.to(dtype).view(len(rows), *spec.event_shape)
 
 
-class GaussianMixture:
-    r"""$q(x) = \sum_k \pi_k \mathcal N(x; \mu_k, \Sigma_k)$: normalised by its formula, and easy to draw from."""
-
-    def __init__(self, weights: Tensor, means: Float[Tensor, "K D"], covariances: Float[Tensor, "K D D"]) -> None:
-        self.weights = weights
-        self.parts = torch.distributions.MultivariateNormal(means, covariances)
-
-    def log_prob(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, " B"]:
-        """Return log q(x) in nats."""
-        rows = x.flatten(1).double().cpu()
-        return (self.parts.log_prob(rows.unsqueeze(1)) + self.weights.log()).logsumexp(1).to(x.device)
-
-    def sample(self, n: int) -> Float[Tensor, "n D"]:
-        """Draw n examples."""
-        chosen = torch.multinomial(self.weights, n, replacement=True)
-        return self.parts.sample((n,))[torch.arange(n), chosen]
+def gaussian_mixture(
+    weights: Float[Tensor, " K"], means: Float[Tensor, "K D"], covariances: Float[Tensor, "K D D"]
+) -> MixtureSameFamily:
+    r"""Return $q(x) = \sum_k \pi_k \mathcal N(x; \mu_k, \Sigma_k)$, which is normalised by its formula."""
+    return MixtureSameFamily(Categorical(weights), MultivariateNormal(means, covariances))
 
 
-def gaussian_near(x: Shaped[Tensor, "N ..."], *, wider: float = 1.0, components: int = 4) -> GaussianMixture:
+def gaussian_near(x: Shaped[Tensor, "N ..."], *, wider: float = 1.0, components: int = 4) -> MixtureSameFamily:
     """Return a mixture of Gaussians that is fitted to samples, its standard deviations multiplied by `wider`."""
-    from sklearn.mixture import GaussianMixture as Fitted
+    from sklearn.mixture import GaussianMixture
 
     rows = x.flatten(1).double().cpu()
     scale = rows.std(0).clamp_min(1e-12)
-    fitted = Fitted(components, reg_covar=1e-4, random_state=0).fit((rows / scale).numpy())
+    fitted = GaussianMixture(components, reg_covar=1e-4, random_state=0).fit((rows / scale).numpy())
     means, covariances = torch.tensor(fitted.means_) * scale, torch.tensor(fitted.covariances_)
     covariances = covariances * scale.unsqueeze(1) * scale * wider**2
-    return GaussianMixture(torch.tensor(fitted.weights_), means, covariances)
+    return gaussian_mixture(torch.tensor(fitted.weights_), means, covariances)

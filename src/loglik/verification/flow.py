@@ -13,7 +13,7 @@ from torch import Tensor
 from loglik.density import Bound, embed
 from loglik.flows import Continuous, Flow
 from loglik.transforms import Transform
-from loglik.verification.check import Finding, check
+from loglik.verification.check import Finding, check, standard_error
 from loglik.verification.subject import DoesNotApply, Subject
 from loglik.verification.transform_calls import Call, Calls, double, record_calls
 
@@ -250,7 +250,7 @@ def _mean_estimate(call: Call) -> tuple[float, float]:
     context = None if call.context is None else call.context[:1].expand(PROBES, -1)
     with torch.no_grad(), double():
         draws = call.encode(call.x[:1].expand(PROBES, *call.x.shape[1:]), context)[1].double()
-    return draws.mean().item(), draws.std().item() / math.sqrt(PROBES)
+    return draws.mean().item(), standard_error(draws)
 
 
 def _distance(found: Tensor, expected: Tensor) -> float:

@@ -14,7 +14,7 @@ from loglik.autoregressive import Autoregressive
 from loglik.density import Bound, Density, StandardNormal
 from loglik.flows import Flow
 from loglik.transforms import Scale
-from loglik.verification.check import Finding, Z, check
+from loglik.verification.check import Finding, Z, check, standard_error
 from loglik.verification.subject import DoesNotApply, Subject
 
 __all__ = ["causal", "change_of_units", "entropy_of_samples", "expected_score", "two_samples"]
@@ -54,7 +54,7 @@ def entropy_of_samples(subject: Subject) -> Finding:
             minus = torch.xlogy(p, p).sum((1, 2))
         difference = density.log_prob(x, context).double() - minus
     computed = f"mean of log p + H over {len(x)} samples, H = {-minus.mean().item():.4g} nats"
-    return Finding.equal(computed, difference.mean().item(), 0, stderr=_stderr(difference), tolerance=1e-3)
+    return Finding.equal(computed, difference.mean().item(), 0, stderr=standard_error(difference), tolerance=1e-3)
 
 
 @check("expected-score", section=SECTION, statement=r"\mathbb E_{x \sim p_\theta}[\nabla_\theta \log p_\theta(x)] = 0")
@@ -79,7 +79,7 @@ def expected_score(subject: Subject) -> Finding:
         direction = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
     slope = _projections(density, x[HALF:], last, parameters, direction)
     computed = f"mean projection of {HALF} gradients on that of {HALF} other samples, in standard errors"
-    return Finding.at_most(computed, slope.mean().item() / (_stderr(slope) + 1e-12), Z)
+    return Finding.at_most(computed, slope.mean().item() / (standard_error(slope) + 1e-12), Z)
 
 
 @check("change-of-units", section=SECTION, statement=r"\log p_{cX}(cx) = \log p_X(x) - D \log \lvert c \rvert")
@@ -177,7 +177,3 @@ def _energy(distances: Float[Tensor, "N N"], order: Tensor, n: int) -> float:
     a, b = order[:n], order[n:]
     between, first, last = distances[a][:, b].mean(), distances[a][:, a].mean(), distances[b][:, b].mean()
     return (2 * between - first - last).item()
-
-
-def _stderr(values: Float[Tensor, " N"]) -> float:
-    return values.std().item() / math.sqrt(len(values))

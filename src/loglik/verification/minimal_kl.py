@@ -2,7 +2,6 @@ r"""Maximum likelihood is minimal KL: a model of the subject's recipe learns dat
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,8 +14,8 @@ from loglik.data import from_arrays
 from loglik.data.dataset import Data
 from loglik.density import Density
 from loglik.recipes import RECIPES
-from loglik.verification.check import Finding, check
-from loglik.verification.events import GaussianMixture
+from loglik.verification.check import Finding, check, standard_error
+from loglik.verification.events import gaussian_mixture
 from loglik.verification.subject import DoesNotApply, Subject
 
 __all__ = ["Source", "known_source", "maximum_likelihood_is_minimal_kl", "small_model"]
@@ -48,7 +47,7 @@ def maximum_likelihood_is_minimal_kl(subject: Subject) -> Iterator[Finding]:
         density = small_model(subject, source, count)
         nll = -source.log_probs(density, *source.fresh(subject.seed))
         excess, kl = nll - source.surprise(subject.seed), source.kl(density)
-        error = excess.std().item() / math.sqrt(len(excess))
+        error = standard_error(excess)
         gaps.append((count, excess.mean().item(), kl, error))
         kls.append(source.kl(density, samples=1))  # of a bound what training minimises, with one sample
     for count, gap, kl, error in gaps:
@@ -179,10 +178,11 @@ def _mixture(generator: torch.Generator) -> Source:
     """Return two numbers from a mixture of two Gaussians that cross, and a grid over nearly all of them."""
     one, c = torch.ones(2, dtype=torch.float64), CORRELATION
     covariances = torch.tensor([[[1, c], [c, 1]], [[1, -c], [-c, 1]]], dtype=torch.float64)
-    law = GaussianMixture(one / 2, torch.stack([-1.5 * one, 1.5 * one]), covariances)
+    means = torch.stack([-1.5 * one, 1.5 * one])
+    law = gaussian_mixture(one / 2, means, covariances)
     rows = torch.randint(2, (EXAMPLES,), generator=generator)
     noise = torch.randn(EXAMPLES, 2, 1, dtype=torch.float64, generator=generator)
-    x = law.parts.loc[rows] + (law.parts.scale_tril[rows] @ noise).squeeze(2)
+    x = means[rows] + (torch.linalg.cholesky(covariances)[rows] @ noise).squeeze(2)
     data = from_arrays(x.numpy())
     ticks = torch.linspace(-7, 7, 141, dtype=torch.float64)
     grid = torch.cartesian_prod(ticks, ticks)

@@ -2,15 +2,13 @@ r"""A density is normalised: by enumeration, by importance sampling, and for a s
 
 from __future__ import annotations
 
-import math
-
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
 
 from loglik.density import Bound, Density
 from loglik.evaluation.scores import evaluating
-from loglik.verification.check import Finding, check
+from loglik.verification.check import Finding, check, standard_error
 from loglik.verification.events import MAX_EVENTS, events_of, gaussian_near
 from loglik.verification.minimal_kl import known_source, small_model
 from loglik.verification.subject import DoesNotApply, Subject
@@ -65,7 +63,7 @@ def sum_over(density: Density, events: Shaped[Tensor, "N ..."], context: Tensor 
         return Finding.equal(computed, log_p.exp().sum().item(), 1, tolerance=1e-3)
     if density.importance_weighted:
         total = log_p.exp().sum(1)  # importance weights have heavy tails, which a standard error misses
-        return Finding.equal(computed, total.mean().item(), 1, stderr=_stderr(total), tolerance=0.05)
+        return Finding.equal(computed, total.mean().item(), 1, stderr=standard_error(total), tolerance=0.05)
     variance = log_p.var(0) / draws  # of the mean, which the exponential turns into a bias of half of it
     mean = (log_p.mean(0) - variance / 2).exp()
     error = (mean.square() * variance).sum().sqrt().item()
@@ -87,11 +85,12 @@ def _importance(density: Density) -> Finding:
     q = gaussian_near(density.sample(n), wider=0.8 if exact else 1.3)
     if exact:
         x = density.sample(n)
-        weights = (q.log_prob(x) - density.log_prob(x).double()).exp()
+        weights = (q.log_prob(x.flatten(1).double().cpu()) - density.log_prob(x).double().cpu()).exp()
         computed = "mean of q(x) / p(x) over samples of p"
     else:
-        x = q.sample(n).to(density.device, torch.get_default_dtype())
-        weights = (density.log_prob(x, samples=16).double() - q.log_prob(x)).exp()
+        x = q.sample((n,))
+        rows = x.to(density.device, torch.get_default_dtype()).view(n, *density.event_shape)
+        weights = (density.log_prob(rows, samples=16).double().cpu() - q.log_prob(x)).exp()
         computed = "mean of p(x) / q(x) over samples of q, p the bound's exponential"
     effective = (weights.sum().square() / weights.square().sum()).item()
     if not effective >= MIN_EFFECTIVE:
@@ -100,9 +99,5 @@ def _importance(density: Density) -> Finding:
         )
     computed += f", worth {effective:.0f} independent draws"
     if exact:
-        return Finding.equal(computed, weights.mean().item(), 1, stderr=_stderr(weights), tolerance=1e-3)
-    return Finding.at_most(computed, weights.mean().item(), 1, stderr=_stderr(weights), tolerance=1e-3)
-
-
-def _stderr(values: Float[Tensor, " N"]) -> float:
-    return values.std().item() / math.sqrt(len(values))
+        return Finding.equal(computed, weights.mean().item(), 1, stderr=standard_error(weights), tolerance=1e-3)
+    return Finding.at_most(computed, weights.mean().item(), 1, stderr=standard_error(weights), tolerance=1e-3)

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from loglik.networks.norms import batch_norm_formula, layer_norm_formula, rms_norm_formula
 from loglik.verification.calls import Call, calls, rerun
 from loglik.verification.check import Finding, check
 from loglik.verification.subject import DoesNotApply, Subject
@@ -60,7 +61,7 @@ def batch_norm(subject: Subject) -> Iterator[Finding]:
     trained = [_trained(call) for call in found]
     pairs = list(zip(found, trained, strict=True))
     alone = [_change(call.y[:1], _rerun(call, call.x[:1])) for call in found]
-    formula = [_difference(y, _normed(call.module, call.x, *_moments(call.x))) for call, (y, _) in pairs]
+    formula = [_difference(y, _normed(call.module, call.x)) for call, (y, _) in pairs]
     few = [_change(y[:2], _trained(call, call.x[:2])[0]) for call, (y, _) in pairs]
     yield Finding.equal(
         f"in training, largest difference from the formula, {_layers(found)}", max(formula), 0, tolerance=ROUNDING
@@ -78,7 +79,7 @@ def batch_norm(subject: Subject) -> Iterator[Finding]:
     )
     averaged = [(call, module) for call, (_, module) in pairs if module.running_mean is not None]
     if averaged:
-        test = max(_difference(call.y, _normed(call.module, call.x, *_running(call.module))) for call, _ in averaged)
+        test = max(_difference(call.y, _normed(call.module, call.x, _running(call.module))) for call, _ in averaged)
         moved = max(_average_error(call, module) for call, module in averaged)
         apart = max(_apart(call) for call, _ in averaged)
         yield Finding.equal(
@@ -136,23 +137,22 @@ def batch_norm_breaks(subject: Subject) -> Iterator[Finding]:
 
 
 def _layer_norm(call: Call) -> Tensor:
-    """The formula in float64, of a LayerNorm or, without a mean and a bias, of an RMSNorm."""
-    module, x = call.module, call.x.double()
-    shape: tuple[int, ...] = tuple(module.normalized_shape)  # type: ignore[arg-type]
-    dims = tuple(range(-len(shape), 0))
-    eps = module.eps
+    """The formula in float64, of a LayerNorm or an RMSNorm."""
+    module = call.module
+    assert isinstance(module, (nn.LayerNorm, nn.RMSNorm))
+    x = call.x.double().flatten(-len(module.normalized_shape))
+    scale, shift = _affine(module, x.shape[-1], x)
     if isinstance(module, nn.LayerNorm):
-        x = x - x.mean(dims, keepdim=True)
-    elif eps is None:
-        eps = torch.finfo(call.x.dtype).eps
-    y = x / (x.square().mean(dims, keepdim=True) + eps).sqrt()  # type: ignore[operator]
-    return _affine(module, y, shape)
+        return layer_norm_formula(x, scale, shift, module.eps).view_as(call.x)
+    epsilon = torch.finfo(call.x.dtype).eps if module.eps is None else module.eps
+    return rms_norm_formula(x, scale, epsilon).view_as(call.x)
 
 
-def _affine(module: nn.Module, y: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _affine(module: nn.Module, features: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The layer's scale and shift in float64, 1 and 0 where it has none."""
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    y = y if weight is None else y * weight.detach().double().view(shape)
-    return y if bias is None else y + bias.detach().double().view(shape)
+    scale = like.new_ones(features) if weight is None else weight.detach().double().flatten()
+    return scale, like.new_zeros(features) if bias is None else bias.detach().double().flatten()
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,11 +167,11 @@ def _running(module: nn.Module) -> tuple[Tensor, Tensor]:
     return mean.double(), variance.double()
 
 
-def _normed(module: nn.Module, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """BatchNorm's formula in float64, with these moments."""
-    shape = (-1, *[1] * (x.dim() - 2))
-    y = (x.double() - mean.view(shape)) / (variance.view(shape) + module.eps).sqrt()  # type: ignore[operator]
-    return _affine(module, y, shape)
+def _normed(module: nn.Module, x: Tensor, moments: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """BatchNorm's formula in float64, with the moments of the batch or these."""
+    x = x.double()
+    scale, shift = _affine(module, x.shape[1], x)
+    return batch_norm_formula(x, scale, shift, module.eps, moments=moments)  # type: ignore[arg-type]
 
 
 def _rerun(call: Call, x: Tensor, module: nn.Module | None = None) -> Tensor:

@@ -2,7 +2,6 @@ r"""Stochastic gradient descent (spring 2025, B1): the gradient of a mini-batch 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -10,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loglik.devices import fork_generators
-from loglik.verification.check import Finding, check
+from loglik.verification.check import Finding, check, standard_error
 from loglik.verification.subject import DoesNotApply, Subject
 
 __all__ = ["sgd_is_unbiased"]
@@ -47,7 +46,7 @@ def sgd_is_unbiased(subject: Subject) -> Iterator[Finding]:
                 projections.append((gradient @ whole / whole.square().sum()).item())
                 distances.append(((gradient - whole).norm() / whole.norm()).item())
     mean = torch.tensor(projections, dtype=torch.float64)
-    error = mean.std().item() / math.sqrt(len(mean))
+    error = standard_error(mean)
     computed = f"mean of ⟨g_B, g⟩ / ‖g‖² over {len(mean)} batches of {BATCH}"
     yield Finding.equal(computed, mean.mean().item(), 1, stderr=error, tolerance=1e-4)
     yield Finding.reported("noise of one batch, mean of ‖g_B - g‖ / ‖g‖", sum(distances) / len(distances))

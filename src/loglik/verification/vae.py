@@ -13,11 +13,11 @@ from loglik.density import StandardNormal
 from loglik.vae import VAE, LadderVAE
 from loglik.vae.diagnostics import diagnose
 from loglik.vae.kl import gaussian_log_prob
-from loglik.verification.check import Finding, Z, check
+from loglik.verification.check import Finding, Z, check, standard_error
 from loglik.verification.linear_vae import LinearVAE
 from loglik.verification.subject import DoesNotApply, Part, Subject
 
-__all__ = ["closed_kl", "elbo_gap", "elbo_terms", "posterior_collapse", "standard_error"]
+__all__ = ["closed_kl", "elbo_gap", "elbo_terms", "posterior_collapse"]
 
 SECTION = "Deep generative models and the VAE"
 SAMPLES = (1, 4, 16, 64, 256)
@@ -164,11 +164,6 @@ def posterior_collapse(subject: Subject) -> Iterator[Finding]:
     yield Finding.reported("E KL(q(z | x) ‖ p), nats", first.kl_total)
     yield Finding.reported("largest KL of a dimension, nats", first.kl.max().item())
     yield Finding.reported("smallest KL of a dimension, nats", first.kl.min().item())
-
-
-def standard_error(values: Float[Tensor, " N"]) -> float:
-    """Return the standard error of the mean."""
-    return values.double().std().item() / math.sqrt(len(values))
 
 
 def _linear_gap(subject: Subject) -> Iterator[Finding]:

@@ -3,7 +3,6 @@ r"""How a VAE is trained: the gradient through $z = \mu + \sigma \odot \epsilon$
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from loglik.devices import fork_generators
 from loglik.evaluation.scores import arguments, evaluating
 from loglik.recipes import RECIPES, build
 from loglik.vae import VAE, LadderVAE
-from loglik.verification.check import Finding, Z, check
+from loglik.verification.check import Finding, Z, check, standard_error
 from loglik.verification.linear_vae import LinearVAE
 from loglik.verification.subject import DoesNotApply, Part, Subject
 
@@ -66,7 +65,7 @@ def reparameterised_gradient(subject: Subject) -> Iterator[Finding]:
         computed = f"difference of the two gradients by {name}, {n:,} draws, largest of {half}, in standard errors"
         yield Finding.at_most(computed, worst, Z + 2)  # of many dimensions, with heavy tails
         difference = (noise - score).mean(1)  # by a shift of all dimensions at once
-        mean, error_of_mean = difference.mean().item(), difference.std().item() / math.sqrt(n)
+        mean, error_of_mean = difference.mean().item(), standard_error(difference)
         computed = f"the same, mean over dimensions; through the noise it is {noise.mean().item():.4g}"
         yield Finding.equal(computed, mean, 0, stderr=error_of_mean, tolerance=1e-6)
     yield Finding.reported("variance of a draw through the noise, sum over dimensions", _variance(gradients.noise))
