@@ -1,6 +1,5 @@
 """Every formula of the notes is in the guide, in both languages, with code that computes it and a check of it."""
 
-import ast
 import re
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 import yaml
 
 import loglik.verification.statements  # noqa: F401  fills the registry
+from helpers.definitions import defines
 from loglik.report.mathml import mathml
 from loglik.verification import CHECKS
 
@@ -25,25 +25,6 @@ FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$([^$\n]+?)\$", re.DOTALL)
 
 def squeezed(text: str) -> str:
     return re.sub(r"\s+", "", text)
-
-
-def defines(place: str) -> bool:
-    """Whether a file has a definition, such as src/loglik/density.py::Density.loss."""
-    file, _, symbol = place.partition("::")
-    if not (ROOT / file).is_file():
-        return False
-    node: ast.AST | None = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-    for name in symbol.split("."):
-        children = getattr(node, "body", [])
-        node = next((child for child in children if name in names_of(child)), None)
-    return node is not None
-
-
-def names_of(node: ast.AST) -> list[str]:
-    if isinstance(node, ast.FunctionDef | ast.ClassDef):
-        return [node.name]
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-    return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
 @pytest.mark.parametrize(("page", "entry"), ENTRIES)

@@ -111,6 +111,23 @@ def test_the_command_ends_with_1_where_a_statement_fails(tmp_path, monkeypatch):
     assert run("verify", "classifier", "--only", "two-parts", "--out", tmp_path / "v").status == 1
 
 
+def test_the_command_passes_the_options_of_a_run(tmp_path):
+    seen = []
+
+    @check("own-options", section="Own", statement="1 = 1")
+    def own(subject):
+        """The subject has the options of the run."""
+        seen.append((subject.model, subject.options))
+        return Finding.equal("one", 1.0, 1.0)
+
+    try:
+        loglik.fit("flow", "digits", out=tmp_path / "run", max_steps=1, progress=False, width=16, depth=2)
+        well("verify", tmp_path / "run", "--only", "own-options", "--out", tmp_path / "v")
+    finally:
+        del CHECKS["own-options"]
+    assert seen == [("flow", {"width": 16, "depth": 2})]
+
+
 def test_the_command_refuses_what_is_no_model(tmp_path):
     done = run("verify", "nonsense", "--out", tmp_path / "v")
     assert done.status == 2 and "neither a run nor a model" in done.err

@@ -1,12 +1,13 @@
 """docs/where.md names files that exist, and definitions that are in them."""
 
-import ast
 import importlib
 import operator
 import re
 from pathlib import Path
 
 import pytest
+
+from helpers.definitions import defines
 
 ROOT = Path(__file__).parents[1]
 LINES = (ROOT / "docs" / "where.md").read_text(encoding="utf-8").splitlines()
@@ -15,21 +16,6 @@ ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in LINES 
 ENTRIES = [row for row in ROWS if row != HEADER and set(row) != {"---"}]
 PAIRS = sorted({(file.strip("`"), symbol.strip("`")) for _, file, symbol in ENTRIES})
 SHOWN = re.findall(r"`((?:tests|examples)/\S+)::(\w+)`", "\n".join(LINES))
-
-
-def named(node: ast.stmt) -> list[str]:
-    """The names that a statement defines; an import defines none."""
-    if isinstance(node, ast.FunctionDef | ast.ClassDef):
-        return [node.name]
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-    return [target.id for target in targets if isinstance(target, ast.Name)]
-
-
-def is_defined(file: str, symbol: str) -> bool:
-    node = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-    for name in symbol.split("."):
-        node = next((child for child in getattr(node, "body", []) if name in named(child)), None)
-    return node is not None
 
 
 def test_there_are_entries_in_every_table():
@@ -41,7 +27,7 @@ def test_there_are_entries_in_every_table():
 @pytest.mark.parametrize(("file", "symbol"), PAIRS)
 def test_the_symbol_is_defined_in_its_file(file, symbol):
     assert file.startswith("src/loglik/")
-    assert is_defined(file, symbol), f"{file} defines no {symbol}"
+    assert defines(f"{file}::{symbol}"), f"{file} defines no {symbol}"
     module = importlib.import_module(file.removeprefix("src/").removesuffix(".py").replace("/", "."))
     assert Path(module.__file__).as_posix().endswith(file)
     assert operator.attrgetter(symbol)(module) is not None
@@ -49,7 +35,7 @@ def test_the_symbol_is_defined_in_its_file(file, symbol):
 
 @pytest.mark.parametrize(("file", "symbol"), SHOWN)
 def test_what_shows_a_statement_exists(file, symbol):
-    assert is_defined(file, symbol), f"{file} defines no {symbol}"
+    assert defines(f"{file}::{symbol}"), f"{file} defines no {symbol}"
 
 
 def test_every_path_exists():
@@ -66,6 +52,6 @@ def test_formulas_are_closed():
 
 
 def test_an_import_or_a_missing_name_is_no_definition():
-    assert not is_defined("src/loglik/diffusion/likelihood.py", "SPACINGS")
-    assert is_defined("src/loglik/diffusion/time_grid.py", "SPACINGS")
-    assert not is_defined("src/loglik/vae/ladder.py", "LadderVAE.loss")
+    assert not defines("src/loglik/diffusion/likelihood.py::SPACINGS")
+    assert defines("src/loglik/diffusion/time_grid.py::SPACINGS")
+    assert not defines("src/loglik/vae/ladder.py::LadderVAE.loss")

@@ -11,13 +11,13 @@ import loglik.verification.statements
 from loglik.density import Density
 from loglik.verification import CHECKS, Subject
 from loglik.verification.verify import run_check
+from loglik.verification.verify import subject_of as subject_of_run
 
 
 def subject_of(model: str, data: Any, *, train: int = 5, seed: int = 0, label: str | None = None, **options: Any):
     """A model trained for a few steps on data, with its held-out split."""
     run = loglik.fit(model, data, max_steps=train, seed=seed, progress=False, label=label, **options)
-    dataset = run.data_for(data)
-    return Subject(run.density.eval(), dataset, run.model, dict(run.config["options"]), dataset.scored_split, seed)
+    return subject_of_run(run, run.data_for(data), seed=seed)
 
 
 def outcome(name: str, subject: Subject) -> str:

@@ -311,10 +311,11 @@ def inspect(
     from loglik.inspection import load_or_build, print_inspection, write_page
     from loglik.runs import new_folder
 
-    density, dataset, name, trained = load_or_build(model, data, label=label, seed=seed, device=device)
+    run, dataset = load_or_build(model, data, label=label, seed=seed, device=device)
     folder = folder_for(out, model, before="inspect-")
     new_folder(folder, resumable=False)
-    found = inspect_density(density, dataset, split="all" if data else None, model=name, trained=trained, seed=seed)
+    split, trained = "all" if data else None, run.path is not None
+    found = inspect_density(run.density, dataset, split=split, model=run.model, trained=trained, seed=seed)
     print_inspection(found)
     print(f"page: {write_page(folder / 'inspection.html', found)}")
 
@@ -340,15 +341,13 @@ def verify(
     from loglik.inspection import load_or_build
     from loglik.runs import new_folder
     from loglik.verification import print_verification, write_page
-    from loglik.verification.subject import Subject
-    from loglik.verification.verify import selected, verify_subject
+    from loglik.verification.verify import selected, subject_of, verify_subject
 
     checks = selected(None if only is None else [name.strip() for name in only.split(",") if name.strip()])
-    density, dataset, name, _ = load_or_build(model, data, label=label, seed=seed, device=device)
+    run, dataset = load_or_build(model, data, label=label, seed=seed, device=device)
     folder = folder_for(out, model, before="verify-")
     new_folder(folder, resumable=False)
-    subject = Subject(density, dataset, name, split="all" if data else dataset.scored_split, seed=seed)
-    verification = verify_subject(subject, checks)
+    verification = verify_subject(subject_of(run, dataset, split="all" if data else None, seed=seed), checks)
     print_verification(verification)
     if json is not None:
         verification.write_json(json)

@@ -25,7 +25,7 @@ from loglik.inspection.permutation import Permutation, permutation_errors
 from loglik.inspection.receptive import ReceptiveField, receptive_fields
 from loglik.networks.attention import SelfAttention
 from loglik.recipes import RECIPES, build
-from loglik.runs import load
+from loglik.runs import Run, load
 
 __all__ = ["Inspection", "inspect", "load_or_build"]
 
@@ -90,11 +90,10 @@ def load_or_build(
     label: str | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
-) -> tuple[Density, Data, str, bool]:
-    """Load the density of a run, or build an untrained one of a family; return it with its data.
+) -> tuple[Run, Data]:
+    """Load a run, or build an untrained density of a family, a run without a path; return it with its data.
 
-    The last two values are the name of the family, and whether the density is a run's. A family without data is built
-    for digits. The density is on the device, of which `resolve_device` knows the names.
+    A family without data is built for digits. The density is on the device, of which `resolve_device` knows the names.
 
     Raises:
         ValueError: if `model` is neither a run nor a family, or there is no such device.
@@ -103,7 +102,7 @@ def load_or_build(
     path = Path(model)
     if (path / "config.yaml").is_file():
         run = load(path, device=device)
-        return run.density, run.data_for(data, label=label), run.model, True
+        return run, run.data_for(data, label=label)
     if model.partition(":")[0] not in RECIPES:
         what = "is not a run (it has no config.yaml)" if path.exists() else "is neither a run nor a model"
         raise ValueError(
@@ -114,7 +113,7 @@ def load_or_build(
         torch.manual_seed(seed)
         density = build(model, dataset.spec).to(device)
         density.initialise(*arguments(density, dataset.train.x[: 2**12], _rows(dataset.train.y, 2**12)))
-    return density.eval(), dataset, model, False
+    return Run(density.eval(), dataset.spec, {"model": model}), dataset
 
 
 def inspect(

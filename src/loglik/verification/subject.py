@@ -107,10 +107,6 @@ class Subject:
         if not any(parameter.dim() >= 2 for parameter in self.density.parameters()):
             raise DoesNotApply("this model has no layers with weights")
 
-    def loss(self) -> Tensor:
-        """Run the network on the examples: the density's loss."""
-        return self.density.loss(*self.arguments)
-
     def contexts(self, n: int) -> Tensor | None:
         """Return the contexts of the data in turn, n of them; None where the density has none."""
         if self.context is None:

@@ -14,7 +14,8 @@ import torch
 
 from loglik import files
 from loglik.data import as_data
-from loglik.density import Density
+from loglik.data.dataset import Data
+from loglik.density import Density, evaluation_mode
 from loglik.devices import fork_generators
 from loglik.runs import Run
 from loglik.verification.check import CHECKS, Check, Finding
@@ -106,25 +107,25 @@ def verify(
     Raises ValueError where no check has a name in `only`, or where a density is passed without data.
     """
     if isinstance(model, Run):
-        density, dataset = model.density, model.data_for(data)
-        name, options = model.model, dict(model.config.get("options", {}))
+        run, dataset = model, model.data_for(data)
+    elif data is None:
+        raise ValueError("pass data: a density by itself does not know what it was trained on")
     else:
-        if data is None:
-            raise ValueError("pass data: a density by itself does not know what it was trained on")
-        density, dataset = model, as_data(data)
-        name, options = type(model).__name__.lower(), {}
-    subject = Subject(density, dataset, name, options, split or dataset.scored_split, seed)
-    return verify_subject(subject, selected(only))
+        dataset = as_data(data)
+        run = Run(model, dataset.spec)
+    return verify_subject(subject_of(run, dataset, split=split, seed=seed), selected(only))
+
+
+def subject_of(run: Run, data: Data, *, split: str | None = None, seed: int = 0) -> Subject:
+    """Return what the checks run on: a run's density and options, with a split of data, the test split if None."""
+    options = dict(run.config.get("options", {}))
+    return Subject(run.density, data, run.model, options, split or data.scored_split, seed)
 
 
 def verify_subject(subject: Subject, checks: Sequence[Check]) -> Verification:
     """Run checks on a subject, each from the same seed, so that one by itself finds what it finds among all."""
-    training = subject.density.training
-    subject.density.eval()
-    try:
+    with evaluation_mode(subject.density):
         rows = tuple(run_check(check, subject) for check in checks)
-    finally:
-        subject.density.train(training)
     return Verification(subject.model, subject.data.name, rows)
 
 
