@@ -17,10 +17,15 @@ import warnings
 from functools import cache
 from pathlib import Path
 
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import TextLexer, get_lexer_for_filename
+from pygments.util import ClassNotFound
+
 ROOT = Path(__file__).parents[2]
 LINE = re.compile(r"^\[\[(source|picture|verify) (.+?)\]\]$", re.MULTILINE)
-OUTSIDE = re.compile(r"\]\((\.\./[^)#\s]+)(#[^)\s]*)?\)")
-REPOSITORY = "https://github.com/loglik/loglik/blob/main"
+OUTSIDE = re.compile(r"\[([^\]]+)\]\((\.\./[^)#\s]+)(#[^)\s]*)?\)")
+LINKED: set[str] = set()  # files of the repository that pages link to
 WORDS = {
     "en": {"check": "check", "model": "model", "computed": "computed", "value": "value", "statement": "statement"},
     "zh": {"check": "检验", "model": "模型", "computed": "计算的量", "value": "数值", "statement": "命题"},
@@ -35,13 +40,13 @@ def on_pre_build(config, **kwargs) -> None:
 
 
 def on_page_markdown(markdown: str, page, config, **kwargs) -> str:
-    """Fill the directives of a page, and let links to files outside docs/ lead to the repository."""
+    """Fill the directives of a page, and let links to files outside docs/ lead to their copies in the site."""
     language = "zh" if page.file.src_path.endswith(".zh.md") or page.file.dest_path.startswith("zh/") else "en"
 
     def filled(match: re.Match) -> str:
         kind, what = match.groups()
         if kind == "source":
-            return source(what)
+            return source(what, page)
         if kind == "picture":
             return picture(what, page, Path(config["docs_dir"]), language)
         return verification(what, language)
@@ -49,18 +54,39 @@ def on_page_markdown(markdown: str, page, config, **kwargs) -> str:
     return OUTSIDE.sub(lambda match: outside(match, page), LINE.sub(filled, markdown))
 
 
+def on_post_build(config, **kwargs) -> None:
+    """Write the linked files of the repository into the site, highlighted and with an anchor for each line."""
+    for file in sorted(LINKED):
+        target = Path(config["site_dir"]) / "source" / f"{file}.html"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        text = (ROOT / file).read_text(encoding="utf-8")
+        try:
+            lexer = get_lexer_for_filename(file)
+        except ClassNotFound:
+            lexer = TextLexer()
+        page = HtmlFormatter(full=True, title=file, linenos="inline", lineanchors="L", anchorlinenos=True)
+        target.write_text(highlight(text, lexer, page), encoding="utf-8")
+
+
+def repository_link(file: str, page, line: int | None = None) -> str:
+    """Return the address of a file of the repository in the site, from a page."""
+    LINKED.add(file)
+    anchor = "" if line is None else f"#L-{line}"
+    return f"{'../' * page.file.dest_path.count('/')}source/{file}.html{anchor}"
+
+
 def outside(match: re.Match, page) -> str:
     """Return a link to a file of the repository, from one that is relative to a page."""
     docs = ROOT / "docs"
-    target = (docs / page.file.src_path).parent.joinpath(match[1]).resolve()
+    target = (docs / page.file.src_path).parent.joinpath(match[2]).resolve()
     if target.is_relative_to(docs) or not target.is_relative_to(ROOT):
         return match[0]
-    if not target.exists():
-        raise ValueError(f"{page.file.src_path}: the link {match[1]} leads nowhere")
-    return f"]({REPOSITORY}/{target.relative_to(ROOT).as_posix()}{match[2] or ''})"
+    if not target.is_file():
+        raise ValueError(f"{page.file.src_path}: the link {match[2]} leads to no file")
+    return f'<a href="{repository_link(target.relative_to(ROOT).as_posix(), page)}">{match[1]}</a>'
 
 
-def source(what: str) -> str:
+def source(what: str, page) -> str:
     """Return a definition as a block of code with a link to it."""
     file, _, symbol = what.partition("::")
     text = (ROOT / file).read_text(encoding="utf-8")
@@ -72,8 +98,8 @@ def source(what: str) -> str:
         node = found[0]
     first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
     code = textwrap.dedent("\n".join(text.splitlines()[first - 1 : node.end_lineno]))
-    link = f"{REPOSITORY}/{file}#L{first}"
-    return f"[`{file}`, `{symbol}`]({link})\n\n```python\n{code}\n```"
+    link = repository_link(file, page, first)
+    return f'<a href="{link}"><code>{file}</code>, <code>{symbol}</code></a>\n\n```python\n{code}\n```'
 
 
 def _defined(node: ast.AST) -> list[str]:
