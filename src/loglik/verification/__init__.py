@@ -3,7 +3,7 @@
 from loglik.verification.check import CHECKS, Check, Finding, check
 from loglik.verification.page import print_verification, write_page
 from loglik.verification.subject import DoesNotApply, Part, Subject
-from loglik.verification.verify import Row, Verification, verify
+from loglik.verification.verify import CheckResult, Verification, verify
 
 __all__ = [
     "CHECKS",
@@ -11,7 +11,7 @@ __all__ = [
     "DoesNotApply",
     "Finding",
     "Part",
-    "Row",
+    "CheckResult",
     "Subject",
     "Verification",
     "check",

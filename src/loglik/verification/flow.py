@@ -15,7 +15,7 @@ from loglik.flows import Continuous, Flow
 from loglik.transforms import Transform
 from loglik.verification.check import Finding, check, standard_error
 from loglik.verification.subject import DoesNotApply, Subject
-from loglik.verification.transform_calls import Call, Calls, double, record_calls
+from loglik.verification.transform_calls import TransformCall, TransformCalls, double, record_calls
 
 __all__ = ["composed_log_determinant", "inverse", "log_determinant"]
 
@@ -127,7 +127,7 @@ def inverse(subject: Subject) -> Iterator[Finding]:
 class _Layer:
     """A call, with the log-determinant by autograd at its first rows."""
 
-    call: Call
+    call: TransformCall
     exact: Float[Tensor, " B"]
 
     def error(self, log_det: Tensor | None = None) -> float:
@@ -138,7 +138,7 @@ class _Layer:
         return ((found - self.exact).abs() / self.exact.abs().clamp_min(1)).max().item()
 
 
-def _layers(calls: Calls) -> tuple[list[_Layer], list[str]]:
+def _layers(calls: TransformCalls) -> tuple[list[_Layer], list[str]]:
     """Return the layers whose Jacobian is computed, and in words those that are left out."""
     layers, left_out, classes = [], [], set()
     for call in calls.encoded.values():
@@ -175,7 +175,7 @@ def log_abs_det(
     return torch.linalg.slogdet(jacobian.reshape(b, dims, dims))[1]
 
 
-def _composed(call: Call, layers: Sequence[Call], calls: Calls, rows: int) -> Finding:
+def _composed(call: TransformCall, layers: Sequence[TransformCall], calls: TransformCalls, rows: int) -> Finding:
     assert isinstance(call.module, Flow) and call.log_det is not None
     inside = {layer.name for layer in layers}
     named = [calls.encoded[_child(call.name, number)] for number in range(len(call.module.transforms))]
@@ -199,9 +199,9 @@ def _composed(call: Call, layers: Sequence[Call], calls: Calls, rows: int) -> Fi
     return Finding.equal(computed, error, 0, tolerance=SOLVER if solved else ROUNDING)
 
 
-def _run_of_exact(flow: Flow, name: str, calls: Calls) -> list[Call]:
+def _run_of_exact(flow: Flow, name: str, calls: TransformCalls) -> list[TransformCall]:
     """Return the longest run of a flow's transforms that are deterministic, with exact log-determinants."""
-    runs: list[list[Call]] = [[]]
+    runs: list[list[TransformCall]] = [[]]
     for number, transform in enumerate(flow.transforms):
         call = calls.encoded[_child(name, number)]
         if transform.bound is Bound.EXACT and call.output.is_floating_point():
@@ -215,7 +215,7 @@ def _child(name: str, number: int) -> str:
     return f"{name}.transforms.{number}".lstrip(".")
 
 
-def _dims(call: Call) -> int:
+def _dims(call: TransformCall) -> int:
     return math.prod(call.x.shape[1:])
 
 
@@ -236,7 +236,7 @@ def _rank(error: float) -> float:
     return math.inf if math.isnan(error) else error
 
 
-def _in_float32(subject: Subject, call: Call) -> Tensor:
+def _in_float32(subject: Subject, call: TransformCall) -> Tensor:
     """Return the log-determinant by the model's own transform, at the same values."""
     transform = subject.density.get_submodule(call.name)
     context = call.context
@@ -245,7 +245,7 @@ def _in_float32(subject: Subject, call: Call) -> Tensor:
         return transform.encode(call.x.float(), context)[1]  # type: ignore[operator]
 
 
-def _mean_estimate(call: Call) -> tuple[float, float]:
+def _mean_estimate(call: TransformCall) -> tuple[float, float]:
     """Return the mean of an estimated log-determinant of the first row over draws, with its standard error."""
     context = None if call.context is None else call.context[:1].expand(PROBES, -1)
     with torch.no_grad(), double():

@@ -12,7 +12,7 @@ from loglik import files
 from loglik.report.html import render
 from loglik.report.mathml import mathml
 from loglik.verification.check import Finding
-from loglik.verification.verify import Outcome, Row, Verification, ordered
+from loglik.verification.verify import CheckResult, Outcome, Verification, ordered
 
 __all__ = ["print_verification", "write_page"]
 
@@ -71,7 +71,7 @@ def print_verification(verification: Verification) -> None:
     console.print(summary(verification), highlight=False)
 
 
-def _shown(row: Row) -> dict[str, object]:
+def _shown(row: CheckResult) -> dict[str, object]:
     return {
         "name": row.check.name,
         "formula": Markup(mathml(row.check.statement)),

@@ -16,11 +16,11 @@ from loglik.flows import Flow
 from loglik.transforms import Transform
 from loglik.verification.subject import Subject
 
-__all__ = ["Call", "Calls", "record_calls"]
+__all__ = ["TransformCall", "TransformCalls", "record_calls"]
 
 
 @dataclass(frozen=True)
-class Call:
+class TransformCall:
     """One call of `encode` or `decode` of a transform, or of a flow: (x, context) to `output`.
 
     Attributes:
@@ -48,20 +48,20 @@ class Call:
 
 
 @dataclass
-class Calls:
+class TransformCalls:
     """The first call of each transform and flow by its name, in the order in which they ended."""
 
-    encoded: dict[str, Call] = field(default_factory=dict)
-    decoded: dict[str, Call] = field(default_factory=dict)
+    encoded: dict[str, TransformCall] = field(default_factory=dict)
+    decoded: dict[str, TransformCall] = field(default_factory=dict)
 
 
-def record_calls(subject: Subject, rows: int) -> Calls:
+def record_calls(subject: Subject, rows: int) -> TransformCalls:
     """Evaluate `rows` examples and draw as many on a copy in float64, and return the calls of its transforms.
 
     Raises DoesNotApply where the density has no transforms.
     """
     subject.modules(Transform)
-    calls = Calls()
+    calls = TransformCalls()
     density = copy.deepcopy(subject.density).double().eval()
     for name, module in density.named_modules():
         if isinstance(module, (Transform, Flow)):
@@ -86,17 +86,17 @@ def double() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _record(name: str, module: Transform | Flow, calls: Calls) -> None:
+def _record(name: str, module: Transform | Flow, calls: TransformCalls) -> None:
     encode, decode = module.encode, module.decode
 
     def recorded_encode(x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         z, log_det = encode(x, context)
-        calls.encoded.setdefault(name, Call(name, module, x, context, z, log_det, encode, decode))
+        calls.encoded.setdefault(name, TransformCall(name, module, x, context, z, log_det, encode, decode))
         return z, log_det
 
     def recorded_decode(z: Tensor, context: Tensor | None = None) -> Tensor:
         x = decode(z, context)
-        calls.decoded.setdefault(name, Call(name, module, z, context, x, None, encode, decode))
+        calls.decoded.setdefault(name, TransformCall(name, module, z, context, x, None, encode, decode))
         return x
 
     methods: dict[str, Any] = {"encode": recorded_encode, "decode": recorded_decode}

@@ -21,13 +21,13 @@ from loglik.runs import Run
 from loglik.verification.check import CHECKS, Check, Finding
 from loglik.verification.subject import DoesNotApply, Subject
 
-__all__ = ["Outcome", "Row", "Verification", "verify"]
+__all__ = ["Outcome", "CheckResult", "Verification", "verify"]
 
 Outcome = Literal["holds", "fails", "reported", "does not apply"]
 
 
 @dataclass(frozen=True)
-class Row:
+class CheckResult:
     """A statement and what was found of it on a model.
 
     Attributes:
@@ -68,10 +68,10 @@ class Verification:
 
     model: str
     data: str
-    rows: tuple[Row, ...]
+    rows: tuple[CheckResult, ...]
 
     @property
-    def failed(self) -> tuple[Row, ...]:
+    def failed(self) -> tuple[CheckResult, ...]:
         """The statements that fail."""
         return tuple(row for row in self.rows if row.outcome == "fails")
 
@@ -142,7 +142,7 @@ def selected(only: str | Sequence[str] | None) -> list[Check]:
     return [check for check in CHECKS.values() if check.name.startswith(tuple(names))]
 
 
-def run_check(check: Check, subject: Subject) -> Row:
+def run_check(check: Check, subject: Subject) -> CheckResult:
     """Run one check; an error inside it is a statement that fails, with the error as the reason."""
     start = time.perf_counter()
     findings: tuple[Finding, ...] = ()
@@ -159,12 +159,12 @@ def run_check(check: Check, subject: Subject) -> Row:
         outcome, reason = "does not apply", str(why)
     except Exception as error:  # a user's density may raise anything, and the other statements are still worth knowing
         outcome, reason = "fails", f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return Row(check, findings, outcome, reason, time.perf_counter() - start)
+    return CheckResult(check, findings, outcome, reason, time.perf_counter() - start)
 
 
-def ordered(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
+def ordered(rows: Sequence[CheckResult]) -> Iterator[tuple[str, list[CheckResult]]]:
     """Yield each section of the notes with its rows, in the order of the registry."""
-    sections: dict[str, list[Row]] = {}
+    sections: dict[str, list[CheckResult]] = {}
     for row in rows:
         sections.setdefault(row.check.section, []).append(row)
     yield from sections.items()
