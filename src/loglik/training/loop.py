@@ -24,7 +24,7 @@ from loglik import runs
 from loglik.cpu.private import keep_saved_tensors
 from loglik.data.dataset import Data, Split
 from loglik.density import Density
-from loglik.evaluation.scores import arguments, default_samples, log_probs
+from loglik.evaluation.scores import arguments, check_split, default_samples, log_probs
 from loglik.training import checkpoint
 from loglik.training.average import MovingAverage
 from loglik.training.batches import MAX_BYTES, Batches
@@ -121,6 +121,7 @@ class Trainer:
 
     def _prepare(self, resume: bool) -> None:
         """Set up the module, the optimizers and the average; start from data or from the newest checkpoint."""
+        check_split(self.density, self.data.train)
         saved = self._saved(self.path) if resume and self.path else None
         self.density.to(self.fabric.device)
         if saved is None:

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from loglik.checks import data_checked
 from loglik.density import Density
 from loglik.evaluation.scores import arguments
 from loglik.graphs import Graphed
@@ -46,7 +47,7 @@ class Step:
         module: the density's loss, as Fabric set it up.
         optimizers: as Fabric set them up.
         average: the moving average of the weights, if any.
-        batches: the training data.
+        batches: the training data, which were checked: the steps do not check them.
         settings: how to train.
         report: called with one line if the step cannot be a CUDA graph.
 
@@ -97,7 +98,7 @@ class Step:
         self._number.fill_(number)
         self._rate.fill_(rate)
         self._weight.fill_(weight)
-        with torch.no_grad():  # within, the loss enables gradients
+        with torch.no_grad():  # the step itself enables them for the loss
             self._arrivals.send(self._graphed(event, context))
         if self._arrivals.newest is not None:
             self.loss = self._arrivals.newest[0]
@@ -139,7 +140,7 @@ class Step:
 
     def _gradient(self, event: Tensor, context: Tensor | None) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Compute the gradient of a batch's loss, and clip it; return the loss and the gradient's norm."""
-        with torch.enable_grad():
+        with torch.enable_grad(), data_checked():
             loss = self.module(event, context)
             self.fabric.backward(loss)
         loss = loss.detach()
