@@ -77,7 +77,13 @@ class Trainer:
         self.tokens = data.train.units_per_example  # the bar shows nats per token of a text, else per example
         max_examples = max(64, VALIDATION_TOKENS // dims) if text else max(128, min(1024, 2**19 // dims))
         self.validation = data.validation.evenly(max_examples).to(fabric.device, max_bytes=MAX_BYTES)
-        self.batches = Batches(data.train, batch_size=settings.batch_size, seed=settings.seed, fabric=fabric)
+        self.batches = Batches(
+            data.train,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            fabric=fabric,
+            accumulate=settings.accumulate,
+        )
         epoch = self.batches.steps_per_epoch
         self.last_step = min([settings.max_steps or math.inf, (settings.max_epochs or math.inf) * epoch])
         self.validate_every = settings.validate_every or max(25, min(500, epoch))
