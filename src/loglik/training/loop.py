@@ -27,6 +27,7 @@ from loglik.density import Density
 from loglik.evaluation.scores import arguments, check_split, default_samples, log_probs
 from loglik.training import checkpoint
 from loglik.training.average import MovingAverage
+from loglik.training.batch_norm import share_statistics
 from loglik.training.batches import MAX_BYTES, Batches
 from loglik.training.early_stopping import EarlyStopping
 from loglik.training.learning_rate import rate_factor
@@ -132,6 +133,7 @@ class Trainer:
         self.density.to(self.fabric.device)
         if saved is None:
             self.density.initialise(*self._examples(self.data.train))
+        share_statistics(self.density, self.fabric, self.settings.accumulate, self.report)
         loss: Any = _Loss(self.density)
         if self.settings.compile:
             loss = torch.compile(loss)
@@ -211,6 +213,8 @@ class Trainer:
             samples = max(1, min(samples, VALIDATION_DRAWS // size))
         scores = log_probs(density, self.validation, samples=samples, seed=self.settings.seed, fabric=self.fabric)
         loss, norm = self.steps.means()
+        if self.fabric.world_size > 1:  # rank 0 decides
+            loss, norm, scores = self.fabric.broadcast((loss, norm, scores))
         row = (self.step, self.elapsed, -loss, scores.mean().item(), rate, norm)
         self.history.append(dict(zip(runs.METRICS, row, strict=True)))
         if self.stopping.update(self.step, scores, -loss, warming_up=self.density.warming_up):

@@ -143,7 +143,9 @@ class Step:
         event, context = self._begin(number, fraction)
         loss, _ = self._gradient(event, context)
         self._begin(number, fraction)
-        return find_not_finite(self.density, loss.item(), event, context)
+        words = find_not_finite(self.density, loss.item(), event, context)
+        every = [self.fabric.broadcast(words, src=rank) for rank in range(self.ranks)]
+        return next((words for words in every if "its term" in words), every[0])
 
     def _begin(self, number: int, fraction: float) -> tuple[Tensor, Tensor | None]:
         """Seed the noise of a step, tell the density how far the training is, and return this rank's examples."""
