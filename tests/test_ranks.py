@@ -97,13 +97,13 @@ OTHERS = [
     "flow:glow/large image/adamw",
     "flow:maf/table/muon",
     "flow:nsf/whole array/adamw",
-    "flow:continuous/real array/adamw",
+    "flow:continuous/real array/sgd",
     "vae/mixed table/muon",
     "vae:vamp/image/adamw",
     "vae:flow/image/adamw",
     "vae:hierarchical/image/adamw",
     "vae:diffusion/image/adamw",
-    "diffusion/image/adamw",
+    "diffusion/image/sgd",
     "diffusion/large image/sgd",
 ]
 

@@ -47,7 +47,7 @@ CALIBRATION_EXAMPLES = 2**16  # at most, for `initialise` and `calibrate`
 
 
 class Trainer:
-    """Train a density on data: `run` makes the steps; `initialise_only` fits a density without parameters.
+    """Train a density on data: `run` prepares and makes the steps; `initialise_only` fits a density without parameters.
 
     Args:
         fabric: launched; its device, precision and ranks.
@@ -104,29 +104,33 @@ class Trainer:
     def run(self, bar: Progress, resume: bool) -> None:
         """Train to the limit or until patience ends, and leave the density with the weights of the best validation."""
         with _safe_compilation() if self.settings.compile else nullcontext():
-            self._prepare(resume)
-            began = time.perf_counter() - self.elapsed
-            while (fraction := self._fraction_done()) < 1 and not self.stopping.out_of_patience:
-                rate = self.settings.learning_rate * rate_factor(fraction, self.step, self.settings.warmup)
-                self.steps.take(self.step, fraction, rate)
-                self.step += 1
-                self.elapsed = self._agree(time.perf_counter() - began)
-                due = self._validation_due()
-                self._check_finite(look=due)
-                bar.update(self._fraction_done(), self.step, self.elapsed, self.steps.loss / self.tokens)
-                if due:
-                    start = time.perf_counter()
-                    self._validate(rate)
-                    bar.validated(self.history[-1]["validation_nats"] / self.tokens)
-                    self._write()
-                    self.elapsed = self._agree(time.perf_counter() - began)
-                    self.next_validation = self._next_after(self._agree(time.perf_counter() - start))
-            self.elapsed = self._agree(time.perf_counter() - began)
+            self.prepare(resume)
+            self.train(bar)
         if self.best_weights:
             self.density.load_state_dict(self.best_weights)
         self.density.calibrate(*self._examples(self.data.validation))
 
-    def _prepare(self, resume: bool) -> None:
+    def train(self, bar: Progress) -> None:
+        """Make steps up to the limit or until patience ends, with the validations between."""
+        began = time.perf_counter() - self.elapsed
+        while (fraction := self._fraction_done()) < 1 and not self.stopping.out_of_patience:
+            rate = self.settings.learning_rate * rate_factor(fraction, self.step, self.settings.warmup)
+            self.steps.take(self.step, fraction, rate)
+            self.step += 1
+            self.elapsed = self._agree(time.perf_counter() - began)
+            due = self._validation_due()
+            self._check_finite(look=due)
+            bar.update(self._fraction_done(), self.step, self.elapsed, self.steps.loss / self.tokens)
+            if due:
+                start = time.perf_counter()
+                self._validate(rate)
+                bar.validated(self.history[-1]["validation_nats"] / self.tokens)
+                self._write()
+                self.elapsed = self._agree(time.perf_counter() - began)
+                self.next_validation = self._next_after(self._agree(time.perf_counter() - start))
+        self.elapsed = self._agree(time.perf_counter() - began)
+
+    def prepare(self, resume: bool) -> None:
         """Set up the module, the optimizers and the average; start from data or from the newest checkpoint."""
         check_split(self.density, self.data.train)
         saved = self._saved(self.path) if resume and self.path else None
