@@ -125,7 +125,7 @@ def compiler(monkeypatch):
 
         return call
 
-    def timed(step, device):
+    def timed(step, device, cuda_graph):
         before = len(calls)
         step()
         return seconds["compiled" if len(calls) > before else "plain"]
@@ -218,7 +218,7 @@ def test_the_choice_is_recorded_before_the_first_step(compiler, tmp_path, monkey
     def stop(self, *_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("loglik.training.loop.Trainer._take_step", stop)
+    monkeypatch.setattr("loglik.training.step.Step.take", stop)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run")
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["chosen"]["compile"] is True
@@ -243,7 +243,5 @@ def test_a_setting_that_is_no_choice_is_refused(tmp_path):
     well(*words, "--set", "compile=auto", "--set", "width=8", "--set", "depth=1")
 
 
-if (
-    __name__ == "__main__"
-):  # test_compilation.py BACKEND NETWORKS, without checks on signatures
+if __name__ == "__main__":  # test_compilation.py BACKEND NETWORKS, without checks on signatures
     check_sharing(sys.argv[1], sys.argv[2:])

@@ -10,18 +10,19 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from loglik.checks import data_checked
 from loglik.cpu.private import allow_compilations, keep_saved_tensors
 from loglik.density import Density
 from loglik.devices import fork_generators
+from loglik.graphs import WARMUP, can_capture, capture, run_aside
 from loglik.regions import COMPILER, compiled_regions, observed_regions
 
 __all__ = ["Choice", "Loss", "choose_compilation", "compiler_settings"]
@@ -75,6 +76,7 @@ def choose_compilation(
     requested: bool | str,
     recorded: bool | None = None,
     seconds_left: Callable[[float], float] = lambda step: float("inf"),
+    cuda_graph: bool = True,
 ) -> Choice:
     """Choose whether a training's steps are compiled, and compile them.
 
@@ -85,6 +87,7 @@ def choose_compilation(
         requested: the setting `compile`.
         recorded: the choice of the run that is resumed, which is made again; None for none.
         seconds_left: from the seconds of a step to the seconds of training left.
+        cuda_graph: the setting: whether steps are to be replayed as a CUDA graph, and so are timed.
     """
     wanted = recorded if recorded is not None else None if requested == "auto" else bool(requested)
     if wanted is False or (wanted is None and not _may_pay(fabric.device)):
@@ -92,8 +95,12 @@ def choose_compilation(
     began = time.perf_counter()
     loss = next(part for part in module.modules() if isinstance(part, Loss))
 
+    def seconds() -> float:
+        return fabric.broadcast(_seconds(step, fabric.device, cuda_graph))
+
     def step() -> None:
-        fabric.backward(module(*batch))
+        with torch.enable_grad(), data_checked():
+            fabric.backward(module(*batch))
         for parameter in module.parameters():
             parameter.grad = None
 
@@ -102,7 +109,7 @@ def choose_compilation(
         with observed_regions() as seen:
             step()
         loss.regions = len(seen)
-        compiled, line = _choose(loss, step, wanted, fabric, seconds_left)
+        compiled, line = _choose(loss, step, wanted, seconds, seconds_left)
     loss.compiled = compiled
     return Choice(compiled, line, time.perf_counter() - began)
 
@@ -111,7 +118,7 @@ def _choose(
     loss: Loss,
     step: Callable[[], None],
     wanted: bool | None,
-    fabric: Fabric,
+    seconds: Callable[[], float],
     seconds_left: Callable[[float], float],
 ) -> tuple[bool, str]:
     """Return whether compiled steps are kept, and why."""
@@ -119,7 +126,7 @@ def _choose(
     what = f"{count} region{'s' * (count > 1)}"
     plain = 0.0
     if wanted is None:
-        plain = fabric.broadcast(_seconds(step, fabric.device))
+        plain = seconds()
         left, cost = seconds_left(plain), SECONDS_TO_START + SECONDS_PER_REGION * count
         if EXPECTED_GAIN * left < cost:
             saved = f"about {EXPECTED_GAIN * left:.0f} s of the {left:.0f} s left"
@@ -134,7 +141,7 @@ def _choose(
     compiling = f"compiled: {what} in {time.perf_counter() - began:.0f} s"
     if wanted is not None:
         return True, compiling
-    compiled = fabric.broadcast(_seconds(step, fabric.device))
+    compiled = seconds()
     if compiled > (1 - MIN_GAIN) * plain:
         return False, f"not compiled: a step takes {1e3 * compiled:.1f} ms compiled and {1e3 * plain:.1f} ms without"
     return True, f"{compiling}, a step takes {1e3 * compiled:.1f} ms instead of {1e3 * plain:.1f} ms"
@@ -172,13 +179,20 @@ def _kept_state(density: Density, device: torch.device) -> Iterator[None]:
                     buffer.copy_(before)
 
 
-def _seconds(step: Callable[[], None], device: torch.device) -> float:
-    """Return the seconds of a step, the median of five, once it is warm.
+def _seconds(step: Callable[[], None], device: torch.device, cuda_graph: bool) -> float:
+    """Return the seconds of a step, the median of five, once it is warm; as a replayed CUDA graph where it is to be."""
 
-    On a GPU the kernels are timed, as a CUDA graph replays them, so that the time of launching does not count.
-    """
-    step()
-    call = _graphed(step, device) if device.type == "cuda" else step
+    def function(x: Tensor) -> Tensor:
+        step()
+        return x
+
+    call = step
+    if cuda_graph and can_capture(device):
+        inputs = [torch.zeros((), device=device)]
+        for _ in range(WARMUP):
+            run_aside(function, inputs)
+        with suppress(Exception):  # something in the step reads the host
+            call = capture(function, inputs)[1]
     times = []
     for _ in range(6):
         _synchronize(device)
@@ -187,17 +201,6 @@ def _seconds(step: Callable[[], None], device: torch.device) -> float:
         _synchronize(device)
         times.append(time.perf_counter() - began)
     return median(times[1:])
-
-
-def _graphed(step: Callable[[], None], device: torch.device) -> Callable[[], Any]:
-    """Return the step as the replay of a CUDA graph, or itself where it cannot be captured."""
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.device(device), torch.cuda.graph(graph):
-            step()
-    except RuntimeError:  # something in it reads the host
-        return step
-    return graph.replay
 
 
 def _synchronize(device: torch.device) -> None:

@@ -73,6 +73,8 @@ class TrainingSettings:
         compile: whether torch.compile compiles the repeated parts of the networks, which takes 5 to 60 s before the
             first step. These count as training time. `auto` compiles on a CUDA GPU where that saves more time within
             the limits than it takes.
+        cuda_graph: on one CUDA GPU, capture the step as a graph after three steps and replay it, which launches all its
+            kernels at once. Where that fails, training says so and goes on plainly.
     """
 
     max_steps: int | None = None
@@ -95,6 +97,7 @@ class TrainingSettings:
     strategy: str = "auto"
     num_nodes: int = 1
     compile: bool | str = "auto"
+    cuda_graph: bool = True
 
     def __post_init__(self) -> None:
         check_types(self)
