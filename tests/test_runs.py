@@ -76,7 +76,7 @@ def test_a_run_comes_back_the_same_and_no_pickle_is_read(name, data, options, tm
 def test_what_is_in_the_folder(run) -> None:
     config = yaml.safe_load((run.path / "config.yaml").read_text())
     assert config["model"] == "vae"
-    assert config["options"] == {"size": "small", "width": 8}
+    assert config["options"] == {"width": 8}
     assert config["versions"] == {
         "loglik": loglik.__version__,
         "torch": torch.__version__,

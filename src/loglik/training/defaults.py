@@ -63,8 +63,12 @@ def suit_device(
     family, spec, train = recipe(name).family, data.spec, data.train
     before = {k: getattr(settings, k) for k in recipe(name).training(spec)} | {"precision": settings.precision}
     now = training_for(family, spec, before, device, examples=len(train) // train.units_per_example)
-    size = size_for(family, spec, device, units=train.size, max_time=settings.max_time, max_steps=settings.max_steps)
-    return replace(settings, **{k: v for k, v in now.items() if k not in set_}), {"size": size, **options}
+    if "size" not in options:
+        size = size_for(
+            family, spec, device, units=train.size, max_time=settings.max_time, max_steps=settings.max_steps
+        )
+        options = {**({} if size == "small" else {"size": size}), **options}
+    return replace(settings, **{k: v for k, v in now.items() if k not in set_}), options
 
 
 def _mapping(config: dict[str, Any], key: str) -> dict[str, Any]:
