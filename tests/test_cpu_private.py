@@ -91,7 +91,7 @@ def test_the_fallbacks_are_in_use(fallbacks):
     }
     looked_up = {name: value for name, value in found.items() if not isinstance(value, types.FunctionType)}
     assert len(looked_up) == 10 and not any(looked_up.values())
-    assert not private.HAS_ONEDNN and len(FUNCTIONS) == 9
+    assert not private.HAS_ONEDNN and len(FUNCTIONS) == 10
     assert all(getattr(private, name).__module__ == "loglik_private_fallbacks" for name in FUNCTIONS)
     assert fallbacks.TorchDispatchMode is torch.utils.flop_counter.TorchDispatchMode
 
@@ -187,3 +187,12 @@ def test_saved_tensors_are_kept_where_the_compiler_would_overwrite_them(request)
     request.getfixturevalue("fallbacks")
     with private.keep_saved_tensors():
         assert config.donated_buffer is True
+
+
+def test_more_shapes_are_compiled_than_torch_allows():
+    import torch._dynamo.config as config
+
+    before = config.recompile_limit
+    with private.allow_compilations(before + 1):
+        assert config.recompile_limit == before + 1
+    assert config.recompile_limit == before

@@ -1,16 +1,27 @@
-"""Devices by name, and the state of their random numbers."""
+"""Devices by name, what they can do, and the state of their random numbers."""
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-__all__ = ["available_devices", "fork_generators", "full_precision", "resolve_device"]
+__all__ = [
+    "DeviceInfo",
+    "available_devices",
+    "describe_device",
+    "fork_generators",
+    "full_precision",
+    "resolve_device",
+]
 
+SIDE = 4096  # of the matrices whose product is timed
 NAMES = "auto, cpu, cuda, cuda:1 (or another number) or mps"
 
 
@@ -46,6 +57,37 @@ def resolve_device(name: str | torch.device) -> torch.device:
         why = "" if built else f"; torch is built without {device.type}"
         raise ValueError(f"there is no device {name!r}: this machine has {', '.join(map(str, there))}{why}")
     return device
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """What a device can do.
+
+    Attributes:
+        kind: `cpu`, `cuda` or `mps`.
+        memory: bytes of a CUDA GPU's memory; 0 for other devices.
+        flops: operations per second of matrix products in bfloat16, measured on CUDA GPUs; 0 for other devices.
+    """
+
+    kind: str
+    memory: int = 0
+    flops: float = 0.0
+
+
+@lru_cache
+def describe_device(device: torch.device) -> DeviceInfo:
+    """Return what a device can do, by a few timed products of matrices on a CUDA GPU; on others nothing is measured."""
+    if device.type != "cuda":
+        return DeviceInfo(device.type)
+    a, b = (torch.ones(SIDE, SIDE, dtype=torch.bfloat16, device=device) for _ in range(2))
+    seconds = []
+    for _ in range(8):
+        torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        a @ b
+        torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - began)
+    return DeviceInfo("cuda", torch.cuda.get_device_properties(device).total_memory, 2 * SIDE**3 / min(seconds))
 
 
 @contextmanager

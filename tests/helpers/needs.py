@@ -1,6 +1,7 @@
 """What a test needs that neither this project nor its dependencies bring: where it is missing the test is skipped."""
 
 import importlib
+import importlib.util
 import platform
 import shutil
 from types import ModuleType
@@ -11,6 +12,7 @@ import torch
 KEPT = []
 THINGS = {
     "a C compiler": lambda: shutil.which("cc") is not None,
+    "Triton": lambda: importlib.util.find_spec("triton") is not None,
     "a C++ compiler": lambda: shutil.which("g++") is not None,
     "a GPU": torch.cuda.is_available,
     "glibc": lambda: platform.libc_ver()[0] == "glibc",

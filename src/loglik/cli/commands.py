@@ -106,7 +106,10 @@ def fit(
         str | None, typer.Option(metavar="TIME", help="Longest training time, such as 45s, 5m or 1h.")
     ] = None,
     max_steps: Annotated[int | None, typer.Option(metavar="N", min=1, help="Maximal number of training steps.")] = None,
-    size: Annotated[str, typer.Option(help="Size of the networks: small, medium or large.")] = "small",
+    size: Annotated[
+        str | None,
+        typer.Option(help="Size of the networks: small, medium or large; small if omitted, on a fast GPU also medium."),
+    ] = None,
     label: Label = None,
     seed: Seed = 0,
     set_: Settings = None,
@@ -126,7 +129,7 @@ def fit(
     text, options = TextSettings.split_options(settings_of(set_))
     folder = folder_for(out, data, after=f"-{model.replace(':', '-')}")
     dataset = as_data(data, label=label, seed=seed, text=text, beside=folder)
-    options = {"size": size, **options, **without_none(max_time=max_time, max_steps=max_steps)}
+    options = {**without_none(size=size), **options, **without_none(max_time=max_time, max_steps=max_steps)}
     print(dataset.describe())
     run = train(model, dataset, out=folder, resume=resume, seed=seed, device=device, report=print, **options)
     if follower():

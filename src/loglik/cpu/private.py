@@ -19,6 +19,7 @@ from torch import Tensor
 __all__ = [
     "HAS_ONEDNN",
     "TorchDispatchMode",
+    "allow_compilations",
     "copy_each_",
     "is_observed",
     "keep_saved_tensors",
@@ -81,6 +82,13 @@ def keep_saved_tensors() -> AbstractContextManager[Any]:
     patch = _find("torch._functorch.config", "patch")
     known = _find("torch._functorch.config", "donated_buffer") is not None
     return patch(donated_buffer=False) if patch is not None and known else nullcontext()
+
+
+def allow_compilations(count: int) -> AbstractContextManager[Any]:
+    """Let the compiler compile the same code for this many structures and shapes, instead of torch's own limit."""
+    patch = _find("torch._dynamo.config", "patch")
+    known = _find("torch._dynamo.config", "recompile_limit") is not None
+    return patch(recompile_limit=count) if patch is not None and known else nullcontext()
 
 
 def lerp_each_(means: Sequence[Tensor], values: Sequence[Tensor], weight: float) -> None:

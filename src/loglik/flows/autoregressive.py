@@ -13,6 +13,7 @@ from loglik.density import conditioned
 from loglik.flows.maps import Map
 from loglik.networks.dropout import fade_dropout
 from loglik.networks.masked import MaskedMLP
+from loglik.regions import region
 from loglik.transforms.transform import Transform
 
 __all__ = ["MaskedAutoregressive"]
@@ -49,6 +50,7 @@ class MaskedAutoregressive(Transform):
     def decode(self, z: Float[Tensor, "B D"], context: Float[Tensor, "B E"] | None = None) -> Float[Tensor, "B D"]:
         return (self._parallel if self.inverse else self._sequential)(z, context)[0]
 
+    @region
     def _parallel(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Float[Tensor, " B"]]:
         raw = conditioned(self.network, x, context)
         z, log_slope = self.map.encode(x.T.contiguous(), raw.T.reshape(x.shape[1], -1, len(x)))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from loglik.density import conditioned
 from loglik.flows.maps import Map
 from loglik.networks.dropout import fade_dropout
+from loglik.regions import region
 from loglik.transforms.transform import Transform
 
 __all__ = ["Coupling"]
@@ -47,6 +48,7 @@ class Coupling(Transform):
     def initialise(self, x: Float[Tensor, "N D *S"]) -> None:
         fade_dropout(self.network, len(x))
 
+    @region
     def _couple(self, x: Tensor, context: Tensor | None, *, inverse: bool) -> tuple[Tensor, Float[Tensor, " B"]]:
         move = self.map.decode if inverse else self.map.encode
         m = len(self.moved)

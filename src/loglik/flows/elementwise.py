@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from loglik.flows.maps import Map
+from loglik.regions import region
 from loglik.transforms.transform import Transform
 
 __all__ = ["Elementwise"]
@@ -38,6 +39,7 @@ class Elementwise(Transform):
             return raw
         return raw + self.network(context).T.reshape(raw.shape)
 
+    @region
     def encode(
         self, x: Float[Tensor, "B D"], context: Float[Tensor, "B E"] | None = None
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, " B"]]:

@@ -98,7 +98,7 @@ def spline_formula(
 
 
 class _Spline(torch.autograd.Function):
-    """The spline with its gradient worked out: by the C kernel where it fits, else by `spline_formula`.
+    """The spline with its gradient worked out: by a kernel where one fits, else by `spline_formula`.
 
     Recording the formula would take three times the operations.
     """
@@ -107,9 +107,10 @@ class _Spline(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, raw: Tensor, bound: float, inverse: bool) -> tuple[Tensor, Tensor]:
         ctx.bound, ctx.inverse = bound, inverse
         ctx.set_materialize_grads(False)
-        if spline_kernel.fits(x, raw):
+        kernel = _kernel(x.device.type)
+        if kernel is not None and kernel.fits(x, raw):
             ctx.save_for_backward(x, raw)
-            return spline_kernel.spline(x, raw, _constants(raw, bound), inverse)
+            return kernel.spline(x, raw, _constants(raw, bound), inverse)
         with threads_for(FLOPS_PER_PARAMETER * raw.numel()):
             y, log_slope, bins, curve = spline_formula(x, raw, bound, inverse)
         ctx.save_for_backward(x, raw, *bins, *curve)
@@ -126,11 +127,22 @@ class _Spline(torch.autograd.Function):
             pull = torch.func.vjp(lambda x, raw: spline_formula(x, raw, ctx.bound, ctx.inverse)[:2], x, raw)[1]
             return *pull((grad_y, grad_log_slope)), None, None
         if not saved:
-            constants = _constants(raw, ctx.bound)
-            return *spline_kernel.spline_gradient(x, raw, grad_y, grad_log_slope, constants, ctx.inverse), None, None
+            kernel, constants = _kernel(x.device.type), _constants(raw, ctx.bound)
+            return *kernel.spline_gradient(x, raw, grad_y, grad_log_slope, constants, ctx.inverse), None, None
         bins, curve = Bins(*saved[: len(Bins._fields)]), Curve(*saved[len(Bins._fields) :])
         with threads_for(FLOPS_PER_PARAMETER * raw.numel()):
             return *spline_gradient(bins, curve, grad_y, grad_log_slope, ctx.bound, ctx.inverse), None, None
+
+
+def _kernel(device: str) -> Any:
+    """Return the module with the kernel for a type of device: in C for a CPU, in Triton for a CUDA GPU."""
+    if device == "cpu":
+        return spline_kernel
+    if device == "cuda":
+        from loglik.flows import spline_triton  # imports Triton, which takes a second
+
+        return spline_triton
+    return None
 
 
 def _constants(raw: Tensor, bound: float) -> list[float]:

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from loglik.regions import region
+
 __all__ = ["Pyramid", "TopDown"]
 
 
@@ -174,6 +176,7 @@ class _Residual(nn.Module):
         self.first = nn.Conv2d(width, width, 3, padding=1)
         self.second = _zero_init(nn.Conv2d(width, width, 3, padding=1))
 
+    @region
     def forward(self, h: Float[Tensor, "B W h w"]) -> Float[Tensor, "B W h w"]:
         return h + self.second(F.silu(self.first(F.silu(h))))
 

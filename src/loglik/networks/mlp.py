@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from loglik.networks.linear import Linear
 from loglik.networks.norms import make_norm
+from loglik.regions import region
 
 __all__ = ["ACTIVATIONS", "MLP", "ResidualMLP"]
 
@@ -64,6 +65,7 @@ class MLP(nn.Module):
         self.output = Linear(widths[-1], outputs)
         self.outputs = outputs
 
+    @region
     def forward(self, x: Float[Tensor, "B ..."], context: Float[Tensor, "B E"] | None = None) -> Float[Tensor, "B O"]:
         h = x.flatten(1)
         if self.training and self.norm == "batch" and len(h) == 1:
@@ -122,6 +124,7 @@ class _ResidualBlock(nn.Module):
         nn.init.zeros_(self.second.weight)
         nn.init.zeros_(self.second.bias)
 
+    @region
     def forward(self, h: Float[Tensor, "B W"], context: Float[Tensor, "B E"] | None = None) -> Float[Tensor, "B W"]:
         u = self.first(self.norm(h))
         if self.modulation is not None:

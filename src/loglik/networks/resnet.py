@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from loglik.networks.norms import make_norm
+from loglik.regions import region
 
 __all__ = ["ConvNet", "ResNet"]
 
@@ -142,6 +143,7 @@ class _Block(nn.Module):
         same = stride == 1 and inputs == self.outputs
         self.shortcut = _convolution(inputs, self.outputs, 1, stride, norm) if residual and not same else nn.Identity()
 
+    @region
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
         h = x
         for number, convolution in enumerate(self.convolutions):

@@ -19,6 +19,7 @@ from loglik.networks.attention import CrossAttention, KeyValueCache, SelfAttenti
 from loglik.networks.linear import Linear
 from loglik.networks.norms import make_norm
 from loglik.networks.positions import rotations
+from loglik.regions import region
 
 __all__ = ["BlockSettings", "CausalTransformer", "Decoder", "Encoder", "EncoderDecoder"]
 
@@ -191,6 +192,7 @@ class _Block(nn.Module):
         self.contract = Linear(hidden, width, bias=settings.bias)
         self.dropout = nn.Dropout(dropout)
 
+    @region
     def forward(
         self,
         x: Float[Tensor, "B T E"],

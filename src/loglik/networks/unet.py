@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from loglik.networks.attention import SelfAttention
 from loglik.networks.groupnorm import NormActivation
+from loglik.regions import region
 
 __all__ = ["UNet"]
 
@@ -142,6 +143,7 @@ class _Block(nn.Module):
         assert self.second.bias is not None
         nn.init.zeros_(self.second.bias)
 
+    @region
     def forward(
         self, x: Shaped[Tensor, "B C H W"], context: Shaped[Tensor, "B E"] | None = None
     ) -> Shaped[Tensor, "B C2 H W"]:

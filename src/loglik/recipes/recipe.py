@@ -30,7 +30,8 @@ class Recipe(Generic[OptionsT]):
         name, summary: the family's name, and one line about it.
         options_type: the dataclass of its options.
         build: from a DataSpec and the options to an untrained density.
-        training: from a DataSpec to what overrides the defaults of `TrainingSettings`.
+        training: from a DataSpec to what overrides the defaults of `TrainingSettings`; it suits a CPU, and
+            `loglik.recipes.device` adapts it to others.
         trainable: False for a density without parameters, which `initialise` alone fits.
         variant: the option whose values `kinds` are variants with names of their own, such as `flow:glow`.
         training_by_kind: the training of a variant, where it differs.
@@ -47,6 +48,11 @@ class Recipe(Generic[OptionsT]):
     kinds: tuple[str, ...] = ()
     training_by_kind: Mapping[str, Callable[[DataSpec], dict[str, Any]]] = field(default_factory=dict)
     preset: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def family(self) -> str:
+        """The name without a variant."""
+        return self.name.partition(":")[0]
 
     @property
     def options(self) -> dict[str, Option]:

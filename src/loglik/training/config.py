@@ -46,8 +46,13 @@ def split_options(density: Density | str, options: dict[str, Any]) -> tuple[dict
     return chosen, rest
 
 
-def run_config(name: str | None, options: dict[str, Any], data: Data, settings: TrainingSettings) -> dict[str, Any]:
-    """Return the content of config.yaml: what builds the density and reads the data again, and the versions."""
+def run_config(
+    name: str | None, options: dict[str, Any], data: Data, settings: TrainingSettings, chosen: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the content of config.yaml: what builds the density and reads the data again, and the versions.
+
+    `chosen` holds what settings with the value `auto` stand for on this device.
+    """
     return {
         "format": runs.FORMAT,
         "model": name,
@@ -58,6 +63,7 @@ def run_config(name: str | None, options: dict[str, Any], data: Data, settings: 
         "text": None if data.text is None else data.text.to_dict(),
         "spec": data.spec.to_dict(),
         "training": settings.to_dict(),
+        "chosen": chosen,
         "versions": {
             "loglik": __version__,
             "torch": torch.version.__version__,

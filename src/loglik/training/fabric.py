@@ -13,7 +13,7 @@ from loglik.devices import resolve_device
 from loglik.training.precision import multiplies_bfloat16
 from loglik.training.settings import TrainingSettings
 
-__all__ = ["launch_fabric", "make_fabric"]
+__all__ = ["auto_precision", "launch_fabric", "make_fabric", "on_gpu"]
 
 
 def make_fabric(settings: TrainingSettings) -> Fabric:
@@ -25,9 +25,7 @@ def make_fabric(settings: TrainingSettings) -> Fabric:
     if accelerator == "auto" and torch.backends.mps.is_available():
         accelerator = resolve_device("auto").type  # Fabric would take the Apple GPU
     if precision == "auto":
-        on_gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
-        fast = multiplies_bfloat16(torch.device("cuda" if on_gpu else "cpu"))
-        precision = "bf16-mixed" if fast else "32-true"
+        precision = auto_precision(settings)
     logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)  # it announces the precision
     try:
         return Fabric(
@@ -40,6 +38,17 @@ def make_fabric(settings: TrainingSettings) -> Fabric:
     except (RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
         requested = f"accelerator={settings.accelerator}, devices={settings.devices}, strategy={settings.strategy}"
         raise ValueError(f"cannot train with {requested}, precision={settings.precision}: {error}") from error
+
+
+def on_gpu(settings: TrainingSettings) -> bool:
+    """Return whether the settings train on a CUDA GPU of this machine."""
+    return settings.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
+
+
+def auto_precision(settings: TrainingSettings) -> str:
+    """Return the precision that `auto` stands for: bf16-mixed where the device multiplies in bfloat16, else 32-true."""
+    fast = multiplies_bfloat16(torch.device("cuda" if on_gpu(settings) else "cpu"))
+    return "bf16-mixed" if fast else "32-true"
 
 
 def launch_fabric(settings: TrainingSettings) -> Fabric:

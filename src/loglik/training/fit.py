@@ -19,6 +19,7 @@ from loglik.density import Density
 from loglik.devices import fork_generators
 from loglik.training.checks import check_fits, check_trainable
 from loglik.training.config import check_same_config, run_config, split_options
+from loglik.training.defaults import auto_choices, recipe_settings, suit_device
 from loglik.training.fabric import launch_fabric
 from loglik.training.loop import Trainer
 from loglik.training.progress import progress_bar
@@ -52,7 +53,8 @@ def fit(
         device: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto` for a CUDA GPU if there is one, else the CPU; it sets
             `accelerator` and, with a number, `devices`. The settings' own if None.
         progress: show a progress bar; on a terminal only if None.
-        report: called with one line about where a resumed training begins, and for each checkpoint that is skipped.
+        report: called with one line about where a resumed training begins, for each checkpoint that is skipped, and
+            about compilation.
         **options: fields of `TrainingSettings` (`max_time="30s"`, `batch_size=64`, ...), of `TextSettings` for text
             (`tokenizer="characters"`, ...) and, for a family's name, options of its recipe (`size="medium"`, ...).
 
@@ -66,16 +68,18 @@ def fit(
     text, options = TextSettings.split_options(options)
     chosen, options = split_options(density, options)
     chosen = with_device(device, chosen)
-    base = settings or TrainingSettings()
+    base, named = settings or TrainingSettings(), density if settings is None and isinstance(density, str) else None
     data = as_data(data, label=label, seed=replace(base, **chosen).seed, text=text, beside=path)
-    if settings is None and isinstance(density, str):
-        base = TrainingSettings(**recipes.recipe(density).training(data.spec))
+    if named is not None:
+        base = TrainingSettings(**recipe_settings(named, data, chosen))
     settings = replace(base, **chosen).with_limit()
-    if resume:
-        _check_resumable(path)
+    old = _resumable_config(path) if resume else {}
 
     keep_freed_memory()
-    fabric = launch_fabric(settings)
+    choices = auto_choices(settings, old)
+    fabric = launch_fabric(replace(settings, precision=choices.get("precision", settings.precision)))
+    if named is not None:
+        settings, options = suit_device(named, data, settings, chosen, options, fabric, old)
     writes = fabric.is_global_zero
     with fork_generators(fabric.device):
         torch.manual_seed(settings.seed)
@@ -83,11 +87,11 @@ def fit(
         built = recipes.build(density, data.spec, **options) if isinstance(density, str) else density
         check_fits(built, data)
         check_trainable(built, name)
-        config = run_config(name, options, data, settings)
+        config = run_config(name, options, data, settings, choices)
         if path is not None and writes:
             _open_folder(path, config, resume)
         with _resumable(path):
-            trainer = Trainer(fabric, built, data, settings, path, report)
+            trainer = Trainer(fabric, built, data, settings, path, report, choices)
             start = time.perf_counter()
             if trainer.trainable:
                 with progress_bar(name or type(built).__name__, progress and fabric.is_global_zero) as bar:
@@ -104,12 +108,12 @@ def fit(
     return runs.Run(built.eval(), data.spec, config, trainer.history, path)
 
 
-def _check_resumable(path: Path | None) -> None:
-    """Raise ValueError unless the path is a run."""
+def _resumable_config(path: Path | None) -> dict[str, Any]:
+    """Return the config.yaml of a run; raise ValueError unless the path is one."""
     if path is None:
         raise ValueError("nothing to resume: without out, there is no run")
     if (path / "config.yaml").is_file():
-        return
+        return runs.read_config(path)
     what = "is no run"
     if path.is_dir() and [child.name for child in path.iterdir()] == ["config.yaml.partial"]:
         what = "was stopped before its config.yaml was written: start it without resume=True"

@@ -10,18 +10,14 @@ from __future__ import annotations
 import copy
 import math
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from loglik import runs
-from loglik.cpu.private import keep_saved_tensors
 from loglik.data.dataset import Data, Split
 from loglik.density import Density
 from loglik.evaluation.scores import arguments, check_split, default_samples, log_probs
@@ -29,6 +25,7 @@ from loglik.training import checkpoint
 from loglik.training.average import MovingAverage
 from loglik.training.batch_norm import share_statistics
 from loglik.training.batches import MAX_BYTES, Batches
+from loglik.training.compilation import Loss, choose_compilation, compiler_settings
 from loglik.training.early_stopping import EarlyStopping
 from loglik.training.learning_rate import rate_factor
 from loglik.training.not_finite import NotFinite
@@ -55,7 +52,8 @@ class Trainer:
         data: the training and validation splits.
         settings: how to train, with a limit.
         path: the run's folder, for checkpoints, metrics and the best weights; None keeps the run in memory.
-        report: called with a line about where a resumed training begins.
+        report: called with a line about where a resumed training begins, and about compilation.
+        chosen: what `auto` chose, as config.yaml records it; a resumed training repeats it, others add to it.
     """
 
     optimizers: list[Any]
@@ -71,7 +69,9 @@ class Trainer:
         settings: TrainingSettings,
         path: Path | None,
         report: Callable[[str], None] = lambda line: None,
+        chosen: dict[str, Any] | None = None,
     ) -> None:
+        self.chosen = {} if chosen is None else chosen
         self.report = report if fabric.is_global_zero else lambda line: None
         self.fabric, self.density, self.data, self.settings, self.path = fabric, density, data, settings, path
         dims, text = data.spec.dims, data.train.unit == "token"
@@ -103,7 +103,7 @@ class Trainer:
 
     def run(self, bar: Progress, resume: bool) -> None:
         """Train to the limit or until patience ends, and leave the density with the weights of the best validation."""
-        with _safe_compilation() if self.settings.compile else nullcontext():
+        with compiler_settings(self.settings.compile, self.fabric.device):
             self.prepare(resume)
             self.train(bar)
         if self.best_weights:
@@ -138,17 +138,15 @@ class Trainer:
         if saved is None:
             self.density.initialise(*self._examples(self.data.train))
         share_statistics(self.density, self.fabric, self.settings.accumulate, self.report)
-        loss: Any = _Loss(self.density)
-        if self.settings.compile:
-            loss = torch.compile(loss)
         optimizers = optimizers_of(
             self.density, self.settings, deferred=defers(self.fabric.device, self.settings.precision)
         )
-        module, *self.optimizers = self.fabric.setup(loss, *optimizers)
+        module, *self.optimizers = self.fabric.setup(Loss(self.density), *optimizers)
         self.average = MovingAverage(self.density, self.settings.ema_decay) if self.settings.ema_decay else None
         self.evaluated = self.average.module if self.average else self.density  # type: ignore[assignment]
         if saved is not None:
             self._restore(*saved)
+        self._choose_compilation(module)
         self.steps = Step(
             self.fabric,
             self.density,
@@ -159,6 +157,30 @@ class Trainer:
             self.settings,
             self.report,
         )
+
+    def _choose_compilation(self, module: nn.Module) -> None:
+        """Compile the steps where that was requested, recorded, or pays; choosing counts as training time."""
+        choice = choose_compilation(
+            module,
+            arguments(self.density, *self.batches.batch(self.step)),
+            self.fabric,
+            requested=self.settings.compile,
+            recorded=self.chosen.get("compile"),
+            seconds_left=self._seconds_left,
+            cuda_graph=self.settings.cuda_graph,
+        )
+        self.elapsed += choice.seconds
+        if choice.line:
+            self.report(choice.line)
+        if self.chosen.get("compile") != choice.compiled:
+            self.chosen["compile"] = choice.compiled
+            if choice.line and self.path and self.fabric.is_global_zero:
+                runs.write_config(self.path, {**runs.read_config(self.path), "chosen": self.chosen})
+
+    def _seconds_left(self, step: float) -> float:
+        """Return the seconds of training left if a step takes so many."""
+        by_time = self.settings.max_time - self.elapsed if self.settings.max_time else math.inf
+        return min(by_time, step * (self.last_step - self.step))
 
     def _saved(self, path: Path) -> tuple[dict[str, Tensor], TrainerState] | None:
         """Return the newest intact checkpoint; None if the run was stopped before its first.
@@ -327,25 +349,3 @@ class Trainer:
             f"step {self.step}: {where}; {kept}. Try a lower learning_rate ({self.settings.learning_rate:g} now), a "
             "lower gradient_clip, or precision=32-true, and look for extreme values in the data"
         )
-
-
-class _Loss(nn.Module):
-    """The loss as a forward pass, which data-parallel wrappers and the compiler expect."""
-
-    def __init__(self, density: Density) -> None:
-        super().__init__()
-        self.density = density
-
-    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
-        return self.density.loss(x, context)
-
-
-@contextmanager
-def _safe_compilation() -> Iterator[None]:
-    """Keep the compiler from overwriting saved tensors, and silence its warnings about its own code.
-
-    The compiler overwrites a part of some saved tensors before it reads the whole.
-    """
-    with warnings.catch_warnings(), keep_saved_tensors():
-        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\._inductor")
-        yield

@@ -1,0 +1,76 @@
+"""The settings and options of a named family that nobody set: the recipe's, as they suit the device.
+
+A resumed training takes those that it began with, whatever the device is now.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from lightning_fabric import Fabric
+
+from loglik.data.dataset import Data
+from loglik.devices import DeviceInfo, describe_device
+from loglik.recipes import recipe
+from loglik.recipes.device import precision_for, size_for, training_for
+from loglik.training.fabric import auto_precision, on_gpu
+from loglik.training.settings import TrainingSettings
+
+__all__ = ["auto_choices", "recipe_settings", "suit_device"]
+
+
+def recipe_settings(name: str, data: Data, chosen: dict[str, Any]) -> dict[str, Any]:
+    """Return the recipe's settings on a CPU or a GPU, before the GPU's rate is known."""
+    found = recipe(name)
+    where = TrainingSettings(**{k: v for k, v in chosen.items() if k == "accelerator"})
+    return precision_for(found.family, data.spec, found.training(data.spec), on_gpu=on_gpu(where))
+
+
+def auto_choices(settings: TrainingSettings, old: dict[str, Any]) -> dict[str, Any]:
+    """Return what settings with the value `auto` stand for: as the resumed run has it, else on this device."""
+    choices = dict(_mapping(old, "chosen"))
+    if settings.precision == "auto" and "precision" not in choices:
+        choices["precision"] = auto_precision(settings)
+    return choices
+
+
+def suit_device(
+    name: str,
+    data: Data,
+    settings: TrainingSettings,
+    set_: dict[str, Any],
+    options: dict[str, Any],
+    fabric: Fabric,
+    old: dict[str, Any],
+) -> tuple[TrainingSettings, dict[str, Any]]:
+    """Return the settings and the options with those that were not set as they suit the device, or as a run has them.
+
+    Args:
+        name: the family's name.
+        settings: the recipe's and those set.
+        set_: the settings that were set, which stay.
+        options: the options that were set, which stay.
+        fabric: the device; the first rank decides for all.
+        old: config.yaml of the run that is resumed; empty for none.
+    """
+    if old:
+        recorded = _mapping(old, "training")
+        kept = {k: recorded[k] for k in recipe(name).training(data.spec) if k in recorded and k not in set_}
+        size = _mapping(old, "options").get("size")
+        return replace(settings, **kept), {**({} if size is None else {"size": size}), **options}
+    device: DeviceInfo = fabric.broadcast(describe_device(fabric.device))
+    family, spec, train = recipe(name).family, data.spec, data.train
+    before = {k: getattr(settings, k) for k in recipe(name).training(spec)} | {"precision": settings.precision}
+    now = training_for(family, spec, before, device, examples=len(train) // train.units_per_example)
+    if "size" not in options:
+        size = size_for(
+            family, spec, device, units=train.size, max_time=settings.max_time, max_steps=settings.max_steps
+        )
+        options = {**({} if size == "small" else {"size": size}), **options}
+    return replace(settings, **{k: v for k, v in now.items() if k not in set_}), options
+
+
+def _mapping(config: dict[str, Any], key: str) -> dict[str, Any]:
+    value = config.get(key)
+    return value if isinstance(value, dict) else {}
