@@ -5,20 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from loglik import files, recipes, runs
+from loglik.cpu.choices import choices, use_choices
 from loglik.cpu.memory import keep_freed_memory
 from loglik.data import as_data
 from loglik.data.text_settings import TextSettings
 from loglik.density import Density
 from loglik.devices import fork_generators
 from loglik.training.checks import check_fits, check_trainable
-from loglik.training.config import check_same_config, run_config, split_options
+from loglik.training.config import check_same_config, recorded_choices, run_config, split_options
 from loglik.training.fabric import launch_fabric
 from loglik.training.loop import Trainer
 from loglik.training.progress import progress_bar
@@ -75,15 +76,19 @@ def fit(
         _check_resumable(path)
 
     keep_freed_memory()
-    fabric = launch_fabric(settings)
+    recorded = recorded_choices(path, report) if resume and path is not None else None
+    with use_choices(recorded):
+        fabric = launch_fabric(settings)
     writes = fabric.is_global_zero
-    with fork_generators(fabric.device):
+    with fork_generators(fabric.device), use_choices(recorded):
         torch.manual_seed(settings.seed)
         name = density if isinstance(density, str) else None
         built = recipes.build(density, data.spec, **options) if isinstance(density, str) else density
         check_fits(built, data)
         check_trainable(built, name)
         config = run_config(name, options, data, settings)
+        if fabric.device.type == "cpu":
+            config["cpu"] = asdict(choices())
         if path is not None and writes:
             _open_folder(path, config, resume)
         with _resumable(path):
