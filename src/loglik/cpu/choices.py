@@ -23,8 +23,6 @@ from typing import Any
 
 import torch
 
-from loglik.version import __version__
-
 __all__ = [
     "MIN_ONEDNN_FLOPS",
     "NEVER",
@@ -37,6 +35,7 @@ __all__ = [
 ]
 
 VARIABLE = "LOGLIK_CPU"
+FORMAT = "1"  # of the file: higher where its choices mean or measure something else
 NEVER = 2**62  # FLOPs that no product has
 MIN_ONEDNN_FLOPS = 2**21  # below this size a call of oneDNN takes longer than it saves on every CPU measured
 # what changes the speed of torch's own operations besides the CPU
@@ -190,7 +189,7 @@ def _machine() -> dict[str, str]:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
         "torch": torch.version.__version__,
-        "loglik": __version__,
+        "format": FORMAT,
         **{name: os.environ.get(name, "") for name in SWITCHES},
     }
 
