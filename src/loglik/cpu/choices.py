@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,11 @@ class Choices:
     attention: bool = False
     bfloat16: bool = False
 
+    @cached_property
+    def smallest(self) -> int:
+        """The FLOPs from which oneDNN computes a linear map or one of its gradients."""
+        return min(self.forward, self.grad_x, self.grad_weight)
+
     @classmethod
     def from_dict(cls, saved: Any) -> Choices | None:
         """Return the choices of a file; None unless it has each field with its type."""
@@ -90,8 +96,8 @@ def single_thread_flops() -> int:
 
 @torch.compiler.assume_constant_result
 def onednn_flops(role: str) -> int:
-    """Return the FLOPs from which oneDNN computes a product: of `forward`, `grad_x` or `grad_weight`."""
-    return int(getattr(choices(), role))
+    """Return the FLOPs from which oneDNN computes a product: `forward`, `grad_x`, `grad_weight`, or the `smallest`."""
+    return getattr(_chosen or choices(), role)  # type: ignore[no-any-return]
 
 
 @contextmanager

@@ -23,7 +23,6 @@ from loglik.cpu.threads import threads_for
 
 __all__ = ["linear", "linear_outputs_first"]
 
-ROLES = ("forward", "grad_x", "grad_weight")
 VECTOR = 16  # float32 numbers that one instruction computes with
 
 
@@ -58,7 +57,7 @@ def linear_outputs_first(
 def _gains(x: Tensor, weight: Tensor) -> bool:
     """Return whether oneDNN is faster at the map or at one of its gradients."""
     flops = _flops(x, weight)
-    return flops >= MIN_ONEDNN_FLOPS and _suits_onednn(x) and flops >= min(onednn_flops(role) for role in ROLES)
+    return flops >= MIN_ONEDNN_FLOPS and flops >= onednn_flops("smallest") and _suits_onednn(x)
 
 
 def _flops(x: Tensor, weight: Tensor) -> int:
