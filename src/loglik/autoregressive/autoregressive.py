@@ -156,7 +156,7 @@ class Autoregressive(Density):
             return self.head(features) + self.offset[-1 if len(self.offset) == 1 else cache.length - 1]
 
         choice = Choice(temperature=temperature, top_k=top_k, top_p=top_p)
-        with threads_for(2 * n * sum(p.numel() for p in self.network.parameters())):
+        with threads_for(2 * n * max(p.numel() for p in self.network.parameters())):
             return generate(next_logits, rows, length, window=self.length, choice=choice, stop=stop, stream=stream)
 
     @torch.no_grad()

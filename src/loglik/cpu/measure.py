@@ -25,7 +25,7 @@ ROUNDS = 5
 # (rows, inputs, outputs) of a linear map, of 2^21, 2^23 and 2^25 FLOPs
 PRODUCTS = ((64, 128, 128), (128, 128, 256), (512, 128, 256))
 PAUSE_SECONDS = 5e-5  # of Python between two operations of a small network, in which waiting threads fall asleep
-MAX_SERIAL = 2**26  # most FLOPs that run on one thread, times the number of threads that wait for it
+MAX_SERIAL = 2**25  # most FLOPs that run on one thread, times the number of threads that wait for it
 MAX_SECONDS = 0.05  # for finding what runs on one thread
 
 now = time.perf_counter
@@ -110,22 +110,23 @@ def _attention_is_faster() -> bool:
 def _single_thread(threads: int) -> int:
     """Return the FLOPs up to which all threads are not clearly faster than one at a product; 0 if they are at each.
 
-    It is bounded, and the search takes a bounded time, so that a wrong measurement beside other processes costs little.
+    Beside other processes threads wait for one another, and the search would take long: one thread is then right. The
+    answer is bounded, so that a wrong one costs little.
     """
     found, end = 0, now() + MAX_SECONDS
-    for power in range(19, 25):
-        flops = 2**power
+    sizes = [flops for flops in (2**power for power in range(19, 25)) if flops * threads <= MAX_SERIAL]
+    for flops in sizes:
         x, weight = _filled(flops // 2**14, 64), _filled(128, 64)
         best = {1: float("inf"), threads: float("inf")}
         for _ in range(2 * ROUNDS):
             for count in best:
-                if flops * threads > MAX_SERIAL or now() > end:
-                    return found
                 with _threads(count):
                     _pause()
                     start = now()
                     F.linear(x, weight)
                     best[count] = min(best[count], now() - start)
+            if now() > end:
+                return sizes[-1]
         if best[1] > MARGIN * best[threads]:
             break
         found = flops
