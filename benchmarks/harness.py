@@ -99,6 +99,7 @@ def matrix_peak(threads: int) -> dict[str, float]:
     """
     import torch
 
+    from loglik.cpu.private import onednn_linear
     from loglik.training.precision import multiplies_bfloat16
 
     torch.set_num_threads(threads)
@@ -110,8 +111,7 @@ def matrix_peak(threads: int) -> dict[str, float]:
         best = 0.0
         for size in PEAK_SIZES:
             a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
-            linear = torch.ops.mkldnn._linear_pointwise
-            for product in (lambda: torch.mm(a, b), lambda: linear(a, b, None, "none", [], "")):  # noqa: B023
+            for product in (lambda: torch.mm(a, b), lambda: onednn_linear(a, b, None)):  # noqa: B023
                 product()
                 for _ in range(6):
                     start = time.perf_counter()

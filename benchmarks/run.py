@@ -82,6 +82,8 @@ def start(workload: str, side: str, python: str, threads: int) -> Iterator[Worke
     environment = dict(os.environ)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         environment[name] = str(threads)
+    if environment.get("ATEN_CPU_CAPABILITY") == "avx2":  # NumPy's library has a switch of its own
+        environment["OPENBLAS_CORETYPE"] = "Haswell"
     if side != "ours":
         environment.pop("PYTHONPATH", None)
     with (

@@ -1,5 +1,6 @@
 """The whole suite runs with the types and shapes in loglik's signatures checked, and each test from the same seed."""
 
+import os
 import sys
 
 import jaxtyping
@@ -13,6 +14,7 @@ assert "loglik" not in sys.modules, "loglik was imported before its signatures c
 check_types = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int will do for a float, as for mypy
 jaxtyping.install_import_hook("loglik", "conftest.check_types")
 
+os.environ.setdefault("LOGLIK_CPU", "loglik")  # loglik's own operations, and numbers that no measurement decides
 torch.set_num_threads(1)  # the suite's tensors are tiny
 
 

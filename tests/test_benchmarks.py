@@ -11,6 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from loglik.cpu import choices
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -71,6 +73,7 @@ def test_the_table_gives_medians_ratios_and_reasons(run):
 
 def test_a_cpu_without_bfloat16_has_no_peak_in_it(run, monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(choices, "_chosen", None)
     monkeypatch.setattr(run.harness, "PEAK_SIZES", (16,))
     before = torch.get_num_threads()
     peak = run.harness.matrix_peak(1)

@@ -5,23 +5,24 @@ import torch
 from torch import nn
 
 from helpers.alone import run_alone
-from loglik.cpu import linear as room
+from loglik.cpu.choices import MIN_ONEDNN_FLOPS, Choices, use_choices
 from loglik.cpu.linear import linear, linear_outputs_first
+
+ONEDNN = Choices(forward=MIN_ONEDNN_FLOPS, grad_x=MIN_ONEDNN_FLOPS, grad_weight=MIN_ONEDNN_FLOPS)
 
 
 @pytest.fixture(autouse=True)
-def onednn(monkeypatch):
+def onednn():
     """Use oneDNN on every CPU, also where it is not the faster one."""
-    monkeypatch.setattr(room, "WIDE_VECTORS", True)
+    with use_choices(ONEDNN):
+        yield
 
 
 COMPILED = """
 import torch
 from torch._dynamo.backends.common import aot_autograd
-import loglik.cpu.linear
 from loglik.networks.linear import Linear
 
-loglik.cpu.linear.WIDE_VECTORS = True
 called = []
 
 def keep(graph, inputs):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import loglik
+from loglik.cpu import choices as room
 from loglik.training.precision import multiplies_bfloat16
 
 
@@ -13,6 +14,7 @@ from loglik.training.precision import multiplies_bfloat16
         ("AVX512", {"avx512_bf16": True}, True),
         ("AVX512", {"avx512_bf16": False}, False),
         ("AVX512", {}, False),
+        ("SVE256", {"bf16": True}, True),
         ("AVX2", {"avx512_bf16": True}, False),  # ATEN_CPU_CAPABILITY=avx2
         ("DEFAULT", {"avx512_bf16": False}, False),
     ],
@@ -20,6 +22,7 @@ from loglik.training.precision import multiplies_bfloat16
 def test_a_cpu_trains_in_bfloat16_only_where_it_is_native(monkeypatch, used, has, native):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: used)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+    monkeypatch.setattr(room, "_chosen", None)
     assert multiplies_bfloat16(torch.device("cpu")) is native
     dtypes = []
 

@@ -3,22 +3,24 @@
 import pytest
 import torch
 
-from loglik.cpu.threads import SINGLE_THREAD_FLOPS, threads_for
+from loglik.cpu.choices import Choices, use_choices
+from loglik.cpu.threads import threads_for
 
 
 @pytest.fixture
 def two_threads():
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    yield
+    with use_choices(Choices(single_thread=2**20)):
+        yield
     torch.set_num_threads(threads)
 
 
 def test_small_work_runs_on_one_thread(two_threads):
-    with threads_for(SINGLE_THREAD_FLOPS):
+    with threads_for(2**20):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2
-    with threads_for(SINGLE_THREAD_FLOPS + 1):
+    with threads_for(2**20 + 1):
         assert torch.get_num_threads() == 2
 
 

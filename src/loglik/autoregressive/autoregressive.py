@@ -177,7 +177,7 @@ class Autoregressive(Density):
 
         by_graph = graphs.can_capture(self.start.device) and isinstance(cache, KeyValueCache) and not self.training
         choice = Choice(temperature=temperature, top_k=top_k, top_p=top_p)
-        with threads_for(2 * n * sum(p.numel() for p in self.network.parameters())):
+        with threads_for(2 * n * max(p.numel() for p in self.network.parameters())):
             steps = next_logits_by_graph if by_graph else next_logits
             return generate(steps, rows, length, window=self.length, choice=choice, stop=stop, stream=stream)
 

@@ -1,6 +1,7 @@
 """Linear maps that are fast on every make of CPU.
 
-torch computes float32 matrix products with MKL, which is half as fast as oneDNN on CPUs other than Intel's. Where
+torch computes float32 matrix products with MKL, which is half as fast as oneDNN on some CPUs with AVX-512, and as fast
+or faster on others. `loglik.cpu.choices` says from which size oneDNN computes a map and each of its gradients. Where
 oneDNN does not apply (another device or dtype, autocast, a small product, a transform of functions) torch's own product
 runs. B batch, I inputs, O outputs.
 """
@@ -16,15 +17,12 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from loglik.cpu import private
+from loglik.cpu.choices import MIN_ONEDNN_FLOPS, onednn_flops
 from loglik.cpu.dispatch import is_plain
 from loglik.cpu.threads import threads_for
 
 __all__ = ["linear", "linear_outputs_first"]
 
-MIN_ONEDNN_FLOPS = 2**21  # below this size calling oneDNN takes longer than it saves
-SINGLE_THREAD_FLOPS = 2**24  # up to this size one thread is as fast as two that must be woken
-# without AVX-512 oneDNN is at best as fast as torch, and its gradient by the weights takes up to 2.8 times as long
-WIDE_VECTORS = torch.backends.cpu.get_cpu_capability() == "AVX512"
 VECTOR = 16  # float32 numbers that one instruction computes with
 
 
@@ -32,9 +30,11 @@ def linear(
     x: Shaped[Tensor, "*B I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"] | None = None
 ) -> Shaped[Tensor, "*B O"]:
     """Return X Wᵀ + b, whatever the matrices' order in memory."""
+    if not _gains(x, weight):
+        return F.linear(x, weight, bias)
     if x.dim() == 2:
-        return _product(x, weight, bias)
-    return _product(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], len(weight))
+        return _Product.apply("forward", x, weight, bias)
+    return _Product.apply("forward", x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], len(weight))
 
 
 def linear_outputs_first(
@@ -47,19 +47,17 @@ def linear_outputs_first(
         reach: row o of W is zero from column `reach[o]` on; never falls. Most of these zeros are then left out of the
             product, and get no gradient.
     """
-    if _flops(h, weight) < MIN_ONEDNN_FLOPS or not _suits_onednn(h):
+    if not _gains(h, weight):
         return torch.addmm(bias.unsqueeze(1), weight, h.t())
     half = 0 if reach is None else len(weight) // 2
     columns = min(h.shape[1], -(-reach[half - 1] // VECTOR) * VECTOR) if reach is not None else 0
     return _OutputsFirst.apply(h, weight, bias, half, columns)
 
 
-def _product(
-    x: Float[Tensor, "M I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"] | None = None
-) -> Float[Tensor, "M O"]:
-    if _flops(x, weight) < MIN_ONEDNN_FLOPS or not _suits_onednn(x):
-        return F.linear(x, weight, bias)
-    return _Product.apply(x, weight, bias)
+def _gains(x: Tensor, weight: Tensor) -> bool:
+    """Return whether oneDNN is faster at the map or at one of its gradients."""
+    flops = _flops(x, weight)
+    return flops >= MIN_ONEDNN_FLOPS and flops >= onednn_flops("smallest") and _suits_onednn(x)
 
 
 def _flops(x: Tensor, weight: Tensor) -> int:
@@ -67,13 +65,20 @@ def _flops(x: Tensor, weight: Tensor) -> int:
 
 
 def _suits_onednn(x: Tensor) -> bool:
-    return private.HAS_ONEDNN and WIDE_VECTORS and is_plain(x) and not torch.is_autocast_enabled("cpu")
+    return private.HAS_ONEDNN and is_plain(x) and not torch.is_autocast_enabled("cpu")
+
+
+def _product(role: str, x: Float[Tensor, "M I"], weight: Float[Tensor, "O I"]) -> Float[Tensor, "M O"]:
+    """Return X Wᵀ by the library that is faster in this role."""
+    if _flops(x, weight) < onednn_flops(role) or not _suits_onednn(x):
+        return F.linear(x, weight)
+    return _Product.apply(role, x, weight, None)
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if not (weight.is_contiguous() or weight.t().is_contiguous()):  # oneDNN has no fast kernel for a part of a matrix
         weight = weight.contiguous()
-    with threads_for(_flops(x, weight), SINGLE_THREAD_FLOPS):
+    with threads_for(_flops(x, weight)):
         return private.onednn_linear(x, weight, bias)
 
 
@@ -85,18 +90,21 @@ _multiply_compiled.register_fake(lambda x, weight, bias: x.new_empty(len(x), len
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, role: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
+        if _flops(x, weight) < onednn_flops(role):
+            return F.linear(x, weight, bias)
         multiply = _multiply_compiled if torch.compiler.is_compiling() else _multiply
         return multiply(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        _, needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         return (
-            _product(grad_y, weight.t()) if needs_x else None,
-            _product(grad_y.t(), x.t()) if needs_weight else None,
+            None,
+            _product("grad_x", grad_y, weight.t()) if needs_x else None,
+            _product("grad_weight", grad_y.t(), x.t()) if needs_weight else None,
             grad_y.sum(0) if needs_bias else None,
         )
 
@@ -113,26 +121,26 @@ class _OutputsFirst(torch.autograd.Function):
         ctx.half, ctx.columns = half, columns
         ctx.save_for_backward(h, weight)
         bias = bias.unsqueeze(1)
-        with threads_for(_flops(h, weight), SINGLE_THREAD_FLOPS):
+        with threads_for(_flops(h, weight)):
             if not half:
-                return _product(weight, h).add_(bias)
+                return _product("forward", weight, h).add_(bias)
             y = h.new_empty(len(weight), len(h))
-            torch.add(_product(weight[:half, :columns], h[:, :columns]), bias[:half], out=y[:half])
-            torch.add(_product(weight[half:], h), bias[half:], out=y[half:])
+            torch.add(_product("forward", weight[:half, :columns], h[:, :columns]), bias[:half], out=y[:half])
+            torch.add(_product("forward", weight[half:], h), bias[half:], out=y[half:])
             return y
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         h, weight = ctx.saved_tensors
         half, columns = ctx.half, ctx.columns
-        with threads_for(_flops(h, weight), SINGLE_THREAD_FLOPS):
-            grad_h = _product(weight[half:].t(), grad_y[half:].t()) if ctx.needs_input_grad[0] else None
-            grad_weight = _product(grad_y[half:], h.t())
+        with threads_for(_flops(h, weight)):
+            grad_h = _product("grad_x", weight[half:].t(), grad_y[half:].t()) if ctx.needs_input_grad[0] else None
+            grad_weight = _product("grad_weight", grad_y[half:], h.t())
             if half:
-                first = _product(grad_y[:half], h[:, :columns].t())
+                first = _product("grad_weight", grad_y[:half], h[:, :columns].t())
                 grad_weight = torch.cat([F.pad(first, (0, h.shape[1] - columns)), grad_weight])
                 if grad_h is not None:
-                    first = _product(weight[:half, :columns].t(), grad_y[:half].t())
+                    first = _product("grad_x", weight[:half, :columns].t(), grad_y[:half].t())
                     grad_h = torch.cat([grad_h[:columns] + first, grad_h[columns:]])
             if grad_h is not None:
                 grad_h = grad_h.t().contiguous() if h.is_contiguous() else grad_h.t()

@@ -7,24 +7,22 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["SINGLE_THREAD_FLOPS", "threads_for"]
+from loglik.cpu.choices import single_thread_flops
 
-SINGLE_THREAD_FLOPS = 2**25  # up to this size waking other threads takes longer than they save
+__all__ = ["threads_for"]
 
 
 @contextmanager
-def threads_for(flops: int, max_single_thread: int = SINGLE_THREAD_FLOPS) -> Iterator[None]:
+def threads_for(flops: int) -> Iterator[None]:
     """Run the block on one thread if the work is small; restore the thread count afterwards.
 
     Args:
         flops: of each operation in the block, a multiplication and an addition being two. Each operation would wake the
-            threads and wait for them.
-        max_single_thread: the largest `flops` that run on one thread.
+            threads and wait for them. `loglik.cpu.choices` says what is small.
     """
-    if torch.compiler.is_compiling() or flops > max_single_thread:
+    if torch.compiler.is_compiling() or (threads := torch.get_num_threads()) == 1 or flops > single_thread_flops():
         yield
         return
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
+from loglik.cpu.attention import causal_mask, products
+from loglik.cpu.choices import choices
 from loglik.networks.linear import Linear
 from loglik.networks.norms import RMSNorm
 from loglik.networks.positions import rotate
@@ -44,28 +46,12 @@ def attention(
 ) -> Shaped[Tensor, "B H T D"]:
     r"""Return $\text{softmax}(QK^\top / \sqrt D)\,V$ by torch's fused kernel; `mask` broadcasts to (B, H, T, S)."""
     queries, keys = q.shape[2], k.shape[2]
-    if q.device.type == "cpu" and v.dtype == torch.bfloat16 and 1 < keys <= MAX_KEYS_UNFUSED:
-        return _products(q, k, v, mask, causal)
+    if q.device.type == "cpu" and v.dtype == torch.bfloat16 and 1 < keys <= MAX_KEYS_UNFUSED and choices().attention:
+        return products(q, k, v, mask, causal)
     if causal and (mask is not None or 1 < queries < keys):
         seen = causal_mask(queries, keys, q.device)
         mask, causal = seen if mask is None else mask & seen, False
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and queries > 1)
-
-
-def _products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """Compute `attention_formula` in three fused passes, faster than torch's kernel in bfloat16 on CPUs."""
-    batch, heads, queries, size = q.shape
-    keys = k.shape[2]
-    if causal and queries > 1:
-        seen = causal_mask(queries, keys, q.device)
-        mask = seen if mask is None else mask & seen
-    bias = q.new_zeros(())
-    if mask is not None:
-        bias = q.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
-        bias = bias if mask.dim() < 3 else bias.expand(batch, heads, queries, keys).flatten(0, 1)
-    q, k, v = (part.reshape(batch * heads, -1, size) for part in (q, k, v))
-    scores = torch.baddbmm(bias.expand(batch * heads, queries, keys), q, k.mT, alpha=size**-0.5)
-    return (scores.softmax(-1) @ v).view(batch, heads, queries, size)
 
 
 def attention_weights(
@@ -94,11 +80,6 @@ def attention_formula(
 ) -> Float[Tensor, "B H T D"]:
     """Return what `attention` computes, as the formula is written; tests compare `attention` with it."""
     return attention_weights(q, k, mask, causal=causal) @ v
-
-
-def causal_mask(queries: int, keys: int, device: torch.device | None = None) -> Bool[Tensor, "T S"]:
-    """Return a mask in which a query sees the keys up to its position; the last query is at the last key."""
-    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
 def padding_mask(lengths: Int64[Tensor, " B"], length: int) -> Bool[Tensor, "B 1 1 S"]:

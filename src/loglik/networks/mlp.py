@@ -129,5 +129,5 @@ class _ResidualBlock(nn.Module):
         u = self.first(self.norm(h))
         if self.modulation is not None:
             scale, shift = self.modulation(context).chunk(2, dim=1)
-            u = u * (1 + scale) + shift
+            u = torch.addcmul(shift, u, 1 + scale)  # one pass over memory
         return h + self.second(self.dropout(nn.functional.silu(u)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -10,13 +12,14 @@ from typing import Any
 import torch
 
 from loglik import recipes, runs
+from loglik.cpu.choices import Choices, choices
 from loglik.data.dataset import Data
 from loglik.data.text_settings import TextSettings
 from loglik.density import Density
 from loglik.training.settings import TrainingSettings, seconds
 from loglik.version import __version__
 
-__all__ = ["check_same_config", "run_config", "split_options"]
+__all__ = ["check_same_config", "recorded_choices", "run_config", "split_options"]
 
 LIMITS = {"max_steps", "max_epochs", "max_time", "patience"}  # which a resumed run may change
 
@@ -83,3 +86,16 @@ def check_same_config(old: dict[str, Any], new: dict[str, Any], path: Path) -> N
             was = old["training"].get(key)
             hint = f': pass device="{was}"' if key == "accelerator" else ""
             raise ValueError(f"{path} was begun with {key}={was}, now {key}={value}{hint}")
+
+
+def recorded_choices(path: Path, report: Callable[[str], None]) -> Choices | None:
+    """Return the CPU's choices that a run began with, and report those that this machine would make differently.
+
+    None if the run has none, as one begun on a GPU.
+    """
+    recorded = Choices.from_dict(runs.read_config(path).get("cpu"))
+    if recorded is not None and recorded != choices():
+        here, begun = asdict(choices()), asdict(recorded)
+        changed = ", ".join(f"{name}={begun[name]} (here {here[name]})" for name in begun if begun[name] != here[name])
+        report(f"the CPU's operations stay those the run began with: {changed}")
+    return recorded

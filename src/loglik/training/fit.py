@@ -5,20 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from loglik import files, recipes, runs
+from loglik.cpu.choices import choices, use_choices
 from loglik.cpu.memory import keep_freed_memory
 from loglik.data import as_data
 from loglik.data.text_settings import TextSettings
 from loglik.density import Density
 from loglik.devices import fork_generators
 from loglik.training.checks import check_fits, check_trainable
-from loglik.training.config import check_same_config, run_config, split_options
+from loglik.training.config import check_same_config, recorded_choices, run_config, split_options
 from loglik.training.defaults import auto_choices, recipe_settings, suit_device
 from loglik.training.fabric import launch_fabric
 from loglik.training.loop import Trainer
@@ -76,22 +77,26 @@ def fit(
     old = _resumable_config(path) if resume else {}
 
     keep_freed_memory()
-    choices = auto_choices(settings, old)
-    fabric = launch_fabric(replace(settings, precision=choices.get("precision", settings.precision)))
-    if named is not None:
-        settings, options = suit_device(named, data, settings, chosen, options, fabric, old)
+    recorded = recorded_choices(path, report) if resume and path is not None else None
+    chosen_by_auto = auto_choices(settings, old)
+    with use_choices(recorded):
+        fabric = launch_fabric(replace(settings, precision=chosen_by_auto.get("precision", settings.precision)))
+        if named is not None:
+            settings, options = suit_device(named, data, settings, chosen, options, fabric, old)
     writes = fabric.is_global_zero
-    with fork_generators(fabric.device):
+    with fork_generators(fabric.device), use_choices(recorded):
         torch.manual_seed(settings.seed)
         name = density if isinstance(density, str) else None
         built = recipes.build(density, data.spec, **options) if isinstance(density, str) else density
         check_fits(built, data)
         check_trainable(built, name)
-        config = run_config(name, options, data, settings, choices)
+        config = run_config(name, options, data, settings, chosen_by_auto)
+        if fabric.device.type == "cpu":
+            config["cpu"] = asdict(choices())
         if path is not None and writes:
             _open_folder(path, config, resume)
         with _resumable(path):
-            trainer = Trainer(fabric, built, data, settings, path, report, choices)
+            trainer = Trainer(fabric, built, data, settings, path, report, chosen_by_auto)
             start = time.perf_counter()
             if trainer.trainable:
                 with progress_bar(name or type(built).__name__, progress and fabric.is_global_zero) as bar:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from loglik.cpu.choices import choices
+
 __all__ = ["multiplies_bfloat16"]
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Return whether a device has instructions that multiply in bfloat16, so that bfloat16 is not emulated.
-
-    A CPU must have the instructions, and torch must be allowed to use them. False if this torch cannot tell.
-    """
+    """Return whether a device multiplies faster in bfloat16 than in float32, because it has instructions for it."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type != "cpu" or torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return False
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16", False))
+    return device.type == "cpu" and choices().bfloat16
