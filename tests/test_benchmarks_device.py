@@ -189,3 +189,56 @@ def test_an_operation_that_fails_leaves_the_others(run, monkeypatch):
     assert list(described["calls"]) == ["good"]
     assert described["failed"] == {"bad": "RuntimeError: cannot be captured"}
     json.dumps(described)
+
+
+def test_the_busy_share_counts_steps_between_validations(run):
+    """A validation is outside of both windows: its operations and its time are not counted."""
+    training = run.harness.load_workload("training")
+    busy = training.Busy(torch.device("cpu"), warm_up=2, window=3)
+    phases = []
+    for step in range(14):
+        busy.before_step()
+        phases.append(busy.phase)
+        torch.ones(4).exp()  # two operations, `ones` and `exp`, of which torch makes three with `fill_`, and `empty`
+        if step % 2:
+            busy.before_validation()
+            torch.ones(4).log()
+    assert phases[:2] == ["warm-up", "timed"] and phases[-1] == "done"
+    assert phases.count("timed") == phases.count("profiled") == 3 or phases.count("timed") == 4
+    assert busy.share is not None and busy.wall > 0
+    assert busy.kernels == 3 * 4
+
+
+def test_a_training_is_measured_and_judged(run, tmp_path):
+    training, report = run.harness.load_workload("training"), run.harness.load_workload("gpu_report")
+    found = training.measure("digits", "classifier", None, "cpu", max_steps=140, validate_every=60)
+    assert found["steps"] == 140 and 0 < found["busy_share"] and found["kernels_per_step"] > 10
+    (tmp_path / "train-classifier.json").write_text(json.dumps(found | {"data": "fashion-mnist", "accuracy": 0.9}))
+    (tmp_path / "tests.part").write_text('{"part": "tests", "code": 124, "seconds": 9}')
+    (tmp_path / "tests.log").write_text("first\n\nlast line\n")
+    report.collect(tmp_path, tmp_path)
+    lines = (tmp_path / "summary.txt").read_text().splitlines()
+    assert lines[:3] == ["tests: stopped at its limit after 9 s", "    first", "    last line"]
+    assert lines[3] == "train-classifier: accuracy 0.9, at least 0.945: missed"
+    assert lines[4].startswith("train-classifier: busy ")
+
+
+@pytest.mark.slow
+def test_the_script_for_a_card_runs_through_without_one(tmp_path):
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "DEVICE": "cpu",
+        "QUICK": "1",
+        "OUT": str(tmp_path),
+        "PYTHON": sys.executable,
+    }
+    subprocess.run(["bash", "-n", BENCHMARKS / "gpu.sh"], check=True)
+    script = [BENCHMARKS / "gpu.sh"]
+    subprocess.run(script, env=environment | {"PARTS": "seeds bench trainings"}, check=True, timeout=500)
+    parts = json.loads((tmp_path / "results.json").read_text())
+    assert {part["part"]: part["code"] for part in parts["parts"]} == {
+        "machine": 0, "seeds": 0, "bench": 0, "train-diffusion": 0, "train-vae": 0, "train-glow": 0,
+        "train-classifier": 0, "train-text": 0,
+    }  # fmt: skip
+    assert parts["trainings"].keys() == {f"train-{name}" for name in ("diffusion", "vae", "glow", "classifier", "text")}
+    assert "first and killed: the same weights, bit for bit" in (tmp_path / "log.txt").read_text()
