@@ -199,20 +199,19 @@ def test_the_busy_share_counts_steps_between_validations(run):
     for step in range(14):
         busy.before_step()
         phases.append(busy.phase)
-        torch.ones(4).exp()  # two operations, `ones` and `exp`, of which torch makes three with `fill_`, and `empty`
+        torch.ones(4).exp()  # four operations, since torch makes `ones` by `empty` and `fill_`
         if step % 2:
             busy.before_validation()
             torch.ones(4).log()
     assert phases[:2] == ["warm-up", "timed"] and phases[-1] == "done"
-    assert phases.count("timed") == phases.count("profiled") == 3 or phases.count("timed") == 4
     assert busy.share is not None and busy.wall > 0
     assert busy.kernels == 3 * 4
 
 
 def test_a_training_is_measured_and_judged(run, tmp_path):
     training, report = run.harness.load_workload("training"), run.harness.load_workload("gpu_report")
-    found = training.measure("digits", "classifier", None, "cpu", max_steps=140, validate_every=60)
-    assert found["steps"] == 140 and 0 < found["busy_share"] and found["kernels_per_step"] > 10
+    found = training.measure("digits", "classifier", None, "cpu", max_steps=135, validate_every=60)
+    assert found["steps"] == 135 and found["busy_share"] > 0 and found["kernels_per_step"] > 10
     (tmp_path / "train-classifier.json").write_text(json.dumps(found | {"data": "fashion-mnist", "accuracy": 0.9}))
     (tmp_path / "tests.part").write_text('{"part": "tests", "code": 124, "seconds": 9}')
     (tmp_path / "tests.log").write_text("first\n\nlast line\n")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from jaxtyping import Float64, Int64, Shaped
@@ -16,6 +16,7 @@ from loglik.data.dataset import Split
 from loglik.data.spec import DataSpec
 from loglik.density import Bound, Density, evaluation_mode
 from loglik.devices import fork_generators
+from loglik.memory import Pieces
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -32,6 +33,7 @@ __all__ = [
     "unseen_error",
 ]
 
+Scores = TypeVar("Scores")
 ROUNDING = 2.0**-23  # of float32, in which densities compute
 
 
@@ -111,8 +113,12 @@ def log_prob_terms(
     The noise is that of `log_probs` with the same samples and seed, so the terms sum to its result.
     """
     terms: dict[str, Tensor] = {}
-    for part, event, context in _batches(density, split, torch.arange(len(split)), seed):
-        for name, values in density.terms(event, context, samples=samples).items():
+
+    def score(event: Tensor, context: Tensor | None) -> dict[str, Tensor]:
+        return density.terms(event, context, samples=samples)
+
+    for part, found in _scored(density, split, torch.arange(len(split)), seed, score):
+        for name, values in found.items():
             scores = terms.setdefault(name, torch.zeros(len(split), dtype=torch.float64))
             scores[part] = values.double().cpu()
     return terms
@@ -134,32 +140,43 @@ def replicates(
     A row may be listed several times.
     """
     scores = torch.zeros(len(rows), dtype=torch.float64, device=density.device)
-    for part, event, context in _batches(density, split, rows, seed, batch_size, rank=rank, world=world):
-        scores[part] = density.log_prob(event, context, samples=samples).double()
+
+    def score(event: Tensor, context: Tensor | None) -> Tensor:
+        return density.log_prob(event, context, samples=samples)
+
+    for part, values in _scored(density, split, rows, seed, score, batch_size, rank=rank, world=world):
+        scores[part] = values.double()
     return scores
 
 
-def _batches(
+def _scored(
     density: Density,
     split: Split,
     rows: Int64[Tensor, " N"],
     seed: int,
+    score: Callable[[Tensor, Tensor | None], Scores],
     batch_size: int | None = None,
     *,
     rank: int = 0,
     world: int = 1,
-) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-    """Yield the slice of the rows, the event and the context of each batch of a rank, in evaluation mode.
+) -> Iterator[tuple[slice, Scores]]:
+    """Yield the slice of the rows and the score of each batch of a rank, in evaluation mode.
 
-    Seeds each batch by its number.
+    Seeds each batch by its number. A batch that does not fit in memory is halved, and so are all later ones; each piece
+    after the first has a seed of its own.
     """
     keep_freed_memory()
     batch_size = batch_size or max(1, min(256, 2**18 // math.prod(split.x.shape[1:])))
+
+    def compute(part: slice) -> tuple[slice, Scores]:
+        number, offset = divmod(part.start, batch_size)
+        torch.manual_seed((seed * 1_000_003 + number + offset * 7_777_777) % 2**63)
+        return part, score(*arguments(density, *split.batch(rows[part])))
+
+    pieces = Pieces(compute, density.device)
     with evaluating(density, seed):
         for number in range(rank, math.ceil(len(rows) / batch_size), world):
-            part = slice(number * batch_size, (number + 1) * batch_size)
-            torch.manual_seed((seed * 1_000_003 + number) % 2**63)
-            yield part, *arguments(density, *split.batch(rows[part]))
+            yield from pieces(slice(number * batch_size, min(len(rows), (number + 1) * batch_size)))
 
 
 def mean_and_stderr(scores: Float64[Tensor, " N"]) -> tuple[float, float | None]:
