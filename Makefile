@@ -36,7 +36,7 @@ test-all: $(READY)
 	$(BIN)/pytest $(ARGS)
 
 bench: $(READY)
-	PYTHON=$(PYTHON) $(BIN)/python benchmarks/run.py $(if $(ONLY),--only $(ONLY)) $(if $(NANOGPT),--nanogpt $(NANOGPT)) $(ARGS)
+	PYTHON=$(PYTHON) $(BIN)/python benchmarks/run.py $(if $(DEVICE),--device $(DEVICE)) $(if $(ONLY),--only $(ONLY)) $(if $(NANOGPT),--nanogpt $(NANOGPT)) $(ARGS)
 
 docs: $(VENV)/docs-ready
 	rm -rf site build/verified.json build/tutorials docs/assets/pictures docs/assets/tutorials

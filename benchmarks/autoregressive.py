@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from harness import Side, Unavailable, count, evaluation, training_step
+from harness import Side, Unavailable, count, evaluation, training_steps
 
 TITLE = "Autoregressive"
 SHAPES = {"vocabulary": 65, "length": 64, "width": 128, "depth": 4, "heads": 4, "batch": 12, "samples": 8}
@@ -25,11 +25,9 @@ def ours() -> Side:
 
     density = build(SHAPES)
     x = torch.randint(0, SHAPES["vocabulary"], (SHAPES["batch"], SHAPES["length"]))
-    step = training_step(density.parameters(), lambda: density.loss(x))
     return Side(
         operations={
-            "training step": step,
-            "training step, bf16": in_bf16(step),
+            **training_steps(density.parameters(), lambda: density.loss(x), bf16=True),
             "log_prob": evaluation(density, lambda: density.log_prob(x)),
             "sample": evaluation(density, lambda: density.sample(SHAPES["samples"])),
         },
@@ -44,11 +42,9 @@ def nanogpt() -> Side:
     tokens = torch.randint(0, SHAPES["vocabulary"], (SHAPES["batch"], SHAPES["length"] + 1))
     x, y = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
     start = torch.zeros(SHAPES["samples"], 1, dtype=torch.long)
-    step = training_step(model.parameters(), lambda: model(x, y)[1])
     return Side(
         operations={
-            "training step": step,
-            "training step, bf16": in_bf16(step),
+            **training_steps(model.parameters(), lambda: model(x, y)[1], bf16=True),
             "log_prob": evaluation(model, lambda: model(x, y)),
             "sample": evaluation(model, lambda: model.generate(start, SHAPES["length"])),
         },
@@ -78,17 +74,6 @@ def build_nanogpt(shapes: Mapping[str, int]) -> Any:
             bias=False,
         )
     )
-
-
-def in_bf16(step: Callable[[], None]) -> Callable[[], None]:
-    """Return a training step under autocast to bfloat16."""
-    import torch
-
-    def run() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
-            step()
-
-    return run
 
 
 def _module() -> ModuleType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from device import selected
 from harness import Side, count, evaluation, training_step
 
 TITLE = "Classifier"
@@ -29,7 +30,7 @@ def ours() -> Side:
     from loglik.classification import Classifier
     from loglik.networks.mlp import MLP
 
-    x, y, many = (torch.from_numpy(part) for part in _digits())
+    x, y, many = (torch.from_numpy(part).to(selected()) for part in _digits())
     first, second = SHAPES["hidden"]
     features = MLP(x.shape[1], second, (first,), activation=nn.ReLU)
     classifier = Classifier(features, nn.Sequential(nn.ReLU(), nn.Linear(second, 10)), 10)
@@ -37,7 +38,7 @@ def ours() -> Side:
     step = training_step(classifier.parameters(), lambda: classifier.loss(y[rows[0]], x[rows[0]]))
 
     def epoch() -> None:
-        for batch in torch.randperm(len(x)).split(SHAPES["batch"]):
+        for batch in torch.randperm(len(x), device="cpu").split(SHAPES["batch"]):
             rows[0] = batch
             step()
 

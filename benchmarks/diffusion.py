@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness import Side, count, evaluation, training_step
+from harness import Side, count, evaluation, moved, training_steps
 
 TITLE = "Diffusion"
 SHAPES = {"dims": 64, "width": 256, "depth": 3, "features": 32, "batch": 128, "samples": 64, "steps": 200}
@@ -21,13 +21,17 @@ def ours() -> Side:
     from loglik.networks.mlp import ResidualMLP
 
     dims, features = SHAPES["dims"], SHAPES["features"]
-    network = ResidualMLP(dims, dims, width=SHAPES["width"], depth=SHAPES["depth"], context=features)
-    denoiser = Denoiser(network, prediction="noise", features=features)
-    diffusion = Diffusion(denoiser, (dims,), sampler=Sampler(steps=SHAPES["steps"]))
+
+    def build() -> Diffusion:
+        network = ResidualMLP(dims, dims, width=SHAPES["width"], depth=SHAPES["depth"], context=features)
+        denoiser = Denoiser(network, prediction="noise", features=features)
+        return Diffusion(denoiser, (dims,), sampler=Sampler(steps=SHAPES["steps"]))
+
+    diffusion = moved(build)
     x = torch.randn(SHAPES["batch"], dims)
     return Side(
         operations={
-            "training step": training_step(diffusion.parameters(), lambda: diffusion.loss(x)),
+            **training_steps(diffusion.parameters(), lambda: diffusion.loss(x)),
             "sample": evaluation(diffusion, lambda: diffusion.sample(SHAPES["samples"])),
             "log_prob": evaluation(diffusion, lambda: diffusion.log_prob(x, samples=8)),
         },
@@ -69,19 +73,19 @@ def diffusers() -> Side:
 
     def loss():
         noise = torch.randn_like(x)
-        t = torch.randint(0, 1000, (len(x),))
+        t = torch.randint(0, 1000, (len(x),), device=x.device)
         return F.mse_loss(network(scheduler.add_noise(x, noise, t), t), noise)
 
     def sample():
         scheduler.set_timesteps(SHAPES["steps"])
-        z = torch.randn(SHAPES["samples"], dims)
+        z = torch.randn(SHAPES["samples"], dims, device=x.device)
         for t in scheduler.timesteps:
-            z = scheduler.step(network(z, t.expand(len(z))), t, z).prev_sample
+            z = scheduler.step(network(z, t.to(z.device).expand(len(z))), t, z).prev_sample
         return z
 
     return Side(
         operations={
-            "training step": training_step(network.parameters(), loss),
+            **training_steps(network.parameters(), loss),
             "sample": evaluation(network, sample),
         },
         parameters=count(network),

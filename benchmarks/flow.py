@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness import Side, count, evaluation, training_step
+from harness import Side, count, evaluation, moved, training_steps
 
 TITLE = "Flow"
 SHAPES = {"dims": 64, "couplings": 6, "bins": 8, "hidden": (128, 128), "batch": 128, "interval": 5.0}
@@ -27,16 +27,17 @@ def ours() -> Side:
     from loglik.networks import Conditioner
 
     dims, bins = SHAPES["dims"], SHAPES["bins"]
-    transforms = []
-    for mask in _masks():
-        moved = sum(mask)
-        network = Conditioner(dims - moved, moved * parameters_per_dim(bins), SHAPES["hidden"], activation=nn.ReLU)
-        transforms.append(Coupling(mask, network, Spline(bins, SHAPES["interval"])))
-    flow = Flow(transforms, StandardNormal((dims,)))
+
+    def coupling(mask: list[bool]) -> Coupling:
+        outputs = sum(mask)
+        network = Conditioner(dims - outputs, outputs * parameters_per_dim(bins), SHAPES["hidden"], activation=nn.ReLU)
+        return Coupling(mask, network, Spline(bins, SHAPES["interval"]))
+
+    flow = moved(lambda: Flow([coupling(mask) for mask in _masks()], StandardNormal((dims,))))
     x = torch.randn(SHAPES["batch"], dims)
     return Side(
         operations={
-            "training step": training_step(flow.parameters(), lambda: flow.loss(x)),
+            **training_steps(flow.parameters(), lambda: flow.loss(x)),
             "log_prob": evaluation(flow, lambda: flow.log_prob(x)),
             "sample": evaluation(flow, lambda: flow.sample(len(x))),
         },
@@ -50,7 +51,7 @@ def _zuko(flow) -> Side:
     x = torch.randn(SHAPES["batch"], SHAPES["dims"])
     return Side(
         operations={
-            "training step": training_step(flow.parameters(), lambda: -flow().log_prob(x).mean()),
+            **training_steps(flow.parameters(), lambda: -flow().log_prob(x).mean()),
             "log_prob": evaluation(flow, lambda: flow().log_prob(x)),
             "sample": evaluation(flow, lambda: flow().sample((len(x),))),
         },

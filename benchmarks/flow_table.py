@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from harness import Side, count, evaluation, training_step
+from harness import Side, count, evaluation, moved, training_steps
 
 TITLE = "Flow for tables"
 SHAPES = {"dims": 43, "transforms": 5, "bins": 8, "hidden": (128, 128), "batch": 512, "interval": 5.0}
+LARGE = {"batch": 16384}
 NOTES = (
     "`coupling` and `autoregressive` are spline flows, `MAF` is autoregressive with affine maps. All networks are "
     "plain, with two hidden layers and ReLU, and couplings have alternating masks, so in each operation all sides "
@@ -28,7 +29,8 @@ def _side(models: dict[str, tuple[Any, Callable[[Any], Any], Callable[[int], Any
     x = torch.randn(SHAPES["batch"], SHAPES["dims"])
     operations: dict[str, Callable[[], Any]] = {}
     for name, (model, log_prob, _) in models.items():
-        operations[f"{name}: training step"] = training_step(model.parameters(), lambda f=log_prob: -f(x).mean())
+        loss = lambda f=log_prob: -f(x).mean()  # noqa: E731
+        operations |= training_steps(model.parameters(), loss, name=f"{name}: training step")
     for name, (model, _, sample) in models.items():
         operations[f"{name}: sample"] = evaluation(model, lambda f=sample: f(len(x)))
     return Side(operations=operations, parameters=sum(count(model) for model, *_ in models.values()), packages=packages)
@@ -49,14 +51,14 @@ def ours() -> Side:
         return MaskedAutoregressive(network, map)
 
     def coupling(mask):
-        moved = sum(mask)
-        network = Conditioner(dims - moved, moved * spline.parameters, hidden, activation=nn.ReLU)
+        outputs = sum(mask)
+        network = Conditioner(dims - outputs, outputs * spline.parameters, hidden, activation=nn.ReLU)
         return Coupling(mask, network, spline)
 
     flows = {
-        "coupling": Flow([coupling(mask) for mask in _masks()], StandardNormal((dims,))),
-        "autoregressive": Flow([masked(spline) for _ in _masks()], StandardNormal((dims,))),
-        "MAF": Flow([masked(Affine()) for _ in _masks()], StandardNormal((dims,))),
+        "coupling": moved(lambda: Flow([coupling(mask) for mask in _masks()], StandardNormal((dims,)))),
+        "autoregressive": moved(lambda: Flow([masked(spline) for _ in _masks()], StandardNormal((dims,)))),
+        "MAF": moved(lambda: Flow([masked(Affine()) for _ in _masks()], StandardNormal((dims,)))),
     }
     return _side({name: (flow, flow.log_prob, flow.sample) for name, flow in flows.items()}, [])
 

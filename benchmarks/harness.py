@@ -23,11 +23,24 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-__all__ = ["Side", "Unavailable", "count", "evaluation", "load_workload", "matrix_peak", "serve", "training_step"]
+import device
 
-RUN_SECONDS = 0.3  # an operation is repeated until a run takes this long
+__all__ = [
+    "Side",
+    "Unavailable",
+    "count",
+    "evaluation",
+    "load_workload",
+    "moved",
+    "plain",
+    "serve",
+    "training_step",
+    "training_steps",
+]
+
+RUN_SECONDS = float(os.environ.get("BENCH_RUN_SECONDS", "0.3"))  # an operation is repeated until a run takes this long
 WARM_UP = 3
-PEAK_SIZES = (1024, 2048)
+COMPILED, GRAPH = ", compiled", ", CUDA graph"  # how the name of an operation ends; see `training_steps`
 
 
 class Unavailable(Exception):
@@ -53,7 +66,9 @@ def training_step(parameters: Iterable[Any], loss: Callable[[], Any]) -> Callabl
     """Return a training step: loss, gradient, AdamW; the same optimizer for every side that uses torch."""
     import torch
 
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
+    on_meta = device.selected() == "meta"  # has no fused kernels
+    capturable = not (device.is_cpu() or on_meta)  # as a CUDA graph requires
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=not on_meta, capturable=capturable)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -61,6 +76,37 @@ def training_step(parameters: Iterable[Any], loss: Callable[[], Any]) -> Callabl
         optimizer.step()
 
     return step
+
+
+def training_steps(
+    parameters: Iterable[Any], loss: Callable[[], Any], *, bf16: bool = False, name: str = "training step"
+) -> dict[str, Callable[[], None]]:
+    """Return the training steps to measure, by name.
+
+    One in float32; one under autocast to bfloat16 if requested; on a GPU the last of these also compiled, as a CUDA
+    graph, and both. Every side has the same ones.
+    """
+    import torch
+
+    parameters = list(parameters)
+
+    def half(call: Callable[[], Any]) -> Callable[[], Any]:
+        def run() -> Any:
+            with device.autocast(bf16):
+                return call()
+
+        return run
+
+    steps = {name: training_step(parameters, loss)}
+    if bf16:
+        name += ", bf16"
+        steps[name] = training_step(parameters, half(loss))
+    if not device.is_cpu():
+        compiled = half(torch.compile(loss))
+        steps[name + COMPILED] = training_step(parameters, compiled)
+        steps[name + GRAPH] = device.record(training_step(parameters, half(loss)))
+        steps[name + COMPILED + GRAPH] = device.record(training_step(parameters, compiled))
+    return steps
 
 
 def evaluation(model: Any, call: Callable[[], Any]) -> Callable[[], None]:
@@ -76,49 +122,33 @@ def evaluation(model: Any, call: Callable[[], Any]) -> Callable[[], None]:
     return run
 
 
+def moved(build: Callable[[], Any]) -> Any:
+    """Return a module that is built on the CPU, where its constructor may read values, and moved to the device."""
+    import torch
+
+    with torch.device("cpu"):
+        return build().to(device.selected())
+
+
 def count(model: Any) -> int:
     """Return the number of trained parameters of a torch module."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def load_workload(name: str) -> ModuleType:
-    """Import a workload by its path, because its name may also be that of a package."""
-    path = Path(__file__).parent / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"workload_{name}", path)
+    """Import a workload by its path, because its name may also be that of a package.
+
+    `NAME large` is the workload with the shapes of its `LARGE`, those of a GPU that is fully used.
+    """
+    file, _, large = name.partition(" ")
+    path = Path(__file__).parent / f"{file}.py"
+    spec = importlib.util.spec_from_file_location(f"workload_{file}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    if large:
+        module.SHAPES |= module.LARGE
     return module
-
-
-def matrix_peak(threads: int) -> dict[str, float]:
-    """Measure the best rate of a square matrix product in GFLOP/s, the reference of the column `of the peak`.
-
-    The rate is the faster of torch.mm and of the oneDNN operation that torch's compiler uses for a linear map.
-    A CPU without bfloat16 instructions has no peak in bfloat16.
-    """
-    import torch
-
-    from loglik.cpu.private import onednn_linear
-    from loglik.training.precision import multiplies_bfloat16
-
-    torch.set_num_threads(threads)
-    peaks = {}
-    dtypes = {"float32": torch.float32}
-    if multiplies_bfloat16(torch.device("cpu")):
-        dtypes["bfloat16"] = torch.bfloat16
-    for name, dtype in dtypes.items():
-        best = 0.0
-        for size in PEAK_SIZES:
-            a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
-            for product in (lambda: torch.mm(a, b), lambda: onednn_linear(a, b, None)):  # noqa: B023
-                product()
-                for _ in range(6):
-                    start = time.perf_counter()
-                    product()
-                    best = max(best, 2 * size**3 / (time.perf_counter() - start) / 1e9)
-        peaks[name] = best
-    return peaks
 
 
 def flops(operation: Callable[[], Any]) -> int:
@@ -130,16 +160,43 @@ def flops(operation: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
+def bytes_moved(operation: Callable[[], Any]) -> int:
+    """Count the bytes of the tensors that each operation of one call reads and writes: the traffic of eager kernels."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    total = 0
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal total
+            output = func(*args, **(kwargs or {}))
+            if not func.is_view:
+                leaves = tree_leaves((args, kwargs, output))
+                total += sum(leaf.numel() * leaf.element_size() for leaf in leaves if isinstance(leaf, torch.Tensor))
+            return output
+
+    with Count():
+        operation()
+    return total
+
+
 def seconds_per_call(operation: Callable[[], Any], calls: int) -> float:
-    """Return the mean time of consecutive calls."""
+    """Return the mean time of consecutive calls, until the device has done them."""
+    device.synchronize()
     start = time.perf_counter()
     for _ in range(calls):
         operation()
+    device.synchronize()
     return (time.perf_counter() - start) / calls
 
 
 def _build(workload: str, side: str) -> tuple[Side, dict[str, Any]]:
-    """Build a side, warm it up, choose the number of calls per run, and count the FLOPs."""
+    """Build a side on the device, warm it up, choose the number of calls per run, and count FLOPs and bytes.
+
+    An operation that fails has no calls, and its reason is in `failed`.
+    """
     import torch
 
     torch.manual_seed(0)
@@ -148,14 +205,42 @@ def _build(workload: str, side: str) -> tuple[Side, dict[str, Any]]:
         from loglik.cpu.memory import keep_freed_memory
 
         keep_freed_memory()
-    built: Side = load_workload(workload).SIDES[side]()
-    calls = {}
+    with torch.device(device.selected()):
+        built: Side = load_workload(workload).SIDES[side]()
+    calls, work, traffic, failed = {}, {}, {}, {}
     for name, operation in built.operations.items():
-        seconds_per_call(operation, WARM_UP)
-        calls[name] = max(1, round(RUN_SECONDS / seconds_per_call(operation, 1)))
-    work = {name: flops(operation) for name, operation in built.operations.items()}
+        try:
+            seconds_per_call(operation, WARM_UP)
+            calls[name] = max(1, round(RUN_SECONDS / seconds_per_call(operation, 1)))
+            if not name.endswith((COMPILED, GRAPH)):
+                work[name] = flops(operation)
+                if not device.is_cpu():
+                    traffic[name] = bytes_moved(operation)
+        except Exception as error:
+            calls.pop(name, None)
+            failed[name] = _reason(error)
+    for name in calls:  # what a compiled step computes is counted in the plain one
+        work[name] = work.get(plain(name), 0)
+    if not device.is_cpu():
+        device.module().empty_cache()  # other sides need the memory
     versions = {package: importlib.metadata.version(package) for package in ["torch", *built.packages]}
-    return built, {"parameters": built.parameters, "calls": calls, "flops": work, "versions": versions}
+    described = {"parameters": built.parameters, "calls": calls, "flops": work, "bytes": traffic, "failed": failed}
+    return built, described | {"versions": versions}
+
+
+def plain(name: str) -> str:
+    """Return the name of the operation whose compiled or recorded variant this is."""
+    return name.removesuffix(GRAPH).removesuffix(COMPILED)
+
+
+def _reason(error: Exception) -> str:
+    """Return why a side or an operation is not available, in one line."""
+    if isinstance(error, Unavailable):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is not installed"
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
 
 
 def serve(workload: str, side: str) -> None:
@@ -176,10 +261,8 @@ def serve(workload: str, side: str) -> None:
         for line in sys.stdin:
             name = json.loads(line)
             answer({"seconds": seconds_per_call(built.operations[name], description["calls"][name])})
-    except Unavailable as reason:
-        answer({"unavailable": str(reason)})
     except Exception as error:  # an error of a peer is a row of the table and does not end the measurement
-        answer({"unavailable": f"{type(error).__name__}: {error}".splitlines()[0]})
+        answer({"unavailable": _reason(error)})
 
 
 if __name__ == "__main__":

@@ -94,6 +94,7 @@ def main() -> None:
         keep_freed_memory()
         print(json.dumps({name: measure(*case, chosen.rounds) for name, case in CASES.items()}))
         return
+    import device
     import run
 
     rows = [
@@ -117,7 +118,7 @@ def main() -> None:
             "bfloat16 is not native: the recipes train in float32 there, and torch's Muon emulates bfloat16. Our Muon "
             "multiplies in float32 in both cases.",
             "",
-            f"Measured {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC on {run.machine()}, CPU time of one thread, "
+            f"Measured {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC on {device.describe()}, CPU time of one thread, "
             f"load {os.getloadavg()[0]:.1f} at the end; medians of {chosen.rounds} rounds; torch {torch.__version__}.",
         ]
     )

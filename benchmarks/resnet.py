@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness import Side, Unavailable, count, evaluation, training_step
+from harness import Side, Unavailable, count, evaluation, training_steps
 
 TITLE = "ResNet-18"
 SHAPES = {"image": (3, 32, 32), "batch": 64, "classes": 10}
+LARGE = {"batch": 1024}
 NOTES = (
     "Both sides have the same network, with the stem for large images (timm's default), batch 64, in fp32 and under "
     "bf16 autocast. Ours keeps its kernels in channels_last, as the classifier's recipe does."
@@ -21,14 +22,12 @@ def _side(network: Any, head: Any, packages: list[str]) -> Side:
     x, y = torch.randn(SHAPES["batch"], *SHAPES["image"]), torch.randint(SHAPES["classes"], (SHAPES["batch"],))
     parameters = [*network.parameters(), *head.parameters()]
 
-    def loss(bf16: bool) -> torch.Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-            return F.cross_entropy(head(network(x)), y)
+    def loss() -> torch.Tensor:
+        return F.cross_entropy(head(network(x)), y)
 
     return Side(
         operations={
-            "training step": training_step(parameters, lambda: loss(False)),
-            "training step, bf16": training_step(parameters, lambda: loss(True)),
+            **training_steps(parameters, loss, bf16=True),
             "features": evaluation(network, lambda: network(x)),
         },
         parameters=count(network) + count(head),

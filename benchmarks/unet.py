@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness import Side, Unavailable, count, evaluation, training_step
+from harness import Side, Unavailable, count, evaluation, training_steps
 
 TITLE = "U-Net"
 SHAPES = {"image": (3, 32, 32), "batch": 32, "features": 32}
+LARGE = {"batch": 256}
 NOTES = (
     "The three networks are similar but not identical, with full attention at 8×8 only. A training step has 270 GFLOP "
     "for ours (64, 128, 128, three blocks per level), 276 for diffusers (64, 128, 128, two layers per block) and 289 "
@@ -23,14 +24,12 @@ def _side(network: Any, call: Any, packages: list[str]) -> Side:
     x = torch.randn(SHAPES["batch"], *SHAPES["image"])
     target = torch.randn_like(x)
 
-    def loss(bf16: bool) -> torch.Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-            return F.mse_loss(call(x).float(), target)
+    def loss() -> torch.Tensor:
+        return F.mse_loss(call(x).float(), target)
 
     return Side(
         operations={
-            "training step": training_step(network.parameters(), lambda: loss(False)),
-            "training step, bf16": training_step(network.parameters(), lambda: loss(True)),
+            **training_steps(network.parameters(), loss, bf16=True),
             "denoise": evaluation(network, lambda: call(x)),
         },
         parameters=count(network),

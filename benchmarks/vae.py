@@ -8,13 +8,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness import Side, Unavailable, count, evaluation, training_step
+from device import is_cpu, selected
+from harness import Side, Unavailable, count, evaluation, training_steps
 
 TITLE = "VAE"
 SHAPES = {
     "dims": 784, "latent": 16, "hidden": 512, "small latent": 8, "small hidden": 64,
     "batch": 128, "epoch": 12800, "points": 32, "draws": 100,
 }  # fmt: skip
+LARGE = {"batch": 4096, "points": 1000, "draws": 1000}
 NOTES = (
     "Both sides train the same model: Gaussian MLPs with one hidden layer in encoder and decoder, and an observation "
     "model with standard deviation 1 on pixels scaled to [0, 1]. `training step` is one step on a batch in memory. "
@@ -68,12 +70,12 @@ def ours() -> Side:
     import loglik
 
     vae, small, x = our_vae(), our_vae("small "), images("train")
-    batch, few = x[: SHAPES["batch"]], x[: SHAPES["points"]]
+    batch, few = (x[: SHAPES[part]].to(selected()) for part in ("batch", "points"))
     data = our_data(x[: SHAPES["epoch"] + 1000])
-    options = {"max_epochs": 1, "batch_size": SHAPES["batch"], "progress": False}
+    options = {"max_epochs": 1, "batch_size": SHAPES["batch"], "progress": False, "device": selected()}
     return Side(
         operations={
-            "training step": training_step(vae.parameters(), lambda: vae.loss(batch)),
+            **training_steps(vae.parameters(), lambda: vae.loss(batch)),
             "epoch": lambda: loglik.fit(vae, data, **options),
             "likelihood": evaluation(vae, lambda: vae.log_prob(few, samples=SHAPES["draws"])),
             "likelihood, small": evaluation(small, lambda: small.log_prob(few, samples=SHAPES["draws"])),
@@ -118,20 +120,20 @@ def their_trainer(vae: Any, x: Any, rate: float) -> Any:
     from pythae.trainers import BaseTrainer, BaseTrainerConfig
 
     config = BaseTrainerConfig(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=SHAPES["batch"], learning_rate=rate, no_cuda=True
+        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=SHAPES["batch"], learning_rate=rate, no_cuda=is_cpu()
     )
-    trainer = BaseTrainer(vae, BaseDataset(x, torch.zeros(len(x))), training_config=config)
+    trainer = BaseTrainer(vae, BaseDataset(x, torch.zeros(len(x), device="cpu")), training_config=config)
     trainer.prepare_training()
     return trainer
 
 
 def pythae() -> Side:
     vae, small, x = their_vae(), their_vae("small "), images("train")
-    batch, few, draws = x[: SHAPES["batch"]], x[: SHAPES["points"]], SHAPES["draws"]
+    (batch, few), draws = (x[: SHAPES[part]].to(selected()) for part in ("batch", "points")), SHAPES["draws"]
     trainer = their_trainer(vae, x[: SHAPES["epoch"]], 1e-4)
     return Side(
         operations={
-            "training step": training_step(vae.parameters(), lambda: vae({"data": batch}).loss),
+            **training_steps(vae.parameters(), lambda: vae({"data": batch}).loss),
             "epoch": lambda: trainer.train_step(epoch=1),
             "likelihood": evaluation(vae, lambda: vae.get_nll(few, n_samples=draws, batch_size=draws)),
             "likelihood, small": evaluation(small, lambda: small.get_nll(few, n_samples=draws, batch_size=draws)),
@@ -141,7 +143,28 @@ def pythae() -> Side:
     )
 
 
-SIDES = {"ours": ours, "pythae": pythae}
+def bare_torch() -> Side:
+    """Return a training step of the same model in twenty lines of torch, whose cost is that of its kernels."""
+    import torch
+    from torch import nn
+
+    dims, latent, hidden = SHAPES["dims"], SHAPES["latent"], SHAPES["hidden"]
+    encoder = nn.Sequential(nn.Linear(dims, hidden), nn.ReLU(), nn.Linear(hidden, 2 * latent))
+    decoder = nn.Sequential(nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, dims))
+    batch = images("train")[: SHAPES["batch"]].to(selected())
+
+    def loss() -> torch.Tensor:
+        mean, log_variance = encoder(batch).chunk(2, dim=1)
+        z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+        reconstruction = 0.5 * (decoder(z) - batch).square().sum(1)
+        kl = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(1)
+        return (reconstruction + kl).mean()
+
+    both = nn.ModuleList([encoder, decoder])
+    return Side(operations=training_steps(both.parameters(), loss), parameters=count(both))
+
+
+SIDES = {"ours": ours, "pythae": pythae} | ({} if is_cpu() else {"bare torch": bare_torch})
 
 
 def trained(side: str, seconds: float, rate: float, seed: int = 0, examples: int = 1000) -> tuple[list[float], float]:

@@ -74,9 +74,9 @@ def test_the_table_gives_medians_ratios_and_reasons(run):
 def test_a_cpu_without_bfloat16_has_no_peak_in_it(run, monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     monkeypatch.setattr(choices, "_chosen", None)
-    monkeypatch.setattr(run.harness, "PEAK_SIZES", (16,))
+    monkeypatch.setattr(run.device, "CPU_SIZES", (16,))
     before = torch.get_num_threads()
-    peak = run.harness.matrix_peak(1)
+    peak = run.device.matrix_peak(1)
     torch.set_num_threads(before)
     assert list(peak) == ["float32"] and peak["float32"] > 0
     ours = SimpleNamespace(described={"parameters": 10, "flops": {"step, bf16": 8_000_000}})

@@ -37,13 +37,28 @@ def main() -> None:
             _print_error(f"{message.rstrip('.')}: see {context.command_path if context else 'loglik'} --help")
     except typer.Abort:
         sys.exit(130)
-    except USER_ERRORS as error:
-        if debug:
+    except Exception as error:
+        if debug or not isinstance(error, (*USER_ERRORS, MemoryError, RuntimeError)):
             raise
+        if isinstance(error, (MemoryError, RuntimeError)):
+            _print_error(_out_of_memory(error))
+            sys.exit(2)
         system = isinstance(error, OSError) and error.filename is not None and error.strerror
         message = f"{error.filename}: {error.strerror.lower()}" if system else as_options(str(error))  # type: ignore[union-attr]
         _print_error(message)
     sys.exit(2)
+
+
+def _out_of_memory(error: MemoryError | RuntimeError) -> str:
+    """Return one line about memory that ran out; raise any other error."""
+    from loglik.memory import OutOfMemory, is_out_of_memory
+
+    if not is_out_of_memory(error):
+        raise error
+    if isinstance(error, OutOfMemory):
+        return as_options(str(error))
+    first = next(iter(str(error).splitlines()), "")
+    return f"out of memory{f' ({first[:200]})' if first else ''}: free memory, or use a smaller model or less data"
 
 
 def _print_error(message: str) -> None:

@@ -202,7 +202,13 @@ def sample(
     n: Annotated[
         int | None, typer.Option("-n", min=1, help="Number of samples; 64 by default, 1 for text from a prompt.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="A .png, .csv, .txt or .npy file.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A .png, .csv, .txt or .npy file; without a suffix, a folder with a .png of each image.",
+        ),
+    ] = None,
     label: Annotated[str | None, typer.Option(help="For a conditional density: the class to draw from.")] = None,
     seed: Seed = 0,
     prompt: Annotated[
@@ -235,8 +241,7 @@ def sample(
     """Draw samples from a run's density, in the units of the data, or continue a text from a prompt."""
     from loglik.report import numbered, samples_file, write_samples
     from loglik.runs import load
-    from loglik.tasks import continue_text
-    from loglik.tasks import sample as draw_samples
+    from loglik.tasks import continue_text, samples_of
 
     trained = load(run, device=device)
     options = without_none(length=length, temperature=temperature, top_k=top_k, top_p=top_p, stop=stop)
@@ -250,7 +255,7 @@ def sample(
         print(f"{len(texts)} samples: {out}" if out else "" if on_text else numbered(texts).removesuffix("\n"))
         return
     sampler = without_none(method=method, steps=steps, until=until, guidance=guidance)
-    x = draw_samples(trained, n or 64, label=label, seed=seed, **sampler)
+    x = samples_of(trained, n or 64, label=label, seed=seed, **sampler)
     path = out or samples_file(run, trained.spec)
     write_samples(x, trained.spec, path)
     print(f"{len(x)} samples: {path}")

@@ -157,9 +157,10 @@ def write_rows(rows: RowScores, index: Int64[Tensor, " N"] | None, path: Path) -
         index: the example's rows in the input; None where the order is the input's.
         path: the file.
     """
-    numbers = range(len(rows.nats)) if index is None else index.tolist()
-    scores = sorted(zip(numbers, rows.nats.tolist(), rows.stderr.tolist(), strict=True))
-    lines = [f"{number + 1},{nats!r},{stderr!r}" for number, nats, stderr in scores]
+    numbers = torch.arange(len(rows.nats)) if index is None else index
     path.parent.mkdir(parents=True, exist_ok=True)
-    with files.naming(path):
-        path.write_text("\n".join(["row,nats,stderr", *lines]) + "\n", encoding="utf-8")
+    with files.replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write("row,nats,stderr\n")
+        for order in numbers.argsort().split(2**14):
+            columns = ((numbers[order] + 1).tolist(), rows.nats[order].tolist(), rows.stderr[order].tolist())
+            file.writelines(f"{number},{nats!r},{stderr!r}\n" for number, nats, stderr in zip(*columns, strict=True))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from jaxtyping import Float64, Int64, Shaped
@@ -18,6 +18,7 @@ from loglik.data.spec import DataSpec
 from loglik.data.windows import Windows
 from loglik.density import Bound, Density, evaluation_mode
 from loglik.devices import fork_generators
+from loglik.memory import Pieces
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -35,6 +36,7 @@ __all__ = [
     "unseen_error",
 ]
 
+Scores = TypeVar("Scores")
 ROUNDING = 2.0**-23  # of float32, in which densities compute
 CHECKED_TOGETHER = 2**22  # numbers of a split that are read at once, to check them
 
@@ -136,8 +138,12 @@ def log_prob_terms(
     The noise is that of `log_probs` with the same samples and seed, so the terms sum to its result.
     """
     terms: dict[str, Tensor] = {}
-    for part, event, context in _batches(density, split, torch.arange(len(split)), seed):
-        for name, values in density.terms(event, context, samples=samples).items():
+
+    def score(event: Tensor, context: Tensor | None) -> dict[str, Tensor]:
+        return density.terms(event, context, samples=samples)
+
+    for part, found in _scored(density, split, torch.arange(len(split)), seed, score):
+        for name, values in found.items():
             scores = terms.setdefault(name, torch.zeros(len(split), dtype=torch.float64, device=values.device))
             scores[part] = values.double()
     return {name: scores.cpu() for name, scores in terms.items()}
@@ -159,35 +165,46 @@ def replicates(
     A row may be listed several times.
     """
     scores = torch.zeros(len(rows), dtype=torch.float64, device=density.device)
-    for part, event, context in _batches(density, split, rows, seed, batch_size, rank=rank, world=world):
-        scores[part] = density.log_prob(event, context, samples=samples).double()
+
+    def score(event: Tensor, context: Tensor | None) -> Tensor:
+        return density.log_prob(event, context, samples=samples)
+
+    for part, values in _scored(density, split, rows, seed, score, batch_size, rank=rank, world=world):
+        scores[part] = values.double()
     return scores
 
 
-def _batches(
+def _scored(
     density: Density,
     split: Split,
     rows: Int64[Tensor, " N"],
     seed: int,
+    score: Callable[[Tensor, Tensor | None], Scores],
     batch_size: int | None = None,
     *,
     rank: int = 0,
     world: int = 1,
-) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-    """Yield the slice of the rows, the event and the context of each batch of a rank, in evaluation mode.
+) -> Iterator[tuple[slice, Scores]]:
+    """Yield the slice of the rows and the score of each batch of a rank, in evaluation mode.
 
-    Seeds each batch by its number. Checks each batch where the split is stored, so that the density need not.
+    Seeds each batch by its number, and checks it where the split is stored, so that the density need not. A batch that
+    does not fit in memory is halved, and so are all later ones; each piece after the first has a seed of its own.
     """
     keep_freed_memory()
     batch_size = batch_size or max(1, min(256, 2**18 // math.prod(split.x.shape[1:])))
+
+    def compute(part: slice) -> tuple[slice, Scores]:
+        number, offset = divmod(part.start, batch_size)
+        batch = split.batch(rows[part])
+        density.check(*_arguments(density, *batch))
+        torch.manual_seed((seed * 1_000_003 + number + offset * 7_777_777) % 2**63)
+        with data_checked():
+            return part, score(*arguments(density, *batch))
+
+    pieces = Pieces(compute, density.device)
     with evaluating(density, seed):
         for number in range(rank, math.ceil(len(rows) / batch_size), world):
-            part = slice(number * batch_size, (number + 1) * batch_size)
-            batch = split.batch(rows[part])
-            density.check(*_arguments(density, *batch))
-            torch.manual_seed((seed * 1_000_003 + number) % 2**63)
-            with data_checked():
-                yield part, *arguments(density, *batch)
+            yield from pieces(slice(number * batch_size, min(len(rows), (number + 1) * batch_size)))
 
 
 def mean_and_stderr(scores: Float64[Tensor, " N"]) -> tuple[float, float | None]:

@@ -26,6 +26,7 @@ from loglik.evaluation.scores import (
     unseen_error,
 )
 from loglik.evaluation.text import StreamScores, perplexity, stream_scores
+from loglik.memory import Pieces
 
 __all__ = ["SOLVED_ROWS", "baseline_scores", "evaluate_split"]
 
@@ -152,8 +153,10 @@ def _score_examples(
 def _classification(density: Density, split: Split) -> dict[str, Any]:
     assert split.y is not None
     probabilities: Any = density.probabilities
+    pieces = Pieces(lambda rows: probabilities(split.x[rows].to(density.device)), density.device)
     with evaluation_mode(density):
-        p = torch.cat([probabilities(x.to(density.device)) for x in split.tensor().split(1024)]).cpu()
+        blocks = [slice(start, min(len(split), start + 1024)) for start in range(0, len(split), 1024)]
+        p = torch.cat([part for block in blocks for part in pieces(block)]).cpu()
     matrix, table = confusion_matrix(p, split.y), reliability(p, split.y)
     correct = int(matrix.diag().sum())
     return {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from loglik import files
 from loglik.data.dataset import Split
 from loglik.data.spec import Column, DataSpec
+from loglik.tasks import Samples
 
 __all__ = [
     "examples",
@@ -27,6 +29,7 @@ __all__ = [
 ]
 
 SUFFIXES = {"image": ".png", "table": ".csv", "text": ".txt", "array": ".npy"}
+MAX_GRID = 2**27  # values in a grid of images
 CELL = 48  # the minimal height of an image in a grid, in pixels
 
 
@@ -46,11 +49,12 @@ def image_grid(
     *,
     columns: int,
     span: tuple[float, float] | None = None,
+    cell: int = CELL,
 ) -> UInt8[np.ndarray, "..."]:
     """Return a grid of images on white, row after row: (height, width), and 3 at the end for colours.
 
     `span` are the values of black and white: by default 0 and the highest level; for continuous data 0 and 1, or the
-    lowest and highest value where some lie outside.
+    lowest and highest value where some lie outside. Smaller images are enlarged to about `cell` pixels.
 
     Raises:
         ValueError: the images have neither one nor three channels.
@@ -65,7 +69,7 @@ def image_grid(
             span = (float(values.min()), float(values.max()))
     low, high = span
     pixels = ((values - low) / ((high - low) or 1.0)).clamp(0, 1).mul(255).round().byte()
-    scale = max(1, CELL // max(h, w))
+    scale = max(1, cell // max(h, w))
     pixels = pixels.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     h, w, gap = h * scale, w * scale, max(2, CELL // 16)
     rows = -(-b // columns)
@@ -95,39 +99,86 @@ def samples_file(folder: Path, spec: DataSpec) -> Path:
     return folder / f"samples{SUFFIXES[spec.kind]}"
 
 
-def write_samples(x: Shaped[Tensor, "n ..."], spec: DataSpec, path: Path) -> None:
-    """Write samples to a file: images as a `.png` grid, tables as `.csv`, text as `.txt`, arrays as `.npy`.
+def write_samples(x: Shaped[Tensor, "n ..."] | Samples, spec: DataSpec, path: Path) -> None:
+    """Write samples: images as a `.png` grid, tables as `.csv`, text as `.txt`, arrays as `.npy`.
 
-    Data of any kind can be written as `.npy`.
+    Data of any kind can be written as `.npy`, and images as a folder of `.png` files: a path without a suffix. Samples
+    that are not drawn yet are written block by block, except a grid.
 
     Raises:
-        ValueError: the file's suffix does not fit the kind of data.
+        ValueError: the file's suffix does not fit the kind of data, or a grid would be too large.
     """
-    x, suffix = x.detach().cpu(), path.suffix.lower()
-    usual = SUFFIXES[spec.kind]
-    if suffix not in (usual, ".npy"):
-        suffixes = " or ".join(dict.fromkeys([usual, ".npy"]))
-        raise ValueError(f"samples of {spec.kind} data are written as {suffixes}, got {path.name!r}")
+    suffix, usual = path.suffix.lower(), SUFFIXES[spec.kind]
+    allowed = dict.fromkeys([usual, ".npy", *([""] if usual == ".png" else [])])
+    if suffix not in allowed:
+        names = " or ".join(name or "a folder of pictures" for name in allowed)
+        raise ValueError(f"samples of {spec.kind} data are written as {names}, got {path.name!r}")
+    blocks = iter([x.detach().cpu()]) if isinstance(x, Tensor) else iter(x)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with files.naming(path):
+    if suffix == "":
+        _write_pictures(blocks, spec, path)
+        return
+    if suffix == ".png":
+        _check_grid(len(x), spec)
+    with files.replacing(path) as temporary:
         if suffix == ".npy":
-            np.save(path, x.numpy())
+            _write_array(blocks, len(x), temporary)
         elif suffix == ".png":
             columns = max(1, round(len(x) ** 0.5))
-            Image.fromarray(image_grid(x, spec, columns=columns)).save(path)
+            grid = image_grid(torch.cat(list(blocks)), spec, columns=columns)
+            Image.fromarray(grid).save(temporary, format="png")
         elif suffix == ".csv":
-            _write_table(x, spec, path)
+            _write_table(blocks, spec, temporary)
         else:
-            path.write_text(numbered([text_of(row, spec) for row in x]), encoding="utf-8")
+            _write_texts(blocks, len(x), spec, temporary)
 
 
-def _write_table(x: Tensor, spec: DataSpec, path: Path) -> None:
+def _write_array(blocks: Iterator[Shaped[Tensor, "B ..."]], n: int, path: Path) -> None:
+    """Write blocks of n rows together as one `.npy` array, whose header comes before the rows."""
+    first = next(blocks)
+    with path.open("wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(first.numpy().dtype), "fortran_order": False}
+        np.lib.format.write_array_header_1_0(file, header | {"shape": (n, *first.shape[1:])})
+        for block in chain([first], blocks):
+            file.write(block.contiguous().numpy().data)
+
+
+def _check_grid(n: int, spec: DataSpec) -> None:
+    c, h, w = spec.event_shape if len(spec.event_shape) == 3 else (1, 1, 1)
+    scale = max(1, CELL // max(h, w))
+    if n * c * h * w * scale**2 > MAX_GRID:
+        raise ValueError(
+            f"{n} images are too many for one picture: write a .npy file, or a folder of pictures (a name without .png)"
+        )
+
+
+def _write_pictures(blocks: Iterator[Tensor], spec: DataSpec, folder: Path) -> None:
+    """Write each image as a file in a new folder, named by its number from 1."""
+    folder.mkdir()
+    number, span = 0, (0.0, spec.levels - 1.0 if spec.levels else 1.0)
+    for block in blocks:
+        for image in block:
+            number += 1
+            pixels = image_grid(image[None], spec, columns=1, span=span, cell=1)
+            with files.naming(folder):
+                Image.fromarray(pixels).save(folder / f"{number:07}.png")
+
+
+def _write_table(blocks: Iterator[Tensor], spec: DataSpec, path: Path) -> None:
     columns = spec.columns or tuple(Column(name=f"x{i}", type="numeric") for i in range(spec.dims))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([column.name for column in columns])
-        for row in x.tolist():
-            writer.writerow([_cell(value, column) for value, column in zip(row, columns, strict=True)])
+        for block in blocks:
+            for row in block.tolist():
+                writer.writerow([_cell(value, column) for value, column in zip(row, columns, strict=True)])
+
+
+def _write_texts(blocks: Iterator[Tensor], n: int, spec: DataSpec, path: Path) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for i, row in enumerate(chain.from_iterable(blocks), 1):
+            head = f"--- sample {i} ---\n" if n > 1 else ""
+            file.write(f"{head}{text_of(row, spec)}\n")
 
 
 def _cell(value: float, column: Column) -> str | int | float:

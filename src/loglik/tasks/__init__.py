@@ -4,10 +4,11 @@ from loglik.tasks.continue_text import continue_text
 from loglik.tasks.encode import encode, write_latents
 from loglik.tasks.fill import fill, fill_table
 from loglik.tasks.latents import Latents, diagnose_latents
-from loglik.tasks.sample import draw, sample
+from loglik.tasks.sample import Samples, draw, sample, samples_of
 
 __all__ = [
     "Latents",
+    "Samples",
     "continue_text",
     "diagnose_latents",
     "draw",
@@ -15,5 +16,6 @@ __all__ = [
     "fill",
     "fill_table",
     "sample",
+    "samples_of",
     "write_latents",
 ]

@@ -21,6 +21,7 @@ from loglik.density import Density, evaluation_mode, sample_categories
 from loglik.diffusion import Diffusion
 from loglik.evaluation.scores import evaluating
 from loglik.flows import Flow
+from loglik.memory import Pieces
 from loglik.runs import Run
 from loglik.tasks.latents import ELEMENTWISE, Latents
 from loglik.transforms import PartialOut
@@ -28,6 +29,7 @@ from loglik.transforms import PartialOut
 __all__ = ["fill", "fill_table"]
 
 BATCH = 2**14  # rows in one call of log_prob
+BLOCK = 4096  # rows of a table that are filled and written together
 REPEATS = 20  # of each step of a diffusion: with more repeats the missing values agree better with the known ones
 
 
@@ -137,6 +139,10 @@ def fill_table(run: Run, table: Path, out: Path, *, seed: int = 0) -> int:
         out: the file to write.
         seed: of the draws.
 
+    Blocks of 4,096 rows are filled and written one after the other, so that memory does not grow with the table beyond
+    the table itself. Each block has a seed of its own. A block that does not fit in memory is halved, and so are all
+    later ones; this changes the draws.
+
     Raises ValueError where the run's data are not a table, or its density is a classifier, conditional, or cannot fill.
     """
     density = run.density
@@ -147,16 +153,26 @@ def fill_table(run: Run, table: Path, out: Path, *, seed: int = 0) -> int:
     if density.conditional:
         raise ValueError("fill needs a density p(row), and this is p(row | label): train one without conditional=True")
     frame, x, missing = load_incomplete(table, run.spec)
-    rows = missing.any(1)
-    filled = x.clone()
-    if rows.any():
-        with evaluating(density, seed):
-            filled[rows] = fill(density, x[rows], missing[rows]).to(x.dtype)
-    columns = []
-    for d, column in enumerate(run.spec.columns):
-        if missing[:, d].any():
-            columns.append(decode_column(frame[column.name], column, filled[:, d], missing[:, d]))
+    gaps = [d for d in range(len(run.spec.columns)) if missing[:, d].any()]
+
+    def compute(piece: slice) -> tuple[slice, Tensor]:
+        rows = missing[piece].any(1).nonzero().flatten() + piece.start
+        filled = x[piece].clone()
+        if len(rows):
+            with evaluating(density, seed if piece.start == 0 else (seed * 1_000_003 + piece.start) % 2**63):
+                filled[rows - piece.start] = fill(density, x[rows], missing[rows]).to(x.dtype)
+        return piece, filled
+
     out.parent.mkdir(parents=True, exist_ok=True)
-    with files.naming(out):
-        frame.with_columns(columns).write_csv(out)
+    pieces = Pieces(compute, density.device)
+    with files.replacing(out) as temporary, temporary.open("wb") as file:
+        for start in range(0, len(x), BLOCK):
+            for piece, filled in pieces(slice(start, min(len(x), start + BLOCK))):
+                part = frame[piece]
+                columns = [
+                    decode_column(part[column.name], column, filled[:, d], missing[piece, d])
+                    for d, column in enumerate(run.spec.columns)
+                    if d in gaps
+                ]
+                part.with_columns(columns).write_csv(file, include_header=piece.start == 0)
     return int(missing.sum())

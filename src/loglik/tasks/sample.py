@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,15 +14,58 @@ from loglik.data.spec import DataSpec
 from loglik.density import Density
 from loglik.diffusion import with_sampler
 from loglik.evaluation.scores import evaluating, labels_in_turn
+from loglik.memory import Pieces
 from loglik.runs import Run
 
-__all__ = ["draw", "labels_of", "sample"]
+__all__ = ["Samples", "draw", "labels_of", "sample", "samples_of"]
+
+BLOCK_VALUES = 2**17  # in a block of samples, but not less than 64 samples
+MAX_BLOCK = 4096
 
 
-def sample(
-    run: Run, n: int = 64, *, label: str | None = None, seed: int = 0, **sampler: Any
-) -> Shaped[Tensor, "n ..."]:
-    """Draw n samples from a run's density, in the units of the data, on the CPU.
+class Samples:
+    """Samples of a density, drawn in blocks while they are iterated, so that memory does not grow with their number.
+
+    Iterating twice gives the same samples. The size of a block depends on the event's size only, and each block has a
+    seed of its own: for one seed the samples of full blocks are the same for every n. A block that does not fit in
+    memory is halved, and so are all later ones; this changes the samples.
+
+    Args:
+        density: of data.
+        spec: of the data.
+        n: the number of samples.
+        seed: of the samples.
+        label: the class of all samples; if None, a conditional density draws the classes in turn.
+
+    Raises ValueError for a label that the density does not know.
+    """
+
+    def __init__(self, density: Density, spec: DataSpec, n: int, *, seed: int = 0, label: str | None = None) -> None:
+        self.density, self.n, self.seed = density, n, seed
+        self.context = labels_of(density, spec, n, label)
+        self.block = max(64, min(MAX_BLOCK, BLOCK_VALUES // math.prod(density.event_shape)))
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[Shaped[Tensor, "B ..."]]:
+        pieces = Pieces(self._draw, self.density.device)
+        for start in range(0, self.n, self.block):
+            yield from pieces(slice(start, min(self.n, start + self.block)))
+
+    def tensor(self) -> Shaped[Tensor, "n ..."]:
+        """Return all samples in memory, on the CPU."""
+        return torch.cat(list(self))
+
+    def _draw(self, rows: slice) -> Tensor:
+        seed = self.seed if rows.start == 0 else (self.seed * 1_000_003 + rows.start) % 2**63
+        with evaluating(self.density, seed) as device:
+            context = None if self.context is None else self.context[rows].to(device)
+            return self.density.sample(rows.stop - rows.start, context).cpu()
+
+
+def samples_of(run: Run, n: int = 64, *, label: str | None = None, seed: int = 0, **sampler: Any) -> Samples:
+    """Return n samples of a run's density, in the units of the data, which are drawn when they are iterated.
 
     Args:
         run: the run.
@@ -38,7 +83,14 @@ def sample(
         )
     if sampler:
         density = with_sampler(density, **sampler)
-    return draw(density, run.spec, n, seed=seed, label=label)
+    return Samples(density, run.spec, n, seed=seed, label=label)
+
+
+def sample(
+    run: Run, n: int = 64, *, label: str | None = None, seed: int = 0, **sampler: Any
+) -> Shaped[Tensor, "n ..."]:
+    """Draw n samples from a run's density, in the units of the data, on the CPU; arguments as of `samples_of`."""
+    return samples_of(run, n, label=label, seed=seed, **sampler).tensor()
 
 
 def draw(density: Density, spec: DataSpec, n: int, *, seed: int, label: str | None = None) -> Shaped[Tensor, "n ..."]:
@@ -46,9 +98,7 @@ def draw(density: Density, spec: DataSpec, n: int, *, seed: int, label: str | No
 
     Raises ValueError for a label that the density does not know.
     """
-    with evaluating(density, seed) as device:
-        context = labels_of(density, spec, n, label)
-        return density.sample(n, None if context is None else context.to(device)).cpu()
+    return Samples(density, spec, n, seed=seed, label=label).tensor()
 
 
 def labels_of(density: Density, spec: DataSpec, n: int, label: str | None) -> Int64[Tensor, " n"] | None:

@@ -18,12 +18,15 @@ from loglik.data import as_data
 from loglik.data.text_settings import TextSettings
 from loglik.density import Density
 from loglik.devices import fork_generators
+from loglik.evaluation.scores import arguments
+from loglik.memory import is_out_of_memory
 from loglik.training.checks import check_fits, check_trainable
 from loglik.training.config import check_same_config, recorded_choices, run_config, split_options
 from loglik.training.defaults import auto_choices, recipe_settings, suit_device
 from loglik.training.fabric import launch_fabric
 from loglik.training.loop import Trainer
-from loglik.training.progress import progress_bar
+from loglik.training.out_of_memory import explain
+from loglik.training.progress import Progress, progress_bar
 from loglik.training.settings import TrainingSettings, with_device
 
 __all__ = ["fit"]
@@ -62,8 +65,8 @@ def fit(
     Returns the run, with the weights of the best validation.
 
     Raises ValueError for data, options or a device that do not fit and for a run that cannot be resumed,
-    FileExistsError if `out` is in use, OSError, with the file's name, if a file cannot be written, and `NotFinite` if
-    training diverges.
+    FileExistsError if `out` is in use, OutOfMemory, with a batch size that fits, OSError, with the file's name, if a
+    file cannot be written, and `NotFinite` if training diverges.
     """
     path = None if out is None else Path(out)
     text, options = TextSettings.split_options(options)
@@ -100,7 +103,7 @@ def fit(
             start = time.perf_counter()
             if trainer.trainable:
                 with progress_bar(name or type(built).__name__, progress and fabric.is_global_zero) as bar:
-                    trainer.run(bar, resume)
+                    _run(trainer, bar, resume)
             else:
                 trainer.initialise_only()
             config["steps"] = trainer.step
@@ -111,6 +114,20 @@ def fit(
                 runs.write_metrics(path, trainer.history)
                 runs.write_config(path, config)
     return runs.Run(built.eval(), data.spec, config, trainer.history, path)
+
+
+def _run(trainer: Trainer, bar: Progress, resume: bool) -> None:
+    """Train; where memory runs out, raise OutOfMemory, which says which batch would fit."""
+    why = None
+    try:
+        trainer.run(bar, resume)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        why = str(error)
+    if why is not None:  # the error, which holds the step's tensors, has ended
+        batch = arguments(trainer.density, *trainer.batches.batch(trainer.step))
+        raise explain(trainer.density, batch, trainer.fabric, step=trainer.step, why=why)
 
 
 def _resumable_config(path: Path | None) -> dict[str, Any]:
