@@ -11,6 +11,7 @@ The type and the shape of an array decide what it holds:
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from loglik.data.dataset import Data, into_splits
 from loglik.data.labels import code_labels
+from loglik.data.limits import Stream, check_bytes, quote, reading, shorten, some
 from loglik.data.spec import DataSpec
 
 __all__ = ["assemble", "from_arrays", "load_array_file"]
@@ -62,6 +64,8 @@ def load_array_file(path: Path, *, seed: int = 0, like: DataSpec | None = None) 
         ValueError: the file is not readable, holds Python objects, or has other keys.
     """
     parts = _read(path)
+    if scalar := next((split for split, pair in parts.items() if pair[0].ndim == 0), None):
+        raise ValueError(f"{path}: no examples: the {scalar} array is a single value")
     sizes = {split: len(pair[0]) for split, pair in parts.items()}
     shapes = {split: pair[0].shape[1:] for split, pair in parts.items()}
     if len(set(shapes.values())) > 1:
@@ -92,8 +96,11 @@ def assemble(
         sizes: the number of rows of each split that exists already, in order.
     """
     where = where or name
-    if x.ndim == 0 or len(x) == 0:
-        raise ValueError(f"{where}: no examples: the shape is {x.shape}")
+    if x.ndim == 0 or x.size == 0:
+        what = "examples" if x.ndim == 0 or len(x) == 0 else "values in the examples"
+        raise ValueError(f"{where}: no {what}: the shape is {x.shape}")
+    if y is not None and y.ndim == 0:
+        raise ValueError(f"{where}: the labels are a single value: give one label an example, (N,)")
     if y is not None and len(y) != len(x):
         raise ValueError(f"{where}: {len(x)} examples but {len(y)} labels: give one label an example")
     spec = like or spec or _infer(x, where)
@@ -164,7 +171,7 @@ def _check_codes(x: np.ndarray, spec: DataSpec, where: str) -> None:
         if column.discrete and bad.any():
             row = int(bad.argmax())
             right = f"a code 0 to {k - 1}" if k else "an integer"
-            raise ValueError(f"{where}: row {row + 1}, column {column.name!r}: {values[row]:g} is not {right}")
+            raise ValueError(f"{where}: row {row + 1}, column {quote(column.name)}: {values[row]:g} is not {right}")
 
 
 def _channels_first(x: np.ndarray) -> np.ndarray:
@@ -193,26 +200,56 @@ def _numpy(values: Any) -> np.ndarray:
 
 def _read(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
     """Return the splits in a file, each with examples and labels; only `train` where the file names no splits."""
-    try:
-        with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return {"train": (loaded, None)}
-            arrays = {key: loaded[key] for key in loaded.files}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        if "allow_pickle" in str(error):
-            raise ValueError(
-                f"{path}: holds Python objects, which loglik never unpickles: save numbers or strings"
-            ) from None
-        raise ValueError(f"{path}: not a readable NumPy file ({str(error).splitlines()[0]})") from None
-    keys = set(arrays)
-    if len(keys) == 1:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if not zipfile.is_zipfile(file):
+            file.seek(0)
+            return {"train": (_read_array(file, path, size), None)}
+        with reading(path, "NumPy file"):
+            archive = zipfile.ZipFile(file)
+        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        _check_keys(list(members), path)
+        check_bytes(sum(info.file_size for info in members.values()), size, path)
+        arrays = {}
+        for key, info in members.items():
+            with reading(path, "NumPy file"):
+                member = archive.open(info)
+            with member:
+                arrays[key] = _read_array(member, path, info.file_size)
+    if len(arrays) == 1:
         return {"train": (next(iter(arrays.values())), None)}
-    if keys == {"x", "y"}:
+    if "x" in arrays:
         return {"train": (arrays["x"], arrays["y"])}
-    if keys in ({"x_train", "x_test"}, {"x_train", "y_train", "x_test", "y_test"}):
-        return {s: (arrays[f"x_{s}"], arrays.get(f"y_{s}")) for s in ("train", "test")}
+    return {s: (arrays[f"x_{s}"], arrays.get(f"y_{s}")) for s in ("train", "test")}
+
+
+def _check_keys(keys: list[str], path: Path) -> None:
+    if len(keys) == 1 or set(keys) in ({"x", "y"}, {"x_train", "x_test"}, {"x_train", "y_train", "x_test", "y_test"}):
+        return
     raise ValueError(
-        f"{path}: found the keys {', '.join(sorted(keys)) or '(none)'}; expected one array, or x and y, "
+        f"{path}: found the keys {some(sorted(keys)) or '(none)'}; expected one array, or x and y, "
         "or x_train, y_train, x_test and y_test"
     )
+
+
+def _read_array(file: Stream, path: Path, size: int) -> np.ndarray:
+    """Read an array in NumPy's format from a file of `size` bytes; its header is checked before memory is taken."""
+    with reading(path, "NumPy file"):
+        header = _READ_HEADER[np.lib.format.read_magic(file)]
+        shape, _, dtype = header(file)
+        available = size - file.tell()
+    if dtype.hasobject:
+        raise ValueError(f"{path}: holds Python objects, which loglik never unpickles: save numbers or strings")
+    if min(shape, default=0) < 0 or not dtype.itemsize:
+        raise ValueError(f"{path}: not a readable NumPy file (an array of shape {shape} and type {dtype})")
+    if (required := math.prod(shape) * dtype.itemsize) > available:
+        raise ValueError(
+            f"{path}: not a readable NumPy file (its header says {required:,} bytes, of shape "
+            f"{shorten(str(shape))}, but {available:,} follow)"
+        )
+    with reading(path, "NumPy file"):
+        file.seek(0)
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+_READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}

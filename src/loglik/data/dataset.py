@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
+from loglik.data.limits import quote
 from loglik.data.spec import DataSpec, Kind
 from loglik.data.text_settings import TextSettings
 from loglik.data.windows import Stream, Windows
@@ -159,7 +160,7 @@ class Data:
         if name == "all":
             return self._all()
         if name not in SPLITS:
-            raise ValueError(f"no split named {name!r}: use train, validation, test or all")
+            raise ValueError(f"no split named {quote(name)}: use train, validation, test or all")
         return getattr(self, name)
 
     def _all(self) -> Split:

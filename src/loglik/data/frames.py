@@ -11,20 +11,22 @@ import csv
 import gzip
 import io
 import re
-import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
 
-from loglik.data.spec import DataSpec
+from loglik.data.limits import first_line, max_bytes, quote, read_at_most, reading
 
-__all__ = ["COMPRESSED", "NUMBER", "is_lines", "is_table", "read_frame"]
+__all__ = ["COMPRESSED", "NUMBER", "format_of", "is_lines", "is_packed", "is_table", "parse"]
 
 FORMATS = {
     ".csv": "CSV", ".tsv": "CSV", ".json": "JSON", ".jsonl": "JSON lines", ".ndjson": "JSON lines",
     ".parquet": "Parquet", ".pq": "Parquet", ".feather": "Arrow", ".arrow": "Arrow", ".ipc": "Arrow",
 }  # fmt: skip
 COMPRESSED = (".gz", ".bz2", ".zst")  # of CSV and JSON; the others compress inside
+MAX_COLUMNS = 65_536
+LINE = 2**24  # bytes of a header, at most
 MISSING = ["", "NA", "N/A", "#N/A", "NaN", "nan", "null", "NULL"]
 
 NUMBER = r"[-+]?(\d+([.,]\d*)?|[.,]\d+)(e[-+]?\d+)?"  # with a decimal point or comma
@@ -33,48 +35,21 @@ THOUSANDS = r"[-+]?[1-9]\d{0,2},\d{3}"  # 1,234 is 1.234 to some and 1234 to oth
 
 def is_table(path: Path) -> bool:
     """Return whether a file's name is that of a table."""
-    return _format(path) is not None
+    return format_of(path) is not None
 
 
 def is_lines(path: Path) -> bool:
     """Return whether a table's rows are lines after a header."""
-    return _format(path) == "CSV"
+    return format_of(path) == "CSV"
 
 
-def read_frame(path: Path, like: DataSpec | None = None) -> pl.DataFrame:
-    """Read a table; `like` determines which columns are texts for an existing model.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: its name is not a table's, it does not parse, or a number in it may be read in two ways.
-    """
-    kind = _format(path)
-    if kind is None:
-        raise ValueError(f"{path}: a table is a file that ends in {', '.join(FORMATS)}, or in .csv.gz")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        packed = path.suffix.lower() in COMPRESSED
-        source = _decompressed(path) if packed else path
-        if kind == "CSV":
-            return _read_csv(path, source, like)
-        if kind == "JSON":
-            return _read_json(path, source)
-        if kind == "JSON lines":
-            return pl.read_ndjson(source, infer_schema_length=None)
-        if kind == "Parquet":
-            return pl.read_parquet(path)
-        with path.open("rb") as file:
-            stream = not file.read(6).startswith((b"ARROW1", b"FEA1"))
-        return pl.read_ipc_stream(path) if stream else pl.read_ipc(path)
-    except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error) as error:
-        if isinstance(error, OSError) and error.filename is not None:
-            raise  # it cannot be opened
-        words = (str(error) or repr(error)).splitlines()[0]
-        raise ValueError(f"{path}: not a readable {kind} file ({words})") from None
+def is_packed(path: Path) -> bool:
+    """Return whether a table's file is compressed as a whole."""
+    return path.suffix.lower() in COMPRESSED
 
 
-def _format(path: Path) -> str | None:
+def format_of(path: Path) -> str | None:
+    """Return the format of a table by the ending of its name; None if it is not that of a table."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSED:
         kind = FORMATS.get(suffixes[-2]) if len(suffixes) > 1 else None
@@ -82,12 +57,33 @@ def _format(path: Path) -> str | None:
     return FORMATS.get(suffixes[-1]) if suffixes else None
 
 
-def _decompressed(path: Path) -> bytes:
-    suffix = path.suffix.lower()
-    if suffix == ".gz":
-        return gzip.decompress(path.read_bytes())
-    if suffix == ".bz2":
-        return bz2.decompress(path.read_bytes())
+def parse(path: Path, texts: Sequence[str] = (), limit: int | None = None) -> pl.DataFrame:
+    """Read a table in this process; the columns `texts` are not typed by their values.
+
+    Args:
+        limit: bytes of a decompressed file, at most; `max_bytes` by default.
+
+    Raises:
+        ValueError: it does not parse, or a number in it may be read in two ways.
+    """
+    kind = format_of(path)
+    with reading(path, f"{kind} file"):
+        source = _decompressed(path, limit or max_bytes(path.stat().st_size)) if is_packed(path) else path
+        if kind == "JSON lines":
+            return pl.read_ndjson(source, infer_schema_length=None)
+        if kind == "Parquet":
+            return pl.read_parquet(path)
+        if kind == "Arrow":
+            with path.open("rb") as file:
+                stream = not file.read(6).startswith((b"ARROW1", b"FEA1"))
+            return pl.read_ipc_stream(path) if stream else pl.read_ipc(path)
+    return _read_csv(path, source, set(texts)) if kind == "CSV" else _read_json(path, source)
+
+
+def _decompressed(path: Path, limit: int) -> bytes:
+    if path.suffix.lower() in (".gz", ".bz2"):
+        with gzip.open(path) if path.suffix.lower() == ".gz" else bz2.open(path) as file:
+            return read_at_most(file, limit)
     # polars brings the only reader of .zst: all of the text as one field of one row
     options = {"has_header": False, "infer_schema": False, "separator": "\x1f", "eol_char": "\x1e", "quote_char": None}
     return pl.read_csv(path, **options).item().encode()  # type: ignore[arg-type]
@@ -104,41 +100,47 @@ def _read_json(path: Path, source: Path | bytes) -> pl.DataFrame:
     return pl.read_json(source, infer_schema_length=None)
 
 
-def _read_csv(path: Path, source: Path | bytes, like: DataSpec | None) -> pl.DataFrame:
+def _read_csv(path: Path, source: Path | bytes, texts: set[str]) -> pl.DataFrame:
     def opened() -> io.BytesIO | io.BufferedReader:
         return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
 
     with opened() as file:
-        first = [file.readline(2**16).decode("utf-8-sig", "replace") for _ in range(2)]
+        first = [file.readline(LINE).decode("utf-8-sig", "replace") for _ in range(2)]
     if "\0" in "".join(first):
         raise ValueError(f"{path}: not UTF-8 text: save it as UTF-8")
-    separator = _separator(*first)
+    with reading(path, "CSV file"):
+        separator = _separator(*(line[: 2**16] for line in first))
+    if (width := first[0].count(separator) + 1) > MAX_COLUMNS or len(first[0]) >= LINE:
+        raise ValueError(f"{path}: line 1 has {width:,} fields: a table has at most {MAX_COLUMNS:,} columns")
     try:
         frame = pl.read_csv(source, separator=separator, infer_schema=False)
     except pl.exceptions.NoDataError:
         raise ValueError(f"{path}: the file is empty") from None
-    except pl.exceptions.PolarsError:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         with opened() as file:
             reason = _ragged(file, separator)
-        if reason:
-            raise ValueError(f"{path}: {reason}") from None
-        raise
-    with io.TextIOWrapper(opened(), encoding="utf-8-sig", newline="") as lines:
-        read = next(csv.reader(lines, delimiter=separator))  # polars keeps doubled quotes, and renames equal names
-    found = read if len(read) == frame.width else frame.columns
-    names = [name.strip() or theirs for name, theirs in zip(found, frame.columns, strict=True)]
-    if all(re.fullmatch(NUMBER, name, re.I) for name in names):
-        raise ValueError(f"{path}: line 1 holds numbers: give the columns' names there")
-    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
-        raise ValueError(f"{path}: two columns are named {twice[0]!r}: rename one")
-    frame.columns = names
+        raise ValueError(f"{path}: {reason or f'not a readable CSV file ({first_line(error)})'}") from None
+    frame.columns = _names(path, opened(), separator, frame.columns)
     while frame.width > 1 and frame.height and all(value is None for value in frame.row(-1)):
         frame = frame.head(-1)  # a blank line at the end
-    texts = {c.name for c in like.columns if c.type == "categorical"} if like else set()
     columns = [_bare(series) for series in frame.iter_columns()]
     if separator != ",":
         columns = _with_points(path, columns, texts)
     return pl.DataFrame([series if series.name in texts else _typed(series) for series in columns])
+
+
+def _names(path: Path, file: io.BytesIO | io.BufferedReader, separator: str, theirs: list[str]) -> list[str]:
+    """Return the names of the columns in a header, or those of polars, which renames equal names."""
+    with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as lines, reading(path, "CSV file"):
+        read = next(csv.reader(lines, delimiter=separator), [])  # polars keeps doubled quotes
+    found = read if len(read) == len(theirs) else theirs
+    names = [name.strip() or other for name, other in zip(found, theirs, strict=True)]
+    if all(re.fullmatch(NUMBER, name, re.I) for name in names):
+        raise ValueError(f"{path}: line 1 holds numbers: give the columns' names there")
+    seen: set[str] = set()
+    if twice := next((name for name in names if name in seen or seen.add(name)), None):  # type: ignore[func-returns-value]
+        raise ValueError(f"{path}: two columns are named {quote(twice)}: rename one")
+    return names
 
 
 def _separator(header: str, row: str) -> str:
@@ -171,13 +173,13 @@ def _with_points(path: Path, columns: list[pl.Series], texts: set[str]) -> list[
     values = values.filter(values.str.contains(",", literal=True).fill_null(False))
     if values.str.contains(f"^{THOUSANDS}$").all():
         raise ValueError(
-            f"{path}: column {commas[0].name!r}: {first!r} has a decimal comma or a separator of thousands: write "
-            f"{first.replace(',', '.')} or {first.replace(',', '')}"
+            f"{path}: column {quote(commas[0].name)}: {quote(first)} has a decimal comma or a separator "
+            f"of thousands: write {first.replace(',', '.')} or {first.replace(',', '')}"
         )
     if points := [s for s in numbers if s.str.contains(".", literal=True).any()]:
         raise ValueError(
-            f"{path}: column {commas[0].name!r} has decimal commas, as {first!r}, but column {points[0].name!r} has "
-            "decimal points: write points in both"
+            f"{path}: column {quote(commas[0].name)} has decimal commas, as {quote(first)}, but column "
+            f"{quote(points[0].name)} has decimal points: write points in both"
         )
     chosen = {s.name for s in commas}
     return [s.str.replace(",", ".", literal=True) if s.name in chosen else s for s in columns]

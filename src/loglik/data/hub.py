@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from loglik.data.dataset import Data, check_kind
+from loglik.data.limits import first_line, quote, some
 from loglik.data.spec import DataSpec
 from loglik.data.text_settings import TextSettings
 
@@ -41,10 +42,10 @@ def load_hub(
     try:
         found = datasets.load_dataset(repository, configuration or None)
     except Exception as error:  # from the network, the Hub, or the data set itself
-        raise ValueError(f"{source}: {(str(error) or repr(error)).splitlines()[0]}") from None
+        raise ValueError(f"{source}: {first_line(error)}") from None
     parts = {s: found[key] for s, keys in KNOWN.items() for key in keys if key in found}
     if "train" not in parts:
-        raise ValueError(f"{source}: no split named train; found {', '.join(found)}")
+        raise ValueError(f"{source}: no split named train; found {some(list(found))}")
     columns = list(parts["train"].column_names)
     if picture := next((c for c in ("image", "img") if c in columns), None):
         label = label or next((c for c in ("label", "labels") if c in columns), None)
@@ -64,13 +65,14 @@ def _images(
     from loglik.data.images import stack
 
     if label is not None and label not in parts["train"].column_names:
-        raise ValueError(f"{source}: no column {label!r}; found {', '.join(parts['train'].column_names)}")
+        raise ValueError(f"{source}: no column {quote(label)}; found {some(parts['train'].column_names)}")
     check_kind("image", like, source)
     every = chain.from_iterable(
         ((f"{source} {s}[{i}]", lambda row=row: row[picture]) for i, row in enumerate(part))
         for s, part in parts.items()
     )
-    x = stack(every, like)
+    on_disk = sum(getattr(part, "size_in_bytes", None) or 0 for part in parts.values())
+    x = stack(every, like, count=sum(map(len, parts.values())), on_disk=on_disk)
     y = np.concatenate([np.asarray(part[label]) for part in parts.values()]) if label else None
     classes = getattr(parts["train"].features[label], "names", None) if label else None
     spec = like or DataSpec(kind="image", event_shape=x.shape[1:], levels=256)

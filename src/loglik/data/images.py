@@ -17,9 +17,13 @@ from PIL import Image, ImageOps
 
 from loglik.data.arrays import assemble
 from loglik.data.dataset import Data, check_kind
+from loglik.data.limits import check_bytes, quote, reading, some
 from loglik.data.spec import DataSpec
 
 __all__ = ["load_images", "read", "stack"]
+
+GREY = ("1", "L", "LA", "La")
+Opened = Callable[[], Image.Image]
 
 
 def load_images(
@@ -53,10 +57,11 @@ def load_images(
         )
     if len(set(named)) == 1 and like is None:
         inner = roots["train"] / named[0]
-        raise ValueError(f"{folder}: {named[0]!r} is the only class; for unlabelled images give {inner} itself")
+        raise ValueError(f"{folder}: {quote(named[0])} is the only class; for unlabelled images give {inner} itself")
     if like is not None and (unknown := [p for p, c in zip(paths, labels, strict=True) if c and c not in like.classes]):
-        raise ValueError(f"{unknown[0]}: its class is none of the model's: {', '.join(like.classes)}")
-    x = stack(((path, partial(Image.open, path)) for path in paths), like)
+        raise ValueError(f"{unknown[0]}: its class is none of the model's: {some(like.classes)}")
+    on_disk = sum(path.stat().st_size for path in paths)
+    x = stack(((path, partial(Image.open, path)) for path in paths), like, count=len(paths), on_disk=on_disk)
     y = np.array(named) if named else None
     sizes = {split: len(members) for split, members in files.items()}
     spec = like or DataSpec(kind="image", event_shape=x.shape[1:], levels=256)
@@ -64,25 +69,34 @@ def load_images(
 
 
 def stack(
-    images: Iterable[tuple[Path | str, Callable[[], Image.Image]]], like: DataSpec | None = None
+    images: Iterable[tuple[Path | str, Opened]], like: DataSpec | None = None, *, count: int, on_disk: int
 ) -> UInt8[np.ndarray, "N C H W"]:
-    """Stack images of one size, each a name for errors and a function that opens it."""
+    """Stack `count` images of one size, each a name for errors and a function that opens it.
+
+    Sizes are read from the images' headers. Raises ValueError, before pixels are decoded, if they differ, or if images
+    of `on_disk` bytes in all need too much memory.
+    """
     pixels: list[np.ndarray] = []
     first: Path | str = ""
+    size: tuple[int, int] | None = None if like is None else (like.event_shape[2], like.event_shape[1])
     for name, opened in images:
-        array = read(name, opened)
+        with reading(name, "image"):
+            image = opened()
+        with image:
+            if size is not None and sorted(image.size) != sorted(size):  # EXIF may turn an image
+                raise ValueError(_other_size(name, image.size, first, size))
+            if not pixels:
+                required = count * image.width * image.height * (1 if image.mode in GREY else 3)
+                check_bytes(required, on_disk, f"{count} images like {name}")
+            array = read(name, image)
         height, width = array.shape[:2]
-        if like is not None and (height, width) != like.event_shape[1:]:
-            h, w = like.event_shape[1:]
-            raise ValueError(f"{name}: {width}×{height} pixels; the model accepts {w}×{h}: resize or crop it first")
+        if size is not None and (width, height) != size:
+            raise ValueError(_other_size(name, (width, height), first, size))
         if like is not None and array.ndim == 3 and like.event_shape[0] == 1:
             raise ValueError(f"{name}: a colour image; the model accepts grey ones: convert it first")
-        if pixels and pixels[0].shape[:2] != (height, width):
-            h, w = pixels[0].shape[:2]
-            raise ValueError(
-                f"{name} is {width}×{height} pixels but {first} is {w}×{h}: resize or crop all images to one size"
-            )
-        first = first or name
+        if array.ndim == 3 and not any(other.ndim == 3 for other in pixels[-1:]):
+            check_bytes(count * array.size, on_disk, f"{count} images like {name}")
+        first, size = first or name, (width, height)
         pixels.append(array)
     colour = any(array.ndim == 3 for array in pixels) or (like is not None and like.event_shape[0] == 3)
     if not colour:
@@ -93,19 +107,22 @@ def stack(
     return out
 
 
-def read(name: Path | str, opened: Callable[[], Image.Image]) -> UInt8[np.ndarray, "H W *C"]:
-    """Return an image: (H, W) for grey, (H, W, 3) for colour."""
-    try:
-        with opened() as image:
-            image.load()
-            mode = image.mode
-            upright = ImageOps.exif_transpose(image)
-            # 16-bit and floating-point images are refused below; everything else is 8 bits a channel.
-            pixels = None if mode[0] in "IF" else _grey_or_rgb(upright)
-    except Exception as error:  # Pillow's decoders raise errors of many kinds
-        raise ValueError(
-            f"{name}: not a readable image ({str(error).splitlines()[0] if str(error) else error!r})"
-        ) from None
+def _other_size(name: Path | str, own: tuple[int, int], first: Path | str, size: tuple[int, int]) -> str:
+    if not first:
+        return f"{name}: {own[0]}×{own[1]} pixels; the model accepts {size[0]}×{size[1]}: resize or crop it first"
+    return (
+        f"{name} is {own[0]}×{own[1]} pixels but {first} is {size[0]}×{size[1]}: resize or crop all images to one size"
+    )
+
+
+def read(name: Path | str, image: Image.Image) -> UInt8[np.ndarray, "H W *C"]:
+    """Return an opened image's pixels: (H, W) for grey, (H, W, 3) for colour."""
+    with reading(name, "image"):
+        image.load()
+        mode = image.mode
+        upright = ImageOps.exif_transpose(image)
+        # 16-bit and floating-point images are refused below; everything else is 8 bits a channel.
+        pixels = None if mode[0] in "IF" else _grey_or_rgb(upright)
     if pixels is None:
         raise ValueError(
             f"{name}: pixels of mode {mode}, more than 8 bits: convert to 8 bits, or give them as a .npy array"
@@ -114,11 +131,12 @@ def read(name: Path | str, opened: Callable[[], Image.Image]) -> UInt8[np.ndarra
 
 
 def _grey_or_rgb(image: Image.Image) -> np.ndarray:
-    grey = image.mode in ("1", "L", "LA", "La")
-    palette = image.mode in ("P", "PA")
+    grey, palette = image.mode in GREY, image.mode in ("P", "PA")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    elif grey:
+        return np.asarray(image.convert("L"))
     pixels = np.asarray(image.convert("RGB"))
     if grey or (palette and (pixels == pixels[..., :1]).all()):
         return pixels[..., 0]

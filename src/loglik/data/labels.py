@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from loglik.data.limits import quote, some
+
 __all__ = ["check_count", "code_labels", "natural"]
 
 
@@ -19,9 +21,9 @@ def natural(name: str) -> tuple[int, int, list[str | int]]:
     >>> sorted(["b10", "b9", "10", "-1", "9"], key=natural)
     ['-1', '9', '10', 'b9', 'b10']
     """
-    if re.fullmatch(r"-?\d+", name):
+    if re.fullmatch(r"-?\d{1,999}", name):
         return 0, int(name), []
-    return 1, 0, [int(piece) if i % 2 else piece for i, piece in enumerate(re.split(r"(\d+)", name))]
+    return 1, 0, [int(piece) if i % 2 else piece for i, piece in enumerate(re.split(r"(\d{1,999})", name))]
 
 
 def code_labels(
@@ -42,15 +44,15 @@ def code_labels(
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.ndim != 1:
-        raise ValueError(f"labels have the shape {values.shape}: give one label an example, (N,)")
+        raise ValueError(f"{where(0)}: labels have the shape {values.shape}: give one label an example, (N,)")
     if values.dtype.kind == "O" and not all(isinstance(value, str) for value in values):
-        raise ValueError("labels are of mixed or unknown type: give integers, strings or booleans")
+        raise ValueError(f"{where(0)}: labels are of mixed or unknown type: give integers, strings or booleans")
     distinct, first, inverse = np.unique(values, return_index=True, return_inverse=True)
     found = [_name(value, where(int(row))) for value, row in zip(distinct, first, strict=True)]
     if classes is None:
         classes = sorted(set(found), key=natural)
         if len(classes) < 2:
-            raise ValueError(f"{where(0)}: all labels are {found[0]!r}: give at least two classes, or no labels")
+            raise ValueError(f"{where(0)}: all labels are {quote(found[0])}: give at least two classes, or no labels")
         if values.dtype.kind == "f":
             check_count(classes, len(values), where(0), rows_each=10)
     code = {name: i for i, name in enumerate(classes)}
@@ -58,7 +60,9 @@ def code_labels(
         code = {str(i): i for i in range(len(classes))}
     for name, row in sorted(zip(found, first, strict=True), key=lambda pair: pair[1]):
         if name not in code:
-            raise ValueError(f"{where(int(row))}: the label {name!r} is none of {_some(list(code))}")
+            raise ValueError(
+                f"{where(int(row))}: the label {quote(name)} is none of {some([repr(name) for name in code])}"
+            )
     return torch.tensor([code[name] for name in found])[torch.from_numpy(inverse.reshape(-1))], tuple(classes)
 
 
@@ -84,12 +88,3 @@ def check_count(classes: Sequence[str], rows: int, where: str, *, rows_each: int
             f"{where}: {len(classes)} distinct labels in {rows} rows are too many for classes: group them, or leave "
             "the label out, and a density models this column with the others"
         )
-
-
-def _some(words: Sequence[str]) -> str:
-    """Return the first ten words, quoted.
-
-    >>> _some(["a", "b"])
-    "'a', 'b'"
-    """
-    return ", ".join(map(repr, words[:10])) + (f", ... ({len(words)} in all)" if len(words) > 10 else "")

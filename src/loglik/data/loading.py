@@ -12,6 +12,7 @@ from torch import Tensor
 from loglik.data.arrays import from_arrays
 from loglik.data.catalogue import names
 from loglik.data.dataset import Data
+from loglik.data.limits import quote, shorten, some
 from loglik.data.spec import DataSpec
 from loglik.data.text_settings import TextSettings
 
@@ -58,7 +59,7 @@ def load(
             f"{source}: {', '.join(text.names())} are settings of text, and this is {data.spec.describe()}"
         )
     known = str(source) in names() or str(source).startswith("hf:")
-    return replace(data, source=str(source) if known else str(Path(source).expanduser().resolve()))
+    return replace(data, source=str(source) if known else str(_path(source).resolve()))
 
 
 def as_data(
@@ -100,7 +101,7 @@ def _load(
     text: TextSettings | None,
     cache: Path | None,
 ) -> Data:
-    word, path = str(source), Path(source).expanduser()
+    word, path = str(source), _path(source)
     if word.startswith("hf:"):
         from loglik.data.hub import load_hub
 
@@ -113,8 +114,10 @@ def _load(
         return load_named(word, label=label, seed=seed, like=like)
     if not path.exists():
         raise FileNotFoundError(
-            f"{word}: no such file or folder, nor a known name: the names are {', '.join(names())}, hf:NAME"
+            f"{shorten(word, 200)}: no such file or folder, nor a known name: the names are {', '.join(names())}, hf:NAME"
         )
+    if not path.is_file() and not path.is_dir():
+        raise ValueError(f"{word}: a pipe, device or socket: give a file or a folder")
     if path.is_file():
         from loglik.data.frames import is_table
 
@@ -131,6 +134,16 @@ def _load(
 
         return load_array_file(path, seed=seed, like=like)
     return _load_text_file(path, like=like, text=text, cache=cache)
+
+
+def _path(source: str | Path) -> Path:
+    """Return the path of a source, with the user's home folder for ~."""
+    if "\0" in str(source):
+        raise ValueError(f"{quote(str(source))}: a path has no zero bytes")
+    try:
+        return Path(source).expanduser()
+    except RuntimeError:  # no home folder, or no such user
+        return Path(source)
 
 
 def _load_text_file(path: Path, *, like: DataSpec | None, text: TextSettings | None, cache: Path | None) -> Data:
@@ -181,7 +194,7 @@ def _roots(folder: Path) -> dict[str, Path]:
     if "train" not in splits or "" in splits:
         return {"train": folder}
     if len(splits) < len(inner):
-        raise ValueError(f"{folder}: {', '.join(p.name for p in inner)} name one split twice")
+        raise ValueError(f"{folder}: {some([p.name for p in inner])} name one split twice")
     return {split: splits[split] for split in ("train", "validation", "test") if split in splits}
 
 
@@ -192,4 +205,4 @@ def _files(root: Path) -> list[Path]:
 
 
 def _no_label(source: str, label: str) -> None:
-    raise ValueError(f"{source} is not a table, so it has no column {label!r} for the label: leave the label out")
+    raise ValueError(f"{source} is not a table, so it has no column {quote(label)} for the label: leave the label out")

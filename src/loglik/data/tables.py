@@ -17,8 +17,10 @@ import polars as pl
 import torch
 
 from loglik.data.dataset import Data, check_kind, into_splits
-from loglik.data.frames import COMPRESSED, NUMBER, is_lines, read_frame
+from loglik.data.frames import COMPRESSED, NUMBER, is_lines
+from loglik.data.isolated import read_frame
 from loglik.data.labels import check_count, code_labels, natural
+from loglik.data.limits import check_bytes, quote, some
 from loglik.data.spec import Column, DataSpec
 from loglik.data.text_settings import TextSettings
 
@@ -52,7 +54,7 @@ def load_table(
     frame, in_lines = read_frame(path, like), is_lines(path)
 
     def where(row: int, column: str) -> str:
-        return f"{path}: row {row + 1}{f' (line {row + 2})' if in_lines else ''}, column {column!r}"
+        return f"{path}: row {row + 1}{f' (line {row + 2})' if in_lines else ''}, column {quote(column)}"
 
     name = Path(path.stem).stem if path.suffix.lower() in COMPRESSED else path.stem
     return from_frame(frame, name=name, source=str(path), where=where, label=label, seed=seed, like=like, text=text)
@@ -65,7 +67,7 @@ def load_incomplete(path: Path, like: DataSpec) -> tuple[pl.DataFrame, torch.Ten
     """
     frame = read_frame(path, like)
     if absent := [c.name for c in like.columns if c.name not in frame.columns]:
-        raise ValueError(f"{path}: no column {absent[0]!r}, which the model needs; found {', '.join(frame.columns)}")
+        raise ValueError(f"{path}: no column {quote(absent[0])}, which the model needs; found {some(frame.columns)}")
     if frame.height == 0:
         raise ValueError(f"{path}: the table has no rows")
     values, missing = [], []
@@ -76,7 +78,7 @@ def load_incomplete(path: Path, like: DataSpec) -> tuple[pl.DataFrame, torch.Ten
         known = series.drop_nulls()
         coded = np.zeros(len(series), dtype=np.float32)
         kept = np.flatnonzero(~is_missing.to_numpy())
-        where = lambda row, name, kept=kept: f"{path}: row {kept[row] + 1}, column {name!r}"  # noqa: E731
+        where = lambda row, name, kept=kept: f"{path}: row {kept[row] + 1}, column {quote(name)}"  # noqa: E731
         if len(known):
             coded[kept] = _encode(known, column, where)
         values.append(coded)
@@ -116,11 +118,11 @@ def from_frame(
         sizes: the number of rows of each split that exists already, in order.
         text: how a column of text is read.
     """
-    where = where or (lambda row, column: f"{source}: row {row + 1}, column {column!r}")
+    where = where or (lambda row, column: f"{source}: row {row + 1}, column {quote(column)}")
     if frame.height == 0:
         raise ValueError(f"{source}: the table has no rows")
     if label is not None and label not in frame.columns:
-        raise ValueError(f"{source}: no column {label!r} for the label; the columns are {', '.join(frame.columns)}")
+        raise ValueError(f"{source}: no column {quote(label)} for the label; the columns are {some(frame.columns)}")
     if like.padded if like else _is_text(frame, label):
         return _texts(
             frame, name=name, source=source, where=where, label=label, seed=seed, like=like, sizes=sizes, text=text
@@ -128,17 +130,17 @@ def from_frame(
     check_kind("table", like, source)
     if like is not None:
         if label not in (None, like.label):
-            raise ValueError(f"{source}: the label is {label!r}, but the model's label is {like.label!r}")
+            raise ValueError(f"{source}: the label is {quote(label)}, but the model's label is {quote(like.label)}")
         label = like.label if like.label in frame.columns else None
         if absent := [c.name for c in like.columns if c.name not in frame.columns]:
             raise ValueError(
-                f"{source}: no column {absent[0]!r}, which the model needs; found {', '.join(frame.columns)}"
+                f"{source}: no column {quote(absent[0])}, which the model needs; found {some(frame.columns)}"
             )
         columns = like.columns
     else:
         columns = tuple(_infer(s, source, where) for s in frame.iter_columns() if s.name != label)
         if not columns:
-            raise ValueError(f"{source}: no columns besides the label {label!r}")
+            raise ValueError(f"{source}: no columns besides the label {quote(label)}")
     x = torch.from_numpy(np.stack([_encode(frame[c.name], c, where) for c in columns], axis=1))
     y, classes = None, tuple[str, ...]()
     if label is not None:
@@ -173,13 +175,13 @@ def _texts(
     settings = text or TextSettings()
     if like is not None:
         if label not in (None, like.label):
-            raise ValueError(f"{source}: the label is {label!r}, but the model's label is {like.label!r}")
+            raise ValueError(f"{source}: the label is {quote(label)}, but the model's label is {quote(like.label)}")
         label = like.label if like.label in frame.columns else None
     others = [column for column in frame.columns if column != label]
     if len(others) != 1:
         raise ValueError(
-            f"{source}: the model accepts one column of text{f' beside {label!r}' if label else ''}, found "
-            f"{', '.join(others) or 'none'}"
+            f"{source}: the model accepts one column of text{f' beside {quote(label)}' if label else ''}, found "
+            f"{some(others) or 'none'}"
         )
     series = frame[others[0]].cast(pl.String)
     _check_missing(series, where)
@@ -192,7 +194,9 @@ def _texts(
         t = settings.window or 0
     rows = [tokenizer.encode(value, lambda at, row=row: where(row, others[0])) for row, value in enumerate(texts)]  # type: ignore[misc]
     t = t or max(1, min(LONGEST, max(map(len, rows))))
-    codes = np.full((len(rows), t), tokenizer.size, dtype=np.uint8 if tokenizer.size < 256 else np.int64)
+    dtype = np.uint8 if tokenizer.size < 256 else np.int64
+    check_bytes(len(rows) * t * np.dtype(dtype).itemsize, sum(map(len, texts)), f"{source}: windows of {t} tokens")
+    codes = np.full((len(rows), t), tokenizer.size, dtype=dtype)
     for code, tokens in zip(codes, rows, strict=True):
         code[: len(tokens)] = tokens[:t]
     y, classes = None, tuple[str, ...]()
@@ -227,20 +231,20 @@ def _infer(series: pl.Series, source: str, where: Where) -> Column:
         strange = next((text for text in written if re.search(r"[,'\u2019\s]|\..*\.", text.strip())), None)
         if strange and len(written) == len(categories):
             raise ValueError(
-                f"{source}: column {name!r} has numbers written as {strange!r}: write them with a decimal point and "
+                f"{source}: column {quote(name)} has numbers written as {quote(strange)}: write them with a decimal point and "
                 "without separators of thousands"
             )
         if (odd := _odd_one_out(series)) and len(categories) > 10:
-            raise ValueError(f"{where(odd[0], name)}: {odd[1]!r} is not a number, though most of the column is")
+            raise ValueError(f"{where(odd[0], name)}: {quote(odd[1])} is not a number, though most of the column is")
         if len(categories) > max(20, series.len() // 2):
             raise ValueError(
-                f"{source}: column {name!r} has {len(categories)} distinct texts in {series.len()} rows: "
+                f"{source}: column {quote(name)} has {len(categories)} distinct texts in {series.len()} rows: "
                 "too many for categories: remove the column or group its values (a column of text beside the label's, "
                 "and no other column, can be classified)"
             )
         return Column(name=name, type="categorical", categories=tuple(sorted(categories, key=natural)))
     raise ValueError(
-        f"{source}: column {name!r} holds {dtype}: loglik reads numbers, strings and booleans; convert or remove it"
+        f"{source}: column {quote(name)} holds {dtype}: loglik reads numbers, strings and booleans; convert or remove it"
     )
 
 
@@ -254,13 +258,14 @@ def _encode(series: pl.Series, column: Column, where: Where) -> np.ndarray:
         coded = strings.replace_strict(codes, default=None, return_dtype=pl.Float32)
         if coded.null_count():
             row = int(coded.is_null().arg_max() or 0)
-            few = ", ".join(column.categories[:10]) + (", ..." if len(codes) > 10 else "")
-            raise ValueError(f"{where(row, column.name)}: {strings[row]!r} is none of the categories {few}")
+            raise ValueError(
+                f"{where(row, column.name)}: {quote(strings[row])} is none of the categories {some(column.categories)}"
+            )
         return coded.to_numpy().copy()
     numbers = series.cast(pl.Float64, strict=False)
     if numbers.null_count():
         row = int(numbers.is_null().arg_max() or 0)
-        raise ValueError(f"{where(row, column.name)}: {series[row]!r} is not a number")
+        raise ValueError(f"{where(row, column.name)}: {quote(series[row])} is not a number")
     values = numbers.to_numpy()
     if column.type == "integer":
         bad, right = (

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from loglik.data.limits import quote
 from loglik.data.tokenizers import KINDS
 
 __all__ = ["TextSettings"]
@@ -29,11 +30,11 @@ class TextSettings:
 
     def __post_init__(self) -> None:
         if self.tokenizer not in KINDS:
-            raise ValueError(f"unknown tokenizer {self.tokenizer!r}: use {', '.join(KINDS)}")
+            raise ValueError(f"unknown tokenizer {quote(self.tokenizer)}: use {', '.join(KINDS)}")
         if type(self.vocabulary) is not int:
-            raise ValueError(f"vocabulary must be an integer, got {self.vocabulary!r}")
+            raise ValueError(f"vocabulary must be an integer, got {quote(self.vocabulary)}")
         if self.window is not None and (type(self.window) is not int or self.window < 1):
-            raise ValueError(f"window must be at least 1 token, got {self.window!r}")
+            raise ValueError(f"window must be at least 1 token, got {quote(self.window)}")
         self.fractions()
 
     @classmethod
@@ -61,6 +62,7 @@ class TextSettings:
             train, validation, test = (float(part) / 100 for part in str(self.split).split("/"))
         except ValueError:
             train = validation = test = -1.0
-        if min(validation, test) < 0 or train <= 0 or abs(train + validation + test - 1) > 1e-9:
-            raise ValueError(f"split must be three percentages that add up to 100, as 80/10/10, got {self.split!r}")
+        if not (min(validation, test) >= 0 and train > 0 and abs(train + validation + test - 1) <= 1e-9):  # NaN fails
+            got = quote(self.split)
+            raise ValueError(f"split must be three percentages that add up to 100, as 80/10/10, got {got}")
         return train, validation, test

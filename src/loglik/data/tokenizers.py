@@ -18,6 +18,8 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Int64, Shaped
 
+from loglik.data.limits import quote
+
 __all__ = ["KINDS", "BytePairs", "Bytes", "Characters", "Tokenizer", "from_dict", "train"]
 
 KINDS = ("bytes", "characters", "bpe")
@@ -171,7 +173,7 @@ def from_dict(plain: dict[str, Any]) -> Tokenizer:
     if kind == "bpe":
         numbers = [int(number) for number in plain["merges"].split()]
         return BytePairs(tuple(zip(numbers[::2], numbers[1::2], strict=True)))
-    raise ValueError(f"unknown tokenizer {kind!r}: use {', '.join(KINDS)}")
+    raise ValueError(f"unknown tokenizer {quote(kind)}: use {', '.join(KINDS)}")
 
 
 def train(
@@ -204,7 +206,7 @@ def train(
             raise ValueError("the text is empty")
         return Characters("".join(sorted(found)))
     if kind != "bpe":
-        raise ValueError(f"unknown tokenizer {kind!r}: use {', '.join(KINDS)}")
+        raise ValueError(f"unknown tokenizer {quote(kind)}: use {', '.join(KINDS)}")
     if not 256 < vocabulary <= MAX_TOKENS:
         raise ValueError(f"vocabulary must be 257 to {MAX_TOKENS:,}: 256 bytes and their pairs, got {vocabulary}")
     library = _library()

@@ -1,0 +1,161 @@
+"""Tables from strangers, read in a process of their own.
+
+The native readers of Parquet, Arrow and JSON abort the process, or take any amount of memory, on damaged files. They
+therefore run in a child process with limits of memory and CPU time, which hands the rows over in pieces of Arrow. This
+takes 0.2 s for each file. CSV as plain text has no lengths that can lie: it is read in this process.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+
+from loglik.data import frames
+from loglik.data.limits import Stream, check_bytes, max_bytes, reading, too_large
+from loglik.data.spec import DataSpec
+
+__all__ = ["main", "read_frame"]
+
+PIECE = 2**22  # cells handed over at once
+FRAME, ERROR, END = b"F", b"E", b"Z"
+CHILD = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from loglik.data.isolated import main; main()"
+THREADS = 8  # of polars, at most: each takes memory that counts
+
+
+def read_frame(path: Path, like: DataSpec | None = None) -> pl.DataFrame:
+    """Read a table; `like` determines which columns are texts for an existing model.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: its name is not a table's, it does not parse, it is too large in memory, or a number in it may be
+            read in two ways.
+    """
+    kind = frames.format_of(path)
+    if kind is None:
+        raise ValueError(f"{path}: a table is a file that ends in {', '.join(frames.FORMATS)}, or in .csv.gz")
+    texts = [c.name for c in like.columns if c.type == "categorical"] if like else []
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    with path.open("rb"):  # an error of the system names the file
+        pass
+    if kind == "CSV" and not frames.is_packed(path):
+        return frames.parse(path, texts)
+    return pl.concat(_pieces(path, kind, texts), rechunk=True)
+
+
+def _pieces(path: Path, kind: str, texts: list[str]) -> Iterator[pl.DataFrame]:
+    """Yield the rows of a table in pieces, which a child process reads."""
+    limit = max_bytes(path.stat().st_size)
+    words = [json.dumps(sys.path), str(path), json.dumps(texts), str(limit)]
+    environment = {**os.environ, "POLARS_MAX_THREADS": str(min(THREADS, os.cpu_count() or 1)), "RUST_BACKTRACE": "0"}
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, *words],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # panics of the reader write there
+        env=environment,
+    )
+    assert child.stdout is not None
+    try:
+        while True:
+            tag, content = _receive(child.stdout)
+            if tag == FRAME:
+                with reading(path, f"{kind} file"):
+                    yield pl.read_ipc(io.BytesIO(content))
+            elif tag == ERROR:
+                raise ValueError(content.decode())
+            elif tag == END:
+                return
+            else:
+                raise ValueError(f"{path}: not a readable {kind} file ({_end_of(child, limit)})")
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+
+
+def _end_of(child: subprocess.Popen[bytes], limit: int) -> str:
+    """Return why a child process ended early."""
+    status = child.wait()
+    if status == -signal.SIGXCPU:
+        return "its reader took too long"
+    name = signal.Signals(-status).name if -status in set(signal.Signals) else f"status {status}"
+    return f"its reader crashed with {name}: the file is damaged or {too_large('needs more memory', limit)}"
+
+
+def _receive(stream: Stream) -> tuple[bytes, bytes]:
+    """Return the tag and the content of the next message; an empty tag if there is none."""
+    head = stream.read(9)
+    length = int.from_bytes(head[1:], "little")
+    content = stream.read(length) if len(head) == 9 else b""
+    return (head[:1], content) if len(head) == 9 and len(content) == length else (b"", b"")
+
+
+def _send(stream: Stream, tag: bytes, content: bytes | memoryview) -> None:
+    stream.write(tag + len(content).to_bytes(8, "little"))
+    stream.write(content)
+
+
+# --- in the child process ---------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Read the table that the command line names, and write its rows to the standard output in messages."""
+    path, texts, limit = Path(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4])
+    with os.fdopen(os.dup(1), "wb") as out:
+        os.dup2(2, 1)  # nothing else goes there
+        _restrict(limit, path.stat().st_size)
+        try:
+            frame = frames.parse(path, texts, limit)
+            _check_size(frame, path)
+            for piece in frame.iter_slices(max(1, PIECE // max(1, frame.width))):
+                content = io.BytesIO()
+                piece.write_ipc(content)
+                _send(out, FRAME, content.getbuffer())
+            if frame.height == 0:
+                content = io.BytesIO()
+                frame.write_ipc(content)
+                _send(out, FRAME, content.getvalue())
+            _send(out, END, b"")
+        except (ValueError, OSError) as error:
+            _send(out, ERROR, str(error).encode())
+        except MemoryError:
+            _send(out, ERROR, f"{path}: {too_large('needs more memory', limit)}".encode())
+
+
+def _restrict(limit: int, size: int) -> None:
+    """Limit this process's memory to twice the limit of the data, and its CPU time to a minute and 1 s a megabyte."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    pl.select(pl.lit(0))  # starts the threads, whose memory is not the file's
+    used = _used()
+    if used is not None and hasattr(resource, "RLIMIT_DATA"):
+        most = used + size + 2 * limit + 2**27
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    seconds = 60 + size // 10**6
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+
+
+def _used() -> int | None:
+    """Return the bytes that RLIMIT_DATA counts; None on systems other than Linux."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 2**10 for line in lines if line.startswith("VmData:")), None)
+
+
+def _check_size(frame: pl.DataFrame, path: Path) -> None:
+    """Check the bytes of the cells: a few bytes on disk may stand for many equal cells."""
+    strings = [series.str.len_bytes().sum() for series in frame.iter_columns() if series.dtype == pl.String]
+    check_bytes(4 * frame.height * max(1, frame.width) + sum(map(int, strings)), path.stat().st_size, path)
