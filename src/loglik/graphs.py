@@ -99,14 +99,14 @@ def graphed(module: nn.Module, name: str, function: Callable[..., Any]) -> Calla
     """
     if module.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return function
-    tensors = list(chain(module.parameters(), module.buffers()))
-    if not tensors or not can_capture(tensors[0].device):
+    first = next(chain(module.parameters(), module.buffers()), None)
+    if first is None or not can_capture(first.device):
         return function
     graphs: _Graphs = module.__dict__.setdefault("_graphs", _Graphs())
-    place = tuple(tensor.data_ptr() for tensor in tensors)
+    place = tuple(tensor.data_ptr() for tensor in chain(module.parameters(), module.buffers()))
     if graphs.place != place:
         graphs.place, graphs.functions = place, {}
-    device = tensors[0].device.type
+    device = first.device.type
     key = name, torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     return graphs.functions.setdefault(key, Graphed(function))
 

@@ -57,7 +57,7 @@ class Batches:
         else:
             epoch, number = divmod(step, self.steps_per_epoch)
             rows = self._order(epoch)[number * self.batch_size : (number + 1) * self.batch_size]
-        return rows.chunk(self.world_size)[self.rank]
+        return rows if self.world_size == 1 else rows.chunk(self.world_size)[self.rank]
 
     def batch(self, step: int) -> tuple[Shaped[Tensor, "B ..."], Int64[Tensor, " B"] | None]:
         """Return this rank's examples of a step and their labels, on the device."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -158,9 +158,8 @@ class Step:
     def _gradient(self, event: Tensor, context: Tensor | None) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Compute the gradient of the batch's loss, and clip it; return the loss and the gradient's norm."""
         losses = []
-        contexts = [None] * self.accumulate if context is None else context.chunk(self.accumulate)
-        for number, (x, c) in enumerate(zip(event.chunk(self.accumulate), contexts, strict=True)):
-            with self._part(number, len(event) // self.accumulate):
+        for number, (x, c) in enumerate(_chunks(event, context, self.accumulate)):
+            with self._part(number, len(x)):
                 loss = self.module(x, c)
                 self.fabric.backward(loss / self.accumulate if self.accumulate > 1 else loss)
             losses.append(loss.detach())
@@ -179,21 +178,24 @@ class Step:
     @contextmanager
     def _part(self, number: int, size: int) -> Iterator[None]:
         """Compute a part of this rank's examples, with its noise; ranks exchange gradients at the last part."""
-        with ExitStack() as stack:
-            stack.enter_context(torch.enable_grad())
-            stack.enter_context(data_checked())
-            stack.enter_context(recomputed(self.blocks))
-            if self.ranks > 1:
-                last = number == self.accumulate - 1
-                stack.enter_context(self.fabric.no_backward_sync(self.module, enabled=not last))
-            if self._parts is not None:
-                if number:
-                    seed_generators(self._seed, self.fabric.device)
-                stack.enter_context(self._parts.part(number, size))
-            elif self.ranks * self.accumulate > 1:
-                rank = self.fabric.global_rank * self.accumulate + number
-                seed_generators(mix_seed(self._seed, 0, rank), self.fabric.device)
-            yield
+        blocks = recomputed(self.blocks) if self.blocks else nullcontext()
+        with torch.enable_grad(), data_checked(), blocks, self._noise_of(number, size):
+            if self.ranks > 1 and number < self.accumulate - 1:
+                with self.fabric.no_backward_sync(self.module):
+                    yield
+            else:
+                yield
+
+    def _noise_of(self, number: int, size: int) -> AbstractContextManager[None]:
+        """Return the context in which a part of the batch draws its noise."""
+        if self._parts is not None:
+            if number:
+                seed_generators(self._seed, self.fabric.device)
+            return self._parts.part(number, size)
+        if self.ranks * self.accumulate > 1:
+            rank = self.fabric.global_rank * self.accumulate + number
+            seed_generators(mix_seed(self._seed, 0, rank), self.fabric.device)
+        return nullcontext()
 
     def _on_host(self, number: int, rate: float, weight: float, event: Tensor, context: Tensor | None) -> None:
         """Make the step unless it is not finite, which the host decides."""
@@ -227,3 +229,10 @@ class Step:
         kind = self._sums.dtype
         self._sums += torch.stack([loss.to(kind), norm.to(kind), torch.ones_like(loss, dtype=kind)])
         return torch.stack([loss.to(kind), norm.to(kind), self._failed.to(kind)])
+
+
+def _chunks(event: Tensor, context: Tensor | None, count: int) -> Iterable[tuple[Tensor, Tensor | None]]:
+    """Return a batch in equal parts."""
+    if count == 1:
+        return [(event, context)]
+    return zip(event.chunk(count), [None] * count if context is None else context.chunk(count), strict=True)
