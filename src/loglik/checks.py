@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
-__all__ = ["check_codes", "check_labels", "check_levels", "data_checked"]
+__all__ = ["check_codes", "check_labels", "check_levels", "data_checked", "needs_check"]
 
 _data_checked: ContextVar[bool] = ContextVar("data_checked", default=False)
 
@@ -29,8 +29,8 @@ def data_checked() -> Iterator[None]:
         _data_checked.set(before)
 
 
-def _to_check(x: Tensor) -> bool:
-    """Return whether to check the numbers of x: not in compiled code, whose graph a read on the host would break."""
+def needs_check(x: Tensor) -> bool:
+    """Return whether to check the numbers of x: not in compiled code, on the device meta and within `data_checked`."""
     return x.numel() > 0 and not (torch.compiler.is_compiling() or x.is_meta or _data_checked.get())
 
 
@@ -39,7 +39,7 @@ def check_levels(x: Shaped[Tensor, "B ..."], levels: int | None, what: str = "da
 
     Skipped within `data_checked`, in compiled code and on the device meta.
     """
-    if levels is None or not _to_check(x):
+    if levels is None or not needs_check(x):
         return
     low, high = torch.stack(x.aminmax()).tolist()
     if not 0 <= low <= high <= levels - 1:
@@ -51,7 +51,7 @@ def check_codes(x: Shaped[Tensor, "B D"], counts: Sequence[int]) -> None:
 
     Skipped where `check_levels` is.
     """
-    if not any(counts) or not _to_check(x):
+    if not any(counts) or not needs_check(x):
         return
     count = torch.tensor(counts, device=x.device)
     wrong = (count > 0) & ~((x >= 0) & (x <= count - 1))
