@@ -1,0 +1,1 @@
+"""What makes torch fast on CUDA GPUs: kernels in Triton. Every caller works without them."""
