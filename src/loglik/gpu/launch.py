@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["jit", "tl", "triton", "works"]
+__all__ = ["jit", "works"]
 
 triton: Any = import_module("triton") if find_spec("triton") else None
 tl: Any = import_module("triton.language") if triton else None
