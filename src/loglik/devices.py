@@ -5,13 +5,21 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
-__all__ = ["DeviceInfo", "available_devices", "describe_device", "fork_generators", "resolve_device"]
+__all__ = [
+    "DeviceInfo",
+    "available_devices",
+    "describe_device",
+    "fork_generators",
+    "full_precision",
+    "resolve_device",
+]
 
 SIDE = 4096  # of the matrices whose product is timed
 NAMES = "auto, cpu, cuda, cuda:1 (or another number) or mps"
@@ -91,3 +99,8 @@ def fork_generators(device: torch.device) -> Iterator[None]:
     else:
         with torch.random.fork_rng([device], device_type=device.type):
             yield
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[None]:
+    """Switch autocast off in a block for x's device. The device meta has no autocast, and torch refuses it there."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
