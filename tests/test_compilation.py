@@ -199,6 +199,14 @@ def test_a_compiler_that_fails_is_one_line_and_a_plain_run(compiler, monkeypatch
     assert same(weights, train(compile=False)[1])
 
 
+def test_blocks_that_are_computed_again_and_parts_of_a_batch_run_plainly(compiler):
+    compiler.seconds.update(plain=100.0, compiled=50.0)
+    options = {"network": "vit", "depth": 2, "patch": 8, "stem": "none"}
+    lines = train(compile=True, checkpoint=True, **options)[2]
+    assert compiler.calls == [] and "not compiled: checkpoint=true computes blocks again" in lines[0]
+    assert train(accumulate=2)[0].config["chosen"]["compile"] is False and compiler.calls == []
+
+
 def test_a_resumed_run_takes_the_recorded_choice(compiler, tmp_path, monkeypatch):
     compiler.seconds.update(plain=100.0, compiled=50.0)
     train(tmp_path / "run", max_steps=2)

@@ -139,9 +139,9 @@ def _kernel(device: str) -> Any:
     if device == "cpu":
         return spline_kernel
     if device == "cuda":
-        from loglik.flows import spline_triton  # imports Triton, which takes a second
+        from loglik.gpu import spline  # imports Triton, which takes a second
 
-        return spline_triton
+        return spline
     return None
 
 

@@ -6,11 +6,13 @@ mean μ and variance v are those of a group of channels of one example. B batch,
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from loglik.cpu.groupnorm import group_norm_silu
+from loglik.cpu import groupnorm
 
 __all__ = ["NormActivation"]
 
@@ -50,4 +52,13 @@ class NormActivation(nn.Module):
         if self.modulation is not None:
             s, b = self.modulation(context).to(scale.dtype).chunk(2, dim=1)
             scale, shift = scale * (1 + s), shift * (1 + s) + b
-        return group_norm_silu(x, scale, shift, self.groups, self.eps)
+        return _operation(x.device.type)(x, scale, shift, self.groups, self.eps)
+
+
+def _operation(device: str) -> Callable[..., Tensor]:
+    """Return the operation for a type of device."""
+    if device == "cuda":
+        from loglik.gpu.groupnorm import group_norm_silu  # imports Triton, which takes a second
+
+        return group_norm_silu
+    return groupnorm.group_norm_silu

@@ -160,11 +160,16 @@ class Trainer:
 
     def _choose_compilation(self, module: nn.Module) -> None:
         """Compile the steps where that was requested, recorded, or pays; choosing counts as training time."""
+        requested = self.settings.compile
+        if self.settings.checkpoint or (requested == "auto" and self.fabric.world_size * self.settings.accumulate > 1):
+            if requested is True:
+                self.report("not compiled: checkpoint=true computes blocks again, and compiled ones cannot be")
+            requested = False  # compiled parts of a batch would not share their noise
         choice = choose_compilation(
             module,
             arguments(self.density, *self.batches.batch(self.step)),
             self.fabric,
-            requested=self.settings.compile,
+            requested=requested,
             recorded=self.chosen.get("compile"),
             seconds_left=self._seconds_left,
             cuda_graph=self.settings.cuda_graph,

@@ -1,4 +1,4 @@
-"""The spline's Triton kernels against its formula in float64, by Triton's interpreter on the CPU."""
+"""Triton's kernels against their formulas in float64, by Triton's interpreter on the CPU."""
 
 import itertools
 import os
@@ -16,7 +16,7 @@ BOUND = 3.0
 
 def check_kernels():
     """Map, log-slope and gradients within float32's precision, inside and outside the interval."""
-    from loglik.flows import spline_triton
+    from loglik.gpu import spline as spline_triton
 
     for (bins, m, n), inverse in itertools.product([(2, 3, 5), (8, 4, 130), (16, 1, 300)], [False, True]):
         torch.manual_seed(bins)
@@ -34,6 +34,28 @@ def check_kernels():
                 torch.testing.assert_close(part.double(), expected, rtol=2e-3, atol=2e-3)
     empty = spline_triton.spline(torch.zeros(0, 4), torch.zeros(0, 5, 4), constants, False)
     assert empty[0].shape == empty[1].shape == (0, 4)
+
+
+def check_group_norm():
+    """In channels-last and other memory, for groups that fill chunks, share them or are single; also in bfloat16."""
+    from loglik.cpu.groupnorm import _formula
+    from loglik.gpu.groupnorm import backward, forward
+
+    for channels, groups, side in [(12, 3, 5), (32, 8, 4), (96, 4, 3), (200, 2, 4), (6, 6, 1 + 1)]:
+        torch.manual_seed(channels)
+        x, grad_y = torch.randn(2, 2, channels, side, side + 1) + 1
+        scale, shift = torch.randn(2, 2, channels)
+        exact = [part.double().requires_grad_() for part in (x, scale, shift)]
+        truth = _formula(*exact, groups, 1e-5)
+        gradients = torch.autograd.grad(truth, exact, grad_y.double())
+        for kind, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 6e-2)):
+            y, mean, rstd = forward(x.to(kind), scale, shift, groups, 1e-5)
+            found = backward(x.to(kind), scale, shift, mean, rstd, grad_y.to(kind), groups)
+            assert y.dtype == found[0].dtype == kind and y.is_contiguous(memory_format=torch.channels_last)
+            for part, expected in zip((y, *found), (truth, *gradients), strict=True):
+                torch.testing.assert_close(
+                    part.double(), expected, rtol=tolerance, atol=tolerance * expected.std().item()
+                )
 
 
 @needs("Triton")
@@ -82,10 +104,10 @@ def test_kernels_by_device():
     kernels = spline._kernel("cuda")
     x, raw = torch.zeros(2, 3), torch.zeros(2, 5, 3)
     assert not kernels.fits(x.double(), raw.double())
-    if kernels.triton is None:
-        assert not kernels.fits(x, raw)
+    assert not kernels.fits(x, raw), "the CPU has a kernel of its own"
 
 
 if __name__ == "__main__":  # without checks on signatures
     os.environ["TRITON_INTERPRET"] = "1"
     check_kernels()
+    check_group_norm()

@@ -7,10 +7,7 @@ bound, the minimum size of a bin, the free length, the minimum derivative and th
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -18,25 +15,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loglik.cpu.private import is_observed
-
-triton: Any = import_module("triton") if find_spec("triton") else None
-tl: Any = import_module("triton.language") if triton else None
+from loglik.gpu.launch import jit, tl, triton, works
 
 __all__ = ["fits", "spline", "spline_gradient"]
 
 BLOCK = 256  # numbers that one program maps
-_works: dict[torch.device, bool] = {}  # whether the kernels compile and run on a GPU
 
 
 def fits(x: Tensor, raw: Tensor) -> bool:
     """Return whether the kernels are there, work on the device of x, and accept these tensors."""
-    if triton is None or not (x.dtype == raw.dtype == torch.float32):
-        return False
-    if torch.compiler.is_compiling():
-        return _works.get(x.device, False)
-    if x.device not in _works:
-        _works[x.device] = _try(x.device)
-    return _works[x.device] and not is_observed()
+    types = x.dtype == raw.dtype == torch.float32
+    return types and works("spline", x.device, _attempt) and (torch.compiler.is_compiling() or not is_observed())
 
 
 def spline(
@@ -60,16 +49,11 @@ def spline_gradient(
     return call(x, raw, grad_y, grad_log_slope, constants, inverse)
 
 
-def _try(device: torch.device) -> bool:
-    """Return whether the kernels run on a device: Triton compiles them with the system's C compiler."""
+def _attempt(device: torch.device) -> None:
     x, raw = torch.zeros(1, 2, device=device), torch.zeros(1, 5, 2, device=device)
     constants = [1.0, 0.002, 1.996, 0.001, 0.5]
-    try:
-        _spline(x, raw, constants, False)
-        _gradient(x, raw, x, x, constants, False)
-    except Exception:
-        return False
-    return True
+    _spline(x, raw, constants, False)
+    _gradient(x, raw, x, x, constants, False)
 
 
 def _spline(x: Tensor, raw: Tensor, constants: Sequence[float], inverse: bool) -> tuple[Tensor, Tensor]:
@@ -259,8 +243,6 @@ def _gradient_kernel(  # type: ignore[no-untyped-def]
         tl.store(out + (2 * BINS + k) * n, knot, mask & (k < BINS - 1))
 
 
-if triton is not None:  # unwrapped: Triton reads the source, which a checker of signatures would hide
-    _softplus, _softmax_terms, _evaluate, _map_kernel, _gradient_kernel = (
-        triton.jit(inspect.unwrap(function))
-        for function in (_softplus, _softmax_terms, _evaluate, _map_kernel, _gradient_kernel)
-    )
+_softplus, _softmax_terms, _evaluate, _map_kernel, _gradient_kernel = jit(
+    _softplus, _softmax_terms, _evaluate, _map_kernel, _gradient_kernel
+)
