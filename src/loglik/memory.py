@@ -8,11 +8,14 @@ from typing import Generic, TypeVar
 
 import torch
 
+from loglik.cpu.memory import return_freed_memory
+
 __all__ = ["OutOfMemory", "Pieces", "is_out_of_memory", "release"]
 
 Part = TypeVar("Part")
 
 SIGNS = ("not enough memory", "can't allocate memory", "bad_alloc", "out of memory", "could not create a memory object")
+ONEDNN = ("could not create a primitive", "could not execute a primitive")  # for want of memory, which it does not say
 
 
 class OutOfMemory(MemoryError):
@@ -27,13 +30,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+    if not isinstance(error, RuntimeError):
+        return False
+    return str(error).strip() in ONEDNN or any(sign in str(error) for sign in SIGNS)
 
 
 def release(device: torch.device) -> None:
     """Give memory that is no longer used back to the device."""
     gc.collect()
-    if device.type not in ("cpu", "meta"):
+    if device.type == "cpu":
+        return_freed_memory()
+    elif device.type != "meta":
         torch.get_device_module(device).empty_cache()
 
 

@@ -6,7 +6,7 @@ import ctypes
 import platform
 from functools import cache
 
-__all__ = ["keep_freed_memory"]
+__all__ = ["keep_freed_memory", "return_freed_memory"]
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # their numbers in glibc's malloc.h
 MAX_KEPT_BYTES = 2**30
@@ -23,3 +23,9 @@ def keep_freed_memory() -> None:
         library = ctypes.CDLL(None)
         library.mallopt(MMAP_THRESHOLD, MAX_KEPT_BYTES)
         library.mallopt(TRIM_THRESHOLD, MAX_KEPT_BYTES)
+
+
+def return_freed_memory() -> None:
+    """Return to the system what this process freed and glibc kept, for those who allocate without glibc, as oneDNN."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
