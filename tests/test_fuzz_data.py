@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from helpers.commands import run
 from helpers.hostile_arrays import archive, image_bytes, saved
 from helpers.hostile_tables import table_bytes
 from loglik.data import TextSettings, load
@@ -110,3 +111,27 @@ def test_any_csv_is_data_or_one_line(text, tmp_path) -> None:
     path = tmp_path / "t.csv"
     path.write_text(text, encoding="utf-8", newline="")
     read(path)
+
+
+WORDS = st.one_of(
+    st.sampled_from(
+        ["fit", "evaluate", "sample", "--set", "--seed", "--out", "-n", "--model", "flow", "width=8", "--help"]
+    ),
+    st.text(st.characters(exclude_categories=("Cs",)), max_size=12),
+    st.integers(-(10**40), 10**40).map(str),
+    st.floats().map(str),
+)
+
+
+@searching(40)
+@given(
+    command=st.sampled_from(["fit", "compare", "evaluate", "sample", "encode", "fill", "inspect", "verify", "list"]),
+    words=st.lists(WORDS, max_size=6),
+)
+def test_any_command_line_ends_in_one_line(command, words, own_folder) -> None:
+    """Nothing exists in the folder, so a command is refused or shows its help."""
+    if any(word.startswith(("digits", "hf:", "wine", "diabetes", "breast", "fashion", "/", "~")) for word in words):
+        return
+    done = run(command, *words)
+    assert done.status in (0, 2)
+    assert done.err.count("\n") == (done.status == 2 and not done.out), done  # `loglik list` alone shows its help

@@ -85,7 +85,7 @@ def _pieces(path: Path, kind: str, texts: list[str]) -> Iterator[pl.DataFrame]:
 def _end_of(child: subprocess.Popen[bytes], limit: int) -> str:
     """Return why a child process ended early."""
     status = child.wait()
-    if status == -signal.SIGXCPU:
+    if status == -getattr(signal, "SIGXCPU", 0):  # Windows has none
         return "its reader took too long"
     name = signal.Signals(-status).name if -status in set(signal.Signals) else f"status {status}"
     return f"its reader ended with {name}: the file is damaged, or {too_large('needs more memory', limit)}"
