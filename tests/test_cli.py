@@ -372,7 +372,11 @@ def test_data_that_the_run_cannot_take(runs, data) -> None:
         (("--model", "flow", "--set", "seed=3"), "--set cannot set 'seed': use --seed"),
         (("--model", "flow", "--set", "out=x"), "--set cannot set 'out': use --out"),
         (("--model", "flow", "--set", "settings=x"), "--set cannot set 'settings'"),
-        (("--model", "flow", "--set", "precision=8-true"), "cannot train with accelerator=auto, devices=1, strategy="),
+        (
+            ("--model", "flow", "--set", "precision=8-true"),
+            "precision must be one of auto, 32-true, 64-true, bf16-mixed, 16-mixed",
+        ),
+        (("--model", "flow", "--set", "precision=bf16-true"), "precision must be one of auto, 32-true, 64-true, bf16"),
         (("--model", "flow", "--set", "accelerator=abacus"), "cannot train with accelerator=abacus"),
         (("--model", "flow", "--set", "devices=two"), "cannot train with accelerator=auto, devices=two"),
         (("--model", "flow", "--set", "width=abc"), "width must be an integer above 0, got 'abc'"),

@@ -12,6 +12,7 @@ import typer
 
 from loglik.cli.commands import app
 from loglik.cli.options import as_options, follower
+from loglik.data.limits import shorten
 
 __all__ = ["app", "main"]
 
@@ -44,7 +45,7 @@ def main() -> None:
             _print_error(_out_of_memory(error))
             sys.exit(2)
         system = isinstance(error, OSError) and error.filename is not None and error.strerror
-        message = f"{error.filename}: {error.strerror.lower()}" if system else as_options(str(error))  # type: ignore[union-attr]
+        message = f"{shorten(str(error.filename), 200)}: {error.strerror.lower()}" if system else as_options(str(error))  # type: ignore[union-attr]
         _print_error(message)
     sys.exit(2)
 
@@ -62,4 +63,4 @@ def _out_of_memory(error: MemoryError | RuntimeError) -> str:
 
 
 def _print_error(message: str) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {shorten(' '.join(message.split()), 1000)}", file=sys.stderr)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from loglik.cli.options import (
+    MOST,
     DataArgument,
     Device,
     Json,
@@ -105,7 +106,9 @@ def fit(
     max_time: Annotated[
         str | None, typer.Option(metavar="TIME", help="Longest training time, such as 45s, 5m or 1h.")
     ] = None,
-    max_steps: Annotated[int | None, typer.Option(metavar="N", min=1, help="Maximal number of training steps.")] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(metavar="N", min=1, max=MOST, help="Maximal number of training steps.")
+    ] = None,
     size: Annotated[
         str | None,
         typer.Option(help="Size of the networks: small, medium or large; small if omitted, on a fast GPU also medium."),
@@ -167,7 +170,9 @@ def evaluate(
     steps: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Number of steps: T for `vlb` (continuous time if omitted), or solver steps for `ode`."
+            metavar="N",
+            max=MOST,
+            help="Number of steps: T for `vlb` (continuous time if omitted), or solver steps for `ode`.",
         ),
     ] = None,
     device: Device = "auto",
@@ -200,7 +205,8 @@ def evaluate(
 def sample(
     run: RunArgument,
     n: Annotated[
-        int | None, typer.Option("-n", min=1, help="Number of samples; 64 by default, 1 for text from a prompt.")
+        int | None,
+        typer.Option("-n", min=1, max=MOST, help="Number of samples; 64 by default, 1 for text from a prompt."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -214,11 +220,13 @@ def sample(
     prompt: Annotated[
         str | None, typer.Option(metavar="TEXT", help="For text: the beginning; @FILE reads it from a file.")
     ] = None,
-    length: Annotated[int | None, typer.Option(metavar="N", help="For text: the number of tokens to add.")] = None,
+    length: Annotated[
+        int | None, typer.Option(metavar="N", max=MOST, help="For text: the number of tokens to add.")
+    ] = None,
     temperature: Annotated[
         float | None, typer.Option(help="For text: below 1 for likelier tokens, 0 for the likeliest.")
     ] = None,
-    top_k: Annotated[int | None, typer.Option(help="For text: draw among the k likeliest tokens.")] = None,
+    top_k: Annotated[int | None, typer.Option(max=MOST, help="For text: draw among the k likeliest tokens.")] = None,
     top_p: Annotated[
         float | None, typer.Option(help="For text: draw among the likeliest tokens with this total probability.")
     ] = None,
@@ -226,7 +234,9 @@ def sample(
     method: Annotated[
         str | None, typer.Option(help="For a diffusion: the sampler: ddpm, ddim, unipc, ipndm, ...")
     ] = None,
-    steps: Annotated[int | None, typer.Option(metavar="N", help="For a diffusion: the number of noise levels.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", max=MOST, help="For a diffusion: the number of noise levels.")
+    ] = None,
     until: Annotated[
         float | None, typer.Option(help="For a diffusion: the last log-SNR; 3 or 4 for images in 10 to 20 steps.")
     ] = None,

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 __all__ = [
+    "MOST",
     "DataArgument",
     "Device",
     "Json",
@@ -42,8 +43,9 @@ RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that 
 Label = Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of a table that holds the labels.")]
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write; a new folder under runs/ by default.")]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the numbers as JSON.")]
-Samples = Annotated[int | None, typer.Option(min=1, help="Monte Carlo samples per example, for bounds.")]
-Seed = Annotated[int, typer.Option(min=0, help="Fixes the split, the initial weights and all noise.")]
+MOST = 2**31 - 1  # what is counted fits into an int32
+Samples = Annotated[int | None, typer.Option(min=1, max=MOST, help="Monte Carlo samples per example, for bounds.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Fixes the split, the initial weights and all noise.")]
 Device = Annotated[
     str,
     typer.Option(

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
-from loglik.data.limits import quote
+from loglik.data.limits import quote, shorten
 from loglik.data.spec import DataSpec, Kind
 from loglik.data.text_settings import TextSettings
 from loglik.data.windows import Stream, Windows
@@ -153,7 +153,7 @@ class Data:
         if self.train.unit == "token":
             sizes = f"{self.train.size:,} tokens to train on, {self.validation.size:,} to validate, "
             sizes += f"{self.test.size:,} to test on"
-        return f"{self.name}: {self.spec.describe()}; {sizes}"
+        return f"{shorten(self.name, 200)}: {self.spec.describe()}; {sizes}"
 
     def split(self, name: str) -> Split:
         """Return a split by its name; `all` is every example once, in the order of the input."""

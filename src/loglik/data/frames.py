@@ -25,6 +25,7 @@ FORMATS = {
     ".parquet": "Parquet", ".pq": "Parquet", ".feather": "Arrow", ".arrow": "Arrow", ".ipc": "Arrow",
 }  # fmt: skip
 COMPRESSED = (".gz", ".bz2", ".zst")  # of CSV and JSON; the others compress inside
+ZSTANDARD = b"\x28\xb5\x2f\xfd"
 MAX_COLUMNS = 65_536
 LINE = 2**24  # bytes of a header, at most
 MISSING = ["", "NA", "N/A", "#N/A", "NaN", "nan", "null", "NULL"]
@@ -84,6 +85,9 @@ def _decompressed(path: Path, limit: int) -> bytes:
     if path.suffix.lower() in (".gz", ".bz2"):
         with gzip.open(path) if path.suffix.lower() == ".gz" else bz2.open(path) as file:
             return read_at_most(file, limit)
+    with path.open("rb") as file:
+        if file.read(4) != ZSTANDARD:
+            raise ValueError("it does not begin as Zstandard")
     # polars brings the only reader of .zst: all of the text as one field of one row
     options = {"has_header": False, "infer_schema": False, "separator": "\x1f", "eol_char": "\x1e", "quote_char": None}
     return pl.read_csv(path, **options).item().encode()  # type: ignore[arg-type]
@@ -97,7 +101,8 @@ def _read_json(path: Path, source: Path | bytes) -> pl.DataFrame:
         raise ValueError(
             f"{path}: not a list of records, [{{...}}, ...]: name a file with one record a line .jsonl, and text .txt"
         )
-    return pl.read_json(source, infer_schema_length=None)
+    with reading(path, "JSON file"):
+        return pl.read_json(source, infer_schema_length=None)
 
 
 def _read_csv(path: Path, source: Path | bytes, texts: set[str]) -> pl.DataFrame:

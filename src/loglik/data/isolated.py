@@ -85,10 +85,10 @@ def _pieces(path: Path, kind: str, texts: list[str]) -> Iterator[pl.DataFrame]:
 def _end_of(child: subprocess.Popen[bytes], limit: int) -> str:
     """Return why a child process ended early."""
     status = child.wait()
-    if status == -signal.SIGXCPU:
+    if status == -getattr(signal, "SIGXCPU", 0):  # Windows has none
         return "its reader took too long"
     name = signal.Signals(-status).name if -status in set(signal.Signals) else f"status {status}"
-    return f"its reader crashed with {name}: the file is damaged or {too_large('needs more memory', limit)}"
+    return f"its reader ended with {name}: the file is damaged, or {too_large('needs more memory', limit)}"
 
 
 def _receive(stream: Stream) -> tuple[bytes, bytes]:
@@ -132,7 +132,7 @@ def main() -> None:
 
 
 def _restrict(limit: int, size: int) -> None:
-    """Limit this process's memory to twice the limit of the data, and its CPU time to a minute and 1 s a megabyte."""
+    """Limit this process's memory to twice the limit of the data, and its CPU time to 5 s and 1 s a megabyte."""
     try:
         import resource
     except ImportError:  # Windows
@@ -142,7 +142,7 @@ def _restrict(limit: int, size: int) -> None:
     if used is not None and hasattr(resource, "RLIMIT_DATA"):
         most = used + size + 2 * limit + 2**27
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-    seconds = 60 + size // 10**6
+    seconds = 5 + size // 10**6
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
 
 

@@ -100,6 +100,8 @@ def reading(path: Path | str, kind: str) -> Iterator[None]:
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, at most 200 characters."""
+    if type(error).__name__ == "PanicException":  # of polars: where in its source it stopped
+        return "damaged"
     lines = str(error).strip().splitlines()
     return shorten(lines[0] if lines else type(error).__name__, 200)
 
@@ -134,7 +136,7 @@ def some(names: list[str] | tuple[str, ...], count: int = 10) -> str:
     >>> some(["a", "b", "c"], 2)
     'a, b, ... (3 in all)'
     """
-    few = ", ".join(shorten(str(name)) for name in names[:count])
+    few = ", ".join(shorten(str(name), 40) for name in names[:count])
     return few + (f", ... ({len(names)} in all)" if len(names) > count else "")
 
 

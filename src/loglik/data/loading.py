@@ -114,7 +114,8 @@ def _load(
         return load_named(word, label=label, seed=seed, like=like)
     if not path.exists():
         raise FileNotFoundError(
-            f"{shorten(word, 200)}: no such file or folder, nor a known name: the names are {', '.join(names())}, hf:NAME"
+            f"{shorten(word, 200)}: no such file or folder, nor a known name: the names are {', '.join(names())}, "
+            "hf:NAME"
         )
     if not path.is_file() and not path.is_dir():
         raise ValueError(f"{word}: a pipe, device or socket: give a file or a folder")
@@ -138,6 +139,8 @@ def _load(
 
 def _path(source: str | Path) -> Path:
     """Return the path of a source, with the user's home folder for ~."""
+    if not str(source):
+        raise ValueError("the path of the data is empty: give a name, a file or a folder")
     if "\0" in str(source):
         raise ValueError(f"{quote(str(source))}: a path has no zero bytes")
     try:

@@ -35,6 +35,7 @@ _WRITTEN = re.compile(
 )  # 1.234,5 is a number too
 
 
+LONGEST_CATEGORY = 1000  # characters: config.yaml holds all categories
 LONGEST = 256  # tokens of a text in a column, unless a window is requested
 
 
@@ -231,8 +232,8 @@ def _infer(series: pl.Series, source: str, where: Where) -> Column:
         strange = next((text for text in written if re.search(r"[,'\u2019\s]|\..*\.", text.strip())), None)
         if strange and len(written) == len(categories):
             raise ValueError(
-                f"{source}: column {quote(name)} has numbers written as {quote(strange)}: write them with a decimal point and "
-                "without separators of thousands"
+                f"{source}: column {quote(name)} has numbers written as {quote(strange)}: write them with a decimal "
+                "point and without separators of thousands"
             )
         if (odd := _odd_one_out(series)) and len(categories) > 10:
             raise ValueError(f"{where(odd[0], name)}: {quote(odd[1])} is not a number, though most of the column is")
@@ -242,9 +243,15 @@ def _infer(series: pl.Series, source: str, where: Where) -> Column:
                 "too many for categories: remove the column or group its values (a column of text beside the label's, "
                 "and no other column, can be classified)"
             )
+        if long := next((text for text in categories if len(text) > LONGEST_CATEGORY), None):
+            raise ValueError(
+                f"{source}: column {quote(name)} has the text {quote(long)}: a category has at most "
+                f"{LONGEST_CATEGORY:,} characters"
+            )
         return Column(name=name, type="categorical", categories=tuple(sorted(categories, key=natural)))
     raise ValueError(
-        f"{source}: column {quote(name)} holds {dtype}: loglik reads numbers, strings and booleans; convert or remove it"
+        f"{source}: column {quote(name)} holds {dtype}: loglik reads numbers, strings and booleans; "
+        "convert or remove it"
     )
 
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from loglik.data import tokenizers
 from loglik.data.dataset import SPLITS, Data, TextSplit, check_kind
+from loglik.data.limits import reading
 from loglik.data.spec import DataSpec
 from loglik.data.text_settings import TextSettings
 from loglik.data.tokenizers import Bytes, Tokenizer
@@ -93,7 +94,7 @@ class _Source:
 
 def is_text(path: Path) -> bool:
     """Return whether the first 64 KiB of a file contain no zero byte."""
-    with path.open("rb") as file:
+    with reading(path, "file"), path.open("rb") as file:
         return b"\0" not in file.read(65_536)
 
 

@@ -13,6 +13,8 @@ __all__ = ["TrainingSettings", "seconds", "with_device"]
 
 
 OPTIMIZERS = ("adamw", "sgd", "muon")
+PRECISIONS = ("auto", "32-true", "64-true", "bf16-mixed", "16-mixed")  # weights of 16 bits round small steps away
+MAX_RANKS = 65_536
 
 
 def seconds(text: str | float) -> float:
@@ -22,7 +24,7 @@ def seconds(text: str | float) -> float:
     300.0
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", str(text))
-    if not match or float(match[1]) <= 0:
+    if not match or not 0 < float(match[1]) < 1e9:
         raise ValueError(f"{text!r} is not a time: write 45s, 5m or 1h")
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
@@ -127,6 +129,11 @@ class TrainingSettings:
         for name in ("ema_decay", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r:.80}")
+        for name in ("devices", "num_nodes"):
+            if type(value := getattr(self, name)) is int and value > MAX_RANKS:
+                raise ValueError(f"{name} must be at most {MAX_RANKS:,}, got {value}")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"unknown optimizer {self.optimizer!r}: use {', '.join(OPTIMIZERS)}")
         if self.compile not in (True, False, "auto") or type(self.compile) is int:
