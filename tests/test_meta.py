@@ -98,7 +98,7 @@ def weight_candidates(device):
 
 def generate_until(device):
     density, _, _ = ready(Case("autoregressive", "text"), 4)
-    return density.to(device).generate(2, stop=0)
+    return density.to(device).generate(2, stop=0, length=20)
 
 
 def sample_beta(device):
@@ -118,7 +118,7 @@ EXCEPTIONS = {
     "the ODE's likelihood": (solve_ode, "rows whose error is too large are solved again: how many, their errors say"),
     "the adaptive sampler": (sample_adaptively, "each row's steps depend on its errors, and finished rows leave"),
     "filling by weights": (weight_candidates, "marginals of a sample are fitted, and rows with gaps are selected"),
-    "generation to a stop token": (generate_until, "ends when all sequences have ended"),
+    "generation to a stop token": (generate_until, "ends when all sequences have ended: a look at every 16th token"),
     "sampling a beta distribution": (sample_beta, "torch has no meta kernel for it; it reads nothing on the host"),
     "initialise, independent": (initialise("table", "independent"), "histograms have as many bins as values ask for"),
     "initialise, bins": (
