@@ -12,6 +12,7 @@ import typer
 
 from loglik.cli.commands import app
 from loglik.cli.options import as_options, follower
+from loglik.terminal import printable
 
 __all__ = ["app", "main"]
 
@@ -47,4 +48,4 @@ def main() -> None:
 
 
 def _print_error(message: str) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {printable(' '.join(message.split()))}", file=sys.stderr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from loglik.data import as_data
 from loglik.data.text_settings import TextSettings
 from loglik.density import Density
 from loglik.devices import fork_generators
+from loglik.lock import locked
 from loglik.training.checks import check_fits, check_trainable
-from loglik.training.config import check_same_config, run_config, split_options
-from loglik.training.fabric import launch_fabric
+from loglik.training.config import begun_settings, check_same_config, run_config, split_options
+from loglik.training.fabric import launch_fabric, on_first_rank
 from loglik.training.loop import Trainer
 from loglik.training.progress import progress_bar
 from loglik.training.settings import TrainingSettings, with_device
@@ -46,7 +47,8 @@ def fit(
         density: a density, trained in place, or a family's name for its recipe's default.
         data: a name, a path, an array, a pair (x, y), or `Data`.
         out: the run's folder; None keeps the run in memory.
-        resume: continue the run in `out` from its newest checkpoint.
+        resume: continue the run in `out` from its newest checkpoint. Settings and options that are not passed are the
+            run's own; a limit replaces all of its limits.
         label: the name of the label's column, if data is the path of a table.
         settings: how to train; the recipe's own if None.
         device: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto` for a CUDA GPU if there is one, else the CPU; it sets
@@ -59,33 +61,44 @@ def fit(
     Returns the run, with the weights of the best validation.
 
     Raises ValueError for data, options or a device that do not fit and for a run that cannot be resumed,
-    FileExistsError if `out` is in use, OSError, with the file's name, if a file cannot be written, and `NotFinite` if
-    training diverges.
+    FileExistsError if `out` is in use, BlockingIOError if another process trains there, OSError, with the file's name,
+    if a file cannot be written, `NotFinite` if training diverges, and `Interrupted` (a KeyboardInterrupt) after SIGINT
+    or SIGTERM, once the step is finished and its checkpoint written.
     """
     path = None if out is None else Path(out)
     text, options = TextSettings.split_options(options)
     chosen, options = split_options(density, options)
     chosen = with_device(device, chosen)
-    base = settings or TrainingSettings()
+    run = _begun(path) if resume else None
+    base = settings or (begun_settings(run, chosen) if run else TrainingSettings())
     data = as_data(data, label=label, seed=replace(base, **chosen).seed, text=text, beside=path)
-    if settings is None and isinstance(density, str):
+    trained = path is not None and run is not None and (path / runs.WEIGHTS).exists()
+    if run and run["model"] == density:
+        options = {**(run["options"] if trained else {}), **options}
+    elif settings is None and isinstance(density, str):
         base = TrainingSettings(**recipes.recipe(density).training(data.spec))
     settings = replace(base, **chosen).with_limit()
-    if resume:
-        _check_resumable(path)
 
     keep_freed_memory()
     fabric = launch_fabric(settings)
-    writes = fabric.is_global_zero
-    with fork_generators(fabric.device):
+    writes = path is not None and fabric.is_global_zero
+    with ExitStack() as stack:
+        stack.enter_context(fork_generators(fabric.device))
         torch.manual_seed(settings.seed)
         name = density if isinstance(density, str) else None
-        built = recipes.build(density, data.spec, **options) if isinstance(density, str) else density
+        config = run_config(name, options, data, settings)
+        if path is not None and run is not None:
+            check_same_config(run, config, path)
+        if not isinstance(density, str):
+            built = density
+        elif path is not None and trained:
+            built = runs.build_within(path, density, data.spec, options)
+        else:
+            built = recipes.build(density, data.spec, **options)
         check_fits(built, data)
         check_trainable(built, name)
-        config = run_config(name, options, data, settings)
-        if path is not None and writes:
-            _open_folder(path, config, resume)
+        if path is not None:
+            on_first_rank(fabric, lambda: stack.enter_context(_open_folder(path, config, resume)))
         with _resumable(path):
             trainer = Trainer(fabric, built, data, settings, path, report)
             start = time.perf_counter()
@@ -104,14 +117,15 @@ def fit(
     return runs.Run(built.eval(), data.spec, config, trainer.history, path)
 
 
-def _check_resumable(path: Path | None) -> None:
-    """Raise ValueError unless the path is a run."""
+def _begun(path: Path | None) -> dict[str, Any]:
+    """Return the configuration of the run to resume. Raises ValueError if the path is not a run, or a damaged one."""
     if path is None:
         raise ValueError("nothing to resume: without out, there is no run")
-    if (path / "config.yaml").is_file():
-        return
+    if (path / runs.CONFIG).is_file():
+        runs.read_metrics(path)
+        return runs.read_config(path)
     what = "is no run"
-    if path.is_dir() and [child.name for child in path.iterdir()] == ["config.yaml.partial"]:
+    if runs.begun(path):
         what = "was stopped before its config.yaml was written: start it without resume=True"
     elif (path / runs.WEIGHTS).exists() or (path / "checkpoints").exists():
         what = "has no config.yaml: copy it from where it is intact, or train anew with another out="
@@ -131,10 +145,13 @@ def _resumable(path: Path | None) -> Iterator[None]:
         raise failure from error
 
 
-def _open_folder(path: Path, config: dict[str, Any], resume: bool) -> None:
-    """Make the run's folder with its config.yaml; if resuming, check that the run there has the same."""
-    if resume:
-        check_same_config(runs.read_config(path), config, path)
-    else:
+@contextmanager
+def _open_folder(path: Path, config: dict[str, Any], resume: bool) -> Iterator[None]:
+    """Hold the run's folder; unless resuming, make it with its config.yaml."""
+    if not resume:
         runs.new_folder(path)
-        runs.write_config(path, config)
+    with locked(path):
+        if not resume:
+            runs.check_empty(path)
+            runs.write_config(path, config)
+        yield

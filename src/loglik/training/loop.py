@@ -36,6 +36,7 @@ from loglik.training.optimizers import optimizers_of
 from loglik.training.progress import Progress
 from loglik.training.seeds import mix_seed, seed_generators
 from loglik.training.settings import TrainingSettings
+from loglik.training.signals import Interrupted, StopRequest, stop_request
 from loglik.training.state import TrainerState
 
 __all__ = ["Trainer"]
@@ -43,6 +44,7 @@ __all__ = ["Trainer"]
 VALIDATIONS = 25  # of a run whose only limit is time
 VALIDATION_TOKENS = 2**15  # of a text, at most, in a validation
 VALIDATION_DRAWS = 512  # draws over all examples of a validation that suffice where draws only average
+STEPS_TO_AGREE = 16  # of several ranks, between looks at whether one of them was told to stop
 CALIBRATION_EXAMPLES = 2**16  # at most, for `initialise` and `calibrate`
 
 
@@ -89,6 +91,7 @@ class Trainer:
         self.best_weights: dict[str, Tensor] = {}
         self.best_written = True
         self.history: list[dict[str, float]] = []
+        self.sums = torch.zeros(3, dtype=torch.float64)  # loss, gradient norm, steps since the last validation
 
     def initialise_only(self) -> None:
         """Fit a density that has nothing to train."""
@@ -97,28 +100,40 @@ class Trainer:
 
     def run(self, bar: Progress, resume: bool) -> None:
         """Train to the limit or until patience ends, and leave the density with the weights of the best validation."""
-        with _safe_compilation() if self.settings.compile else nullcontext():
+        with _safe_compilation() if self.settings.compile else nullcontext(), stop_request() as stop:
             self._prepare(resume)
             began = time.perf_counter() - self.elapsed
-            sums = torch.zeros(3, dtype=torch.float64)  # loss, gradient norm, steps since the last validation
             while (fraction := self._fraction_done()) < 1 and not self.stopping.out_of_patience:
                 rate = self.settings.learning_rate * rate_factor(fraction, self.step, self.settings.warmup)
                 loss, norm = self._take_step(fraction, rate)
-                sums += torch.tensor([loss, norm, 1.0], dtype=torch.float64)
+                self.sums += torch.tensor([loss, norm, 1.0], dtype=torch.float64)
                 self.elapsed = self._agree(time.perf_counter() - began)
                 bar.update(self._fraction_done(), self.step, self.elapsed, loss / self.tokens)
                 if self._validation_due():
                     start = time.perf_counter()
-                    self._validate(sums, rate)
+                    self._validate(rate)
                     bar.validated(self.history[-1]["validation_nats"] / self.tokens)
                     self._write()
-                    sums.zero_()
                     self.elapsed = self._agree(time.perf_counter() - began)
                     self.next_validation = self._next_after(self._agree(time.perf_counter() - start))
+                self._stop_if_requested(stop)
             self.elapsed = self._agree(time.perf_counter() - began)
         if self.best_weights:
             self.density.load_state_dict(self.best_weights)
         self.density.calibrate(*self._examples(self.data.validation))
+
+    def _stop_if_requested(self, stop: StopRequest) -> None:
+        """Write a checkpoint and raise `Interrupted` if a signal came; several ranks agree on it every few steps."""
+        number = stop.number
+        if self.fabric.world_size > 1:
+            if self.step % STEPS_TO_AGREE:
+                return
+            ours = torch.tensor(number, device=self.fabric.device)
+            number = int(self.fabric.all_reduce(ours, reduce_op="max"))  # type: ignore[arg-type]
+        if number:
+            if not self.history or self.history[-1]["step"] != self.step:  # else the validation wrote it
+                self._write()
+            raise Interrupted(number, self.step, self.path)
 
     def _prepare(self, resume: bool) -> None:
         """Set up the module, the optimizers and the average; start from data or from the newest checkpoint."""
@@ -209,7 +224,7 @@ class Trainer:
         even = (math.floor(self.elapsed / gap) + 1) * gap if gap < math.inf else 0.0
         return max(even, self.elapsed + 3 * took)
 
-    def _validate(self, sums: Tensor, rate: float) -> None:
+    def _validate(self, rate: float) -> None:
         """Evaluate the validation subset, add a row to the history, and keep the weights if they are the best.
 
         Raises `NotFinite` if no validation was finite so far.
@@ -219,7 +234,8 @@ class Trainer:
         if not density.importance_weighted:  # draws only average, as examples do
             samples = max(1, min(samples, VALIDATION_DRAWS // size))
         scores = log_probs(density, self.validation, samples=samples, seed=self.settings.seed, fabric=self.fabric)
-        loss, norm, count = sums.tolist()
+        loss, norm, count = self.sums.tolist()
+        self.sums.zero_()
         train = -loss / count
         row = (self.step, self.elapsed, train, scores.mean().item(), rate, norm / count)
         self.history.append(dict(zip(runs.METRICS, row, strict=True)))
@@ -251,7 +267,7 @@ class Trainer:
         tensors = {f"model.{k}": v for k, v in self.density.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()} if self.average else {}
         tensors |= checkpoint.flatten_optimizers(self.optimizers)
-        tensors["best_scores"] = self.stopping.scores
+        tensors |= {"best_scores": self.stopping.scores, "sums": self.sums}
         is_best = self.stopping.step == self.step
         if not (is_best or self.best_written):
             self._write_best(self.path)
@@ -280,7 +296,8 @@ class Trainer:
                 self.average.load_state_dict(with_prefix("average."))
             checkpoint.restore_optimizers(self.optimizers, tensors)
             best.scores = tensors["best_scores"]
-        except (RuntimeError, KeyError, ValueError) as error:
+            self.sums.copy_(tensors["sums"])
+        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
             why = " ".join(str(error).split())
             raise ValueError(
                 f"the checkpoint of step {state.step} in {self.path} is not of this model: {why}"
