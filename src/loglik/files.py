@@ -222,7 +222,7 @@ def read_tensors(path: Path, like: Mapping[str, Tensor], *, precision: torch.dty
                 shape, dtype, other = tuple(header.get_shape()), header.get_dtype(), like[name]
                 if shape != tuple(other.shape):
                     raise ValueError(f"{name} has shape {shape}, the model's is {tuple(other.shape)}")
-                allowed = {other.dtype, precision if other.is_floating_point() else None}
+                allowed = {other.dtype} | ({precision} if precision and other.is_floating_point() else set())
                 if other.dtype in DTYPES.values() and DTYPES.get(dtype) not in allowed:
                     raise ValueError(
                         f"{name} has type {dtype}, the model's is {str(other.dtype).removeprefix('torch.')}"

@@ -165,8 +165,10 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     Raises ValueError, which names the line, for anything that `write_metrics` does not write.
     """
     file = path / "metrics.csv"
-    if not file.is_file():
+    if not file.exists():
         return []
+    if not file.is_file():
+        raise ValueError(f"{file} is not a file")
     with files.naming(file):
         content = files.read_bytes(file, MAX_METRICS_BYTES)
     try:

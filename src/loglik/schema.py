@@ -21,6 +21,7 @@ __all__ = ["FORMAT", "Config", "check", "dump", "parse"]
 
 FORMAT = 1  # of a run's folder; a format that an older loglik cannot read gets a higher number
 MAX_BYTES = 2**23  # of a config.yaml
+MAX_NODES = 100_000  # a second's reading
 MAX_DEPTH = 16  # of its lists and mappings
 MAX_DIMS = 2**24  # of an event
 MAX_TOKEN_BYTES = 2**26  # of all tokens of a tokenizer
@@ -47,15 +48,29 @@ class _Column(Struct, forbid_unknown_fields=True):
 
 
 class _Bytes(Struct, forbid_unknown_fields=True, tag="bytes", tag_field="kind"):
-    pass
+    @property
+    def size(self) -> int:
+        return 256
 
 
 class _Characters(Struct, forbid_unknown_fields=True, tag="characters", tag_field="kind"):
     characters: Annotated[str, Meta(min_length=1, max_length=2**16)]
 
+    def __post_init__(self) -> None:
+        if list(self.characters) != sorted(set(self.characters)):
+            raise ValueError("characters must be distinct, in the order of their code points")
+
+    @property
+    def size(self) -> int:
+        return len(self.characters)
+
 
 class _BytePairs(Struct, forbid_unknown_fields=True, tag="bpe", tag_field="kind"):
     merges: str
+
+    @property
+    def size(self) -> int:
+        return 256 + len(self.merges.split()) // 2
 
     def __post_init__(self) -> None:
         lengths, words = [1] * 256, self.merges.split()
@@ -95,6 +110,8 @@ class _Spec(Struct, forbid_unknown_fields=True):
             raise ValueError(f"an event of kind {self.kind} has {ranks[self.kind]} sizes, got {self.event_shape}")
         if self.kind == "text" and self.levels is None:
             raise ValueError("text needs levels, the number of its tokens")
+        if self.tokenizer is not None and self.levels != (size := self.tokenizer.size + self.padded):
+            raise ValueError(f"levels are {self.levels}, and the tokenizer has {size} tokens")
 
 
 class Config(Struct, forbid_unknown_fields=True):
@@ -145,9 +162,10 @@ def parse(text: bytes, where: Path) -> dict[str, Any]:
     if type(version) is int and version > FORMAT:
         made = values.get("versions")
         name = made.get("loglik") if isinstance(made, dict) else None
+        name = shorten(name, 40) if isinstance(name, str) else "unknown"
         raise ValueError(
-            f"{where.parent} was made by a newer loglik ({name if isinstance(name, str) else 'unknown'}, run format "
-            f"{version}; this version reads up to {FORMAT}): upgrade loglik to read it"
+            f"{where.parent} was made by a newer loglik ({name}, run format {min(version, 10**9)}; this version reads up "
+            f"to {FORMAT}): upgrade loglik to read it"
         )
     check(values, where)
     return values
@@ -168,11 +186,13 @@ def check(values: Any, where: Path) -> None:
 def dump(values: dict[str, Any]) -> str:
     """Return a configuration as the text of config.yaml. Raises ValueError if `parse` would refuse its size."""
     text = yaml.dump(values, Dumper=_Plain, sort_keys=False, allow_unicode=True)
-    if (size := len(text.encode())) > MAX_BYTES:
+    try:
+        _plain(text.encode())
+    except ValueError as error:
+        remedy = "leave out columns of free text and of identifiers"
         raise ValueError(
-            f"config.yaml would have {size:,} bytes, of at most {MAX_BYTES:,}, for the names of columns and classes: "
-            "leave out columns of free text and of identifiers"
-        )
+            f"config.yaml would be too large for the names of columns and classes ({error}): {remedy}"
+        ) from error
     return text
 
 
@@ -181,7 +201,9 @@ def _plain(text: bytes) -> Any:
     if len(text) > MAX_BYTES:
         raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
     decoded, depth = text.decode("utf-8"), 0
-    for event in yaml.parse(decoded, Loader=Loader):
+    for number, event in enumerate(yaml.parse(decoded, Loader=Loader)):
+        if number > MAX_NODES:
+            raise ValueError(f"it has more than {MAX_NODES:,} values")
         if isinstance(event, yaml.AliasEvent):
             raise ValueError(f"it has an alias, *{event.anchor}")
         if (tag := getattr(event, "tag", None)) is not None:

@@ -13,6 +13,7 @@ from loglik import recipes, schema
 from loglik.data.dataset import Data
 from loglik.data.text_settings import TextSettings
 from loglik.density import Density
+from loglik.recipes.options import check_values
 from loglik.training.settings import TrainingSettings, seconds
 from loglik.version import __version__
 
@@ -76,8 +77,9 @@ def begun_settings(config: dict[str, Any], chosen: dict[str, Any]) -> TrainingSe
     if unknown := sorted(set(values) - set(TrainingSettings.names())):
         raise ValueError(f"config.yaml has an unknown training setting {unknown[0]!r:.60}")
     try:
+        check_values(TrainingSettings, values)
         return TrainingSettings(**values)
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise ValueError(f"config.yaml has a wrong training setting: {error}") from error
 
 

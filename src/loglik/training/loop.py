@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NoReturn
 
 import torch
@@ -298,7 +299,7 @@ class Trainer:
             best.scores = tensors["best_scores"]
             self.sums.copy_(tensors["sums"])
         except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
-            why = " ".join(str(error).split())
+            why = shorten(str(error), 300)
             raise ValueError(
                 f"the checkpoint of step {state.step} in {self.path} is not of this model: {why}"
             ) from error
