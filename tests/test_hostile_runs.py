@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from helpers.commands import refused, well
+from loglik import schema
 from loglik.training import fit
 
 WEIGHTS = "model.safetensors"
@@ -105,7 +106,7 @@ def values(key: str, *others: Any) -> list[tuple[str, Mutation]]:
 
     def mutation(value: Any) -> Mutation:
         def mutate(path: Path) -> None:
-            whole = yaml.safe_load((path / "config.yaml").read_text())
+            whole = yaml.load((path / "config.yaml").read_text(), Loader=schema.Loader)
             *parents, last = key.split(".")
             inner = whole
             for parent in parents:
@@ -114,7 +115,7 @@ def values(key: str, *others: Any) -> list[tuple[str, Mutation]]:
                 del inner[last]
             else:
                 inner[int(last) if last.isdigit() else last] = value
-            config(yaml.safe_dump(whole))(path)
+            config(yaml.dump(whole, Dumper=schema.Dumper))(path)
 
         return mutate
 

@@ -164,8 +164,8 @@ def parse(text: bytes, where: Path) -> dict[str, Any]:
         name = made.get("loglik") if isinstance(made, dict) else None
         name = shorten(name, 40) if isinstance(name, str) else "unknown"
         raise ValueError(
-            f"{where.parent} was made by a newer loglik ({name}, run format {min(version, 10**9)}; this version reads up "
-            f"to {FORMAT}): upgrade loglik to read it"
+            f"{where.parent} was made by a newer loglik ({name}, run format {min(version, 10**9)}; this version reads "
+            f"up to {FORMAT}): upgrade loglik to read it"
         )
     check(values, where)
     return values
