@@ -84,7 +84,8 @@ SUFFIXES = list(zip(Places._fields, ("png", "csv", "txt", "npy"), strict=True))
 def test_fit_writes_a_run_with_samples_and_a_page(runs, kind, suffix) -> None:
     folder = getattr(runs, kind)
     assert {p.name for p in folder.iterdir()} == {
-        "config.yaml", "model.safetensors", "model.sha256", "metrics.csv", "report.html", f"samples.{suffix}",
+        "config.yaml", "model.safetensors", "metrics.csv", "config.sha256", "model.sha256", "metrics.sha256",
+        "report.html", f"samples.{suffix}",
     }  # fmt: skip
     page = (folder / "report.html").read_text()
     assert page.startswith("<!DOCTYPE html>") and "http-equiv" not in page
@@ -251,7 +252,7 @@ def test_values_of_settings(text, value) -> None:
 
 def test_settings_reach_the_run(conditional) -> None:
     config = yaml.safe_load((conditional / "config.yaml").read_text())
-    assert config["options"] == {"size": "small", "conditional": True, "width": 8}
+    assert config["options"] == {"conditional": True, "width": 8}
     assert config["training"]["learning_rate"] == 0.001
     assert config["training"]["max_steps"] == 3
 

@@ -115,6 +115,13 @@ def rewrite(path: Path, **changes) -> None:
         else:
             config[name] = value
     file.write_text(yaml.safe_dump(config))
+    (path / "config.sha256").unlink()
+
+
+def change(path: Path, content: str | bytes) -> None:
+    """Write a config.yaml as a stranger could, without its SHA-256."""
+    (path / "config.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    (path / "config.sha256").unlink()
 
 
 def no_config(path: Path) -> None:
@@ -146,19 +153,22 @@ def pickled_weights(path: Path) -> None:
             r"made by a newer loglik \(9.9, run format 2; .*\)",
         ),
         (lambda p: rewrite(p, format=3, versions=None), r"made by a newer loglik \(unknown, run format 3"),
-        (lambda p: rewrite(p, format="new"), r"config.yaml is not a run's configuration"),
-        (lambda p: rewrite(p, format=None), r"config.yaml is not a run's configuration"),
-        (lambda p: rewrite(p, spec=None), r"config.yaml is damaged: a field is missing or wrong \('spec'\)"),
-        (lambda p: rewrite(p, spec={"kind": "table"}), r"config.yaml is damaged: .*'columns'"),
-        (lambda p: rewrite(p, options=None), r"config.yaml is damaged"),
+        (lambda p: rewrite(p, format="new"), r"config.yaml is not a run's configuration at format: Expected 'int'"),
+        (lambda p: rewrite(p, format=None), r"configuration: it lacks the required field 'format'"),
+        (lambda p: rewrite(p, spec=None), r"configuration: it lacks the required field 'spec'"),
+        (
+            lambda p: rewrite(p, spec={"kind": "table"}),
+            r"at spec: it lacks the required field 'event_shape'",
+        ),
+        (lambda p: rewrite(p, options=None), r"config.yaml is not a run's configuration"),
         (lambda p: rewrite(p, model="gan"), r"unknown model 'gan': use independent, classifier"),
         (lambda p: rewrite(p, options={"wide": 3}), r"vae has no option 'wide'"),
         (lambda p: rewrite(p, options={"width": 16}), r"model.safetensors does not fit config.yaml or is damaged"),
-        (lambda p: (p / "config.yaml").write_text("a: [1"), r"config.yaml is not a run's configuration"),
-        (lambda p: (p / "config.yaml").write_text("- 1"), r"config.yaml is not a run's configuration"),
-        (lambda p: (p / "config.yaml").write_bytes(b"\xff\xfe\x00"), r"config.yaml is not a run's configuration"),
+        (lambda p: change(p, "a: [1"), r"config.yaml is not a run's configuration"),
+        (lambda p: change(p, "- 1"), r"config.yaml is not a run's configuration"),
+        (lambda p: change(p, b"\xff\xfe\x00"), r"config.yaml is not a run's configuration"),
         (
-            lambda p: (p / "config.yaml").write_text("format: !!python/object/apply:os.getcwd []"),
+            lambda p: change(p, "format: !!python/object/apply:os.getcwd []"),
             r"config.yaml is not a run's configuration",
         ),
     ],

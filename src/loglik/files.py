@@ -23,8 +23,10 @@ __all__ = [
     "check_digest",
     "digest",
     "naming",
+    "read_bytes",
     "read_tensors",
     "replacing",
+    "tensor_shapes",
     "write_tensors",
     "write_text",
     "write_with_digest",
@@ -46,6 +48,7 @@ DTYPES = {
 }
 HEADER_BYTES = 2**20  # of a file of tensors, at most, and for each tensor:
 HEADER_BYTES_PER_TENSOR = 2**10
+MAX_HEADER_BYTES = 2**24  # where the number of tensors is not known
 
 
 class _Named(OSError):
@@ -86,7 +89,10 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         with naming(path):
             temporary.unlink(missing_ok=True)  # it may be a link
+            temporary.touch()
+            mode = temporary.stat().st_mode
             yield temporary
+            temporary.chmod(mode)  # by umask, whatever wrote the file
             os.replace(temporary, path)
     except Exception:
         with suppress(OSError):
@@ -100,12 +106,23 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def read_bytes(path: Path, limit: int) -> bytes:
+    """Return the content of a file, after a check against its SHA-256.
+
+    Raises ValueError for a file of more than `limit` bytes, or if its SHA-256 is not the one beside it.
+    """
+    if (size := path.stat().st_size) > limit:
+        raise ValueError(f"{path} has {size:,} bytes, at most {limit:,} expected")
+    check_digest(path)
+    return path.read_bytes()
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a file of tensors; one with another's memory is cloned, since safetensors refuses it."""
     save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path, metadata)
 
 
-def write_with_digest(path: Path, write: Callable[[Path], None]) -> None:
+def write_with_digest(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file by `write(temporary)`, and its SHA-256 beside it.
 
     While the file is replaced, the SHA-256 of both the old file and the new one are there, so that the two files agree
@@ -115,8 +132,10 @@ def write_with_digest(path: Path, write: Callable[[Path], None]) -> None:
     with replacing(path) as temporary:
         write(temporary)
         line = _line(temporary, path.name)
-        write_text(beside, "".join(dict.fromkeys([*_accepted(path), line])))
-    write_text(beside, line)
+        lines = list(dict.fromkeys([*_accepted(path), line]))
+        write_text(beside, "".join(lines))
+    if len(lines) > 1:
+        write_text(beside, line)
 
 
 def digest(path: Path) -> str:
@@ -139,8 +158,11 @@ def check_digest(path: Path) -> None:
 
 
 def _agrees(path: Path) -> bool:
-    if not path.with_suffix(".sha256").exists():
+    beside = path.with_suffix(".sha256")
+    if not beside.exists():
         return True
+    if not beside.is_file():  # a pipe would be waited for
+        return False
     listed, line = _listed(path), _line(path, path.name)
     return line in listed and len(listed) <= 2 and all(len(other) == len(line) for other in listed)
 
@@ -164,6 +186,22 @@ def _line(path: Path, name: str) -> str:
     return f"{digest(path)}  {name}\n"
 
 
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor in a file, from its header. Raises ValueError for a damaged one."""
+    _check_header(path, MAX_HEADER_BYTES)
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(str(error).splitlines()[0]) from error
+
+
+def _check_header(path: Path, limit: int) -> None:
+    with path.open("rb") as raw:
+        if (size := int.from_bytes(raw.read(8), "little")) > limit:
+            raise ValueError(f"its header has {size} bytes, at most {limit} expected")
+
+
 def read_tensors(path: Path, like: Mapping[str, Tensor], *, precision: torch.dtype | None = None) -> dict[str, Tensor]:
     """Return the tensors of a file, with the names, shapes and types of others, on the CPU.
 
@@ -173,11 +211,8 @@ def read_tensors(path: Path, like: Mapping[str, Tensor], *, precision: torch.dty
     Raises ValueError, which says what differs, also for a file that is damaged and for values that are not finite; a
     buffer that has infinities in `like` may have them.
     """
+    _check_header(path, HEADER_BYTES + HEADER_BYTES_PER_TENSOR * len(like))
     try:
-        limit = HEADER_BYTES + HEADER_BYTES_PER_TENSOR * len(like)
-        with path.open("rb") as raw:
-            if (size := int.from_bytes(raw.read(8), "little")) > limit:
-                raise ValueError(f"its header has {size} bytes, at most {limit} expected")
         with safe_open(path, "pt") as file:
             names = set(file.keys())
             for name in [*like, *sorted(names - like.keys())]:
@@ -187,7 +222,7 @@ def read_tensors(path: Path, like: Mapping[str, Tensor], *, precision: torch.dty
                 shape, dtype, other = tuple(header.get_shape()), header.get_dtype(), like[name]
                 if shape != tuple(other.shape):
                     raise ValueError(f"{name} has shape {shape}, the model's is {tuple(other.shape)}")
-                allowed = {other.dtype, precision if other.is_floating_point() else None}
+                allowed = {other.dtype} | ({precision} if precision and other.is_floating_point() else set())
                 if other.dtype in DTYPES.values() and DTYPES.get(dtype) not in allowed:
                     raise ValueError(
                         f"{name} has type {dtype}, the model's is {str(other.dtype).removeprefix('torch.')}"

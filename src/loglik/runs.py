@@ -3,48 +3,59 @@
     NAME/
       config.yaml           family, recipe options, data, settings, versions: enough to build the density again
       model.safetensors     the weights to use
-      model.sha256          their SHA-256
       metrics.csv           step, time, train and validation nats, learning rate, gradient norm
       checkpoints/          trainer state
 
-No pickle is read or written.
+Beside each file is its SHA-256 (config.sha256, model.sha256, metrics.sha256). No pickle is read or written.
 """
 
 from __future__ import annotations
 
-import csv
+import math
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
-from loglik import files
+from loglik import files, schema
 from loglik.data import TextSettings, as_data
 from loglik.data.dataset import Data
 from loglik.data.spec import DataSpec
 from loglik.density import Density
 from loglik.devices import resolve_device
-from loglik.recipes import build
+from loglik.limits import TooLarge, limit_size
+from loglik.lock import LOCK_FILES, in_use, is_locked
+from loglik.recipes import Unsuitable, recipe
 
 __all__ = [
-    "FORMAT",
     "METRICS",
     "Run",
+    "begun",
+    "build_within",
+    "check_empty",
+    "check_free",
     "load",
     "new_folder",
     "read_config",
+    "read_metrics",
     "read_weights",
     "write_config",
     "write_metrics",
     "write_weights",
 ]
 
-FORMAT = 1  # of a run's folder; a format that an older loglik cannot read gets a higher number
+CONFIG = "config.yaml"
+BEGUN = {"config.yaml.partial", "config.sha256", "config.sha256.partial"}  # what there can be before config.yaml
 WEIGHTS = "model.safetensors"
 PRECISIONS = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}  # of stored weights
+MIN_BOUND = 2**16  # of an option or of the dimensions of an event, whatever the weights
+MAX_METRICS_BYTES = 2**26
+NUMBER = re.compile(r"-?(?:\d+(?:\.\d+)?(?:e[+-]?\d+)?|inf)|nan")  # as repr writes a number
 METRICS = ("step", "time", "train_nats", "validation_nats", "learning_rate", "gradient_norm")
 
 
@@ -87,6 +98,10 @@ class Run:
         """
         if data is None and self.config["source"] is None:
             raise ValueError(f"{self.path or 'this run'} was trained on data in memory: pass data")
+        if data is None and Path.home().is_relative_to(self.config["source"]):
+            raise ValueError(
+                f"{self.path}: its data, {self.config['source']}, is the folder of all your files: pass data"
+            )
         own = data is None and self.config.get("text")
         return as_data(
             self.config["source"] if data is None else data,
@@ -98,29 +113,79 @@ class Run:
         )
 
 
+def begun(path: Path) -> bool:
+    """Return whether a folder has only what a process left that ended before it had written config.yaml."""
+    names = {child.name for child in path.iterdir()} - LOCK_FILES if path.is_dir() else set()
+    return bool(names) and names <= BEGUN
+
+
+def check_free(path: Path, *, resumable: bool = True) -> None:
+    """Raise FileExistsError if a folder has content, BlockingIOError if another process holds it."""
+    if is_locked(path):
+        raise BlockingIOError(in_use(path))
+    check_empty(path, resumable=resumable)
+
+
+def check_empty(path: Path, *, resumable: bool = True) -> None:
+    """Raise FileExistsError if a folder has more content than a run that was stopped before its config.yaml."""
+    if path.exists() and (not path.is_dir() or {child.name for child in path.iterdir()} - LOCK_FILES - BEGUN):
+        other = ", or pass resume=True to continue it" if resumable and (path / CONFIG).is_file() else ""
+        raise FileExistsError(f"{path} exists and is not empty: choose another out={other}")
+
+
 def new_folder(path: Path, *, resumable: bool = True) -> None:
     """Make an empty folder. Raises FileExistsError if the path has content, since nothing is overwritten.
 
-    A config.yaml.partial alone, left by a process that ended while it began a run, is removed.
+    What a process left that ended while it began a run is removed.
     """
-    if path.is_dir() and [child.name for child in path.iterdir()] == ["config.yaml.partial"]:
-        (path / "config.yaml.partial").unlink()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        other = ", or pass resume=True to continue it" if resumable and (path / "config.yaml").is_file() else ""
-        raise FileExistsError(f"{path} exists and is not empty: choose another out={other}")
+    check_free(path, resumable=resumable)
+    if begun(path):
+        for name in BEGUN:
+            (path / name).unlink(missing_ok=True)
     with files.naming(path):
         path.mkdir(parents=True, exist_ok=True)
 
 
 def write_config(path: Path, config: dict[str, Any]) -> None:
-    """Write a run's config.yaml."""
-    files.write_text(path / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    """Write a run's config.yaml, and its SHA-256."""
+    text = schema.dump(config)
+    files.write_with_digest(path / CONFIG, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def write_metrics(path: Path, history: list[dict[str, float]]) -> None:
-    """Write a run's history to metrics.csv."""
+def write_metrics(path: Path, history: Iterable[dict[str, float]]) -> None:
+    """Write a run's history to metrics.csv, and its SHA-256."""
     rows = [",".join(METRICS)] + [",".join(repr(row[name]) for name in METRICS) for row in history]
-    files.write_text(path / "metrics.csv", "\n".join(rows) + "\n")
+    text = "\n".join(rows) + "\n"
+    files.write_with_digest(path / "metrics.csv", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Return the history in a run's metrics.csv; no rows if there is none, as before the first validation.
+
+    Raises ValueError, which names the line, for anything that `write_metrics` does not write.
+    """
+    file = path / "metrics.csv"
+    if not file.exists():
+        return []
+    if not file.is_file():
+        raise ValueError(f"{file} is not a file")
+    with files.naming(file):
+        content = files.read_bytes(file, MAX_METRICS_BYTES)
+    try:
+        head, *lines = content.decode("ascii").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is damaged: byte {error.start} is not ASCII") from error
+    if head != ",".join(METRICS):
+        raise ValueError(f"{file}: line 1: expected {','.join(METRICS)}, got {head!r:.100}")
+    history: list[dict[str, float]] = []
+    for number, line in enumerate(lines, 2):
+        cells = line.split(",")
+        if len(cells) != len(METRICS) or not cells[0].isdigit() or not all(map(NUMBER.fullmatch, cells)):
+            raise ValueError(f"{file}: line {number}: expected {len(METRICS)} numbers, got {line!r:.100}")
+        history.append({"step": int(cells[0][:18]), **dict(zip(METRICS[1:], map(float, cells[1:]), strict=True))})
+        if number > 2 and history[-2]["step"] >= history[-1]["step"]:
+            raise ValueError(f"{file}: line {number}: the steps must rise, got {line!r:.100}")
+    return history
 
 
 def write_weights(path: Path, density: Density) -> None:
@@ -151,26 +216,17 @@ def read_weights(path: Path, density: Density, precision: str | None = None) -> 
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return a run's configuration.
+    """Return a run's configuration, after checks against its SHA-256 and the schema.
 
-    Raises FileNotFoundError if the folder is not a run, and ValueError if config.yaml is damaged or newer than this
-    version.
+    Raises FileNotFoundError if the folder is not a run, and ValueError if config.yaml is damaged, was changed, or is
+    newer than this version.
     """
-    file = path / "config.yaml"
+    file = path / CONFIG
     if not file.is_file():
         what = "is not a run (it has no config.yaml)" if path.exists() else "does not exist"
         raise FileNotFoundError(f"{path} {what}: a run is a folder that `loglik fit` wrote")
-    try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-        version = int(config["format"])
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not a run's configuration ({str(error).splitlines()[0]})") from error
-    if version > FORMAT:
-        raise ValueError(
-            f"{path} was made by a newer loglik ({config.get('versions', {}).get('loglik', 'unknown')}, run format "
-            f"{version}; this version reads up to {FORMAT}): upgrade loglik to read it"
-        )
-    return config
+    with files.naming(file):
+        return schema.parse(files.read_bytes(file, schema.MAX_BYTES), file)
 
 
 def load(path: str | Path, *, density: Density | None = None, device: str | torch.device = "cpu") -> Run:
@@ -186,23 +242,49 @@ def load(path: str | Path, *, density: Density | None = None, device: str | torc
     """
     path, device = Path(path), resolve_device(device)
     config = read_config(path)
-    try:
-        spec, name, options = DataSpec.from_dict(config["spec"]), config["model"], dict(config["options"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path / 'config.yaml'} is damaged: a field is missing or wrong ({error})") from error
+    spec, name = DataSpec.from_dict(config["spec"]), config["model"]
     if density is None:
         if name is None:
             raise ValueError(f"{path} holds a density built by hand: build it again and pass load(path, density=...)")
-        density = build(name, spec, **options)
-    training = config.get("training")
-    precision = training.get("precision") if isinstance(training, dict) else None
-    density.load_state_dict(read_weights(path, density, precision))
-    return Run(density.to(device).eval(), spec, config, _read_metrics(path), path)
+        density = build_within(path, name, spec, config["options"])
+    density.load_state_dict(read_weights(path, density, config["training"]["precision"]))
+    return Run(density.to(device).eval(), spec, config, read_metrics(path), path)
 
 
-def _read_metrics(path: Path) -> list[dict[str, float]]:
-    file = path / "metrics.csv"
+def build_within(path: Path, name: str, spec: DataSpec, options: dict[str, Any]) -> Density:
+    """Build the density of a configuration if it is no larger than the weights of the run at `path`.
+
+    Raises ValueError, before memory is taken, if it is larger or cannot be built.
+    """
+    parsed = recipe(name).parse(options)
+    shapes = list(_weight_shapes(path).values())
+    numbers, longest = sum(map(math.prod, shapes)), max((max(shape, default=1) for shape in shapes), default=1)
+    if spec.kind in ("array", "table") and spec.dims > max(numbers, MIN_BOUND):
+        raise ValueError(
+            f"{path / CONFIG}: events of {spec.dims:,} dimensions do not fit {WEIGHTS}, {numbers:,} numbers"
+        )
+    for key, value in options.items():
+        if type(value) is int and abs(value) > max(longest, MIN_BOUND):
+            raise ValueError(f"{path / CONFIG}: {key}={value} does not fit {WEIGHTS}, whose longest side is {longest}")
+    try:
+        with limit_size(shapes):
+            return recipe(name).build(spec, parsed)
+    except TooLarge as error:
+        raise ValueError(f"{path / WEIGHTS} does not fit config.yaml or is damaged: {error}") from error
+    except Unsuitable:
+        raise
+    except Exception as error:  # a stranger's spec can be wrong in any way that a constructor finds
+        why = shorten(str(error).splitlines()[0] if str(error) else type(error).__name__, 200)
+        raise ValueError(f"{path / CONFIG} describes a model that cannot be built ({why})") from error
+
+
+def _weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    file = path / WEIGHTS
     if not file.is_file():
-        return []
-    with file.open(newline="") as lines:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(lines)]
+        raise FileNotFoundError(f"{path} has no {WEIGHTS} yet: its training has not reached a validation")
+    with files.naming(file):
+        files.check_digest(file)
+        try:
+            return files.tensor_shapes(file)
+        except ValueError as error:
+            raise ValueError(f"{file} does not fit config.yaml or is damaged: {error}") from error

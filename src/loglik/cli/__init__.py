@@ -13,6 +13,7 @@ import typer
 from loglik.cli.commands import app
 from loglik.cli.options import as_options, follower
 from loglik.data.limits import shorten
+from loglik.terminal import printable
 
 __all__ = ["app", "main"]
 
@@ -63,4 +64,4 @@ def _out_of_memory(error: MemoryError | RuntimeError) -> str:
 
 
 def _print_error(message: str) -> None:
-    print(f"error: {shorten(' '.join(message.split()), 1000)}", file=sys.stderr)
+    print(f"error: {shorten(printable(' '.join(message.split())), 1000)}", file=sys.stderr)

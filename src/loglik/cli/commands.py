@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -23,9 +24,12 @@ from loglik.cli.options import (
     folder_for,
     follower,
     prompt_of,
+    resume_command,
     settings_of,
+    show,
     without_none,
 )
+from loglik.terminal import printable
 
 __all__ = ["app"]
 
@@ -36,6 +40,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
+TEXT = "\n\t"  # the control characters of a text that a terminal shows as they are meant
 COUNTS = {1: "One", 2: "Two", 3: "Three", 4: "Four", 5: "Five"}
 
 
@@ -55,15 +60,16 @@ def compare(
     seed: Seed = 0,
     set_: Settings = None,
     device: Device = "auto",
-) -> None:
+) -> int:
     """Train one density of each family and compare them: one table, one page."""
     from loglik.comparison import compare as run_comparison
     from loglik.data import TextSettings, as_data
     from loglik.devices import resolve_device
     from loglik.evaluation import write_json
+    from loglik.lock import locked
     from loglik.report import print_comparison, write_report
-    from loglik.runs import new_folder
-    from loglik.training import seconds
+    from loglik.runs import check_free, new_folder
+    from loglik.training import Interrupted, seconds
 
     names = None if models is None else [name.strip() for name in models.split(",") if name.strip()]
     if names == []:
@@ -72,30 +78,40 @@ def compare(
     resolve_device(device)
     text, options = TextSettings.split_options(settings_of(set_))
     folder = folder_for(out, data, before="compare-")
-    dataset = as_data(data, label=label, seed=seed, text=text, beside=folder)
     if not follower():
-        new_folder(folder, resumable=False)
-    print(dataset.describe())
-    rows = run_comparison(
-        dataset,
-        models=names,
-        budget=max_time,
-        out=folder,
-        samples=samples,
-        seed=seed,
-        device=device,
-        report=_report,
-        **options,
-    )
+        check_free(folder, resumable=False)  # before the data are read
+    dataset = as_data(data, label=label, seed=seed, text=text, beside=folder)
+    with ExitStack() as stack:
+        if not follower():
+            new_folder(folder, resumable=False)
+            stack.enter_context(locked(folder))
+        show(dataset.describe())
+        try:
+            rows = run_comparison(
+                dataset,
+                models=names,
+                budget=max_time,
+                out=folder,
+                samples=samples,
+                seed=seed,
+                device=device,
+                report=_report,
+                **options,
+            )
+        except Interrupted as stopped:
+            if not follower():
+                sys.stderr.write(printable(f"{stopped}; a comparison starts anew, with another --out") + "\n")
+            return 128 + stopped.number
     if follower():
-        return
+        return 0
     print_comparison(rows, dataset)
     for path in filter(None, (json, folder / "comparison.json")):
         write_json([row.result for row in rows], path)
     kinds = max(1, sum(row.run is not None and row.result.steps > 0 for row in rows))
     title = f"{COUNTS.get(kinds, str(kinds))} kind{'s' * (kinds != 1)} of density on {dataset.name}"
     page = write_report(folder / "report.html", dataset, rows, title=title, seed=seed, split=dataset.scored_split)
-    print(f"report: {page}")
+    show(f"report: {page}")
+    return 0
 
 
 @app.command()
@@ -118,34 +134,45 @@ def fit(
     set_: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     device: Device = "auto",
-) -> None:
+) -> int:
     """Train one density and write it as a run."""
     from loglik.comparison import evaluate_run
     from loglik.data import TextSettings, as_data
     from loglik.evaluation import summary
     from loglik.report import samples_file, write_report, write_samples
+    from loglik.runs import check_free
     from loglik.tasks import draw
+    from loglik.training import Interrupted
     from loglik.training import fit as train
 
     if resume and out is None:
         raise ValueError("--resume needs --out RUN, the run to continue")
     text, options = TextSettings.split_options(settings_of(set_))
     folder = folder_for(out, data, after=f"-{model.replace(':', '-')}")
+    if not (resume or follower()):
+        check_free(folder)  # before the data are read
     dataset = as_data(data, label=label, seed=seed, text=text, beside=folder)
-    options = {**without_none(size=size), **options, **without_none(max_time=max_time, max_steps=max_steps)}
-    print(dataset.describe())
-    run = train(model, dataset, out=folder, resume=resume, seed=seed, device=device, report=print, **options)
+    options = {**options, **without_none(size=size, max_time=max_time, max_steps=max_steps)}
+    show(dataset.describe())
+    try:
+        run = train(model, dataset, out=folder, resume=resume, seed=seed, device=device, report=_report, **options)
+    except Interrupted as stopped:
+        if not follower():
+            sys.stderr.write(printable(f"{stopped}; continue with: {resume_command(folder)}") + "\n")
+        return 128 + stopped.number
     if follower():
-        return
+        return 0
     row, split, spec = evaluate_run(run, dataset, seed=seed), dataset.scored_split, dataset.spec
-    print(f"{split} split: {summary(row.result)}")
+    show(f"{split} split: {summary(row.result)}")
     for line in dict.fromkeys([*(row.latents.lines() if row.latents else []), *row.result.notes]):
-        print(line)
+        show(line)
     if row.result.event == "x":
         write_samples(draw(run.density, spec, 64, seed=seed), spec, samples_file(folder, spec))
     title = f"{model} on {dataset.name}"
     page = write_report(folder / "report.html", dataset, [row], title=title, seed=seed, split=split)
-    print(f"run: {folder}\nreport: {page}")
+    show(f"run: {folder}")
+    show(f"report: {page}")
+    return 0
 
 
 @app.command()
@@ -189,12 +216,12 @@ def evaluate(
     draws = "" if result.unit == "token" else f", {result.samples} sample{'s' * (result.samples > 1)} each"
     if draws and per_row is not None and samples is None and result.samples > 1:
         draws += " on average"
-    print(f"{result.n} {result.unit}s{draws}: {summary(result)}")
+    show(f"{result.n} {result.unit}s{draws}: {summary(result)}")
     for name, value in result.terms.items():
-        print(f"  {name}: {value:.3f} nats")
+        show(f"  {name}: {value:.3f} nats")
     if result.numerical_error is not None:
         rows = min(SOLVED_ROWS, result.n)
-        print(f"  the solver's error: about {result.numerical_error:.2g} nats per example, on the first {rows}")
+        show(f"  the solver's error: about {result.numerical_error:.2g} nats per example, on the first {rows}")
     if result.confusion is not None:
         print_classes(result.confusion, trained.spec.classes)
     if json is not None:
@@ -262,13 +289,14 @@ def sample(
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(numbered(texts), encoding="utf-8")
-        print(f"{len(texts)} samples: {out}" if out else "" if on_text else numbered(texts).removesuffix("\n"))
+        shown = "" if on_text else printable(numbered(texts).removesuffix("\n"), keep=TEXT)
+        print(printable(f"{len(texts)} samples: {out}") if out else shown)
         return
     sampler = without_none(method=method, steps=steps, until=until, guidance=guidance)
     x = samples_of(trained, n or 64, label=label, seed=seed, **sampler)
     path = out or samples_file(run, trained.spec)
     write_samples(x, trained.spec, path)
-    print(f"{len(x)} samples: {path}")
+    show(f"{len(x)} samples: {path}")
 
 
 @app.command()
@@ -288,7 +316,7 @@ def encode(
     from loglik.tasks import write_latents
 
     path = out or run / "latents.csv"
-    print(f"{write_latents(load(run, device=device), path, data, split=split)} rows of latents: {path}")
+    show(f"{write_latents(load(run, device=device), path, data, split=split)} rows of latents: {path}")
 
 
 @app.command()
@@ -305,7 +333,7 @@ def fill(
     from loglik.runs import load
     from loglik.tasks import fill_table
 
-    print(f"{fill_table(load(run, device=device), data, out, seed=seed)} missing values filled: {out}")
+    show(f"{fill_table(load(run, device=device), data, out, seed=seed)} missing values filled: {out}")
 
 
 @app.command()
@@ -335,7 +363,7 @@ def inspect(
     split, trained = "all" if data else None, run.path is not None
     found = inspect_density(run.density, dataset, split=split, model=run.model, trained=trained, seed=seed)
     print_inspection(found)
-    print(f"page: {write_page(folder / 'inspection.html', found)}")
+    show(f"page: {write_page(folder / 'inspection.html', found)}")
 
 
 @app.command()
@@ -369,7 +397,7 @@ def verify(
     print_verification(verification)
     if json is not None:
         verification.write_json(json)
-    print(f"page: {write_page(folder / 'verification.html', verification)}")
+    show(f"page: {write_page(folder / 'verification.html', verification)}")
     return int(bool(verification.failed))
 
 
@@ -395,7 +423,7 @@ def list_models(
     print(overview())
     options = ", ".join(f"{k}={v}" for k, v in TextSettings().to_dict().items() if v is not None)
     print(f"\ntext, for any of them: {options}, window; tokenizer is {', '.join(KINDS)}")
-    print("`loglik list models NAME` describes the options of a model.")
+    show("`loglik list models NAME` describes the options of a model.")
 
 
 @listing.command("data")
@@ -404,12 +432,12 @@ def list_data() -> None:
     from loglik.data import names
 
     for name, description in names().items():
-        print(f"{name:<15} {description}")
+        show(f"{name:<15} {description}")
 
 
 def _report(line: str) -> None:
-    print(as_options(line))
+    show(as_options(line))
 
 
 def _print_piece(text: str) -> None:
-    print(text, end="", flush=True)
+    print(printable(text, keep=TEXT), end="", flush=True)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from loglik.terminal import printable
 
 __all__ = [
     "MOST",
@@ -26,7 +30,9 @@ __all__ = [
     "folder_for",
     "follower",
     "prompt_of",
+    "resume_command",
     "settings_of",
+    "show",
     "without_none",
 ]
 
@@ -119,6 +125,11 @@ def as_options(message: str) -> str:
     return SETTING.sub(setting, OPTION.sub(option, message))
 
 
+def show(line: str = "") -> None:
+    """Print a line; control characters in it, which may come from data, are printed as escapes."""
+    print(printable(line))
+
+
 def without_none(**options: Any) -> dict[str, Any]:
     """Return the options that are not None."""
     return {name: value for name, value in options.items() if value is not None}
@@ -141,6 +152,14 @@ def prompt_of(text: str | None) -> str:
     """Return a prompt, or the text of the file after an @."""
     text = text or ""
     return Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") and len(text) > 1 else text
+
+
+def resume_command(folder: Path) -> str:
+    """Return this command as it continues the run that it began in a folder."""
+    words = [word for word in sys.argv[1:] if word != "--resume"]
+    if not any(word == "--out" or word.startswith("--out=") for word in words):
+        words += ["--out", str(folder)]
+    return shlex.join(["loglik", *words, "--resume"])
 
 
 def follower() -> bool:

@@ -6,6 +6,7 @@ import sys
 
 from rich.console import Console
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from loglik.inspection.measure import Inspection
 from loglik.inspection.tables import (
@@ -21,6 +22,7 @@ from loglik.inspection.tables import (
     symmetry_table,
 )
 from loglik.report.numbers import count
+from loglik.terminal import printable
 
 __all__ = ["print_inspection"]
 
@@ -28,13 +30,13 @@ __all__ = ["print_inspection"]
 def print_inspection(inspection: Inspection) -> None:
     """Print the tables of an inspection, and why the missing ones do not apply."""
     console = Console(width=None if sys.stdout.isatty() else 140)  # a file has no width: leave room for the names
-    console.print(_headline(inspection), highlight=False)
+    console.print(printable(_headline(inspection)), highlight=False, markup=False)
     _print(console, count_table(inspection.counts))
     if inspection.fields:
         image = inspection.data.spec.event_shape[1:]
         _print(console, field_table(distinct_fields(inspection.fields), (image[0], image[1])))
     _print(console, gradient_table(inspection))
-    console.print(f"{inspection.flow.verdict}: {inspection.flow.reason}", highlight=False)
+    console.print(printable(f"{inspection.flow.verdict}: {inspection.flow.reason}"), highlight=False, markup=False)
     symmetry = symmetry_table(inspection)
     if symmetry.rows:
         _print(console, symmetry)
@@ -42,7 +44,7 @@ def print_inspection(inspection: Inspection) -> None:
         _print(console, cost_table(inspection.cost))
         console.print(cost_note(inspection.cost), highlight=False)
     for line in inspection.left_out:
-        console.print(line, style="dim", highlight=False)
+        console.print(printable(line), style="dim", highlight=False, markup=False)
 
 
 def _headline(inspection: Inspection) -> str:
@@ -59,5 +61,5 @@ def _print(console: Console, table: Table) -> None:
     for name in table.columns:
         shown.add_column(name, justify="left" if name in LEFT else "right", overflow="fold")
     for row in table.rows:
-        shown.add_row(*row)
+        shown.add_row(*(Text(printable(cell)) for cell in row))
     console.print(shown)

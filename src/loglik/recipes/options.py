@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["Option", "Options", "Size", "as_text", "check_types", "option", "options_of"]
+__all__ = ["Option", "Options", "Size", "as_text", "check_types", "check_values", "option", "options_of"]
 
 Size = Literal["small", "medium", "large"]
 OptionsT = TypeVar("OptionsT", bound="Options")
@@ -55,9 +55,7 @@ class Options:
         unknown = sorted(set(values) - set(names))
         if unknown:
             raise ValueError(f"{owner} has no option {unknown[0]!r}: it has {', '.join(names)}")
-        rules = _rules(cls)
-        for name, value in values.items():  # before __init__, where a checker of signatures would use words of its own
-            rules[name].check(name, value)
+        check_values(cls, values)  # before __init__, where a checker of signatures would use words of its own
         return cls(**values)
 
 
@@ -132,8 +130,14 @@ def check_types(settings: Any) -> None:
     Traceback (most recent call last):
     ValueError: width must be an integer above 0, got 0
     """
-    for name, rule in _rules(type(settings)).items():
-        rule.check(name, getattr(settings, name))
+    check_values(type(settings), {name: getattr(settings, name) for name in _rules(type(settings))})
+
+
+def check_values(cls: type, values: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the fields of a dataclass accept these values, by their names."""
+    rules = _rules(cls)
+    for name, value in values.items():
+        rules[name].check(name, value)
 
 
 def options_of(cls: type[Options], preset: Mapping[str, Any]) -> dict[str, Option]:

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from loglik.classification.calibration import per_class
 from loglik.comparison import Row, best_density, better_compressors, by_score, ranked
 from loglik.data.dataset import Data
 from loglik.evaluation.format import share, with_error
 from loglik.report.numbers import count
+from loglik.terminal import printable
 
 __all__ = ["print_classes", "print_comparison"]
 
@@ -31,8 +33,11 @@ def print_comparison(rows: Sequence[Row], data: Data) -> None:
     unit = "bits/byte" if any(row.result.bits_per_byte is not None for row in generative) else "bits/dim"
     split, per = data.scored_split, "per token of" if text else "of"
     table = Table(
-        title=f"{data.name}: log-likelihood {per} {rows[0].result.n:,} {split} {'tokens' if text else 'examples'}, "
-        "best first",
+        title=Text(
+            printable(f"{data.name}: log-likelihood {per} {rows[0].result.n:,} {split} ")
+            + f"{'tokens' if text else 'examples'}, best first",
+            style="table.title",
+        ),
         title_justify="left",
         box=None,
         padding=(0, 1, 0, 0),
@@ -67,21 +72,21 @@ def print_comparison(rows: Sequence[Row], data: Data) -> None:
             print(f"{r.model}, p(label | data): accuracy {accuracy}, {nats} nats per label, calibration error {error}")
     for row in rows:
         for note in row.result.notes:
-            print(f"{MARK} {row.result.model}, {note}")
+            print(printable(f"{MARK} {row.result.model}, {note}"))
 
 
 def print_classes(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
     """Print precision, recall and F1 of each class, and its most frequent wrong prediction."""
-    matrix = torch.tensor(confusion)
+    matrix, names = torch.tensor(confusion), [Text(printable(name)) for name in classes]
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("class", "precision", "recall", "F1", "examples", "mistaken most for"):
         table.add_column(name, justify="left" if name.startswith(("class", "mistaken")) else "right", no_wrap=True)
     for k, score in enumerate(per_class(matrix)):
         mistakes = matrix[k].clone()
         mistakes[k] = 0
-        worst = f"{classes[int(mistakes.argmax())]} ({int(mistakes.max())})" if mistakes.any() else ""
+        worst = names[int(mistakes.argmax())] + f" ({int(mistakes.max())})" if mistakes.any() else ""
         rates = [_rate(score.precision, score.precision_interval), _rate(score.recall, score.recall_interval)]
-        table.add_row(classes[k], *rates, f"{score.f1:.1%}", f"{score.count:,}", worst)
+        table.add_row(names[k], *rates, f"{score.f1:.1%}", f"{score.count:,}", worst)
     _print(table)
     print("in brackets: 95% intervals")
 

@@ -3,6 +3,7 @@
 from loglik.training.fit import fit
 from loglik.training.not_finite import NotFinite
 from loglik.training.settings import TrainingSettings, seconds
+from loglik.training.signals import Interrupted
 from loglik.training.undertrained import undertrained
 
-__all__ = ["NotFinite", "TrainingSettings", "fit", "seconds", "undertrained"]
+__all__ = ["Interrupted", "NotFinite", "TrainingSettings", "fit", "seconds", "undertrained"]

@@ -17,14 +17,14 @@ from torch import Tensor
 from loglik import files
 from loglik.training.state import TrainerState
 
-__all__ = ["flatten_optimizers", "load_newest", "restore_optimizers", "save"]
+__all__ = ["flatten_optimizers", "load_newest", "name_of", "restore_optimizers", "save"]
 
 KEEP = 2  # checkpoints in a folder
 
 
 def save(folder: Path, tensors: dict[str, Tensor], state: TrainerState) -> None:
     """Write a checkpoint; keep it and the one before, and remove all others (later ones were damaged)."""
-    path = folder / f"step-{state.step:09d}.safetensors"
+    path = folder / f"{name_of(state.step)}.safetensors"
     with files.naming(path):
         folder.mkdir(parents=True, exist_ok=True)
     with files.replacing(path) as temporary:
@@ -38,6 +38,11 @@ def save(folder: Path, tensors: dict[str, Tensor], state: TrainerState) -> None:
         other.with_suffix(".sha256").unlink(missing_ok=True)
 
 
+def name_of(step: int) -> str:
+    """Return the name of a step's checkpoint, without the suffix."""
+    return f"step-{step:09d}"
+
+
 def load_newest(
     folder: Path, report: Callable[[str], None] = lambda line: None
 ) -> tuple[dict[str, Tensor], TrainerState] | None:
@@ -45,20 +50,23 @@ def load_newest(
 
     Raises ValueError, in one line, if a checkpoint cannot be read although the checksum is right.
     """
-    for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
+    for path in sorted(filter(Path.is_file, folder.glob("step-*.safetensors")), reverse=True):
         checksum = path.with_suffix(".sha256")
         if not checksum.is_file():
             report(f"checkpoint {path} is skipped: it has no SHA-256, as where writing it was interrupted")
             continue
         with files.naming(path):
-            if checksum.read_bytes().strip() != files.digest(path).encode():
+            if checksum.stat().st_size > 100 or checksum.read_bytes().strip() != files.digest(path).encode():
                 report(f"checkpoint {path} is skipped: it is damaged, since its SHA-256 is not the one beside it")
                 continue
         try:
             with safe_open(path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                return tensors, TrainerState.from_dict(json.loads((file.metadata() or {}).get("state", "")))
-        except (ValueError, SafetensorError) as error:
+                state = TrainerState.from_dict(json.loads((file.metadata() or {}).get("state", "")))
+            if path.stem != name_of(state.step):
+                raise ValueError(f"its step is {state.step}")
+            return tensors, state
+        except (ValueError, RecursionError, SafetensorError) as error:
             what = f"the trainer's state in {path} is damaged ({str(error).splitlines()[0]})"
             raise ValueError(f"{what}: delete this file to resume from the checkpoint before it") from error
     return None

@@ -11,17 +11,19 @@ from typing import Any
 
 import torch
 
-from loglik import recipes, runs
+from loglik import recipes, schema
 from loglik.cpu.choices import Choices, choices
 from loglik.data.dataset import Data
 from loglik.data.text_settings import TextSettings
 from loglik.density import Density
+from loglik.recipes.options import check_values
 from loglik.training.settings import TrainingSettings, seconds
 from loglik.version import __version__
 
-__all__ = ["check_same_config", "recorded_choices", "run_config", "split_options"]
+__all__ = ["begun_settings", "check_same_config", "recorded_choices", "run_config", "split_options"]
 
-LIMITS = {"max_steps", "max_epochs", "max_time", "patience"}  # which a resumed run may change
+LIMITS = ("max_steps", "max_epochs", "max_time")
+CHANGEABLE = {*LIMITS, "patience"}  # which a resumed run may change
 
 
 def split_options(density: Density | str, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -57,7 +59,7 @@ def run_config(
     `chosen` holds what settings with the value `auto` stand for on this device.
     """
     return {
-        "format": runs.FORMAT,
+        "format": schema.FORMAT,
         "model": name,
         "options": options,
         "data": data.name,
@@ -75,25 +77,45 @@ def run_config(
     }
 
 
+def begun_settings(config: dict[str, Any], chosen: dict[str, Any]) -> TrainingSettings:
+    """Return the settings of a run that is resumed, without its limits if `chosen` has one.
+
+    Raises ValueError, in one line, for a setting that is unknown or of the wrong type.
+    """
+    values = {k: v for k, v in config["training"].items() if k not in LIMITS or not set(LIMITS) & set(chosen)}
+    if unknown := sorted(set(values) - set(TrainingSettings.names())):
+        raise ValueError(f"config.yaml has an unknown training setting {unknown[0]!r:.60}")
+    try:
+        check_values(TrainingSettings, values)
+        return TrainingSettings(**values)
+    except ValueError as error:
+        raise ValueError(f"config.yaml has a wrong training setting: {error}") from error
+
+
 def check_same_config(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
     """Raise ValueError unless a run is resumed with the configuration that it began with; limits may differ."""
+    in_memory = old["source"] is None or new["source"] is None  # whose name says nothing
     for key in ("model", "options", "data", "label", "text", "spec"):
-        if old.get(key) != new[key]:
+        if key == "options" and old["model"] is not None:
+            chosen = recipes.recipe(old["model"])
+            if chosen.parse(old["options"]) == chosen.parse(new["options"]):  # a default may be passed or left out
+                continue
+        if old.get(key) != new[key] and not (key == "data" and in_memory):
             was, now = (shorten(str(value), 300) for value in (old.get(key), new[key]))
             raise ValueError(f"{path} was begun with another {key}: {was}, now {now}")
     for key, value in new["training"].items():
-        if key not in LIMITS and old["training"].get(key) != value:
+        if key not in CHANGEABLE and old["training"].get(key) != value:
             was = old["training"].get(key)
             hint = f': pass device="{was}"' if key == "accelerator" else ""
             raise ValueError(f"{path} was begun with {key}={was}, now {key}={value}{hint}")
 
 
-def recorded_choices(path: Path, report: Callable[[str], None]) -> Choices | None:
+def recorded_choices(config: dict[str, Any], report: Callable[[str], None]) -> Choices | None:
     """Return the CPU's choices that a run began with, and report those that this machine would make differently.
 
     None if the run has none, as one begun on a GPU.
     """
-    recorded = Choices.from_dict(runs.read_config(path).get("cpu"))
+    recorded = Choices.from_dict(config.get("cpu"))
     if recorded is not None and recorded != choices():
         here, begun = asdict(choices()), asdict(recorded)
         changed = ", ".join(f"{name}={begun[name]} (here {here[name]})" for name in begun if begun[name] != here[name])

@@ -29,7 +29,7 @@ def recipe_settings(name: str, data: Data, chosen: dict[str, Any]) -> dict[str, 
 
 def auto_choices(settings: TrainingSettings, old: dict[str, Any]) -> dict[str, Any]:
     """Return what settings with the value `auto` stand for: as the resumed run has it, else on this device."""
-    choices = dict(_mapping(old, "chosen"))
+    choices = dict(old.get("chosen", {}))
     if settings.precision == "auto" and "precision" not in choices:
         choices["precision"] = auto_precision(settings)
     return choices
@@ -42,9 +42,8 @@ def suit_device(
     set_: dict[str, Any],
     options: dict[str, Any],
     fabric: Fabric,
-    old: dict[str, Any],
 ) -> tuple[TrainingSettings, dict[str, Any]]:
-    """Return the settings and the options with those that were not set as they suit the device, or as a run has them.
+    """Return the settings and the options of a new run, with those that were not set as they suit the device.
 
     Args:
         name: the family's name.
@@ -52,13 +51,7 @@ def suit_device(
         set_: the settings that were set, which stay.
         options: the options that were set, which stay.
         fabric: the device; the first rank decides for all.
-        old: config.yaml of the run that is resumed; empty for none.
     """
-    if old:
-        recorded = _mapping(old, "training")
-        kept = {k: recorded[k] for k in recipe(name).training(data.spec) if k in recorded and k not in set_}
-        size = _mapping(old, "options").get("size")
-        return replace(settings, **kept), {**({} if size is None else {"size": size}), **options}
     device: DeviceInfo = fabric.broadcast(describe_device(fabric.device))
     family, spec, train = recipe(name).family, data.spec, data.train
     before = {k: getattr(settings, k) for k in recipe(name).training(spec)} | {"precision": settings.precision}
@@ -69,8 +62,3 @@ def suit_device(
         )
         options = {**({} if size == "small" else {"size": size}), **options}
     return replace(settings, **{k: v for k, v in now.items() if k not in set_}), options
-
-
-def _mapping(config: dict[str, Any], key: str) -> dict[str, Any]:
-    value = config.get(key)
-    return value if isinstance(value, dict) else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+from collections.abc import Callable
 
 import torch
 from lightning_fabric import Fabric
@@ -13,7 +14,7 @@ from loglik.devices import resolve_device
 from loglik.training.precision import multiplies_bfloat16
 from loglik.training.settings import TrainingSettings
 
-__all__ = ["auto_precision", "launch_fabric", "make_fabric", "on_gpu"]
+__all__ = ["auto_precision", "launch_fabric", "make_fabric", "on_first_rank", "on_gpu"]
 
 
 def make_fabric(settings: TrainingSettings) -> Fabric:
@@ -58,6 +59,20 @@ def launch_fabric(settings: TrainingSettings) -> Fabric:
     if fabric.world_size > 1:
         atexit.register(_end_processes)
     return fabric
+
+
+def on_first_rank(fabric: Fabric, action: Callable[[], object]) -> None:
+    """Run an action on the first rank; if it fails there, it raises there, and the other ranks end in silence."""
+    failed: Exception | None = None
+    if fabric.is_global_zero:
+        try:
+            action()
+        except Exception as error:
+            failed = error
+    if fabric.world_size > 1 and fabric.broadcast(failed is not None) and not failed:
+        raise SystemExit(2)
+    if failed:
+        raise failed
 
 
 def _end_processes() -> None:

@@ -12,8 +12,10 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NoReturn
 
+import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
@@ -32,6 +34,7 @@ from loglik.training.not_finite import NotFinite
 from loglik.training.optimizers import optimizers_of
 from loglik.training.progress import Progress
 from loglik.training.settings import TrainingSettings
+from loglik.training.signals import Interrupted, StopRequest, stop_request
 from loglik.training.state import TrainerState
 from loglik.training.step import Step, defers
 
@@ -40,6 +43,7 @@ __all__ = ["Trainer"]
 VALIDATIONS = 25  # of a run whose only limit is time
 VALIDATION_TOKENS = 2**15  # of a text, at most, in a validation
 VALIDATION_DRAWS = 512  # draws over all examples of a validation that suffice where draws only average
+STEPS_TO_AGREE = 16  # of several ranks, between looks at whether one of them was told to stop
 CALIBRATION_EXAMPLES = 2**16  # at most, for `initialise` and `calibrate`
 
 
@@ -95,6 +99,7 @@ class Trainer:
         self.best_weights: dict[str, Tensor] = {}
         self.best_written = True
         self.history: list[dict[str, float]] = []
+        self.restored_sums: Tensor | None = None
 
     def initialise_only(self) -> None:
         """Fit a density that has nothing to train."""
@@ -103,14 +108,14 @@ class Trainer:
 
     def run(self, bar: Progress, resume: bool) -> None:
         """Train to the limit or until patience ends, and leave the density with the weights of the best validation."""
-        with compiler_settings(self.settings.compile, self.fabric.device):
+        with compiler_settings(self.settings.compile, self.fabric.device), stop_request() as stop:
             self.prepare(resume)
-            self.train(bar)
+            self.train(bar, stop)
         if self.best_weights:
             self.density.load_state_dict(self.best_weights)
         self.density.calibrate(*self._examples(self.data.validation))
 
-    def train(self, bar: Progress) -> None:
+    def train(self, bar: Progress, stop: StopRequest) -> None:
         """Make steps up to the limit or until patience ends, with the validations between."""
         began = time.perf_counter() - self.elapsed
         while (fraction := self._fraction_done()) < 1 and not self.stopping.out_of_patience:
@@ -128,7 +133,22 @@ class Trainer:
                 self._write()
                 self.elapsed = self._agree(time.perf_counter() - began)
                 self.next_validation = self._next_after(self._agree(time.perf_counter() - start))
+            self._stop_if_requested(stop)
         self.elapsed = self._agree(time.perf_counter() - began)
+
+    def _stop_if_requested(self, stop: StopRequest) -> None:
+        """Write a checkpoint and raise `Interrupted` if a signal came; several ranks agree on it every few steps."""
+        number = stop.number
+        if self.fabric.world_size > 1:
+            if self.step % STEPS_TO_AGREE:
+                return
+            ours = torch.tensor(number, device=self.fabric.device)
+            number = int(self.fabric.all_reduce(ours, reduce_op="max"))  # type: ignore[arg-type]
+        if number:
+            if not self.history or self.history[-1]["step"] != self.step:  # else the validation wrote it
+                self._check_finite(look=True)
+                self._write()
+            raise Interrupted(number, self.step, self.path)
 
     def prepare(self, resume: bool) -> None:
         """Set up the module, the optimizers and the average; start from data or from the newest checkpoint."""
@@ -157,6 +177,8 @@ class Trainer:
             self.settings,
             self.report,
         )
+        if self.restored_sums is not None:
+            self.steps.sums.copy_(self.restored_sums)
 
     def _choose_compilation(self, module: nn.Module) -> None:
         """Compile the steps where that was requested, recorded, or pays; choosing counts as training time."""
@@ -276,7 +298,7 @@ class Trainer:
         tensors = {f"model.{k}": v for k, v in self.density.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()} if self.average else {}
         tensors |= checkpoint.flatten_optimizers(self.optimizers)
-        tensors["best_scores"] = self.stopping.scores
+        tensors |= {"best_scores": self.stopping.scores, "sums": self.steps.sums}
         is_best = self.stopping.step == self.step
         if not (is_best or self.best_written):
             self._write_best(self.path)
@@ -305,8 +327,9 @@ class Trainer:
                 self.average.load_state_dict(with_prefix("average."))
             checkpoint.restore_optimizers(self.optimizers, tensors)
             best.scores = tensors["best_scores"]
-        except (RuntimeError, KeyError, ValueError) as error:
-            why = " ".join(str(error).split())
+            self.restored_sums = tensors["sums"].reshape(3)
+        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+            why = shorten(str(error), 300)
             raise ValueError(
                 f"the checkpoint of step {state.step} in {self.path} is not of this model: {why}"
             ) from error

@@ -54,10 +54,14 @@ class TrainerState:
             raise ValueError(f"unknown field {unknown[0]!r}: expected {', '.join(names)}")
         for name in ("step", "best_step", "worse"):
             if type(values[name]) is not int:
-                raise ValueError(f"{name} must be an integer, got {values[name]!r}")
+                raise ValueError(f"{name} must be an integer, got {values[name]!r:.100}")
         for name in ("elapsed", "best_nats", "best_train"):
             if not _is_number(values[name]):
-                raise ValueError(f"{name} must be a number, got {values[name]!r}")
+                raise ValueError(f"{name} must be a number, got {values[name]!r:.100}")
+        if not (values["step"] >= 0 and -1 <= values["best_step"] <= values["step"] and values["worse"] >= 0):
+            raise ValueError("step, best_step and worse must be at least 0, -1 and 0, and best_step at most step")
+        if not 0 <= values["elapsed"] < math.inf:
+            raise ValueError(f"elapsed must be a number of seconds, got {values['elapsed']!r}")
         return cls(**{**values, "history": tuple(_rows(values["history"]))})
 
 

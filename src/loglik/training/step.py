@@ -56,6 +56,7 @@ class Step:
 
     Attributes:
         loss: the newest loss that is known on the host, in nats per example.
+        sums: of the losses, the gradient norms and the number of steps since the last call of `means`.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Step:
         self._parts = parts if self.ranks * self.accumulate > 1 and not settings.compile else None
         self.deferred, device = defers(fabric.device, settings.precision), fabric.device
         real = torch.float32 if device.type == "mps" else torch.float64
-        self._sums = torch.zeros(3, dtype=real, device=device)  # loss, gradient norm, steps
+        self.sums = torch.zeros(3, dtype=real, device=device)
         self._failed_on_host: int | None = None
         self._fractions: deque[tuple[int, float]] = deque(maxlen=LOOK + AHEAD)
         if self.deferred:
@@ -131,8 +132,8 @@ class Step:
 
     def means(self) -> tuple[float, float]:
         """Return the mean loss and gradient norm since the last call."""
-        loss, norm, count = self._sums.tolist()
-        self._sums.zero_()
+        loss, norm, count = self.sums.tolist()
+        self.sums.zero_()
         return loss / count, norm / count
 
     def explain(self, number: int) -> str:
@@ -211,7 +212,7 @@ class Step:
             optimizer.zero_grad()
         if self.average:
             self.average.update(weight)
-        self._sums += torch.tensor([self.loss, norm, 1.0], dtype=torch.float64)
+        self.sums += torch.tensor([self.loss, norm, 1.0], dtype=torch.float64)
 
     def _deferred(self, event: Tensor, context: Tensor | None) -> Float[Tensor, " 3"]:
         """Make the step unless it or an earlier one is not finite; return loss, norm and the first such step or -1."""
@@ -226,8 +227,8 @@ class Step:
             optimizer.zero_grad()
         if self.average:
             self.average.update(self._weight * (1.0 - blocked))
-        kind = self._sums.dtype
-        self._sums += torch.stack([loss.to(kind), norm.to(kind), torch.ones_like(loss, dtype=kind)])
+        kind = self.sums.dtype
+        self.sums += torch.stack([loss.to(kind), norm.to(kind), torch.ones_like(loss, dtype=kind)])
         return torch.stack([loss.to(kind), norm.to(kind), self._failed.to(kind)])
 
 

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from loglik import files
 from loglik.report.html import render
 from loglik.report.mathml import mathml
+from loglik.terminal import printable
 from loglik.verification.check import Finding
 from loglik.verification.verify import CheckResult, Outcome, Verification, ordered
 
@@ -49,6 +50,10 @@ def print_verification(verification: Verification) -> None:
     """Print one line for each number, grouped by the sections of the notes, and the count of outcomes."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
+
+    def cell(text: str) -> Text:
+        return Text(printable(text))
 
     console = Console(width=None if sys.stdout.isatty() else 160)
     for section, rows in ordered(verification.rows):
@@ -63,9 +68,10 @@ def print_verification(verification: Verification) -> None:
             for number, finding in enumerate(row.findings):
                 names = (row.check.name, row.outcome) if number == 0 else ("", "")
                 style = STYLES["fails" if finding.holds is False else row.outcome]
-                table.add_row(*names, finding.computed, *_cells(finding), style=style if number == 0 else None)
+                cells = map(cell, (*names, finding.computed, *_cells(finding)))
+                table.add_row(*cells, style=style if number == 0 else None)
             if row.reason:
-                table.add_row(row.check.name, row.outcome, row.reason, "", "", "", style=STYLES["fails"])
+                table.add_row(row.check.name, row.outcome, cell(row.reason), "", "", "", style=STYLES["fails"])
         console.print(table)
         console.print()
     console.print(summary(verification), highlight=False)
