@@ -11,7 +11,8 @@ import sys
 import typer
 
 from loglik.cli.commands import app
-from loglik.cli.options import as_options, follower
+from loglik.cli.options import as_options
+from loglik.ranks import is_first_rank
 
 __all__ = ["app", "main"]
 
@@ -25,11 +26,11 @@ def main() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ.setdefault("GOMP_SPINCOUNT", "500")
-    if follower():
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     debug = "--debug" in sys.argv
     sys.argv = [word for word in sys.argv if word != "--debug"]
     try:
+        if not is_first_rank():
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         sys.exit(app(standalone_mode=False))
     except UsageError as error:
         message, context = error.format_message(), error.ctx  # type: ignore[attr-defined]

@@ -20,11 +20,11 @@ from loglik.cli.options import (
     Settings,
     as_options,
     folder_for,
-    follower,
     prompt_of,
     settings_of,
     without_none,
 )
+from loglik.ranks import is_first_rank
 
 __all__ = ["app"]
 
@@ -72,7 +72,7 @@ def compare(
     text, options = TextSettings.split_options(settings_of(set_))
     folder = folder_for(out, data, before="compare-")
     dataset = as_data(data, label=label, seed=seed, text=text, beside=folder)
-    if not follower():
+    if is_first_rank():
         new_folder(folder, resumable=False)
     print(dataset.describe())
     rows = run_comparison(
@@ -86,7 +86,7 @@ def compare(
         report=_report,
         **options,
     )
-    if follower():
+    if not is_first_rank():
         return
     print_comparison(rows, dataset)
     for path in filter(None, (json, folder / "comparison.json")):
@@ -129,7 +129,7 @@ def fit(
     options = {"size": size, **options, **without_none(max_time=max_time, max_steps=max_steps)}
     print(dataset.describe())
     run = train(model, dataset, out=folder, resume=resume, seed=seed, device=device, report=print, **options)
-    if follower():
+    if not is_first_rank():
         return
     row, split, spec = evaluate_run(run, dataset, seed=seed), dataset.scored_split, dataset.spec
     print(f"{split} split: {summary(row.result)}")

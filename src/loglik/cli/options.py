@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,7 +22,6 @@ __all__ = [
     "Settings",
     "as_options",
     "folder_for",
-    "follower",
     "prompt_of",
     "settings_of",
     "without_none",
@@ -139,8 +137,3 @@ def prompt_of(text: str | None) -> str:
     """Return a prompt, or the text of the file after an @."""
     text = text or ""
     return Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") and len(text) > 1 else text
-
-
-def follower() -> bool:
-    """Return whether this process is not the first rank of a training on several devices, which writes and prints."""
-    return any(int(os.environ.get(name, 0)) > 0 for name in ("LOCAL_RANK", "NODE_RANK"))

@@ -18,7 +18,8 @@ from loglik.version import __version__
 
 __all__ = ["check_same_config", "run_config", "split_options"]
 
-LIMITS = {"max_steps", "max_epochs", "max_time", "patience"}  # which a resumed run may change
+LIMITS = {"max_steps", "max_epochs", "max_time", "patience"}  # which a resumed run may change,
+RANKS = {"devices", "num_nodes", "strategy"}  # and how many processes share the work: any number computes the same
 
 
 def split_options(density: Density | str, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -67,13 +68,13 @@ def run_config(name: str | None, options: dict[str, Any], data: Data, settings: 
 
 
 def check_same_config(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
-    """Raise ValueError unless a run is resumed with the configuration that it began with; limits may differ."""
+    """Raise ValueError unless a run is resumed with the configuration it began with; limits and ranks may differ."""
     for key in ("model", "options", "data", "label", "text", "spec"):
         if old.get(key) != new[key]:
             was, now = (shorten(str(value), 300) for value in (old.get(key), new[key]))
             raise ValueError(f"{path} was begun with another {key}: {was}, now {now}")
     for key, value in new["training"].items():
-        if key not in LIMITS and old["training"].get(key) != value:
+        if key not in LIMITS | RANKS and old["training"].get(key) != value:
             was = old["training"].get(key)
             hint = f': pass device="{was}"' if key == "accelerator" else ""
             raise ValueError(f"{path} was begun with {key}={was}, now {key}={value}{hint}")

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
+from dataclasses import replace
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from loglik.devices import resolve_device
+from loglik.ranks import launched_processes
+from loglik.training.lost_ranks import launch
 from loglik.training.precision import multiplies_bfloat16
 from loglik.training.settings import TrainingSettings
+from loglik.training.sharding import sharded_strategy
 
-__all__ = ["launch_fabric", "make_fabric"]
+__all__ = ["as_launched", "launch_fabric", "make_fabric"]
+
+
+def as_launched(settings: TrainingSettings) -> TrainingSettings:
+    """Return the settings with the numbers of devices and machines for which torchrun or srun started processes.
+
+    Raises ValueError where the settings ask for other numbers.
+    """
+    launched = launched_processes()
+    if launched is None or launched == (1, 1):
+        return settings
+    devices, nodes = launched
+    if settings.devices not in (1, "auto", devices) or settings.num_nodes not in (1, nodes):
+        raise ValueError(
+            f"the launcher started {devices} processes on each of {nodes} machines, but devices={settings.devices} and "
+            f"num_nodes={settings.num_nodes}: leave both out, or launch as many"
+        )
+    return replace(settings, devices=devices, num_nodes=nodes)
 
 
 def make_fabric(settings: TrainingSettings) -> Fabric:
@@ -28,12 +48,14 @@ def make_fabric(settings: TrainingSettings) -> Fabric:
         on_gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
         fast = multiplies_bfloat16(torch.device("cuda" if on_gpu else "cpu"))
         precision = "bf16-mixed" if fast else "32-true"
-    logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)  # it announces the precision
+    # they announce the precision and each rank
+    for name in ("lightning_fabric.utilities.rank_zero", "lightning_fabric.utilities.distributed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         return Fabric(
             accelerator=accelerator,
             devices=settings.devices,
-            strategy=settings.strategy,
+            strategy=sharded_strategy() if settings.strategy == "fsdp2" else settings.strategy,
             num_nodes=settings.num_nodes,
             precision=precision,  # type: ignore[arg-type]
         )
@@ -45,13 +67,5 @@ def make_fabric(settings: TrainingSettings) -> Fabric:
 def launch_fabric(settings: TrainingSettings) -> Fabric:
     """Return the Fabric of the settings, with its processes started."""
     fabric = make_fabric(settings)
-    fabric.launch()
-    if fabric.world_size > 1:
-        atexit.register(_end_processes)
+    launch(fabric)
     return fabric
-
-
-def _end_processes() -> None:
-    """End the process group while Python still runs: its threads may release a tensor later and abort the process."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()

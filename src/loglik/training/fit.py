@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from loglik.data import as_data
 from loglik.data.text_settings import TextSettings
 from loglik.density import Density
 from loglik.devices import fork_generators
+from loglik.ranks import restarted
 from loglik.training.checks import check_fits, check_trainable
 from loglik.training.config import check_same_config, run_config, split_options
-from loglik.training.fabric import launch_fabric
+from loglik.training.fabric import as_launched, launch_fabric
 from loglik.training.loop import Trainer
+from loglik.training.lost_ranks import on_first_rank, together
 from loglik.training.progress import progress_bar
 from loglik.training.settings import TrainingSettings, with_device
 
@@ -46,7 +49,7 @@ def fit(
         density: a density, trained in place, or a family's name for its recipe's default.
         data: a name, a path, an array, a pair (x, y), or `Data`.
         out: the run's folder; None keeps the run in memory.
-        resume: continue the run in `out` from its newest checkpoint.
+        resume: continue the run in `out` from its newest checkpoint; also where torchrun or Slurm started it again.
         label: the name of the label's column, if data is the path of a table.
         settings: how to train; the recipe's own if None.
         device: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto` for a CUDA GPU if there is one, else the CPU; it sets
@@ -70,7 +73,8 @@ def fit(
     data = as_data(data, label=label, seed=replace(base, **chosen).seed, text=text, beside=path)
     if settings is None and isinstance(density, str):
         base = TrainingSettings(**recipes.recipe(density).training(data.spec))
-    settings = replace(base, **chosen).with_limit()
+    settings = as_launched(replace(base, **chosen).with_limit())
+    resume = resume or (restarted() and path is not None and (path / "config.yaml").is_file())
     if resume:
         _check_resumable(path)
 
@@ -84,9 +88,9 @@ def fit(
         check_fits(built, data)
         check_trainable(built, name)
         config = run_config(name, options, data, settings)
-        if path is not None and writes:
-            _open_folder(path, config, resume)
-        with _resumable(path):
+        with _resumable(path), together(fabric):
+            if path is not None:
+                on_first_rank(fabric, partial(_open_folder, path, config, resume))
             trainer = Trainer(fabric, built, data, settings, path, report)
             start = time.perf_counter()
             if trainer.trainable:

@@ -36,6 +36,17 @@ from loglik.training.optimizers import optimizers_of
 from loglik.training.progress import Progress
 from loglik.training.seeds import mix_seed, seed_generators
 from loglik.training.settings import TrainingSettings
+from loglik.training.sharding import (
+    gather,
+    gather_into,
+    is_sharded,
+    load_shards,
+    shard_like,
+    shard_optimizers,
+    shard_tensors,
+    trained_copy,
+    whole,
+)
 from loglik.training.state import TrainerState
 
 __all__ = ["Trainer"]
@@ -61,6 +72,7 @@ class Trainer:
     module: nn.Module
     optimizers: list[Any]
     average: MovingAverage | None
+    trained: Density  # the density; in shards, a copy
     evaluated: Density
 
     def __init__(
@@ -116,8 +128,7 @@ class Trainer:
                     self.elapsed = self._agree(time.perf_counter() - began)
                     self.next_validation = self._next_after(self._agree(time.perf_counter() - start))
             self.elapsed = self._agree(time.perf_counter() - began)
-        if self.best_weights:
-            self.density.load_state_dict(self.best_weights)
+        self._take_best()
         self.density.calibrate(*self._examples(self.data.validation))
 
     def _prepare(self, resume: bool) -> None:
@@ -126,12 +137,17 @@ class Trainer:
         self.density.to(self.fabric.device)
         if saved is None:
             self.density.initialise(*self._examples(self.data.train))
-        loss: Any = _Loss(self.density)
+        self.trained = trained_copy(self.density) if is_sharded(self.fabric) else self.density
+        self.average = MovingAverage(self.trained, self.settings.ema_decay) if self.settings.ema_decay else None
+        loss: Any = _Loss(self.trained)
         if self.settings.compile:
             loss = torch.compile(loss)
-        self.module, *self.optimizers = self.fabric.setup(loss, *optimizers_of(self.density, self.settings))
-        self.average = MovingAverage(self.density, self.settings.ema_decay) if self.settings.ema_decay else None
-        self.evaluated = self.average.module if self.average else self.density  # type: ignore[assignment]
+        self.module = self.fabric.setup_module(loss)
+        self.optimizers = [self.fabric.setup_optimizers(o) for o in optimizers_of(self.trained, self.settings)]
+        self.evaluated = self.average.module if self.average else self.trained  # type: ignore[assignment]
+        if self.average and is_sharded(self.fabric):
+            shard_tensors(self.average.module, self.trained)
+            self.average.follow(self.trained)
         if saved is not None:
             self._restore(*saved)
 
@@ -159,9 +175,9 @@ class Trainer:
         for group in chain.from_iterable(optimizer.param_groups for optimizer in self.optimizers):
             group["lr"] = rate
         seed_generators(mix_seed(settings.seed, self.step, fabric.global_rank), fabric.device)
-        self.density.train()
-        self.density.progress(fraction)
-        event, context = arguments(self.density, *self.batches.batch(self.step))
+        self.trained.train()
+        self.trained.progress(fraction)
+        event, context = arguments(self.trained, *self.batches.batch(self.step))
         loss = self.module(event, context)
         fabric.backward(loss)
         max_norm = settings.gradient_clip * math.prod(self.density.event_shape)
@@ -170,8 +186,10 @@ class Trainer:
             assert norm is not None
         else:  # one norm over the parameters of all optimizers
             norm = nn.utils.clip_grad_norm_(self.module.parameters(), max_norm)
-        loss_, norm_ = loss.item(), norm.item()
+        loss_, norm_ = loss.item(), whole(norm).item()
         if not (math.isfinite(loss_) and math.isfinite(norm_)):
+            if is_sharded(fabric):
+                gather_into(self.density, self.trained.state_dict())
             self._stop_not_finite(find_not_finite(self.density, loss_, event, context))
         for optimizer in self.optimizers:
             optimizer.step()
@@ -215,6 +233,9 @@ class Trainer:
         Raises `NotFinite` if no validation was finite so far.
         """
         density, size = self.evaluated, len(self.validation)
+        if is_sharded(self.fabric):
+            gather_into(self.density, density.state_dict())
+            density = self.density
         samples = min(4, default_samples(density, size))
         if not density.importance_weighted:  # draws only average, as examples do
             samples = max(1, min(samples, VALIDATION_DRAWS // size))
@@ -223,8 +244,8 @@ class Trainer:
         train = -loss / count
         row = (self.step, self.elapsed, train, scores.mean().item(), rate, norm / count)
         self.history.append(dict(zip(runs.METRICS, row, strict=True)))
-        if self.stopping.update(self.step, scores, train, warming_up=self.density.warming_up):
-            self.best_weights = {k: v.detach().clone() for k, v in density.state_dict().items()}
+        if self.stopping.update(self.step, scores, train, warming_up=self.trained.warming_up):
+            self.best_weights = {k: v.detach().clone() for k, v in self.evaluated.state_dict().items()}
         if self.stopping.step < 0:
             self._stop_not_finite(f"the first validation is {row[3]} nats")
 
@@ -246,23 +267,27 @@ class Trainer:
         The checkpoint comes first: where there are weights, there is a checkpoint, and one of the best step contains
         the best weights.
         """
-        if self.path is None or not self.fabric.is_global_zero:
+        if self.path is None:
             return
-        tensors = {f"model.{k}": v for k, v in self.density.state_dict().items()}
+        tensors = {f"model.{k}": v for k, v in self.trained.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()} if self.average else {}
         tensors |= checkpoint.flatten_optimizers(self.optimizers)
         tensors["best_scores"] = self.stopping.scores
+        tensors = gather(tensors, keep=self.fabric.is_global_zero)
         is_best = self.stopping.step == self.step
+        best = gather(self.best_weights, keep=self.fabric.is_global_zero) if is_best or not self.best_written else {}
+        if not self.fabric.is_global_zero:
+            return
         if not (is_best or self.best_written):
-            self._write_best(self.path)
+            self._write_best(self.path, best)
         checkpoint.save(self.path / "checkpoints", tensors, self._state())
         if is_best:
-            self._write_best(self.path)
+            self._write_best(self.path, best)
         runs.write_metrics(self.path, self.history)
 
-    def _write_best(self, path: Path) -> None:
+    def _write_best(self, path: Path, weights: dict[str, Tensor]) -> None:
         best = copy.deepcopy(self.density)
-        best.load_state_dict(self.best_weights)
+        best.load_state_dict(weights)
         runs.write_weights(path, best)
         self.best_written = True
 
@@ -275,10 +300,10 @@ class Trainer:
         assert self.path is not None
         best = self.stopping
         try:
-            self.density.load_state_dict(with_prefix("model."))
+            load_shards(self.trained, with_prefix("model."))
             if self.average:
-                self.average.load_state_dict(with_prefix("average."))
-            checkpoint.restore_optimizers(self.optimizers, tensors)
+                load_shards(self.average, with_prefix("average."))
+            checkpoint.restore_optimizers(self.optimizers, shard_optimizers(self.optimizers, tensors))
             best.scores = tensors["best_scores"]
         except (RuntimeError, KeyError, ValueError) as error:
             why = " ".join(str(error).split())
@@ -304,16 +329,22 @@ class Trainer:
             self.best_written = False
             return
         try:
-            self.best_weights = runs.read_weights(path, self.density)
+            own = self.evaluated.state_dict()
+            best = runs.read_weights(path, self.density)
+            self.best_weights = {k: shard_like(v, own[k]) for k, v in best.items()}
         except (FileNotFoundError, ValueError) as error:
             what = f"training cannot continue without the weights of step {self.stopping.step}, its best"
             other = f"; or delete {runs.WEIGHTS} to take them from the checkpoint of this step" if here else ""
             raise ValueError(f"{what}: {error}{other}") from error
 
+    def _take_best(self) -> None:
+        """Give the density the weights of the best validation."""
+        if self.best_weights:
+            gather_into(self.density, self.best_weights)
+
     def _stop_not_finite(self, where: str) -> NoReturn:
         """Put the best weights back and raise `NotFinite`."""
-        if self.best_weights:
-            self.density.load_state_dict(self.best_weights)
+        self._take_best()
         if self.best_weights:
             kept = f"the weights of step {self.stopping.step} are kept" + (f" in {self.path}" if self.path else "")
         else:

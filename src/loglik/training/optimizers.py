@@ -14,6 +14,7 @@ from torch.optim import AdamW, Optimizer
 
 from loglik.density import Density
 from loglik.training.settings import TrainingSettings
+from loglik.training.sharding import local, on_shards
 
 __all__ = ["Muon", "optimizers_of", "orthogonalise"]
 
@@ -55,22 +56,26 @@ class Muon(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             kernels = [kernel for kernel in group["params"] if kernel.grad is not None]
-            directions = orthogonalise([self._direction(kernel, group["momentum"]) for kernel in kernels])
+            directions = [self._direction(kernel, group["momentum"]) for kernel in kernels]
+            directions = on_shards(orthogonalise, kernels, directions)
             for kernel, direction in zip(kernels, directions, strict=True):
-                rate = 0.2 * group["lr"] * math.sqrt(max(direction.shape))
-                matrix = _matrix(kernel)
-                assert matrix.data_ptr() == kernel.data_ptr(), "a kernel's memory is not that of a matrix"
+                rate = 0.2 * group["lr"] * math.sqrt(max(len(kernel), kernel.numel() // len(kernel)))
+                matrix = _matrix(local(kernel))
+                assert matrix.data_ptr() == local(kernel).data_ptr(), "a kernel's memory is not that of a matrix"
                 matrix.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-rate)
         return loss
 
     def _direction(self, kernel: nn.Parameter, momentum: float) -> Tensor:
-        """Return the gradient with Nesterov's momentum, as a matrix."""
+        """Return the gradient with Nesterov's momentum, as a matrix; of a kernel in shards, this rank's rows."""
         assert kernel.grad is not None
-        gradient = _matrix(kernel.grad, like=kernel)
-        state = self.state[kernel]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(gradient)
-        average = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
+        gradient = _matrix(local(kernel.grad), like=local(kernel))
+        buffer = self.state[kernel].get("momentum_buffer")
+        if buffer is None:
+            buffer = torch.zeros_like(kernel)
+        elif local(buffer).stride() != local(kernel).stride():  # as read from a checkpoint
+            buffer = torch.empty_like(kernel).copy_(buffer)
+        self.state[kernel]["momentum_buffer"] = buffer
+        average = _matrix(local(buffer)).lerp_(gradient, 1 - momentum)
         return gradient.lerp(average, momentum)
 
 
