@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -16,7 +17,7 @@ from loglik.training.precision import multiplies_bfloat16
 from loglik.training.settings import TrainingSettings
 from loglik.training.sharding import sharded_strategy
 
-__all__ = ["as_launched", "launch_fabric", "make_fabric"]
+__all__ = ["as_launched", "launch_fabric", "make_fabric", "on_first_rank"]
 
 
 def as_launched(settings: TrainingSettings) -> TrainingSettings:
@@ -69,3 +70,17 @@ def launch_fabric(settings: TrainingSettings) -> Fabric:
     fabric = make_fabric(settings)
     launch(fabric)
     return fabric
+
+
+def on_first_rank(fabric: Fabric, action: Callable[[], object]) -> None:
+    """Run an action on the first rank; if it fails there, it raises there, and the other ranks end in silence."""
+    failed: Exception | None = None
+    if fabric.is_global_zero:
+        try:
+            action()
+        except Exception as error:
+            failed = error
+    if fabric.world_size > 1 and fabric.broadcast(failed is not None) and not failed:
+        raise SystemExit(2)
+    if failed:
+        raise failed

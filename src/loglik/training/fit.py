@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,9 @@ from loglik.devices import fork_generators
 from loglik.ranks import restarted
 from loglik.training.checks import check_fits, check_trainable
 from loglik.training.config import check_same_config, run_config, split_options
-from loglik.training.fabric import as_launched, launch_fabric
+from loglik.training.fabric import as_launched, launch_fabric, on_first_rank
 from loglik.training.loop import Trainer
-from loglik.training.lost_ranks import on_first_rank, together
+from loglik.training.lost_ranks import together
 from loglik.training.progress import progress_bar
 from loglik.training.settings import TrainingSettings, with_device
 
@@ -88,9 +87,9 @@ def fit(
         check_fits(built, data)
         check_trainable(built, name)
         config = run_config(name, options, data, settings)
+        if path is not None:
+            on_first_rank(fabric, lambda: _open_folder(path, config, resume))
         with _resumable(path), together(fabric):
-            if path is not None:
-                on_first_rank(fabric, partial(_open_folder, path, config, resume))
             trainer = Trainer(fabric, built, data, settings, path, report)
             start = time.perf_counter()
             if trainer.trainable:

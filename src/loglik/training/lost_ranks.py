@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-__all__ = ["LostRank", "launch", "on_first_rank", "together"]
+__all__ = ["LostRank", "launch", "together"]
 
 PARENT = "LOGLIK_PARENT"  # the process that started this one by Fabric's launcher
 PERIOD = 0.25  # seconds between looks at the other processes
@@ -52,20 +52,6 @@ def launch(fabric: Fabric) -> None:
 def _end_group() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def on_first_rank(fabric: Fabric, action: Callable[[], None]) -> None:
-    """Run an action on the first rank; an error that it raises is raised on every rank."""
-    failure: Exception | None = None
-    if fabric.is_global_zero:
-        try:
-            action()
-        except (OSError, ValueError) as error:
-            failure = error
-    if fabric.world_size > 1:
-        failure = fabric.broadcast(failure)
-    if failure is not None:
-        raise failure
 
 
 @contextmanager
