@@ -27,6 +27,9 @@ PRIVATE = [
     (torch.utils._pytree, "tree_map"),
     (torch, "_foreach_lerp_"),
     (torch, "_foreach_copy_"),
+    (torch, "_foreach_sub"),
+    (torch, "_foreach_mul_"),
+    (torch, "_foreach_add_"),
 ]
 FUNCTIONS = [name for name in private.__all__ if isinstance(getattr(private, name), types.FunctionType)]
 
@@ -87,8 +90,8 @@ def test_the_fallbacks_are_in_use(fallbacks):
         name: value for name, value in vars(fallbacks).items() if name.startswith("_") and not name.startswith("__")
     }
     looked_up = {name: value for name, value in found.items() if not isinstance(value, types.FunctionType)}
-    assert len(looked_up) == 7 and not any(looked_up.values())
-    assert not private.HAS_ONEDNN and len(FUNCTIONS) == 8
+    assert len(looked_up) == 10 and not any(looked_up.values())
+    assert not private.HAS_ONEDNN and len(FUNCTIONS) == 9
     assert all(getattr(private, name).__module__ == "loglik_private_fallbacks" for name in FUNCTIONS)
     assert fallbacks.TorchDispatchMode is torch.utils.flop_counter.TorchDispatchMode
 
@@ -153,10 +156,14 @@ def test_averages_and_copies_are_the_same(request):
             request.getfixturevalue("fallbacks")
         averaged, copies = [mean.clone() for mean in means], [torch.zeros_like(value) for value in whole]
         private.lerp_each_(averaged, values, 0.3)
+        moved = [mean.clone() for mean in means]
+        private.move_each_(moved, values, torch.tensor(0.3))
         private.copy_each_(copies, whole)
-        results.append([*averaged, *copies])
+        results.append([*averaged, *moved, *copies])
     for quick, plain in zip(*results, strict=True):
         assert torch.equal(quick, plain)
+    for by_number, by_tensor in zip(results[0][:2], results[0][2:4], strict=True):
+        torch.testing.assert_close(by_number, by_tensor)
 
 
 def test_trees_are_the_same(request):

@@ -8,8 +8,18 @@ import torch
 from torch import nn
 from torch.distributions import Normal
 
+from helpers.densities import CASES, ready
+from loglik.checks import data_checked
 from loglik.data.spec import DataSpec
-from loglik.density import Bound, Density, StandardNormal, draw_terms, draw_weights, evaluation_mode, expand_context
+from loglik.density import (
+    Bound,
+    Density,
+    StandardNormal,
+    draw_terms,
+    draw_weights,
+    evaluation_mode,
+    expand_context,
+)
 from loglik.recipes import build
 
 
@@ -142,6 +152,41 @@ def test_values_outside_the_levels_are_refused(family):
     assert model.log_prob(right).shape == (3,)
     with pytest.raises(ValueError, match=r"data must hold integers 0 \.\.\. 4, got 4 \.\.\. 5"):
         model.log_prob(torch.cat([right, right + 1]))
+
+
+def test_within_data_checked_no_number_is_read():
+    model = build("flow", DataSpec(kind="image", event_shape=(1, 2, 2), levels=5))
+    wrong = torch.full((3, 1, 2, 2), 5, dtype=torch.uint8)
+    with data_checked():
+        model.check(wrong)
+        assert model.loss(wrong).shape == ()
+        with data_checked():
+            pass
+        model.check(wrong)
+    with pytest.raises(ValueError, match="got 5"):
+        model.check(wrong)
+    with pytest.raises(RuntimeError, match="inside"), data_checked():
+        raise RuntimeError("inside")
+    with pytest.raises(ValueError, match="got 5"):
+        model.loss(wrong)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.needs_context or "mixed" in case.spec], ids=str)
+def test_labels_and_codes_are_checked_by_every_density(case):
+    density, event, context = ready(case)
+    density.check(event, context)
+    if case.needs_context:
+        wrong = (torch.full_like(event, 3), context) if density.event == "y" else (event, torch.full_like(context, 3))
+        with pytest.raises(ValueError, match=r"labels must hold integers 0 \.\.\. 2, got 3 \.\.\. 3"):
+            density.check(*wrong)
+        if density.event == "x":
+            with pytest.raises(ValueError, match=r"labels must hold"):
+                density.sample(16, wrong[1])
+    if case.spec == "mixed table":
+        rows = (context if density.event == "y" else event).clone()
+        rows[1, 2] = 3
+        with pytest.raises(ValueError, match=r"must hold (codes|integers) 0 \.\.\. 2, got "):
+            density.check(*((event, rows) if density.event == "y" else (rows, context)))
 
 
 def test_evaluation_mode_restores_each_part():

@@ -2,15 +2,19 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from helpers.densities import SPECS, draw, tiny
 from helpers.scored import scored
-from loglik.data.dataset import Split
+from loglik.data.dataset import Split, TextSplit
+from loglik.data.spec import DataSpec
+from loglik.data.windows import Stream, Windows
 from loglik.density import StandardNormal
 from loglik.evaluation import bits_per_dim, labels_in_turn, log_probs, mean_and_stderr
-from loglik.evaluation.scores import default_samples, unseen_error
+from loglik.evaluation import scores as scores_module
+from loglik.evaluation.scores import check_split, default_samples, unseen_error
 
 IMAGE = SPECS["image"]
 
@@ -19,6 +23,30 @@ def test_bits_per_dim():
     assert bits_per_dim(-6 * math.log(2), 3) == pytest.approx(2)
     assert f"{bits_per_dim(0.0, 3):.1f}" == "0.0"
     assert bits_per_dim(-64 * math.log(17), 64) == pytest.approx(math.log2(17))  # a uniform density over 17 levels
+
+
+def test_a_split_is_checked_to_its_last_row(monkeypatch):
+    monkeypatch.setattr(scores_module, "CHECKED_TOGETHER", 12)  # three images
+    density, x = tiny("vae", IMAGE), draw(IMAGE, 7)[0]
+    check_split(density, Split(x))
+    x[6, 0, 1, 1] = 3
+    for check in (check_split, log_probs):
+        with pytest.raises(ValueError, match=r"data must hold integers 0 \.\.\. 2, got . \.\.\. 3"):
+            check(density, Split(x))
+    classifier = tiny("classifier", IMAGE)
+    with pytest.raises(ValueError, match=r"labels must hold integers 0 \.\.\. 2, got 3 \.\.\. 3"):
+        check_split(classifier, Split(draw(IMAGE, 7)[0], torch.tensor([0, 1, 2, 0, 0, 0, 3])))
+
+
+@pytest.mark.parametrize("wrong", [0, 5, 6, 19, 22])
+def test_each_token_of_a_text_is_checked(wrong):
+    spec = DataSpec(kind="text", event_shape=(6,), levels=100)
+    tokens = np.zeros(23, np.uint8)
+    density = tiny("autoregressive", spec)
+    check_split(density, TextSplit(Windows(Stream(tokens, "uint8", 0, 23), 6, 1)))
+    tokens[wrong] = 100
+    with pytest.raises(ValueError, match=r"data must hold integers 0 \.\.\. 99, got 0 \.\.\. 100"):
+        check_split(density, TextSplit(Windows(Stream(tokens, "uint8", 0, 23), 6, 1)))
 
 
 def test_mean_and_standard_error_by_hand():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from itertools import chain
@@ -25,8 +25,6 @@ __all__ = [
     "Bound",
     "Density",
     "StandardNormal",
-    "check_codes",
-    "check_levels",
     "conditioned",
     "draw_terms",
     "draw_weights",
@@ -83,6 +81,7 @@ def _samples(method: Method) -> Method:
     def wrapper(self: Density, n: int, context: Any = None, **kwargs: Any) -> Any:
         if context is not None and not torch.compiler.is_compiling():
             context = as_tensor(context, floating_tensor(self), label=self.event == "x")
+            self.check_context(context)
         with torch.no_grad():
             return method(self, n, context, **kwargs)
 
@@ -157,6 +156,17 @@ class Density(nn.Module, ABC):
         """The device of the parameters and buffers; the CPU if there are none."""
         return next((tensor.device for tensor in chain(self.parameters(), self.buffers())), torch.device("cpu"))
 
+    def check(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> None:
+        """Raise ValueError for levels, codes and labels of an event and its context that p is not defined on.
+
+        `log_prob` and `loss` check too, except within `checks.data_checked`. The tensors may be on any device.
+        """
+        self.check_context(context)
+
+    def check_context(self, context: Shaped[Tensor, "B ..."] | None) -> None:
+        """Raise ValueError for labels of a context that p has no vector for; `sample` checks too."""
+        return None
+
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
         """Set a mean, a histogram or a bias from training data. `fit` calls it before the first step."""
         return None
@@ -229,32 +239,6 @@ class StandardNormal(Density):
     def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Float[Tensor, "n ..."]:
         anchor = self.get_buffer("anchor")
         return torch.randn(n, *self.event_shape, device=anchor.device, dtype=anchor.dtype)
-
-
-def check_levels(x: Shaped[Tensor, "B ..."], levels: int | None, what: str = "data") -> None:
-    """Raise ValueError unless x holds 0 ... levels-1 only: outside, a formula returns a meaningless number.
-
-    Compiled code skips the check, since reading a number would break the graph.
-    """
-    if levels is None or x.numel() == 0 or torch.compiler.is_compiling():
-        return
-    low, high = (value.item() for value in x.aminmax())
-    if not 0 <= low <= high <= levels - 1:
-        raise ValueError(f"{what} must hold integers 0 ... {levels - 1}, got {low:g} ... {high:g}")
-
-
-def check_codes(x: Shaped[Tensor, "B D"], counts: Sequence[int]) -> None:
-    """Raise ValueError unless each column d with a count C_d above 0 holds codes 0 ... C_d - 1 only.
-
-    Compiled code skips the check, as it skips `check_levels`.
-    """
-    if not any(counts) or x.numel() == 0 or torch.compiler.is_compiling():
-        return
-    count = torch.tensor(counts, device=x.device)
-    wrong = (count > 0) & ~((x >= 0) & (x <= count - 1))
-    if wrong.any():
-        row, d = wrong.nonzero()[0].tolist()
-        raise ValueError(f"column {d} must hold codes 0 ... {counts[d] - 1}, got {x[row, d].item():g}")
 
 
 def embed(network: nn.Module | None, context: Tensor | None) -> Tensor | None:

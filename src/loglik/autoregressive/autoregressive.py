@@ -11,8 +11,9 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
 from loglik.autoregressive.generation import Choice, check_prompt, generate
+from loglik.checks import check_labels, check_levels
 from loglik.cpu.threads import threads_for
-from loglik.density import Density, check_levels, embed
+from loglik.density import Density, embed
 from loglik.networks.linear import Linear
 from loglik.networks.positions import sinusoids
 
@@ -98,7 +99,7 @@ class Autoregressive(Density):
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> Float[Tensor, "B T"]:
         """Return log p(x_t | x_<t) of each token, in nats."""
-        check_levels(x, self.levels)
+        self.check(x, context)
         nll = F.cross_entropy(self.logits(x, context).flatten(0, 1), x.flatten().long(), reduction="none")
         return -nll.view(len(x), self.length)
 
@@ -159,10 +160,17 @@ class Autoregressive(Density):
         with threads_for(2 * n * sum(p.numel() for p in self.network.parameters())):
             return generate(next_logits, rows, length, window=self.length, choice=choice, stop=stop, stream=stream)
 
+    def check(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> None:
+        check_levels(x, self.levels)
+        self.check_context(context)
+
+    def check_context(self, context: Shaped[Tensor, "B ..."] | None) -> None:
+        check_labels(self.context, context)
+
     @torch.no_grad()
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
         """Set the initial logits to log-frequencies at each position, or over all positions if `shared`."""
-        check_levels(x, self.levels)
+        self.check(x, context)
         allowed = self.offset > -torch.inf
         counts = torch.zeros_like(self.offset)
         rows = x[: 2**14].flatten(1).long().T.reshape(len(counts), -1)

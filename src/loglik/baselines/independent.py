@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from loglik.density import Density, check_codes, check_levels
+from loglik.checks import check_codes, check_levels
+from loglik.density import Density
 from loglik.transforms.exponential_tails import sample_tails, tail_log_probs
 
 __all__ = ["Independent"]
@@ -96,7 +97,7 @@ class Independent(Density):
 
     def _log_probs(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "rows N"]:
         columns = self._columns(x)
-        self._check(x)
+        self.check(x)
         k = self._bin_of(columns)
         low, high = self.edges[:, :1], self._upper_edge()
         inside = (self.log_mass - self.edges.diff(dim=1).log()).gather(1, k)
@@ -121,10 +122,14 @@ class Independent(Density):
             return x.float()
         return x.to(torch.uint8 if self.levels <= 256 else torch.int64)
 
+    def check(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> None:
+        check_levels(x, self.levels)
+        check_codes(x.flatten(1), self.categories)
+
     @torch.no_grad()
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
         columns = self._columns(x)
-        self._check(x)
+        self.check(x)
         codes = self.count > 0
         if codes.any():
             self._count_codes(columns[codes], codes)
@@ -187,10 +192,6 @@ class Independent(Density):
     def _columns(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "rows N"]:
         rows = x.flatten(1).double()
         return rows.reshape(1, -1) if self.shared else rows.T
-
-    def _check(self, x: Tensor) -> None:
-        check_levels(x, self.levels)
-        check_codes(x.flatten(1), self.categories)
 
 
 def _candidate_edges(

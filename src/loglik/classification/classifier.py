@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
-from loglik.density import Density, check_levels, evaluation_mode, output_layer
+from loglik.checks import check_codes, check_levels
+from loglik.classification.inputs import Columns
+from loglik.density import Density, evaluation_mode, output_layer
 
 __all__ = ["Classifier"]
 
@@ -84,17 +86,25 @@ class Classifier(Density):
     def log_prob(
         self, x: Int64[Tensor, " B"], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
     ) -> Float[Tensor, " B"]:
-        check_levels(x, self.classes, "labels")
+        self.check(x, context)
         return -F.cross_entropy(self.logits(_require(context)), x, reduction="none")
 
     def loss(self, x: Int64[Tensor, " B"], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, ""]:
-        check_levels(x, self.classes, "labels")
+        self.check(x, context)
         inputs = _require(context)
         if self.prepare is not None:
             inputs = self.prepare(inputs)
         if self.augment is not None and self.training:
             inputs = self.augment(inputs)
         return F.cross_entropy(self.head(self.features(inputs)), x, label_smoothing=self.smoothing)
+
+    def check(self, x: Int64[Tensor, " B"], context: Shaped[Tensor, "B ..."] | None = None) -> None:
+        check_levels(x, self.classes, "labels")
+        self.check_context(context)
+
+    def check_context(self, context: Shaped[Tensor, "B ..."] | None) -> None:
+        if isinstance(self.prepare, Columns) and context is not None:
+            check_codes(context.flatten(1), self.prepare.categories)
 
     def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Int64[Tensor, " n"]:
         return torch.multinomial(self.probabilities(_require(context)), 1).squeeze(1)

@@ -23,6 +23,7 @@ __all__ = [
     "is_observed",
     "keep_saved_tensors",
     "lerp_each_",
+    "move_each_",
     "onednn_linear",
     "transforms_active",
     "tree_leaves",
@@ -44,6 +45,9 @@ _tree_leaves = _find("torch.utils._pytree", "tree_leaves")
 _tree_map = _find("torch.utils._pytree", "tree_map")
 _foreach_lerp = _find("torch", "_foreach_lerp_")
 _foreach_copy = _find("torch", "_foreach_copy_")
+_foreach_sub = _find("torch", "_foreach_sub")
+_foreach_mul = _find("torch", "_foreach_mul_")
+_foreach_add = _find("torch", "_foreach_add_")
 _linear_pointwise: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and _linear_pointwise is not None
@@ -86,6 +90,17 @@ def lerp_each_(means: Sequence[Tensor], values: Sequence[Tensor], weight: float)
     else:
         for mean, value in zip(means, values, strict=True):
             mean.lerp_(value, weight)
+
+
+def move_each_(means: Sequence[Tensor], values: Sequence[Tensor], weight: Tensor) -> None:
+    """Move each mean towards its value by a weight that is a tensor without dimensions, in place."""
+    if _foreach_sub is not None and _foreach_mul is not None and _foreach_add is not None:
+        gaps = _foreach_sub(values, means)
+        _foreach_mul(gaps, weight)
+        _foreach_add(means, gaps)
+    else:
+        for mean, value in zip(means, values, strict=True):
+            mean.add_((value - mean) * weight)
 
 
 def copy_each_(copies: Sequence[Tensor], values: Sequence[Tensor]) -> None:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
+from loglik.checks import check_labels
 from loglik.density import Bound, Density, output_layer, sum_terms
 from loglik.diffusion.chain import prior_term
 from loglik.diffusion.control import Control
@@ -132,6 +133,14 @@ class Diffusion(Density):
             variance = self.schedule.variance(logsnr, error)
             loss = loss + (variance - variance.detach())  # adds its gradient, and 0 to the value
         return loss
+
+    def check(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> None:
+        self.reconstruction.check(x)
+        self.check_context(context)
+
+    def check_context(self, context: Shaped[Tensor, "B ..."] | None) -> None:
+        labels = getattr(self.denoiser, "context", None)
+        check_labels(labels if isinstance(labels, nn.Module) else None, context)
 
     def terms(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
-from loglik.density import check_codes, check_levels
+from loglik.checks import check_codes, check_levels
 from loglik.diffusion.schedule import sigma
 
 __all__ = ["Codes", "Levels", "Reals", "Reconstruction"]
@@ -52,6 +52,10 @@ class Reconstruction(nn.Module, ABC):
     @abstractmethod
     def data(self, x_hat: Float[Tensor, "B ..."]) -> Shaped[Tensor, "B ..."]:
         """Return the data nearest to a denoised v."""
+
+    def check(self, x: Shaped[Tensor, "B ..."]) -> None:
+        """Raise ValueError for levels or codes that have no v; `embed` checks too."""
+        return None
 
     def spread(self, mask: Bool[Tensor, "B ..."]) -> Bool[Tensor, "B ..."]:
         """Return a mask of v from a mask of data."""
@@ -100,8 +104,11 @@ class Levels(Reconstruction):
         self.shape, self.real_dims = tuple(event_shape), 0
         self.levels, self.near = levels, near
 
-    def embed(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+    def check(self, x: Shaped[Tensor, "B ..."]) -> None:
         check_levels(x, self.levels)
+
+    def embed(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+        self.check(x)
         return x.to(torch.get_default_dtype()) * (2 / (self.levels - 1)) - 1
 
     def expected(
@@ -173,8 +180,11 @@ class Codes(Reconstruction):
         self.register_buffer("one_hot", starts, persistent=False)  # where each code's vector begins in v
         self.register_buffer("owner", torch.tensor(owner, dtype=torch.long), persistent=False)
 
+    def check(self, x: Shaped[Tensor, "B D"]) -> None:
+        check_codes(x.flatten(1), self.categories)
+
     def embed(self, x: Shaped[Tensor, "B D"]) -> Float[Tensor, "B V"]:
-        check_codes(x, self.categories)
+        self.check(x)
         codes = x[:, self.codes].long()
         v = x.new_zeros(len(x), *self.shape)
         v[:, : self.real_dims] = x[:, self.numbers]

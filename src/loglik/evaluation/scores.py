@@ -11,9 +11,11 @@ import torch
 from jaxtyping import Float64, Int64, Shaped
 from torch import Tensor
 
+from loglik.checks import data_checked
 from loglik.cpu.memory import keep_freed_memory
 from loglik.data.dataset import Split
 from loglik.data.spec import DataSpec
+from loglik.data.windows import Windows
 from loglik.density import Bound, Density, evaluation_mode
 from loglik.devices import fork_generators
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "arguments",
+    "check_split",
     "default_samples",
     "evaluating",
     "labels_in_turn",
@@ -33,6 +36,7 @@ __all__ = [
 ]
 
 ROUNDING = 2.0**-23  # of float32, in which densities compute
+CHECKED_TOGETHER = 2**22  # numbers of a split that are read at once, to check them
 
 
 @contextmanager
@@ -57,12 +61,33 @@ def arguments(
     Raises ValueError where the density needs labels and y is None.
     """
     device = density.device
-    x, y = x.to(device), None if y is None else y.to(device)
+    return _arguments(density, x.to(device), None if y is None else y.to(device))
+
+
+def _arguments(density: Density, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return the event and the context of a batch, where they are."""
     if density.event == "y" or density.conditional:
         if y is None:
             raise ValueError('this density needs labels: class folders, label="COLUMN" for a table, or a pair (x, y)')
         return (y, x) if density.event == "y" else (x, y)
     return x, None
+
+
+def check_split(density: Density, split: Split) -> None:
+    """Raise ValueError for levels, codes and labels of a split that the density is not defined on.
+
+    One pass over the split where it is stored; afterwards, use it within `data_checked`.
+    """
+    parts: list[tuple[Tensor | Windows, Tensor | None]] = [(split.x, split.y)]
+    if split.stream is not None:  # each token once: windows side by side, and the one that ends the text
+        stream, length = split.stream, split.units_per_example
+        last = stream.cut(len(stream) - length, len(stream))
+        parts = [(Windows(part, length, length), None) for part in (stream, last)]
+    for x, y in parts:
+        size = max(1, CHECKED_TOGETHER // math.prod(x.shape[1:]))
+        for start in range(0, len(x), size):
+            part = slice(start, start + size)
+            density.check(*_arguments(density, x[part], None if y is None else y[part]))
 
 
 def labels_in_turn(spec: DataSpec, n: int, device: torch.device | str = "cpu") -> Int64[Tensor, " n"]:
@@ -151,15 +176,18 @@ def _batches(
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
     """Yield the slice of the rows, the event and the context of each batch of a rank, in evaluation mode.
 
-    Seeds each batch by its number.
+    Seeds each batch by its number. Checks each batch where the split is stored, so that the density need not.
     """
     keep_freed_memory()
     batch_size = batch_size or max(1, min(256, 2**18 // math.prod(split.x.shape[1:])))
     with evaluating(density, seed):
         for number in range(rank, math.ceil(len(rows) / batch_size), world):
             part = slice(number * batch_size, (number + 1) * batch_size)
+            batch = split.batch(rows[part])
+            density.check(*_arguments(density, *batch))
             torch.manual_seed((seed * 1_000_003 + number) % 2**63)
-            yield part, *arguments(density, *split.batch(rows[part]))
+            with data_checked():
+                yield part, *arguments(density, *batch)
 
 
 def mean_and_stderr(scores: Float64[Tensor, " N"]) -> tuple[float, float | None]:

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from loglik.checks import data_checked
 from loglik.data.spec import DataSpec
 from loglik.data.windows import Stream, Windows
 from loglik.density import Density, evaluation_mode
@@ -72,14 +73,16 @@ def stream_scores(density: Density, stream: Stream, spec: DataSpec) -> StreamSco
         for starts, first in _batches(len(stream), spec.dims, overlap=score is not None):
             x = Windows(stream, spec.dims, 1)[starts]
             fresh = torch.arange(spec.dims) >= first[:, None]  # tokens that no earlier window has scored
-            if score is None:
-                nats.append(density.log_prob(x.to(device)).double().cpu())
-            else:
-                nats.append((score(x.to(device)).double().cpu() * fresh).sum(1))
+            density.check(x)
+            with data_checked():
+                if score is None:
+                    nats.append(density.log_prob(x.to(device)).double())
+                else:
+                    nats.append((score(x.to(device)).double() * fresh.to(device)).sum(1))
             tokens.append(fresh.sum(1).double())
             lengths = np.ones(x.shape) if table is None else table[x.numpy()]
             sizes.append((torch.from_numpy(lengths) * fresh).sum(1).double())
-    return StreamScores(torch.cat(nats), torch.cat(tokens), torch.cat(sizes))
+    return StreamScores(torch.cat(nats).cpu(), torch.cat(tokens), torch.cat(sizes))
 
 
 def _batches(n: int, length: int, *, overlap: bool) -> Iterator[tuple[Tensor, Tensor]]:

@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from loglik.density import Bound, Density, check_levels, draw_terms, draw_weights, embed, output_layer
-from loglik.transforms import Dequantize, Transform
+from loglik.checks import check_labels, check_levels
+from loglik.density import Bound, Density, draw_terms, draw_weights, embed, output_layer
+from loglik.transforms import Dequantize, Standardise, Transform
 
 __all__ = ["Flow"]
 
@@ -87,7 +88,7 @@ class Flow(Density):
     def log_prob(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
     ) -> Float[Tensor, " B"]:
-        check_levels(x, self.levels)
+        self.check(x, context)
 
         def log_weight(rows: Tensor, row_context: Tensor | None) -> Tensor:
             z, log_det = self.encode(rows, row_context)
@@ -105,6 +106,18 @@ class Flow(Density):
             at_once=self._max_events,
         )
 
+    def check(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> None:
+        check_levels(x, self.levels)
+        self.check_context(context)
+        for transform in self.transforms[:1]:
+            transform.check(x)
+        if all(isinstance(transform, (Dequantize, Standardise)) for transform in self.transforms):
+            self.base.check(x)  # these leave the columns of codes as they are
+
+    def check_context(self, context: Shaped[Tensor, "B ..."] | None) -> None:
+        check_labels(self.context, context)
+        self.base.check_context(context)
+
     @property
     def _draws_only_in_base(self) -> bool:
         return Bound.weakest(*(transform.bound for transform in self.transforms)) is Bound.EXACT
@@ -114,7 +127,7 @@ class Flow(Density):
         return max(1, 2**16 // math.prod(self.event_shape))
 
     def loss(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, ""]:
-        check_levels(x, self.levels)
+        self.check(x, context)
         z, log_det = self.encode(x, context)
         return self.base.loss(z, context) - log_det.mean()
 

@@ -13,7 +13,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,16 +24,15 @@ from loglik import runs
 from loglik.cpu.private import keep_saved_tensors
 from loglik.data.dataset import Data, Split
 from loglik.density import Density
-from loglik.evaluation.scores import arguments, default_samples, log_probs
+from loglik.evaluation.scores import arguments, check_split, default_samples, log_probs
 from loglik.training import checkpoint
 from loglik.training.average import MovingAverage
 from loglik.training.batches import MAX_BYTES, Batches
 from loglik.training.early_stopping import EarlyStopping
 from loglik.training.learning_rate import rate_factor
-from loglik.training.not_finite import NotFinite, find_not_finite
+from loglik.training.not_finite import NotFinite
 from loglik.training.optimizers import optimizers_of
 from loglik.training.progress import Progress
-from loglik.training.seeds import mix_seed, seed_generators
 from loglik.training.settings import TrainingSettings
 from loglik.training.sharding import (
     gather,
@@ -45,9 +43,9 @@ from loglik.training.sharding import (
     shard_optimizers,
     shard_tensors,
     trained_copy,
-    whole,
 )
 from loglik.training.state import TrainerState
+from loglik.training.step import Step, defers
 
 __all__ = ["Trainer"]
 
@@ -69,8 +67,8 @@ class Trainer:
         report: called with a line about where a resumed training begins.
     """
 
-    module: nn.Module
     optimizers: list[Any]
+    steps: Step
     average: MovingAverage | None
     trained: Density  # the density; in shards, a copy
     evaluated: Density
@@ -112,19 +110,19 @@ class Trainer:
         with _safe_compilation() if self.settings.compile else nullcontext():
             self._prepare(resume)
             began = time.perf_counter() - self.elapsed
-            sums = torch.zeros(3, dtype=torch.float64)  # loss, gradient norm, steps since the last validation
             while (fraction := self._fraction_done()) < 1 and not self.stopping.out_of_patience:
                 rate = self.settings.learning_rate * rate_factor(fraction, self.step, self.settings.warmup)
-                loss, norm = self._take_step(fraction, rate)
-                sums += torch.tensor([loss, norm, 1.0], dtype=torch.float64)
+                self.steps.take(self.step, fraction, rate)
+                self.step += 1
                 self.elapsed = self._agree(time.perf_counter() - began)
-                bar.update(self._fraction_done(), self.step, self.elapsed, loss / self.tokens)
-                if self._validation_due():
+                due = self._validation_due()
+                self._check_finite(look=due)
+                bar.update(self._fraction_done(), self.step, self.elapsed, self.steps.loss / self.tokens)
+                if due:
                     start = time.perf_counter()
-                    self._validate(sums, rate)
+                    self._validate(rate)
                     bar.validated(self.history[-1]["validation_nats"] / self.tokens)
                     self._write()
-                    sums.zero_()
                     self.elapsed = self._agree(time.perf_counter() - began)
                     self.next_validation = self._next_after(self._agree(time.perf_counter() - start))
             self.elapsed = self._agree(time.perf_counter() - began)
@@ -133,6 +131,7 @@ class Trainer:
 
     def _prepare(self, resume: bool) -> None:
         """Set up the module, the optimizers and the average; start from data or from the newest checkpoint."""
+        check_split(self.density, self.data.train)
         saved = self._saved(self.path) if resume and self.path else None
         self.density.to(self.fabric.device)
         if saved is None:
@@ -142,14 +141,26 @@ class Trainer:
         loss: Any = _Loss(self.trained)
         if self.settings.compile:
             loss = torch.compile(loss)
-        self.module = self.fabric.setup_module(loss)
-        self.optimizers = [self.fabric.setup_optimizers(o) for o in optimizers_of(self.trained, self.settings)]
+        module = self.fabric.setup_module(loss)
+        optimizers = optimizers_of(self.trained, self.settings, deferred=defers(self.fabric, self.settings.precision))
+        self.optimizers = [self.fabric.setup_optimizers(optimizer) for optimizer in optimizers]
         self.evaluated = self.average.module if self.average else self.trained  # type: ignore[assignment]
         if self.average and is_sharded(self.fabric):
             shard_tensors(self.average.module, self.trained)
             self.average.follow(self.trained)
         if saved is not None:
             self._restore(*saved)
+        self.steps = Step(
+            self.fabric,
+            self.trained,
+            module,
+            self.optimizers,
+            self.average,
+            self.batches,
+            self.settings,
+            self.report,
+        )
+        self.steps.whole = self.density
 
     def _saved(self, path: Path) -> tuple[dict[str, Tensor], TrainerState] | None:
         """Return the newest intact checkpoint; None if the run was stopped before its first.
@@ -168,36 +179,6 @@ class Trainer:
             )
         self.report(f"{path}: training starts at step 0, since it was stopped before its first checkpoint")
         return None
-
-    def _take_step(self, fraction: float, rate: float) -> tuple[float, float]:
-        """Make one step with a learning rate; return the batch's loss and the norm of its gradient."""
-        settings, fabric = self.settings, self.fabric
-        for group in chain.from_iterable(optimizer.param_groups for optimizer in self.optimizers):
-            group["lr"] = rate
-        seed_generators(mix_seed(settings.seed, self.step, fabric.global_rank), fabric.device)
-        self.trained.train()
-        self.trained.progress(fraction)
-        event, context = arguments(self.trained, *self.batches.batch(self.step))
-        loss = self.module(event, context)
-        fabric.backward(loss)
-        max_norm = settings.gradient_clip * math.prod(self.density.event_shape)
-        if len(self.optimizers) == 1:
-            norm = fabric.clip_gradients(self.module, self.optimizers[0], max_norm=max_norm, error_if_nonfinite=False)
-            assert norm is not None
-        else:  # one norm over the parameters of all optimizers
-            norm = nn.utils.clip_grad_norm_(self.module.parameters(), max_norm)
-        loss_, norm_ = loss.item(), whole(norm).item()
-        if not (math.isfinite(loss_) and math.isfinite(norm_)):
-            if is_sharded(fabric):
-                gather_into(self.density, self.trained.state_dict())
-            self._stop_not_finite(find_not_finite(self.density, loss_, event, context))
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        if self.average:
-            self.average.update()
-        self.step += 1
-        return loss_, norm_
 
     def _examples(self, split: Split) -> tuple[Tensor, Tensor | None]:
         """Return the event and the context of evenly spaced examples, on the device."""
@@ -227,7 +208,7 @@ class Trainer:
         even = (math.floor(self.elapsed / gap) + 1) * gap if gap < math.inf else 0.0
         return max(even, self.elapsed + 3 * took)
 
-    def _validate(self, sums: Tensor, rate: float) -> None:
+    def _validate(self, rate: float) -> None:
         """Evaluate the validation subset, add a row to the history, and keep the weights if they are the best.
 
         Raises `NotFinite` if no validation was finite so far.
@@ -240,11 +221,10 @@ class Trainer:
         if not density.importance_weighted:  # draws only average, as examples do
             samples = max(1, min(samples, VALIDATION_DRAWS // size))
         scores = log_probs(density, self.validation, samples=samples, seed=self.settings.seed, fabric=self.fabric)
-        loss, norm, count = sums.tolist()
-        train = -loss / count
-        row = (self.step, self.elapsed, train, scores.mean().item(), rate, norm / count)
+        loss, norm = self.steps.means()
+        row = (self.step, self.elapsed, -loss, scores.mean().item(), rate, norm)
         self.history.append(dict(zip(runs.METRICS, row, strict=True)))
-        if self.stopping.update(self.step, scores, train, warming_up=self.trained.warming_up):
+        if self.stopping.update(self.step, scores, -loss, warming_up=self.trained.warming_up):
             self.best_weights = {k: v.detach().clone() for k, v in self.evaluated.state_dict().items()}
         if self.stopping.step < 0:
             self._stop_not_finite(f"the first validation is {row[3]} nats")
@@ -336,6 +316,13 @@ class Trainer:
             what = f"training cannot continue without the weights of step {self.stopping.step}, its best"
             other = f"; or delete {runs.WEIGHTS} to take them from the checkpoint of this step" if here else ""
             raise ValueError(f"{what}: {error}{other}") from error
+
+    def _check_finite(self, *, look: bool) -> None:
+        """Raise `NotFinite` if a step was not finite; with `look`, wait for steps that the device has yet to make."""
+        failed = self.steps.failed(look)
+        if failed is not None:
+            self.step = failed
+            self._stop_not_finite(self.steps.explain(failed))
 
     def _take_best(self) -> None:
         """Give the density the weights of the best validation."""

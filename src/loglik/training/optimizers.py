@@ -54,19 +54,28 @@ class Muon(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        blocked = getattr(self, "found_inf", None)
         for group in self.param_groups:
             kernels = [kernel for kernel in group["params"] if kernel.grad is not None]
-            directions = [self._direction(kernel, group["momentum"]) for kernel in kernels]
+            directions = [self._direction(kernel, group["momentum"], blocked) for kernel in kernels]
             directions = on_shards(orthogonalise, kernels, directions)
+            lr = group["lr"] if blocked is None else group["lr"] * (1 - blocked)
             for kernel, direction in zip(kernels, directions, strict=True):
-                rate = 0.2 * group["lr"] * math.sqrt(max(len(kernel), kernel.numel() // len(kernel)))
+                rate = 0.2 * lr * math.sqrt(max(len(kernel), kernel.numel() // len(kernel)))
                 matrix = _matrix(local(kernel))
                 assert matrix.data_ptr() == local(kernel).data_ptr(), "a kernel's memory is not that of a matrix"
-                matrix.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-rate)
+                matrix.mul_(1 - lr * group["weight_decay"])
+                if isinstance(rate, Tensor):  # which `alpha` would read on the host
+                    matrix.sub_(direction * rate)
+                else:
+                    matrix.add_(direction, alpha=-rate)
         return loss
 
-    def _direction(self, kernel: nn.Parameter, momentum: float) -> Tensor:
-        """Return the gradient with Nesterov's momentum, as a matrix; of a kernel in shards, this rank's rows."""
+    def _direction(self, kernel: nn.Parameter, momentum: float, blocked: Tensor | None) -> Tensor:
+        """Return the gradient with Nesterov's momentum, as a matrix; of a kernel in shards, this rank's rows.
+
+        The momentum stays where the step is blocked.
+        """
         assert kernel.grad is not None
         gradient = _matrix(local(kernel.grad), like=local(kernel))
         buffer = self.state[kernel].get("momentum_buffer")
@@ -75,7 +84,12 @@ class Muon(Optimizer):
         elif local(buffer).stride() != local(kernel).stride():  # as read from a checkpoint
             buffer = torch.empty_like(kernel).copy_(buffer)
         self.state[kernel]["momentum_buffer"] = buffer
-        average = _matrix(local(buffer)).lerp_(gradient, 1 - momentum)
+        average = _matrix(local(buffer))
+        if blocked is None:
+            average.lerp_(gradient, 1 - momentum)
+        else:
+            gradient = torch.where(blocked > 0, torch.zeros_like(gradient), gradient)
+            average.lerp_(gradient, (1 - momentum) * (1 - blocked))
         return gradient.lerp(average, momentum)
 
 
@@ -144,12 +158,15 @@ def _full_float32() -> Iterator[None]:
             setting.fp32_precision = precision
 
 
-def optimizers_of(density: Density, settings: TrainingSettings) -> list[Optimizer]:
+def optimizers_of(density: Density, settings: TrainingSettings, *, deferred: bool = False) -> list[Optimizer]:
     r"""Return the optimizers of the settings; each trained parameter is in exactly one.
 
     Each moves the parameters against the gradient. `sgd` without momentum makes the step
     $\theta \leftarrow \theta - \eta \nabla_\theta L$ with the learning rate η and the gradient of a batch's mean loss.
     Weight decay is for matrices and kernels, not for biases, norms and other vectors.
+
+    With `deferred` they read nothing on the host: they accept a learning rate in a tensor, and make no step where
+    their attribute `found_inf`, as torch's gradient scaler sets it, is a tensor that holds 1.
 
     Reference: Robbins and Monro 1951, "A stochastic approximation method".
     """
@@ -158,14 +175,16 @@ def optimizers_of(density: Density, settings: TrainingSettings) -> list[Optimize
     decay, rate = settings.weight_decay, settings.learning_rate
     if settings.optimizer == "sgd":
         groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
-        return [torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, nesterov=settings.momentum > 0)]
+        nesterov, fused = settings.momentum > 0, deferred or None
+        return [torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, nesterov=nesterov, fused=fused)]
     kernels: list[Any] = []
     if settings.optimizer == "muon":
         kernels = [p for p in _hidden_kernels(density) if p.requires_grad]
     in_muon = {id(p) for p in kernels}
     matrices = [p for p in matrices if id(p) not in in_muon]
     groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
-    first = AdamW([g for g in groups if g["params"]], lr=rate, betas=(0.9, 0.99), fused=True)
+    groups = [g for g in groups if g["params"]]
+    first = AdamW(groups, lr=rate, betas=(0.9, 0.99), fused=True, capturable=deferred)
     if not kernels:
         return [first]
     return [first, Muon(kernels, lr=rate, weight_decay=decay)]

@@ -72,6 +72,8 @@ class TrainingSettings:
             bf16-mixed if the device has instructions that multiply in bfloat16, else 32-true.
         compile: compile the loss with torch.compile. This takes 5 to 60 s before the first step, which count as
             training time.
+        cuda_graph: on one CUDA GPU, capture the step as a graph after three steps and replay it, which launches all its
+            kernels at once. Where that fails, training says so and goes on plainly.
     """
 
     max_steps: int | None = None
@@ -94,6 +96,7 @@ class TrainingSettings:
     strategy: str = "auto"
     num_nodes: int = 1
     compile: bool = False
+    cuda_graph: bool = True
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
-from loglik.density import check_codes
+from loglik.checks import check_codes
 from loglik.transforms.exponential_tails import sample_tails, tail_log_probs
 from loglik.transforms.transform import Transform
 
@@ -84,7 +84,7 @@ class Bins(Transform):
     def encode(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> tuple[Int64[Tensor, "B D"], Float[Tensor, " B"]]:
-        check_codes(x.flatten(1), self.categories)
+        self.check(x)
         columns = x.flatten(1).double().T.contiguous()
         k = torch.searchsorted(self.edges, columns, right=True)  # number of edges up to x
         k = torch.where(self.numeric[:, None], k.clamp_max(self.bins + 1), k - 1)
@@ -93,6 +93,9 @@ class Bins(Transform):
         log_p = torch.where(k == 0, below, torch.where(k == self.bins + 1, above, inside))
         log_p = torch.where(self.numeric[:, None], log_p, 0.0)
         return (k + self.start[:, None]).T, log_p.sum(0).to(torch.get_default_dtype())
+
+    def check(self, x: Shaped[Tensor, "B ..."]) -> None:
+        check_codes(x.flatten(1), self.categories)
 
     def decode(
         self, z: Shaped[Tensor, "B D"], context: Shaped[Tensor, "B ..."] | None = None

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from loglik.density import Bound, check_codes
+from loglik.checks import check_codes
+from loglik.density import Bound
 from loglik.transforms.transform import Transform, zeros
 
 __all__ = ["Dequantize"]
@@ -85,7 +86,7 @@ class Dequantize(Transform):
         if self.top is None:
             return v, zeros(v)
         top = self.top.to(v.dtype)
-        check_codes(x.flatten(1), self.codes)  # a Flow checks levels itself
+        self.check(x)
         known = top.isfinite()
         lowest, highest = known & (x == 0), known & (x == top)
         # the distance from the inner end of the cell, and its log-slope; v increases with u in both end cells
@@ -101,6 +102,9 @@ class Dequantize(Transform):
             log_slope = torch.where(alone, math.log(0.25) - inside.log() - (-inside).log1p(), log_slope)
         at_end = lowest | highest
         return torch.where(at_end, ends, v), torch.where(at_end, log_slope, 0.0).flatten(1).sum(1)
+
+    def check(self, x: Shaped[Tensor, "B ..."]) -> None:
+        check_codes(x.flatten(1), self.codes)  # a Flow checks levels itself
 
     def decode(
         self, z: Float[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None

@@ -44,6 +44,10 @@ class Transform(nn.Module, ABC):
         """Return whether p(x) is a probability, from whether p(z) is one."""
         return discrete
 
+    def check(self, x: Shaped[Tensor, "B ..."]) -> None:
+        """Raise ValueError for codes that `encode` is not defined on; `encode` checks too, as a density does."""
+        return None
+
     def initialise(self, x: Shaped[Tensor, "N ..."]) -> None:
         """Set constants and initial parameters from training data, before the first step."""
         return None

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from loglik.density import check_levels
+from loglik.checks import check_levels
 from loglik.networks.soft_bound import inverse_tanh_bound, tanh_bound
 from loglik.vae.observation import Observation
 
@@ -40,8 +40,11 @@ class _Levels(Observation):
     def log_prob(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
         return self.log_prob_dims(x, theta).sum(1)
 
-    def centre(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+    def check(self, x: Shaped[Tensor, "B ..."]) -> None:
         check_levels(x, self.levels)
+
+    def centre(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+        self.check(x)
         return x.to(torch.get_default_dtype()) * (2 / (self.levels - 1)) - 1
 
 
@@ -55,7 +58,7 @@ class Bernoulli(_Levels):
         super().__init__(event_shape, levels=2, per_dim=1)
 
     def log_prob_dims(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, "B D"]:
-        check_levels(x, 2)
+        self.check(x)
         return F.logsigmoid(torch.where(x.flatten(1) > 0, theta, -theta))
 
     def sample(self, theta: Float[Tensor, "B P"]) -> Shaped[Tensor, "B ..."]:
@@ -76,7 +79,7 @@ class Categorical(_Levels):
         super().__init__(event_shape, levels, per_dim=levels)
 
     def log_prob_dims(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, "B D"]:
-        check_levels(x, self.levels)
+        self.check(x)
         return -F.cross_entropy(self._per_dim(theta), x.flatten(1).long(), reduction="none")
 
     def sample(self, theta: Float[Tensor, "B P"]) -> Shaped[Tensor, "B ..."]:
@@ -108,7 +111,7 @@ class Codes(Categorical):
         return self.dims * self.levels
 
     def centre(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B KD"]:
-        check_levels(x, self.levels)
+        self.check(x)
         return F.one_hot(x.flatten(1).long(), self.levels).flatten(1).to(torch.get_default_dtype())
 
     def mean(self, theta: Float[Tensor, "B P"]) -> Float[Tensor, "B ..."]:
@@ -131,7 +134,7 @@ class BetaBinomial(_Levels):
         return alpha, beta
 
     def log_prob_dims(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, "B D"]:
-        check_levels(x, self.levels)
+        self.check(x)
         alpha, beta = self._split(theta)
         k, n = x.flatten(1).to(theta.dtype), self.levels - 1
         choose = math.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)

@@ -63,6 +63,10 @@ class Observation(nn.Module, ABC):
     def marginal(self, x: Shaped[Tensor, "N ..."]) -> Float[Tensor, " P"]:
         """Return the parameters that fit each dimension alone, from which a decoder starts."""
 
+    def check(self, x: Shaped[Tensor, "B ..."]) -> None:
+        """Raise ValueError for levels or codes that p(x | θ) is not defined on; `centre` and `log_prob` check too."""
+        return None
+
     def initialise(self, x: Shaped[Tensor, "N ..."]) -> None:
         """Set the parameters that do not depend on the latents from training data, before the first step."""
         return None
@@ -198,6 +202,11 @@ class Mixed(Observation):
     def mean(self, theta: Float[Tensor, "B P"]) -> Float[Tensor, "B ..."]:
         each = zip(self.parts, self._theta(theta), strict=True)
         return self._together([part.mean(own) for part, own in each], theta)
+
+    def check(self, x: Shaped[Tensor, "B ..."]) -> None:
+        columns = x[:, self.order.to(x.device)].split([part.dims for part in self.parts], dim=1)
+        for part, own in zip(self.parts, columns, strict=True):
+            part.check(own)
 
     def centre(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B F"]:
         each = zip(self.parts, self._columns(x), strict=True)

@@ -110,6 +110,9 @@ class LocalPixels(Observation):
                 seen[:, :, i + r, j + r] = self.pixel.centre(value)
         return torch.stack(rows, -1).view(b, *self.event_shape)
 
+    def check(self, x: Shaped[Tensor, "B ..."]) -> None:
+        self.whole.check(x)
+
     def centre(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
         return self.whole.centre(x)
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from loglik.checks import check_labels
 from loglik.density import (
     Bound,
     Density,
@@ -264,6 +265,14 @@ class VAE(Density):
             importance_weighted=self.importance_weighted,
             at_once=self._at_once(x),
         )
+
+    def check(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> None:
+        self.observation.check(x)
+        self.check_context(context)
+
+    def check_context(self, context: Shaped[Tensor, "B ..."] | None) -> None:
+        check_labels(self.context, context)
+        self.prior.check_context(context)
 
     def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Shaped[Tensor, "n ..."]:
         return self.observation.sample(self.parameters_of(self.sample_latents(n, context), context))

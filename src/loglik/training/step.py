@@ -1,0 +1,194 @@
+"""One training step: the batch, the loss and its gradient, clipping, the optimizers and the moving average.
+
+On a device other than the CPU a step reads no value on the host. Whether it is finite is decided on the device: from
+the first step on that is not, nothing changes, and the host sees it some steps later.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from loglik.checks import data_checked
+from loglik.density import Density
+from loglik.evaluation.scores import arguments
+from loglik.graphs import Graphed
+from loglik.training.arrivals import AHEAD, LOOK, Arrivals
+from loglik.training.average import MovingAverage
+from loglik.training.batches import Batches
+from loglik.training.not_finite import find_not_finite
+from loglik.training.seeds import mix_seed, seed_generators
+from loglik.training.settings import TrainingSettings
+from loglik.training.sharding import gather_into, is_sharded, whole
+
+__all__ = ["Step", "defers"]
+
+
+def defers(fabric: Fabric, precision: str) -> bool:
+    """Return whether steps leave to the device what on the CPU the host decides.
+
+    With `16-mixed` the scaler of the loss decides, which reads on the host; so does the norm of gradients in shards.
+    """
+    return fabric.device.type != "cpu" and precision != "16-mixed" and not is_sharded(fabric)
+
+
+class Step:
+    """Make training steps.
+
+    Args:
+        fabric: launched; its device, precision and ranks.
+        density: trained in place.
+        module: the density's loss, as Fabric set it up.
+        optimizers: as Fabric set them up.
+        average: the moving average of the weights, if any.
+        batches: the training data, which were checked: the steps do not check them.
+        settings: how to train.
+        report: called with one line if the step cannot be a CUDA graph.
+
+    Attributes:
+        loss: the newest loss that is known on the host, in nats per example.
+        whole: computes the terms of a step that is not finite; another density than the trained one in shards.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        density: Density,
+        module: nn.Module,
+        optimizers: list[Any],
+        average: MovingAverage | None,
+        batches: Batches,
+        settings: TrainingSettings,
+        report: Callable[[str], None],
+    ) -> None:
+        self.fabric, self.density, self.module, self.optimizers = fabric, density, module, optimizers
+        self.average, self.batches, self.settings = average, batches, settings
+        self.max_norm = settings.gradient_clip * math.prod(density.event_shape)
+        self.whole = density
+        self.loss = math.nan
+        self.deferred, device = defers(fabric, settings.precision), fabric.device
+        real = torch.float32 if device.type == "mps" else torch.float64
+        self._sums = torch.zeros(3, dtype=real, device=device)  # loss, gradient norm, steps
+        self._failed_on_host: int | None = None
+        self._fractions: deque[tuple[int, float]] = deque(maxlen=LOOK + AHEAD)
+        if self.deferred:
+            self._number, self._failed = (torch.full((), start, device=device) for start in (0, -1))
+            self._rate, self._weight = torch.zeros((), device=device), torch.zeros((), device=device)
+            self._arrivals = Arrivals(3, device)
+            self._graphed = Graphed(self._deferred, report=report, enabled=settings.cuda_graph and self._can_be_graph())
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = self._rate
+
+    def _can_be_graph(self) -> bool:
+        return self.fabric.world_size == 1
+
+    def take(self, number: int, fraction: float, rate: float) -> None:
+        """Make the step of a number, after this fraction of the training, with a learning rate."""
+        self._fractions.append((number, fraction))
+        event, context = self._begin(number, fraction)
+        weight = self.average.next_weight() if self.average else 0.0
+        if not self.deferred:
+            self._on_host(number, rate, weight, event, context)
+            return
+        self._number.fill_(number)
+        self._rate.fill_(rate)
+        self._weight.fill_(weight)
+        with torch.no_grad():  # the step itself enables them for the loss
+            self._arrivals.send(self._graphed(event, context))
+        if self._arrivals.newest is not None:
+            self.loss = self._arrivals.newest[0]
+
+    def failed(self, look: bool) -> int | None:
+        """Return the number of the first step that was not finite, as far as the host knows.
+
+        With `look` the host waits for the device, and knows of all steps.
+        """
+        if not self.deferred:
+            return self._failed_on_host
+        if look:
+            self._arrivals.read()
+        newest = self._arrivals.newest
+        return int(newest[2]) if newest is not None and newest[2] >= 0 else None
+
+    def means(self) -> tuple[float, float]:
+        """Return the mean loss and gradient norm since the last call."""
+        loss, norm, count = self._sums.tolist()
+        self._sums.zero_()
+        return loss / count, norm / count
+
+    def explain(self, number: int) -> str:
+        """Return in words what is not finite in a step, from its batch and its noise."""
+        fraction = dict(self._fractions)[number]
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        event, context = self._begin(number, fraction)
+        loss, _ = self._gradient(event, context)
+        self._begin(number, fraction)
+        if is_sharded(self.fabric):
+            gather_into(self.whole, self.density.state_dict())
+        return find_not_finite(self.whole, loss.item(), event, context, trained=self.density)
+
+    def _begin(self, number: int, fraction: float) -> tuple[Tensor, Tensor | None]:
+        """Seed the noise of a step, tell the density how far the training is, and return the batch."""
+        seed_generators(mix_seed(self.settings.seed, number, self.fabric.global_rank), self.fabric.device)
+        self.density.train()
+        self.density.progress(fraction)
+        return arguments(self.density, *self.batches.batch(number))
+
+    def _gradient(self, event: Tensor, context: Tensor | None) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """Compute the gradient of a batch's loss, and clip it; return the loss and the gradient's norm."""
+        with torch.enable_grad(), data_checked():
+            loss = self.module(event, context)
+            self.fabric.backward(loss)
+        loss = loss.detach()
+        if self.fabric.world_size > 1:
+            loss = self.fabric.all_reduce(loss, reduce_op="mean")
+        if len(self.optimizers) == 1:
+            norm = self.fabric.clip_gradients(
+                self.module, self.optimizers[0], max_norm=self.max_norm, error_if_nonfinite=False
+            )
+            assert norm is not None
+        else:  # one norm over the parameters of all optimizers
+            norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.max_norm)
+        return loss, whole(norm)
+
+    def _on_host(self, number: int, rate: float, weight: float, event: Tensor, context: Tensor | None) -> None:
+        """Make the step unless it is not finite, which the host decides."""
+        loss_, norm_ = self._gradient(event, context)
+        self.loss, norm = loss_.item(), norm_.item()
+        if not (math.isfinite(self.loss) and math.isfinite(norm)):
+            self._failed_on_host = number
+            return
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad()
+        if self.average:
+            self.average.update(weight)
+        self._sums += torch.tensor([self.loss, norm, 1.0], dtype=torch.float64)
+
+    def _deferred(self, event: Tensor, context: Tensor | None) -> Float[Tensor, " 3"]:
+        """Make the step unless it or an earlier one is not finite; return loss, norm and the first such step or -1."""
+        loss, norm = self._gradient(event, context)
+        earlier = self._failed >= 0
+        finite = loss.isfinite() & norm.isfinite() & ~earlier
+        self._failed.copy_(torch.where(finite | earlier, self._failed, self._number))
+        blocked = 1.0 - finite.float()
+        for optimizer in self.optimizers:
+            optimizer.optimizer.found_inf = blocked  # how torch's gradient scaler blocks a fused step
+            optimizer.step()
+            optimizer.zero_grad()
+        if self.average:
+            self.average.update(self._weight * (1.0 - blocked))
+        kind = self._sums.dtype
+        self._sums += torch.stack([loss.to(kind), norm.to(kind), torch.ones_like(loss, dtype=kind)])
+        return torch.stack([loss.to(kind), norm.to(kind), self._failed.to(kind)])
