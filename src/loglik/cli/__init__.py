@@ -18,6 +18,7 @@ __all__ = ["app", "main"]
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # of typer's own click, or of the package
 USER_ERRORS = (ValueError, OSError, FloatingPointError, ImportError)
+SHARED_ERRORS = (ValueError, FileExistsError, FloatingPointError, ImportError)  # of all ranks: the first prints them
 
 
 def main() -> None:
@@ -28,13 +29,15 @@ def main() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "500")
     debug = "--debug" in sys.argv
     sys.argv = [word for word in sys.argv if word != "--debug"]
+    first = True
     try:
-        if not is_first_rank():
+        first = is_first_rank()
+        if not first:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         sys.exit(app(standalone_mode=False))
     except UsageError as error:
         message, context = error.format_message(), error.ctx  # type: ignore[attr-defined]
-        if message:  # empty without a command, which shows the help
+        if message and first:  # empty without a command, which shows the help
             _print_error(f"{message.rstrip('.')}: see {context.command_path if context else 'loglik'} --help")
     except typer.Abort:
         sys.exit(130)
@@ -43,7 +46,11 @@ def main() -> None:
             raise
         system = isinstance(error, OSError) and error.filename is not None and error.strerror
         message = f"{error.filename}: {error.strerror.lower()}" if system else as_options(str(error))  # type: ignore[union-attr]
-        _print_error(message)
+        if first or not isinstance(error, SHARED_ERRORS):
+            _print_error(message)
+        if isinstance(error, ConnectionError):  # a rank was lost: the end of its process group may wait for it
+            sys.stderr.flush()
+            os._exit(2)
     sys.exit(2)
 
 

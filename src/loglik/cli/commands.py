@@ -9,18 +9,23 @@ from typing import Annotated
 import typer
 
 from loglik.cli.options import (
+    Accumulate,
     DataArgument,
     Device,
+    Devices,
     Json,
     Label,
+    Nodes,
     Out,
     RunArgument,
     Samples,
     Seed,
     Settings,
+    Strategy,
     as_options,
     folder_for,
     prompt_of,
+    ranks_of,
     settings_of,
     without_none,
 )
@@ -54,6 +59,9 @@ def compare(
     seed: Seed = 0,
     set_: Settings = None,
     device: Device = "auto",
+    devices: Devices = None,
+    nodes: Nodes = None,
+    strategy: Strategy = None,
 ) -> None:
     """Train one density of each family and compare them: one table, one page."""
     from loglik.comparison import compare as run_comparison
@@ -70,6 +78,7 @@ def compare(
     max_time = seconds(budget)
     resolve_device(device)
     text, options = TextSettings.split_options(settings_of(set_))
+    options |= ranks_of(devices, nodes, strategy, None)
     folder = folder_for(out, data, before="compare-")
     dataset = as_data(data, label=label, seed=seed, text=text, beside=folder)
     if is_first_rank():
@@ -112,6 +121,10 @@ def fit(
     set_: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     device: Device = "auto",
+    devices: Devices = None,
+    nodes: Nodes = None,
+    strategy: Strategy = None,
+    accumulate: Accumulate = None,
 ) -> None:
     """Train one density and write it as a run."""
     from loglik.comparison import evaluate_run
@@ -127,6 +140,7 @@ def fit(
     folder = folder_for(out, data, after=f"-{model.replace(':', '-')}")
     dataset = as_data(data, label=label, seed=seed, text=text, beside=folder)
     options = {"size": size, **options, **without_none(max_time=max_time, max_steps=max_steps)}
+    options |= ranks_of(devices, nodes, strategy, accumulate)
     print(dataset.describe())
     run = train(model, dataset, out=folder, resume=resume, seed=seed, device=device, report=print, **options)
     if not is_first_rank():

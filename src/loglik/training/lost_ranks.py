@@ -11,6 +11,7 @@ import atexit
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -38,15 +39,47 @@ def launch(fabric: Fabric) -> None:
     """Start Fabric's processes; their group ends while Python still runs.
 
     The group's threads may otherwise release a tensor later and abort the process.
+
+    Raises ConnectionError where the processes cannot connect.
     """
+    # convolutions of one row or column have several layouts, which the gradients' buckets copy
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     before = os.environ.get(PARENT)
     os.environ[PARENT] = str(os.getpid())
     try:
+        _connect_again(fabric)
         fabric.launch()
+    except RuntimeError as error:
+        if not _is_of_communication(error):
+            raise
+        raise ConnectionError(
+            f"the processes of this training cannot connect ({str(error).splitlines()[0]}): check MASTER_ADDR and "
+            "MASTER_PORT, and start torchrun with --standalone, or with --rdzv-backend=c10d on several machines"
+        ) from error
     finally:
         os.environ.pop(PARENT) if before is None else os.environ.update({PARENT: before})
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         atexit.register(_end_group)
+
+
+def _connect_again(fabric: Fabric) -> None:
+    """Connect the processes that torchrun started again, before Fabric does.
+
+    torchrun keeps its store, in which the addresses of the processes that ended still are, so each attempt has its own
+    prefix.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or not hasattr(fabric.strategy, "cluster_environment") or torch.distributed.is_initialized():
+        return
+    device = fabric.strategy.root_device
+    store, rank, size = next(torch.distributed.rendezvous("env://"))
+    torch.distributed.init_process_group(
+        torch.distributed.get_default_backend_for_device(device),
+        store=torch.distributed.PrefixStore(f"attempt {attempt}", store),
+        rank=rank,
+        world_size=size,
+        device_id=None if device.type == "cpu" else device,
+    )
 
 
 def _end_group() -> None:
