@@ -3,8 +3,8 @@
     pip install "ray[train]"
     python examples/ray_train.py photos/ /shared/runs/photos --workers 8 --gpu
 
-Ray starts the workers and gives each its rank in the variables that torchrun sets too. If a worker is lost, Ray starts all of them
-again, and the run continues from its newest checkpoint in the shared folder.
+Ray starts the workers and gives each its rank in the variables that torchrun sets too. If a worker is lost, Ray starts
+all of them again, and the run continues from its newest checkpoint in the shared folder.
 """
 
 from __future__ import annotations

@@ -250,7 +250,7 @@ def test_wrong_arguments_are_refused():
     density = model()
     for options, message in (
         ({"prompt": torch.zeros(LENGTH + 1, dtype=torch.long)}, "at most the 6 tokens of the window, got 7"),
-        ({"prompt": torch.tensor([0, LEVELS])}, r"tokens must be 0 ... 4, got 0 ... 5"),
+        ({"prompt": torch.tensor([0, LEVELS])}, r"a prompt must hold integers 0 ... 4, got 0 ... 5"),
         ({"prompt": torch.zeros(3, 2, dtype=torch.long)}, r"shape \(P,\) or \(2, P\), got torch.int64 of \(3, 2\)"),
         ({"temperature": -1.0}, "temperature must be at least 0, got -1"),
         ({"top_k": 0}, "top_k must be at least 1, got 0"),

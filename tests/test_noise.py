@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from loglik.noise import BatchParts, draw_rows, is_first_part, mean_over_ranks, whole_batch
+from loglik.noise import BatchParts, draw_rows, is_first_part, mean_over_ranks, shared_noise, whole_batch
 
 B = 12
 DRAWS = {
@@ -79,6 +79,19 @@ def test_statistics_are_those_of_the_whole_batch() -> None:
     mode = BatchParts(2, 0, 1, gather=lambda value: torch.stack([value, value + 2]))
     with mode.part(0, B):
         assert mean_over_ranks(torch.zeros(2)).tolist() == [1.0, 1.0]
+
+
+def test_shared_noise_is_that_of_the_whole_batch_in_each_part() -> None:
+    torch.manual_seed(0)
+    whole = torch.randn(6, 2)
+    mode = BatchParts(1, 0, 2, gather=lambda value: value)
+    for number in range(2):
+        torch.manual_seed(0)
+        with mode.part(number, 6):
+            with shared_noise():
+                assert torch.equal(torch.randn(6, 2), whole)
+            assert torch.rand(6).shape == (6,)
+            assert not torch.equal(torch.randn(6, 2), whole)
 
 
 def test_without_parts_all_is_plain() -> None:

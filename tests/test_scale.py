@@ -21,7 +21,7 @@ from loglik.networks import CausalTransformer, ResidualMLP
 from loglik.ranks import is_first_rank, launched_processes, restarted
 from loglik.training import TrainingSettings
 from loglik.training.fabric import as_launched
-from loglik.training.sharding import repeated_blocks
+from loglik.training.sharding import gathered_blocks
 
 SPREAD = 1e-5  # of two ranks' weights from one's, relative to their norm
 
@@ -114,12 +114,12 @@ def test_one_rank_prints_and_writes(launcher, tmp_path) -> None:
     assert os.listdir(tmp_path).count("run") == 1
 
 
-def test_repeated_blocks_are_called_and_have_layers() -> None:
+def test_gathered_blocks_are_called_and_have_layers() -> None:
     transformer, residual = CausalTransformer(8, 3, 2), ResidualMLP(2, 2, width=8, depth=2, context=4)
-    assert repeated_blocks(transformer) == list(transformer.blocks)
-    assert repeated_blocks(residual) == list(residual.blocks)
-    assert repeated_blocks(small.flow()) == []  # transforms are not called, and layers may be read
-    assert repeated_blocks(small.vae()) == []
+    assert gathered_blocks(transformer) == list(transformer.blocks)
+    assert gathered_blocks(residual) == list(residual.blocks)
+    assert gathered_blocks(small.flow()) == []  # transforms are not called, and layers may be read
+    assert gathered_blocks(small.vae()) == []
 
 
 # ---- shards ----
@@ -203,43 +203,12 @@ def test_two_ranks_equal_one_and_resume_on_any_number(strategy, tmp_path) -> Non
         assert nats == pytest.approx([row["validation_nats"] for row in run.history], abs=1e-5)
 
     sent = json.loads((tmp_path / "bytes.json").read_text())
-    whole, repeated = padded(blocks(), 2), sum(padded(block, 2) for block in repeated_blocks(blocks()))
+    whole, repeated = padded(blocks(), 2), sum(padded(block, 2) for block in gathered_blocks(blocks()))
     assert 0 < repeated < whole
     if strategy == "fsdp2":  # blocks are gathered for the loss and again for its gradient, the rest once
         assert sent == {"allgather_base": whole + repeated, "reduce_scatter_base": whole}
     else:
         assert sent["allreduce"] == 4 * sum(p.numel() for p in blocks().parameters())
-
-
-FAMILIES = """
-    import sys
-    from pathlib import Path
-    import torch, loglik
-    from loglik import recipes
-    from loglik.data import as_data
-
-    torch.set_num_threads(1)
-    folder, ranks, strategy = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    for data, models in {"digits": [m for m in recipes.RECIPES if m != "independent"], "wine": ["vae", "flow"]}.items():
-        for model in models:
-            try:
-                loglik.fit(model, data, max_steps=20, batch_size=32, out=folder / f"{data} {model}".replace(":", " "),
-                           accelerator="cpu", devices=ranks, strategy=strategy if ranks > 1 else "auto")
-            except recipes.Unsuitable:
-                continue
-"""
-
-
-@pytest.mark.slow
-def test_two_ranks_equal_one_for_every_family(tmp_path) -> None:
-    for ranks, strategy in [("1", "one"), ("2", "ddp"), ("2", "fsdp2")]:
-        (tmp_path / strategy).mkdir()
-        run_script(FAMILIES, tmp_path / strategy, str(tmp_path / strategy), ranks, strategy)
-    names = sorted(path.parent.name for path in (tmp_path / "one").glob("*/model.safetensors"))
-    assert len(names) > 5
-    for name in names:
-        for strategy in ("ddp", "fsdp2"):
-            assert_near(load_file(tmp_path / "one" / name / "model.safetensors"), tmp_path / strategy / name)
 
 
 # ---- lost ranks and restarts ----

@@ -16,7 +16,7 @@ from itertools import chain
 from typing import Any, Literal, TypeVar
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
 from loglik.inputs import as_tensor, floating_tensor
@@ -32,6 +32,7 @@ __all__ = [
     "evaluation_mode",
     "expand_context",
     "output_layer",
+    "sample_categories",
     "sum_terms",
 ]
 
@@ -239,6 +240,14 @@ class StandardNormal(Density):
     def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Float[Tensor, "n ..."]:
         anchor = self.get_buffer("anchor")
         return torch.randn(n, *self.event_shape, device=anchor.device, dtype=anchor.dtype)
+
+
+def sample_categories(p: Float[Tensor, "B C"]) -> Int64[Tensor, " B"]:
+    """Draw a category for each row of probabilities.
+
+    The draws are those of `torch.multinomial`, which looks at the probabilities on the host first: a GPU would wait.
+    """
+    return (p / torch.empty_like(p).exponential_()).argmax(-1)
 
 
 def embed(network: nn.Module | None, context: Tensor | None) -> Tensor | None:

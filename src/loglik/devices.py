@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+from torch import Tensor
 
-__all__ = ["available_devices", "fork_generators", "resolve_device"]
+__all__ = ["available_devices", "fork_generators", "full_precision", "resolve_device"]
 
 NAMES = "auto, cpu, cuda, cuda:1 (or another number) or mps"
 
@@ -56,3 +57,8 @@ def fork_generators(device: torch.device) -> Iterator[None]:
     else:
         with torch.random.fork_rng([device], device_type=device.type):
             yield
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[None]:
+    """Switch autocast off in a block for x's device. The device meta has no autocast, and torch refuses it there."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["BatchParts", "draw_rows", "is_first_part", "mean_over_ranks", "whole_batch"]
+__all__ = ["BatchParts", "draw_rows", "is_first_part", "mean_over_ranks", "same_part", "shared_noise", "whole_batch"]
 
 SIZED = (torch.rand, torch.randn, torch.randint, torch.normal)
 LIKE = (torch.rand_like, torch.randn_like, torch.randint_like)
@@ -170,11 +170,22 @@ def draw_rows(draw: Callable[[int], Tensor], rows: int) -> Shaped[Tensor, "rows 
     mode = _active
     if mode is None or mode.paused:
         return draw(rows)
-    mode.paused = True
-    try:
+    with shared_noise():
         return mode._rows(draw(rows * mode.ranks * mode.parts))
+
+
+@contextmanager
+def shared_noise() -> Iterator[None]:
+    """Draw within as in the whole batch: all parts draw alike, whatever the shape."""
+    mode = _active
+    before = mode is not None and mode.paused
+    if mode is not None:
+        mode.paused = True
+    try:
+        yield
     finally:
-        mode.paused = False
+        if mode is not None:
+            mode.paused = before
 
 
 def whole_batch(key: Any, *tensors: Shaped[Tensor, "B ..."]) -> tuple[Shaped[Tensor, "N ..."], ...] | None:
@@ -193,6 +204,11 @@ def mean_over_ranks(value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Return the mean of a part's statistic over the processes, without a gradient."""
     value = value.detach()
     return value if _active is None or _active.ranks == 1 else _active.gather(value).mean(0)
+
+
+def same_part() -> AbstractContextManager[None]:
+    """Return a context in which the backward pass, where no mode is active, computes again what is computed now."""
+    return nullcontext() if _active is None or _active.paused else _active.part(_active.number, _active.size)
 
 
 def is_first_part() -> bool:

@@ -11,7 +11,7 @@ import copy
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -20,9 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from helpers.elsewhere import DEVICE, second_device, there
+from loglik.checks import data_checked
 from loglik.data.spec import Column, DataSpec
 from loglik.data.tokenizers import Bytes
 from loglik.density import Bound, Density
+from loglik.diffusion import Diffusion
 from loglik.recipes import RECIPES, build, recipe
 
 LABELS = ("a", "b", "c")
@@ -364,23 +366,36 @@ def check_gpu(case: Case) -> None:
         torch.testing.assert_close(here, log_p.cpu(), rtol=1e-3, atol=1e-3)
 
 
+def shorten(density: nn.Module) -> None:
+    """Let a diffusion in a density sample in few steps."""
+    for part in density.modules():
+        if isinstance(part, Diffusion):
+            part.sampler = replace(part.sampler, steps=4)
+
+
 def check_elsewhere(case: Case) -> None:
-    """On another device, where mixing devices is an error: what a training and its report call."""
-    with second_device():
+    """On another device, where mixing devices is an error: what a training and its report call, without the host."""
+    with second_device() as device:
         density, event, context = ready(case, n=4, device=DEVICE)
         assert density.device == DEVICE
+        shorten(density)
+        density.check(event.cpu(), None if context is None else context.cpu())
         density.train()
-        loss = density.loss(event, context)
-        parameters = [p for p in density.parameters() if p.requires_grad]
-        if parameters:
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-            assert all(g is None or g.isfinite().all() for g in gradients)
+        density.loss(event, context)  # the first step may copy constants to the device
+        with data_checked(), device.unattended():
+            loss = density.loss(event, context)
+            parameters = [p for p in density.parameters() if p.requires_grad]
+            if parameters:
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        assert not parameters or all(g is None or g.isfinite().all() for g in gradients)
         density.eval()
         with torch.no_grad():
             density.calibrate(event, context)
             assert there(density.log_prob(event.cpu(), context, samples=2))  # a user's may be on the CPU
-            assert all(there(values) for values in density.terms(event, context, samples=2).values())
-            assert there(density.sample(3, None if context is None else context[:3]))
+            with data_checked(), device.unattended():
+                assert there(density.log_prob(event, context, samples=2))
+                assert all(there(values) for values in density.terms(event, context, samples=2).values())
+                assert there(density.sample(3, None if context is None else context[:3]))
 
 
 CHECKS: list[Callable[[Case], None]] = [

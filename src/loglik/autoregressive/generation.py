@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from loglik.checks import check_levels
+
 __all__ = ["Choice", "check_prompt", "generate"]
 
 NextLogits = Callable[[Int64[Tensor, "n L"], bool], Float[Tensor, "n K"]]
@@ -81,8 +83,7 @@ def check_prompt(prompt: Tensor | None, n: int, window: int, levels: int, device
     rows = prompt.to(device, torch.long).expand(n, -1)
     if rows.shape[1] > window:
         raise ValueError(f"a prompt can have at most the {window} tokens of the window, got {rows.shape[1]}")
-    if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < levels:
-        raise ValueError(f"a prompt's tokens must be 0 ... {levels - 1}, got {int(rows.min())} ... {int(rows.max())}")
+    check_levels(rows, levels, "a prompt")
     return rows
 
 

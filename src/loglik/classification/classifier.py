@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from loglik.checks import check_codes, check_levels
 from loglik.classification.inputs import Columns
-from loglik.density import Density, evaluation_mode, output_layer
+from loglik.density import Density, evaluation_mode, output_layer, sample_categories
 
 __all__ = ["Classifier"]
 
@@ -107,7 +107,7 @@ class Classifier(Density):
             check_codes(context.flatten(1), self.prepare.categories)
 
     def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Int64[Tensor, " n"]:
-        return torch.multinomial(self.probabilities(_require(context)), 1).squeeze(1)
+        return sample_categories(self.probabilities(_require(context)))
 
     def initialise(self, x: Int64[Tensor, " N"], context: Shaped[Tensor, "N ..."] | None = None) -> None:
         if self.prepare is not None and hasattr(self.prepare, "initialise"):

@@ -36,15 +36,18 @@ class Columns(nn.Module):
         categories: for each column, its number of categories; 0 for a numeric column.
     """
 
+    numbers: Tensor
+
     def __init__(self, categories: Sequence[int]) -> None:
         super().__init__()
         self.categories = list(categories)
-        self.numbers = [d for d, count in enumerate(categories) if count == 0]
+        numbers = [d for d, count in enumerate(categories) if count == 0]
+        self.register_buffer("numbers", torch.tensor(numbers, dtype=torch.long), persistent=False)
         self.standardise = Standardise((len(self.numbers),))
         self.outputs = len(self.numbers) + sum(categories)
 
     def initialise(self, x: Shaped[Tensor, "N ..."]) -> None:
-        if self.numbers:
+        if len(self.numbers):
             self.standardise.initialise(x.flatten(1)[:, self.numbers].float())
 
     def forward(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B F"]:

@@ -26,6 +26,7 @@ diffusion models", appendix I.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -33,6 +34,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+
+from loglik.devices import full_precision
 
 __all__ = ["Control", "Draw", "Ends", "pick", "quadrature"]
 
@@ -193,7 +196,7 @@ class Control(nn.Module):
     def _directions(self, rows: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         if self.basis is None:
             return rows
-        with torch.autocast(rows.device.type, enabled=False):  # rounded, the noise would have another variance
+        with full_precision(rows):  # rounded, the noise would have another variance
             return rows @ self.basis.to(rows)
 
     def _split(self, values: Float[Tensor, "B D"]) -> Float[Tensor, "B 2"]:
@@ -203,10 +206,23 @@ class Control(nn.Module):
 def quadrature(ends: Ends) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     """Return log-SNRs and weights of the Gauss-Legendre rule between the ends, in each bin."""
     high, low = ends
-    nodes, weights = torch.tensor([NODES, WEIGHTS], device=high.device, dtype=high.dtype).unbind()
+    rule = _rule if torch.compiler.is_compiling() else _cached_rule
+    nodes, weights = rule(high.dtype, high.device).unbind()
     width = (high - low) / BINS
     within = torch.arange(BINS, device=high.device).unsqueeze(1) + (nodes + 1) / 2
     return (low + width * within).flatten(), (0.5 * width * weights).repeat(BINS)
+
+
+def _rule(dtype: torch.dtype, device: torch.device) -> Float[Tensor, "2 N"]:
+    """Return the nodes and the weights of the rule on [-1, 1]."""
+    return torch.tensor([NODES, WEIGHTS], dtype=dtype, device=device)
+
+
+@functools.lru_cache(maxsize=16)
+def _cached_rule(dtype: torch.dtype, device: torch.device) -> Float[Tensor, "2 N"]:
+    """Keep the rule on the device: a GPU would wait for a copy at each step."""
+    with torch.inference_mode(False):  # training cannot use a tensor that was made in inference mode
+        return _rule(dtype, device)
 
 
 def pick(importance: Float[Tensor, " N"], u: Float[Tensor, " B"], even: float) -> tuple[Tensor, Tensor, Tensor]:

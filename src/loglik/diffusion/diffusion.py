@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from loglik.checks import check_labels
 from loglik.density import Bound, Density, output_layer, sum_terms
 from loglik.diffusion.chain import prior_term
-from loglik.diffusion.control import Control
+from loglik.diffusion.control import Control, Shares
 from loglik.diffusion.denoiser import Denoise, Denoiser, LevelDenoiser
 from loglik.diffusion.guidance import by_classifier, classifier_free
 from loglik.diffusion.inpaint import inpaint
@@ -31,6 +31,7 @@ from loglik.diffusion.reconstruction import Codes, Levels, Reals, Reconstruction
 from loglik.diffusion.sampler import Sampler, integrate
 from loglik.diffusion.schedule import LinearBeta, NoiseSchedule, add_noise, check_falling
 from loglik.diffusion.score_matching import ScoreMatching
+from loglik.noise import draw_rows, whole_batch
 
 __all__ = ["Diffusion", "with_likelihood", "with_sampler"]
 
@@ -125,10 +126,11 @@ class Diffusion(Density):
             loss = (0.5 * (factor * rest + control) - known).mean()
         else:
             loss = (factor * error).mean()
-        if self.training:
-            self.control.learn(shares, rest)
+        if self.training and (seen := whole_batch(self.control, *shares, rest, u, factor * error)):
+            *learned, rest, u, contribution = seen
+            self.control.learn(Shares(*learned), rest)
             if self.objective.times == "importance":
-                self.objective.learn(u, factor * error)
+                self.objective.learn(u, contribution)
         if isinstance(self.schedule, Learned):
             variance = self.schedule.variance(logsnr, error)
             loss = loss + (variance - variance.detach())  # adds its gradient, and 0 to the value
@@ -245,6 +247,9 @@ class Diffusion(Density):
 
         The draws of one example stand side by side.
         """
+        return draw_rows(lambda n: self._stratified_rows(n, v), count)
+
+    def _stratified_rows(self, count: int, v: Tensor) -> Tensor:
         groups = -(-count // TOGETHER)
         random = torch.rand(2, groups, TOGETHER, device=v.device)  # inductor cannot compile indexing by randperm
         quarter = random[0].argsort(1)

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from loglik.diffusion.schedule import NoiseSchedule, _check_ends
+from loglik.noise import mean_over_ranks
 from loglik.transforms.newton import safeguarded_newton
 
 __all__ = ["Learned"]
@@ -94,4 +95,6 @@ class Learned(NoiseSchedule):
         logsnr, error = logsnr.detach(), error.detach()
         high, low = self.limits.detach().to(logsnr.dtype).unbind()
         p = self._network((high - logsnr) / (high - low))[1] / (high - low)
-        return (error.square() / (p * p.detach())).mean().clamp_min(1e-30).log()
+        moment = (error.square() / (p * p.detach())).mean()
+        of_all = mean_over_ranks(moment).clamp_min(1e-30)
+        return of_all.log() + (moment - moment.detach()) / of_all

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from loglik.devices import full_precision
 from loglik.diffusion.denoiser import LevelDenoiser
 
 __all__ = ["PixelDenoiser"]
@@ -68,12 +69,12 @@ class PixelDenoiser(LevelDenoiser):
             alone = self._with_own_value(self.offset, x_t, logsnr)
             p = alone.softmax(-1)
         # the bound multiplies errors by the SNR: levels stay in full precision, the network need not
-        with torch.autocast(x_t.device.type, enabled=False):
+        with full_precision(x_t):
             seen = torch.cat([(p * self.levels).sum(-1, keepdim=True), p @ self.read], dim=-1)
         seen = seen.view(batch, channels, height, width, -1).permute(0, 1, 4, 2, 3).flatten(1, 2)
         h = self._predict(torch.cat([x_t, seen], dim=1), logsnr, context, keep)
         h = h.unflatten(1, (channels, -1)).movedim(2, -1)
-        with torch.autocast(x_t.device.type, enabled=False):
+        with full_precision(x_t):
             h = h.to(x_t.dtype).reshape(batch, -1, self.write.shape[0])
             return torch.baddbmm(alone, h, self.write.expand(batch, -1, -1))
 

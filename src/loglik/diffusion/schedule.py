@@ -96,7 +96,7 @@ class NoiseSchedule(nn.Module, ABC):
 
     def ends(self, like: Float[Tensor, "..."]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Return the log-SNRs at t = 0 (the highest) and t = 1, with the device and dtype of a tensor."""
-        high, low = self.logsnr(torch.tensor([0.0, 1.0], device=like.device, dtype=like.dtype)).unbind()
+        high, low = self.logsnr(torch.arange(2, device=like.device, dtype=like.dtype)).unbind()
         return high, low
 
     def draw(self, u: Float[Tensor, " B"]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:

@@ -167,15 +167,14 @@ def exponential_weights(nodes: Sequence[Tensor], h: Tensor) -> Float[Tensor, " n
     moment = -torch.expm1(-h.double())
     moments = [moment]
     for k in range(1, n):
-        if h > 0.5:
-            moment = 1 - k / h.double() * moment
-        else:  # the recursion loses digits: its series, m_k = Σ_i k! (-h)^i h / (k+i+1)!
-            term, moment = h.double() / (k + 1), torch.zeros_like(moment)
-            for i in range(12):
-                moment, term = moment + term, -term * h.double() / (k + i + 2)
+        # where h is small the recursion loses digits: its series, m_k = Σ_i k! (-h)^i h / (k+i+1)!
+        term, series = h.double() / (k + 1), torch.zeros_like(moment)
+        for i in range(12):
+            series, term = series + term, -term * h.double() / (k + i + 2)
+        moment = torch.where(h > 0.5, 1 - k / h.double() * moment, series)
         moments.append(moment)
     powers = torch.stack([position**k for k in range(n)])
-    return torch.linalg.solve(powers, torch.stack(moments)).to(h.dtype)
+    return torch.linalg.solve_ex(powers, torch.stack(moments))[0].to(h.dtype)
 
 
 def exponential_step(

@@ -138,9 +138,9 @@ def log_prob_terms(
     terms: dict[str, Tensor] = {}
     for part, event, context in _batches(density, split, torch.arange(len(split)), seed):
         for name, values in density.terms(event, context, samples=samples).items():
-            scores = terms.setdefault(name, torch.zeros(len(split), dtype=torch.float64))
-            scores[part] = values.double().cpu()
-    return terms
+            scores = terms.setdefault(name, torch.zeros(len(split), dtype=torch.float64, device=values.device))
+            scores[part] = values.double()
+    return {name: scores.cpu() for name, scores in terms.items()}
 
 
 def replicates(

@@ -153,7 +153,7 @@ def _classification(density: Density, split: Split) -> dict[str, Any]:
     assert split.y is not None
     probabilities: Any = density.probabilities
     with evaluation_mode(density):
-        p = torch.cat([probabilities(x.to(density.device)).cpu() for x in split.tensor().split(1024)])
+        p = torch.cat([probabilities(x.to(density.device)) for x in split.tensor().split(1024)]).cpu()
     matrix, table = confusion_matrix(p, split.y), reliability(p, split.y)
     correct = int(matrix.diag().sum())
     return {

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from loglik.density import Bound
+from loglik.noise import draw_rows
 from loglik.transforms.transform import Transform
 
 __all__ = ["Continuous"]
@@ -78,7 +79,9 @@ class Continuous(Transform):
         """Return the unit vectors, or random signs that stay the same over all steps of a solution."""
         if self.probes is None:
             return torch.eye(x.shape[1], dtype=x.dtype, device=x.device).unsqueeze(1).expand(-1, len(x), -1)
-        signs = torch.randint(0, 2, (self.probes, *x.shape), device=x.device)
+        probes = self.probes
+        draw = lambda n: torch.randint(0, 2, (probes, n, *x.shape[1:]), device=x.device).transpose(0, 1)  # noqa: E731
+        signs = draw_rows(draw, len(x)).transpose(0, 1)
         return (2 * signs - 1).to(x.dtype) / self.probes**0.5
 
     def _with_trace(

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from loglik.devices import full_precision
 from loglik.networks.soft_bound import inverse_soft_bound, soft_bound
 from loglik.transforms.transform import Transform
 
@@ -96,7 +97,7 @@ class LULinear(Transform):
     def encode(
         self, x: Float[Tensor, "B D *N"], context: Float[Tensor, "B *E"] | None = None
     ) -> tuple[Float[Tensor, "B D *N"], Float[Tensor, " B"]]:
-        with torch.autocast(x.device.type, enabled=False):  # so that z and the determinant belong to the same matrix
+        with full_precision(x):  # so that z and the determinant belong to the same matrix
             lower, upper, log_scale = self._factors()
             matrix = self.permutation @ lower @ upper
             z = x @ matrix.T if x.dim() == 2 else matrix @ x.flatten(2)
@@ -106,7 +107,7 @@ class LULinear(Transform):
     def decode(
         self, z: Float[Tensor, "B D *N"], context: Float[Tensor, "B *E"] | None = None
     ) -> Float[Tensor, "B D *N"]:
-        with torch.autocast(z.device.type, enabled=False):
+        with full_precision(z):
             lower, upper, _ = self._factors()
             channels_first = z.transpose(0, 1)  # events and positions become columns of one system
             columns = self.permutation.T @ channels_first.flatten(1)

@@ -22,6 +22,7 @@ from torch import Tensor
 from loglik.cpu import spline_kernel
 from loglik.cpu.private import transforms_active
 from loglik.cpu.threads import threads_for
+from loglik.devices import full_precision
 from loglik.flows.spline_bins import (
     MIN_DERIVATIVE,
     UNIT_DERIVATIVE,
@@ -50,7 +51,7 @@ def rational_quadratic_spline(
         bound: B.
         inverse: whether to apply the inverse.
     """
-    with torch.autocast(x.device.type, enabled=False):  # parameters stay in x's precision
+    with full_precision(x):  # parameters stay in x's precision
         if transforms_active():
             return spline_formula(x, raw.to(x.dtype), bound, inverse)[:2]
         return _Spline.apply(x, raw.to(x.dtype), bound, inverse)

@@ -34,12 +34,12 @@ def strips(density: Density, data: Data, seed: int, split: str, n: int = 4) -> l
     x = examples(data.split(split), n, classes=0, seed=seed)
     n = len(x)
     with evaluating(density, seed) as device:
-        high, low = density.schedule.ends(torch.zeros((), device=device))
-        path = torch.linspace(high.item(), low.item(), STATES, device=device)
+        high, low = torch.stack(density.schedule.ends(torch.zeros((), device=device))).tolist()
+        path = torch.linspace(high, low, STATES, device=device)
         noised = torch.stack([density.noised_at(x.to(device), logsnr.expand(n)) for logsnr in path], 1).cpu()
         labels = labels_in_turn(data.spec, n).to(device) if density.conditional else None
         states: list[Tensor] = []
-        density.draw(n, labels, watch=lambda logsnr, x_t: states.append(x_t.cpu()))
+        density.draw(n, labels, watch=lambda logsnr, x_t: states.append(x_t))
         # an adaptive solver shows no states
         reverse = [states[round(i * (len(states) - 1) / (STATES - 1))] for i in range(STATES) if states]
         samples, own = [], density.sampler
@@ -53,7 +53,7 @@ def strips(density: Density, data: Data, seed: int, split: str, n: int = 4) -> l
     columns = ", ".join(map(str, EVALUATIONS))
     trajectory: list[Strip] = []
     if reverse:
-        pixels = _grid(torch.stack(reverse, 1), data, (-1.0, 1.0))
+        pixels = _grid(torch.stack(reverse, 1).cpu(), data, (-1.0, 1.0))
         trajectory = [(pixels, "noise turning into samples", f"reverse process, by {own.method}")]
     return [
         (_grid(noised, data, (-1.0, 1.0)), "data turning into noise", "forward process"),
@@ -86,10 +86,10 @@ def bound_by_noise(density: Density, data: Data, seed: int, split: str, n: int =
         labels = part.y[rows].to(device) if density.conditional and part.y is not None else None
         if isinstance(density, Flow):
             x = density.encode(x, labels)[0]
-        high, low = diffusion.schedule.ends(torch.zeros((), device=device))
-        logsnrs = torch.linspace(low.item(), high.item(), NOISE_LEVELS, device=device)
-        nats = [diffusion.integrand(x, logsnr.expand(n), labels).mean().item() for logsnr in logsnrs]
-    return _plot(logsnrs.tolist(), nats)
+        high, low = torch.stack(diffusion.schedule.ends(torch.zeros((), device=device))).tolist()
+        logsnrs = torch.linspace(low, high, NOISE_LEVELS, device=device)
+        nats = torch.stack([diffusion.integrand(x, logsnr.expand(n), labels).mean() for logsnr in logsnrs])
+    return _plot(logsnrs.tolist(), nats.tolist())
 
 
 def _plot(logsnrs: list[float], nats: list[float]) -> str:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from loglik import files
 from loglik.baselines import Independent
+from loglik.checks import data_checked
 from loglik.data.tables import decode_column, load_incomplete
-from loglik.density import Density, evaluation_mode
+from loglik.density import Density, evaluation_mode, sample_categories
 from loglik.diffusion import Diffusion
 from loglik.evaluation.scores import evaluating
 from loglik.flows import Flow
@@ -46,7 +47,8 @@ def fill(density: Density, x: Shaped[Tensor, "B D"], missing: Bool[Tensor, "B D"
     """
     if density.event != "x" or density.conditional or x.dim() != 2:
         raise ValueError("missing values are filled in rows (B, D), by a density p(row)")
-    with evaluation_mode(density):
+    density.check(x.masked_fill(missing, 0))
+    with evaluation_mode(density), data_checked():
         return _fill(density, x.to(density.device), missing.to(density.device)).to(x.device)
 
 
@@ -93,17 +95,22 @@ def _weighted(density: Density, x: Tensor, missing: Tensor, sweeps: int = 20, dr
     marginals.initialise(samples)
     drawn = samples[torch.randint(len(samples), (len(x),), device=x.device)]
     filled = torch.where(missing, _start(density, x, missing, drawn), x)
+    places = [
+        (d, rows)
+        for d in missing.any(0).nonzero().flatten().tolist()
+        for rows in torch.split(missing[:, d].nonzero().flatten(), BATCH // (draws + 1))
+    ]
     for _ in range(sweeps):
-        for d in missing.any(0).nonzero().flatten().tolist():
-            for rows in torch.split(missing[:, d].nonzero().flatten(), BATCH // (draws + 1)):
-                candidates = filled[rows].repeat(draws + 1, 1)
-                fresh = marginals.sample(draws * len(rows))[:, d].to(x.dtype)
-                candidates[len(rows) :, d] = fresh.clamp(low[d], high[d]).to(x.dtype)  # codes must stay valid
-                log_weight = density.log_prob(candidates).double() - marginals.token_log_probs(candidates)[:, d]
-                log_weight[len(rows) :][(fresh < low[d]) | (fresh > high[d])] = -torch.inf
-                chosen = log_weight.view(draws + 1, -1).T.softmax(1).multinomial(1).squeeze(1)
-                kept = candidates[:, d].view(draws + 1, -1)
-                filled[rows, d] = kept[chosen, torch.arange(len(rows), device=x.device)]
+        for d, rows in places:
+            candidates = filled[rows].repeat(draws + 1, 1)
+            fresh = marginals.sample(draws * len(rows))[:, d].to(x.dtype)
+            candidates[len(rows) :, d] = fresh.clamp(low[d], high[d]).to(x.dtype)  # codes must stay valid
+            log_weight = density.log_prob(candidates).double() - marginals.token_log_probs(candidates)[:, d]
+            log_weight[len(rows) :][(fresh < low[d]) | (fresh > high[d])] = -torch.inf
+            weights = log_weight.view(draws + 1, -1).T.softmax(1)
+            chosen = sample_categories(weights)
+            kept = candidates[:, d].view(draws + 1, -1)
+            filled[rows, d] = kept[chosen, torch.arange(len(rows), device=x.device)]
     return filled
 
 

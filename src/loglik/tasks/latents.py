@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from loglik.checks import data_checked
 from loglik.data.dataset import Data
-from loglik.density import Density, StandardNormal, evaluation_mode
+from loglik.density import Density, StandardNormal, evaluation_mode, sample_categories
 from loglik.evaluation.scores import arguments, evaluating
 from loglik.flows import Flow
 from loglik.transforms import Dequantize, Reshape, Standardise, Transform
@@ -43,7 +44,7 @@ class Latents:
         if not isinstance(base, VAE):
             kind = type(density if isinstance(base, StandardNormal) else base).__name__.lower()
             raise ValueError(f"a {kind} has no latents of a VAE: use a run of the family vae")
-        self.vae, self.transforms = base, transforms
+        self.density, self.vae, self.transforms = density, base, transforms
 
     @classmethod
     def has(cls, density: Density) -> bool:
@@ -57,7 +58,7 @@ class Latents:
         with self._quiet():
             parts = [
                 self.vae.encode(self._inside(x[rows]), self._here(None if context is None else context[rows]))
-                for rows in torch.split(torch.arange(len(x)), BATCH)
+                for rows in _slices(len(x), BATCH)
             ]
         return torch.cat(parts)
 
@@ -149,8 +150,10 @@ class Latents:
             z = vae.sample_latents(len(x), context)
             start = self._outside(vae.observation.sample(vae.parameters_of(z, context)))
             filled = torch.where(missing, start.to(x.dtype), x)
+            self.density.check(filled, context)
+        with self._quiet(), data_checked():
             for _ in range(sweeps):
-                for rows in torch.split(torch.arange(len(x), device=x.device), max(1, 2**14 // draws)):
+                for rows in _slices(len(x), max(1, 2**14 // draws)):
                     some = None if context is None else context[rows]
                     z[rows] = self._resample(self._inside(filled[rows]), z[rows], draws, some)
                 drawn = self._outside(vae.observation.sample(vae.parameters_of(z, context)))
@@ -167,7 +170,7 @@ class Latents:
         log_joint = vae.observation.log_prob(torch.cat([x] * (draws + 1)), vae.parameters_of(flat, repeated))
         log_joint = (log_joint + vae.prior.log_prob(flat, repeated)).view(draws + 1, -1)
         weights = (log_joint - gaussian_log_prob(candidates, mean[None], log_scale[None]).sum(2)).softmax(0)
-        chosen = torch.multinomial(weights.T, 1).squeeze(1)
+        chosen = sample_categories(weights.T)
         return candidates[chosen, torch.arange(len(x), device=x.device)]
 
     def _here(self, tensor: Any) -> Any:
@@ -190,6 +193,11 @@ class Latents:
         """Run a block in evaluation mode and without gradients."""
         with evaluation_mode(self.vae), torch.no_grad():
             yield
+
+
+def _slices(n: int, size: int) -> list[slice]:
+    """Return slices of n rows, `size` at a time; one of no rows if there are none."""
+    return [slice(start, min(start + size, n)) for start in range(0, max(n, 1), size)]
 
 
 def diagnose_latents(density: Density, data: Data, split: str, seed: int, max_examples: int = 1000) -> Diagnosis | None:

@@ -19,7 +19,12 @@ from loglik.version import __version__
 __all__ = ["check_same_config", "run_config", "split_options"]
 
 LIMITS = {"max_steps", "max_epochs", "max_time", "patience"}  # which a resumed run may change,
-RANKS = {"devices", "num_nodes", "strategy"}  # and how many processes share the work: any number computes the same
+RANKS = {
+    "devices",
+    "num_nodes",
+    "strategy",
+    "accumulate",
+}  # and how many processes share the work: any number computes the same
 
 
 def split_options(density: Density | str, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -27,6 +27,7 @@ from loglik.density import Density
 from loglik.evaluation.scores import arguments, check_split, default_samples, log_probs
 from loglik.training import checkpoint
 from loglik.training.average import MovingAverage
+from loglik.training.batch_norm import share_statistics
 from loglik.training.batches import MAX_BYTES, Batches
 from loglik.training.early_stopping import EarlyStopping
 from loglik.training.learning_rate import rate_factor
@@ -56,7 +57,7 @@ CALIBRATION_EXAMPLES = 2**16  # at most, for `initialise` and `calibrate`
 
 
 class Trainer:
-    """Train a density on data: `run` makes the steps; `initialise_only` fits a density without parameters.
+    """Train a density on data: `run` prepares and makes the steps; `initialise_only` fits a density without parameters.
 
     Args:
         fabric: launched; its device, precision and ranks.
@@ -88,7 +89,13 @@ class Trainer:
         self.tokens = data.train.units_per_example  # the bar shows nats per token of a text, else per example
         max_examples = max(64, VALIDATION_TOKENS // dims) if text else max(128, min(1024, 2**19 // dims))
         self.validation = data.validation.evenly(max_examples).to(fabric.device, max_bytes=MAX_BYTES)
-        self.batches = Batches(data.train, batch_size=settings.batch_size, seed=settings.seed, fabric=fabric)
+        self.batches = Batches(
+            data.train,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            fabric=fabric,
+            accumulate=settings.accumulate,
+        )
         epoch = self.batches.steps_per_epoch
         self.last_step = min([settings.max_steps or math.inf, (settings.max_epochs or math.inf) * epoch])
         self.validate_every = settings.validate_every or max(25, min(500, epoch))
@@ -108,34 +115,39 @@ class Trainer:
     def run(self, bar: Progress, resume: bool) -> None:
         """Train to the limit or until patience ends, and leave the density with the weights of the best validation."""
         with _safe_compilation() if self.settings.compile else nullcontext():
-            self._prepare(resume)
-            began = time.perf_counter() - self.elapsed
-            while (fraction := self._fraction_done()) < 1 and not self.stopping.out_of_patience:
-                rate = self.settings.learning_rate * rate_factor(fraction, self.step, self.settings.warmup)
-                self.steps.take(self.step, fraction, rate)
-                self.step += 1
-                self.elapsed = self._agree(time.perf_counter() - began)
-                due = self._validation_due()
-                self._check_finite(look=due)
-                bar.update(self._fraction_done(), self.step, self.elapsed, self.steps.loss / self.tokens)
-                if due:
-                    start = time.perf_counter()
-                    self._validate(rate)
-                    bar.validated(self.history[-1]["validation_nats"] / self.tokens)
-                    self._write()
-                    self.elapsed = self._agree(time.perf_counter() - began)
-                    self.next_validation = self._next_after(self._agree(time.perf_counter() - start))
-            self.elapsed = self._agree(time.perf_counter() - began)
+            self.prepare(resume)
+            self.train(bar)
         self._take_best()
         self.density.calibrate(*self._examples(self.data.validation))
 
-    def _prepare(self, resume: bool) -> None:
+    def train(self, bar: Progress) -> None:
+        """Make steps up to the limit or until patience ends, with the validations between."""
+        began = time.perf_counter() - self.elapsed
+        while (fraction := self._fraction_done()) < 1 and not self.stopping.out_of_patience:
+            rate = self.settings.learning_rate * rate_factor(fraction, self.step, self.settings.warmup)
+            self.steps.take(self.step, fraction, rate)
+            self.step += 1
+            self.elapsed = self._agree(time.perf_counter() - began)
+            due = self._validation_due()
+            self._check_finite(look=due)
+            bar.update(self._fraction_done(), self.step, self.elapsed, self.steps.loss / self.tokens)
+            if due:
+                start = time.perf_counter()
+                self._validate(rate)
+                bar.validated(self.history[-1]["validation_nats"] / self.tokens)
+                self._write()
+                self.elapsed = self._agree(time.perf_counter() - began)
+                self.next_validation = self._next_after(self._agree(time.perf_counter() - start))
+        self.elapsed = self._agree(time.perf_counter() - began)
+
+    def prepare(self, resume: bool) -> None:
         """Set up the module, the optimizers and the average; start from data or from the newest checkpoint."""
         check_split(self.density, self.data.train)
         saved = self._saved(self.path) if resume and self.path else None
         self.density.to(self.fabric.device)
         if saved is None:
             self.density.initialise(*self._examples(self.data.train))
+        share_statistics(self.density, self.fabric, self.settings.accumulate, self.report)
         self.trained = trained_copy(self.density) if is_sharded(self.fabric) else self.density
         self.average = MovingAverage(self.trained, self.settings.ema_decay) if self.settings.ema_decay else None
         loss: Any = _Loss(self.trained)
@@ -222,6 +234,8 @@ class Trainer:
             samples = max(1, min(samples, VALIDATION_DRAWS // size))
         scores = log_probs(density, self.validation, samples=samples, seed=self.settings.seed, fabric=self.fabric)
         loss, norm = self.steps.means()
+        if self.fabric.world_size > 1:  # rank 0 decides
+            loss, norm, scores = self.fabric.broadcast((loss, norm, scores))
         row = (self.step, self.elapsed, -loss, scores.mean().item(), rate, norm)
         self.history.append(dict(zip(runs.METRICS, row, strict=True)))
         if self.stopping.update(self.step, scores, -loss, warming_up=self.trained.warming_up):

@@ -53,8 +53,8 @@ def launch(fabric: Fabric) -> None:
         if not _is_of_communication(error):
             raise
         raise ConnectionError(
-            f"the processes of this training cannot connect ({str(error).splitlines()[0]}): check MASTER_ADDR and "
-            "MASTER_PORT, and start torchrun with --standalone, or with --rdzv-backend=c10d on several machines"
+            f"the processes of this training cannot connect ({str(error).splitlines()[0]}): check MASTER_ADDR "
+            "and MASTER_PORT"
         ) from error
     finally:
         os.environ.pop(PARENT) if before is None else os.environ.update({PARENT: before})

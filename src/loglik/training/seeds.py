@@ -1,4 +1,4 @@
-"""Seeds: each step's random numbers are a function of (seed, step, rank)."""
+"""Seeds: each step's random numbers are a function of (seed, step)."""
 
 from __future__ import annotations
 

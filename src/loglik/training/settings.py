@@ -53,7 +53,11 @@ class TrainingSettings:
     Attributes:
         max_steps, max_epochs, max_time: training ends at the first of these limits; max_time is in seconds. Without a
             limit it ends after 2,000 steps.
-        batch_size: examples per step, over all ranks.
+        batch_size: examples per step, over all ranks and parts.
+        accumulate: the number of parts in which each rank computes its examples of a step, one after the other; their
+            gradients are averaged. More parts need less memory, and give the same weights to rounding.
+        checkpoint: keep only the inputs of a network's repeated blocks for the backward pass, which computes the blocks
+            again: less memory, about a third more time.
         optimizer: `adamw`; `sgd` with Nesterov's `momentum`; or `muon` for the hidden layers' matrices and kernels,
             scaled so that AdamW's learning rates suit it, with AdamW for all other parameters.
         momentum: of `sgd`.
@@ -69,7 +73,8 @@ class TrainingSettings:
             alone, there are 25 validations at even times instead.
         seed: fixes the initial weights of a named model, the order of the data and the noise.
         precision, accelerator, devices, strategy, num_nodes: arguments of Lightning Fabric. `precision="auto"` is
-            bf16-mixed if the device has instructions that multiply in bfloat16, else 32-true.
+            bf16-mixed if the device has instructions that multiply in bfloat16, else 32-true. `strategy="fsdp2"` gives
+            each device a shard of the weights, gradients, optimizer states and average; `ddp`, all of them.
         compile: compile the loss with torch.compile. This takes 5 to 60 s before the first step, which count as
             training time.
         cuda_graph: on one CUDA GPU, capture the step as a graph after three steps and replay it, which launches all its
@@ -80,6 +85,8 @@ class TrainingSettings:
     max_epochs: int | None = None
     max_time: float | None = None
     batch_size: int = 128
+    accumulate: int = 1
+    checkpoint: bool = False
     optimizer: str = "adamw"
     momentum: float = 0.9
     learning_rate: float = 1e-3
@@ -107,6 +114,7 @@ class TrainingSettings:
             "validate_every",
             "learning_rate",
             "batch_size",
+            "accumulate",
             "gradient_clip",
         )
         for name in above:

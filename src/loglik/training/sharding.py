@@ -33,7 +33,7 @@ __all__ = [
     "load_shards",
     "local",
     "on_shards",
-    "repeated_blocks",
+    "gathered_blocks",
     "shard_like",
     "shard_optimizers",
     "shard_tensors",
@@ -53,7 +53,7 @@ def is_sharded(fabric: Fabric) -> bool:
     return isinstance(fabric.strategy, ModelParallelStrategy)
 
 
-def repeated_blocks(module: nn.Module) -> list[nn.Module]:
+def gathered_blocks(module: nn.Module) -> list[nn.Module]:
     """Return the modules that a list or sequence repeats, such as a Transformer's blocks; they do not overlap.
 
     A block is called, since it is gathered when it is called, and has layers inside: the weight of a single layer may
@@ -78,7 +78,7 @@ def _is_block(module: nn.Module) -> bool:
 
 def _shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
     """Shard each repeated block, then the rest, over all ranks of a mesh."""
-    for block in repeated_blocks(module):
+    for block in gathered_blocks(module):
         fully_shard(block, mesh=_all_ranks(mesh))
     fully_shard(module, mesh=_all_ranks(mesh))
     return module

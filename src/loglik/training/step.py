@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -20,10 +21,12 @@ from loglik.checks import data_checked
 from loglik.density import Density
 from loglik.evaluation.scores import arguments
 from loglik.graphs import Graphed
+from loglik.noise import BatchParts
 from loglik.training.arrivals import AHEAD, LOOK, Arrivals
 from loglik.training.average import MovingAverage
 from loglik.training.batches import Batches
 from loglik.training.not_finite import find_not_finite
+from loglik.training.recompute import recomputed, repeated_blocks
 from loglik.training.seeds import mix_seed, seed_generators
 from loglik.training.settings import TrainingSettings
 from loglik.training.sharding import gather_into, is_sharded, whole
@@ -61,7 +64,7 @@ class Step:
         self,
         fabric: Fabric,
         density: Density,
-        module: nn.Module,
+        module: Any,
         optimizers: list[Any],
         average: MovingAverage | None,
         batches: Batches,
@@ -73,6 +76,11 @@ class Step:
         self.max_norm = settings.gradient_clip * math.prod(density.event_shape)
         self.whole = density
         self.loss = math.nan
+        self.ranks, self.accumulate = fabric.world_size, settings.accumulate
+        parts = BatchParts(self.ranks, fabric.global_rank, self.accumulate, self._gather)
+        self.blocks = repeated_blocks(density) if settings.checkpoint else []
+        # compiled code draws its noise where no mode of torch sees it
+        self._parts = parts if self.ranks * self.accumulate > 1 and not settings.compile else None
         self.deferred, device = defers(fabric, settings.precision), fabric.device
         real = torch.float32 if device.type == "mps" else torch.float64
         self._sums = torch.zeros(3, dtype=real, device=device)  # loss, gradient norm, steps
@@ -87,8 +95,14 @@ class Step:
                 for group in optimizer.param_groups:
                     group["lr"] = self._rate
 
+    def _gather(self, value: Tensor) -> Tensor:
+        """Return the tensors of all ranks, stacked."""
+        gathered = self.fabric.all_gather(value)
+        assert isinstance(gathered, Tensor)
+        return gathered
+
     def _can_be_graph(self) -> bool:
-        return self.fabric.world_size == 1
+        return self.ranks == self.accumulate == 1 and not self.settings.checkpoint
 
     def take(self, number: int, fraction: float, rate: float) -> None:
         """Make the step of a number, after this fraction of the training, with a learning rate."""
@@ -134,22 +148,29 @@ class Step:
         self._begin(number, fraction)
         if is_sharded(self.fabric):
             gather_into(self.whole, self.density.state_dict())
-        return find_not_finite(self.whole, loss.item(), event, context, trained=self.density)
+        words = find_not_finite(self.whole, loss.item(), event, context, trained=self.density)
+        every = [self.fabric.broadcast(words, src=rank) for rank in range(self.ranks)]
+        return next((words for words in every if "its term" in words), every[0])
 
     def _begin(self, number: int, fraction: float) -> tuple[Tensor, Tensor | None]:
-        """Seed the noise of a step, tell the density how far the training is, and return the batch."""
-        seed_generators(mix_seed(self.settings.seed, number, self.fabric.global_rank), self.fabric.device)
+        """Seed the noise of a step, tell the density how far the training is, and return this rank's examples."""
+        self._seed = mix_seed(self.settings.seed, number, 0)
+        seed_generators(self._seed, self.fabric.device)
         self.density.train()
         self.density.progress(fraction)
         return arguments(self.density, *self.batches.batch(number))
 
     def _gradient(self, event: Tensor, context: Tensor | None) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """Compute the gradient of a batch's loss, and clip it; return the loss and the gradient's norm."""
-        with torch.enable_grad(), data_checked():
-            loss = self.module(event, context)
-            self.fabric.backward(loss)
-        loss = loss.detach()
-        if self.fabric.world_size > 1:
+        """Compute the gradient of the batch's loss, and clip it; return the loss and the gradient's norm."""
+        losses = []
+        contexts = [None] * self.accumulate if context is None else context.chunk(self.accumulate)
+        for number, (x, c) in enumerate(zip(event.chunk(self.accumulate), contexts, strict=True)):
+            with self._part(number, len(event) // self.accumulate):
+                loss = self.module(x, c)
+                self.fabric.backward(loss / self.accumulate if self.accumulate > 1 else loss)
+            losses.append(loss.detach())
+        loss = torch.stack(losses).mean() if self.accumulate > 1 else losses[0]
+        if self.ranks > 1:
             loss = self.fabric.all_reduce(loss, reduce_op="mean")
         if len(self.optimizers) == 1:
             norm = self.fabric.clip_gradients(
@@ -159,6 +180,26 @@ class Step:
         else:  # one norm over the parameters of all optimizers
             norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.max_norm)
         return loss, whole(norm)
+
+    @contextmanager
+    def _part(self, number: int, size: int) -> Iterator[None]:
+        """Compute a part of this rank's examples, with its noise; ranks exchange gradients at the last part."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(data_checked())
+            stack.enter_context(recomputed(self.blocks))
+            if self.ranks > 1:
+                # in shards, gradients that wait for the last part would be whole
+                wait = number < self.accumulate - 1 and not is_sharded(self.fabric)
+                stack.enter_context(self.fabric.no_backward_sync(self.module, enabled=wait))
+            if self._parts is not None:
+                if number:
+                    seed_generators(self._seed, self.fabric.device)
+                stack.enter_context(self._parts.part(number, size))
+            elif self.ranks * self.accumulate > 1:
+                rank = self.fabric.global_rank * self.accumulate + number
+                seed_generators(mix_seed(self._seed, 0, rank), self.fabric.device)
+            yield
 
     def _on_host(self, number: int, rate: float, weight: float, event: Tensor, context: Tensor | None) -> None:
         """Make the step unless it is not finite, which the host decides."""

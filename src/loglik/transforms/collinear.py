@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from loglik.devices import full_precision
 from loglik.transforms.transform import Transform, zeros
 
 __all__ = ["PartialOut"]
@@ -63,12 +64,12 @@ class PartialOut(Transform):
     def encode(
         self, x: Float[Tensor, "B D"], context: Shaped[Tensor, "B ..."] | None = None
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, " B"]]:
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             z = (x - x @ self.weights.to(x.dtype).T - self.shift) / self.scale
         return z, zeros(x) - self.scale.log().sum()
 
     def decode(self, z: Float[Tensor, "B D"], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, "B D"]:
-        with torch.autocast(z.device.type, enabled=False):
+        with full_precision(z):
             residual = z * self.scale + self.shift
             matrix = torch.eye(len(self.scale), dtype=z.dtype, device=z.device) - self.weights.to(z.dtype)
             return torch.linalg.solve_triangular(matrix, residual.T, upper=False, unitriangular=True).T

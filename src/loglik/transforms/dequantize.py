@@ -61,6 +61,7 @@ class Dequantize(Transform):
         # codes that are not dequantized are integers, too
         self.all_integers = discrete is None or all(on or count for on, count in zip(discrete, counts, strict=True))
         self.codes = counts if discrete is None else [n if on else 0 for on, n in zip(discrete, counts, strict=True)]
+        self.has_single = 1 in self.codes  # a column with one code
         top = None if levels is None else torch.tensor(levels - 1.0)
         if any(self.codes):
             top = torch.tensor([count - 1.0 if count else math.inf for count in self.codes])
@@ -95,7 +96,7 @@ class Dequantize(Transform):
         distance = torch.where(far, (rest / TAIL_SHARE).clamp_max(1) ** (-1 / DECAY), (1 - rest) / (1 - TAIL_SHARE))
         log_slope = torch.where(far, distance.log() - math.log(DECAY) - rest.log(), -math.log1p(-TAIL_SHARE))
         ends = torch.where(lowest, 1 - distance, x + distance)
-        if (top == 0).any():  # a single code has the real line as its cell
+        if self.has_single:  # a single code has the real line as its cell
             alone = lowest & highest
             inside = u.clamp(MIN_DISTANCE, 1 - MIN_DISTANCE)
             ends = torch.where(alone, 0.5 + 0.25 * (inside.log() - (-inside).log1p()), ends)

@@ -43,8 +43,8 @@ class Diagnosis:
     kl: Float[Tensor, " L"]
     variance: Float[Tensor, " L"]
     groups: tuple[int, ...]
-    kl_total: float
-    gap: float
+    kl_total: Float[Tensor, ""]
+    gap: Float[Tensor, ""]
     z: Float[Tensor, "N L1"]
     prior: Float[Tensor, "N L1"]
 
@@ -72,7 +72,7 @@ class Diagnosis:
         """Return a summary for users, one line per finding."""
         lines = [
             f"latents: {int(self.active.sum())} of {len(self.kl)} dimensions active, KL {self.kl_total:.2f} nats, of "
-            f"which a better prior would save up to {max(self.gap, 0.0):.2f}"
+            f"which a better prior would save up to {self.gap.clamp_min(0):.2f}"
         ]
         return lines + ([self.collapse] if self.collapse else [])
 
@@ -89,25 +89,24 @@ def diagnose(vae: VAE, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..
         labels = None if context is None else context[rows]
         draw = vae._draw(vae._infer(x[rows], labels), labels)
         mean, log_scale = vae.posterior(x[rows], labels)
-        kl = torch.full_like(draw.z, math.nan) if draw.kl is None else draw.kl
+        kl = torch.zeros_like(draw.z) if draw.kl is None else draw.kl
         total = -draw.log_ratio if draw.kl is None else draw.kl.sum(1)
         pieces.append((draw.z, mean, log_scale, kl, total))
     z, mean, log_scale, kl, total = (torch.cat(part) for part in zip(*pieces, strict=True))
     groups = tuple(vae.sizes) if isinstance(vae, LadderVAE) else (vae.latent,)
     top = groups[0]
     spread = mean.var(0, unbiased=False)
-    if kl.isnan().any():
+    if draw.kl is None:
         aggregate = (spread + (2 * log_scale).exp().mean(0)).log() / 2
         kl = gaussian_kl(mean, log_scale, mean.mean(0), aggregate)
     own = z[:, :top]
-    log_q = -math.inf
+    log_q: Tensor | float = -math.inf
     if not len(vae.posterior_flow):
-        log_q = torch.cat(
-            [
-                gaussian_log_prob(part[:, None], mean[None, :, :top], log_scale[None, :, :top]).sum(2).logsumexp(1)
-                for part in own.split(AT_ONCE)
-            ]
-        ).mean().item() - math.log(len(own))
-    gap = log_q - vae.prior.log_prob(own, context).mean().item()
+        parts = [
+            gaussian_log_prob(part[:, None], mean[None, :, :top], log_scale[None, :, :top]).sum(2).logsumexp(1)
+            for part in own.split(AT_ONCE)
+        ]
+        log_q = torch.cat(parts).mean().double() - math.log(len(own))
+    gap = log_q - vae.prior.log_prob(own, context).mean().double()
     prior = vae.prior.sample(len(own), context)
-    return Diagnosis(kl.mean(0), spread, groups, total.mean().item(), gap, own, prior)
+    return Diagnosis(kl.mean(0), spread, groups, total.mean().double(), gap, own, prior)

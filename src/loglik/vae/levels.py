@@ -14,6 +14,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from loglik.checks import check_levels
+from loglik.density import sample_categories
 from loglik.networks.soft_bound import inverse_tanh_bound, tanh_bound
 from loglik.vae.observation import Observation
 
@@ -84,7 +85,7 @@ class Categorical(_Levels):
 
     def sample(self, theta: Float[Tensor, "B P"]) -> Shaped[Tensor, "B ..."]:
         probabilities = self._per_dim(theta).softmax(1).transpose(1, 2)
-        x = torch.multinomial(probabilities.flatten(0, 1), 1)
+        x = sample_categories(probabilities.flatten(0, 1))
         return self._event(x.view(len(theta), -1)).to(self.dtype)
 
     def mean(self, theta: Float[Tensor, "B P"]) -> Float[Tensor, "B ..."]:
@@ -142,7 +143,7 @@ class BetaBinomial(_Levels):
         return choose + above - torch.lgamma(alpha) - torch.lgamma(beta) + torch.lgamma(alpha + beta)
 
     def sample(self, theta: Float[Tensor, "B P"]) -> Shaped[Tensor, "B ..."]:
-        p = torch.distributions.Beta(*self._split(theta)).sample()
+        p = torch.distributions.Beta(*self._split(theta), validate_args=False).sample()
         trials = torch.full_like(p, self.levels - 1)
         return self._event(torch.binomial(trials, p)).to(self.dtype)
 

@@ -23,6 +23,7 @@ from loglik.density import (
     sum_terms,
 )
 from loglik.networks.soft_bound import tanh_bound
+from loglik.noise import is_first_part, mean_over_ranks
 from loglik.transforms import Transform
 from loglik.vae.kl import KLWeighting, gaussian_kl
 from loglik.vae.observation import Observation, to_float32
@@ -233,16 +234,17 @@ class VAE(Density):
         free = self.objective.free_bits
         if draw.kl is None:
             kl = -draw.log_ratio.mean()
-            kl = kl.clamp_min(free * draw.z.shape[1]) if free else kl
+            kl = _at_least(kl, free * draw.z.shape[1]) if free else kl
         else:
             each = draw.kl.mean(0)
-            kl = (each.clamp_min(free) if free else each).sum()
+            kl = (_at_least(each, free) if free else each).sum()
         return self._kl_weight() * kl - reconstruction
 
     def _kl_weight(self) -> Tensor | float:
         if not self.training or not self.objective.warmup:
             return self.objective.beta
-        self.trained += 1
+        if is_first_part():
+            self.trained += 1
         return self.objective.beta * self._warmth().clamp_max(1.0)
 
     def _warmth(self) -> Tensor:
@@ -309,3 +311,8 @@ class VAE(Density):
     ) -> Float[Tensor, "B ..."]:
         """Return the expected data given each example's own latents, in the units of the data."""
         return self.decode(self.encode(x, context), context)
+
+
+def _at_least(kl: Float[Tensor, "..."], free: float) -> Float[Tensor, "..."]:
+    """Return a mean KL, or where it is below the free nats these, without a gradient; all ranks compare alike."""
+    return torch.where(mean_over_ranks(kl) >= free, kl, free)

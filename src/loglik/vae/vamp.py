@@ -10,6 +10,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from loglik.density import Density
+from loglik.noise import shared_noise
 
 __all__ = ["VampPrior"]
 
@@ -45,7 +46,8 @@ class VampPrior(Density):
     def _components(self) -> tuple[Float[Tensor, "C L"], Float[Tensor, "C L"]]:
         if self._encode is None:
             raise ValueError("a VampPrior needs the encoder of a VAE: pass it to VAE(prior=...)")
-        return self._encode(self.inputs)
+        with shared_noise():  # the pseudo-inputs are no examples of the batch
+            return self._encode(self.inputs)
 
     def log_prob(
         self, x: Float[Tensor, "B L"], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1

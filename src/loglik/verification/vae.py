@@ -156,12 +156,12 @@ def posterior_collapse(subject: Subject) -> Iterator[Finding]:
         found = [diagnose(part.density, x, context) for _ in range(REPEATS // 2)]
     first, n = found[0], len(x)
     if math.isfinite(first.gap):
-        kept = torch.tensor([each.kl_total - each.gap for each in found])
+        kept = torch.stack([each.kl_total - each.gap for each in found]).cpu()
         computed = f"E KL(q(z | x) ‖ p) - KL(q(z) ‖ p), q(z) of {n} examples"
         yield Finding.at_least(computed, kept.mean().item(), 0, stderr=standard_error(kept), tolerance=0.05)
-        yield Finding.reported("KL(q(z) ‖ p), which a better prior would save", first.gap)
+        yield Finding.reported("KL(q(z) ‖ p), which a better prior would save", first.gap.item())
     yield Finding.reported(f"active dimensions, of {len(first.kl)}", first.active.sum().item())
-    yield Finding.reported("E KL(q(z | x) ‖ p), nats", first.kl_total)
+    yield Finding.reported("E KL(q(z | x) ‖ p), nats", first.kl_total.item())
     yield Finding.reported("largest KL of a dimension, nats", first.kl.max().item())
     yield Finding.reported("smallest KL of a dimension, nats", first.kl.min().item())
 
