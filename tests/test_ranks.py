@@ -100,7 +100,7 @@ OTHERS = [
     "flow:nsf/whole array/adamw",
     "flow:continuous/real array/sgd",
     "vae/mixed table/muon",
-    "vae:vamp/image/adamw",
+    "vae:vamp/image/sgd",
     "vae:flow/image/adamw",
     "vae:hierarchical/image/adamw",
     "vae:diffusion/image/adamw",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -184,22 +184,24 @@ class Step:
     @contextmanager
     def _part(self, number: int, size: int) -> Iterator[None]:
         """Compute a part of this rank's examples, with its noise; ranks exchange gradients at the last part."""
-        with ExitStack() as stack:
-            stack.enter_context(torch.enable_grad())
-            stack.enter_context(data_checked())
-            stack.enter_context(recomputed(self.blocks))
-            if self.ranks > 1:
-                # in shards, gradients that wait for the last part would be whole
-                wait = number < self.accumulate - 1 and not is_sharded(self.fabric)
-                stack.enter_context(self.fabric.no_backward_sync(self.module, enabled=wait))
-            if self._parts is not None:
-                if number:
-                    seed_generators(self._seed, self.fabric.device)
-                stack.enter_context(self._parts.part(number, size))
-            elif self.ranks * self.accumulate > 1:
-                rank = self.fabric.global_rank * self.accumulate + number
-                seed_generators(mix_seed(self._seed, 0, rank), self.fabric.device)
-            yield
+        with torch.enable_grad(), data_checked(), recomputed(self.blocks), self._noise_of(number, size):
+            # in shards, gradients that wait for the last part would be whole
+            if self.ranks > 1 and number < self.accumulate - 1 and not is_sharded(self.fabric):
+                with self.fabric.no_backward_sync(self.module):
+                    yield
+            else:
+                yield
+
+    def _noise_of(self, number: int, size: int) -> AbstractContextManager[None]:
+        """Return the context in which a part of the batch draws its noise."""
+        if self._parts is not None:
+            if number:
+                seed_generators(self._seed, self.fabric.device)
+            return self._parts.part(number, size)
+        if self.ranks * self.accumulate > 1:
+            rank = self.fabric.global_rank * self.accumulate + number
+            seed_generators(mix_seed(self._seed, 0, rank), self.fabric.device)
+        return nullcontext()
 
     def _on_host(self, number: int, rate: float, weight: float, event: Tensor, context: Tensor | None) -> None:
         """Make the step unless it is not finite, which the host decides."""
