@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies import STRATEGY_REGISTRY
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from loglik.devices import resolve_device
@@ -42,6 +43,8 @@ def make_fabric(settings: TrainingSettings) -> Fabric:
 
     Raises ValueError for a device, strategy or precision that this machine does not have.
     """
+    if settings.strategy not in ("auto", "fsdp2", *STRATEGY_REGISTRY.available_strategies()):
+        raise ValueError(f"unknown strategy {settings.strategy!r}: use ddp or fsdp2")
     precision, accelerator = settings.precision, settings.accelerator
     if accelerator == "auto" and torch.backends.mps.is_available():
         accelerator = resolve_device("auto").type  # Fabric would take the Apple GPU
