@@ -8,15 +8,18 @@ import yaml
 
 import loglik
 from helpers.commands import refused, well
-from helpers.densities import CASES, check_elsewhere
+from helpers.densities import CASES, SPECS, check_elsewhere, draw, tiny
 from helpers.elsewhere import DEVICE, Elsewhere, second_device, there
 from helpers.mixed import mixed_rows, write_rows
 from loglik import devices
 from loglik.comparison import evaluate_run
 from loglik.data import load
-from loglik.data.dataset import Split
+from loglik.data.dataset import Split, TextSplit
+from loglik.data.windows import Stream, Windows
 from loglik.evaluation import evaluate
-from loglik.recipes import build
+from loglik.evaluation.scores import arguments
+from loglik.evaluation.split import evaluate_split
+from loglik.recipes import RECIPES, build
 from loglik.tasks import Latents, diagnose_latents, fill
 from loglik.training.settings import with_device
 from loglik.verification import minimal_kl, vae_training
@@ -326,3 +329,35 @@ def test_latents_take_rows_from_the_cpu(folder, elsewhere):
 @pytest.mark.parametrize("case", VARIANTS, ids=str)
 def test_every_variant_trains_scores_and_samples_there_without_the_host(case):
     check_elsewhere(case)
+
+
+def test_every_variant_is_tried():
+    named = {case.family for case in VARIANTS}
+    assert all(f"{family}:{kind}" in named for family, recipe in RECIPES.items() for kind in recipe.kinds)
+    assert named >= set(RECIPES)
+
+
+@pytest.mark.parametrize("family", [*TINY, "text"])
+def test_evaluate_reads_no_more_for_more_batches(family, monkeypatch):
+    """The batches are copied to the device, and the results of all batches come back together."""
+    monkeypatch.setattr("loglik.evaluation.text.BATCH_TOKENS", 256)
+    spec, waits = SPECS["text" if family == "text" else "mixed table"], []
+    for batches in (3, 6):
+        x, y = draw(spec, 256 * batches)
+        split = Split(x, y)
+        if family == "text":
+            stream = Stream(x[: 42 * batches].numpy().flatten(), "uint8", 0, 6 * 42 * batches)
+            split = TextSplit(Windows(stream, 6, 6))
+        with second_device() as device:
+            density = tiny("autoregressive" if family == "text" else family, spec).to(DEVICE)
+            density.initialise(*arguments(density, x[:64], y[:64]))
+            before = len(device.waits)
+            evaluate_split(density, split, spec, model=family, samples=2)
+            waits.append(
+                [
+                    what
+                    for what in device.waits[before:]
+                    if what not in ("to the second device", "a tensor made of numbers")
+                ]
+            )
+    assert waits[0] == waits[1] and 0 < len(waits[0]) < 20

@@ -1,7 +1,8 @@
 """Every density on the device meta, where tensors have no numbers: a read on the host, or a stray CPU, is an error.
 
 So is it where a GPU would have to wait, and where a CUDA graph could not be captured. `EXCEPTIONS` names what cannot do
-without numbers on the host, with the reason; `test_devices.py` runs the densities on a device that has numbers.
+without numbers on the host, with the reason; `test_devices.py` runs the densities on a device that has numbers, and
+inspections and pages, whose results are numbers on the host.
 """
 
 from functools import partial

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["Graphed", "can_capture", "capture", "run_aside"]
+__all__ = ["Graphed", "can_capture", "capture", "graphed", "run_aside"]
 
 WARMUP = 3  # plain calls before a capture: they create optimizer states, workspaces and compiled code
 MAX_GRAPHS = 8  # of one function; further shapes are called plainly, since each graph keeps memory
@@ -74,6 +75,40 @@ class Graphed:
             return False
         self._graphs[key] = static, outputs, replay
         return True
+
+
+class _Graphs:
+    """The graphed functions of a module. A copy of the module begins without any."""
+
+    def __init__(self) -> None:
+        self.place: tuple[int, ...] = ()
+        self.functions: dict[tuple[Any, ...], Graphed] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Graphs:
+        return _Graphs()
+
+    def __reduce__(self) -> tuple[type[_Graphs], tuple[()]]:
+        return _Graphs, ()
+
+
+def graphed(module: nn.Module, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of a module for calls without gradients in evaluation mode: as a graph where there can be one.
+
+    The module keeps the graph until its parameters or buffers move. Of each name the first function is kept, so what
+    changes between calls must be an input, and the rest belong to the module.
+    """
+    if module.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return function
+    first = next(chain(module.parameters(), module.buffers()), None)
+    if first is None or not can_capture(first.device):
+        return function
+    graphs: _Graphs = module.__dict__.setdefault("_graphs", _Graphs())
+    place = tuple(tensor.data_ptr() for tensor in chain(module.parameters(), module.buffers()))
+    if graphs.place != place:
+        graphs.place, graphs.functions = place, {}
+    device = first.device.type
+    key = name, torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    return graphs.functions.setdefault(key, Graphed(function))
 
 
 def can_capture(device: torch.device) -> bool:

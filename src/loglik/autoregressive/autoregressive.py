@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
+from loglik import graphs
 from loglik.autoregressive.generation import Choice, check_prompt, generate
 from loglik.checks import check_labels, check_levels
 from loglik.cpu.threads import threads_for
 from loglik.density import Density, embed
+from loglik.networks.attention import KeyValueCache
 from loglik.networks.linear import Linear
 from loglik.networks.positions import sinusoids
 
@@ -156,9 +158,28 @@ class Autoregressive(Density):
             features = self.network(h + self.positions[past : past + h.shape[1]], cache)[:, -1]
             return self.head(features) + self.offset[-1 if len(self.offset) == 1 else cache.length - 1]
 
+        def step(token: Int64[Tensor, " n"], position: Int64[Tensor, "1"]) -> Float[Tensor, "n K"]:
+            cache.position = position
+            h = self._look_up(token.unsqueeze(1)) + self.positions.index_select(0, position)
+            features = self.network(h, cache)[:, -1]
+            offset = self.offset[-1] if len(self.offset) == 1 else self.offset.index_select(0, position)
+            cache.position = None
+            return self.head(features) + offset
+
+        graph = graphs.Graphed(step)  # of this call, since the graph writes to the cache
+
+        def next_logits_by_graph(tokens: Int64[Tensor, "n L"], fresh: bool) -> Float[Tensor, "n K"]:
+            if fresh:
+                return next_logits(tokens, fresh)
+            position = torch.full((1,), cache.length, device=tokens.device)
+            cache.length += 1
+            return graph(tokens[:, 0], position)
+
+        by_graph = graphs.can_capture(self.start.device) and isinstance(cache, KeyValueCache) and not self.training
         choice = Choice(temperature=temperature, top_k=top_k, top_p=top_p)
         with threads_for(2 * n * sum(p.numel() for p in self.network.parameters())):
-            return generate(next_logits, rows, length, window=self.length, choice=choice, stop=stop, stream=stream)
+            steps = next_logits_by_graph if by_graph else next_logits
+            return generate(steps, rows, length, window=self.length, choice=choice, stop=stop, stream=stream)
 
     def check(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> None:
         check_levels(x, self.levels)

@@ -31,6 +31,7 @@ from loglik.diffusion.reconstruction import Codes, Levels, Reals, Reconstruction
 from loglik.diffusion.sampler import Sampler, integrate
 from loglik.diffusion.schedule import LinearBeta, NoiseSchedule, add_noise, check_falling
 from loglik.diffusion.score_matching import ScoreMatching
+from loglik.graphs import graphed
 from loglik.noise import draw_rows, whole_batch
 
 __all__ = ["Diffusion", "with_likelihood", "with_sampler"]
@@ -257,7 +258,8 @@ class Diffusion(Density):
         return ((quarter + within / groups) / TOGETHER).flatten()[:count]
 
     def _model(self, context: Tensor | None) -> Model:
-        return Model(self.schedule, self.reconstruction, self.denoiser, self.control, context)
+        denoiser = graphed(self.denoiser, "denoise", self.denoiser)
+        return Model(self.schedule, self.reconstruction, denoiser, self.control, context)
 
     def _guided(self, context: Tensor | None) -> tuple[Denoise, int]:
         """Return the denoiser for sampling, and its network evaluations per call."""
@@ -276,7 +278,7 @@ class Diffusion(Density):
                 "guidance needs a denoiser that was trained without labels too: build it with unconditional=0.1, or "
                 "pass a classifier to the sampler"
             )
-        return classifier_free(self.denoiser, context, weight), 2
+        return classifier_free(graphed(self.denoiser, "denoise", self.denoiser), context, weight), 2
 
     def _data(self, z: Tensor, logsnr: Tensor, denoise: Denoise, context: Tensor | None) -> Tensor:
         """Return data from z at the last noise level."""

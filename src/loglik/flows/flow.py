@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from loglik.checks import check_labels, check_levels
+from loglik.checks import check_labels, check_levels, data_checked
 from loglik.density import Bound, Density, draw_terms, draw_weights, embed, output_layer
+from loglik.graphs import graphed
 from loglik.transforms import Dequantize, Standardise, Transform
 
 __all__ = ["Flow"]
@@ -69,6 +70,18 @@ class Flow(Density):
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> tuple[Shaped[Tensor, "B ..."], Float[Tensor, " B"]]:
         """Map data to the base's variable: (z, the sum of the log-determinants)."""
+        run = graphed(self, "encode", self._encode_checked)
+        if run == self._encode_checked:
+            return self._encode(x, context)
+        for transform in self.transforms[:1]:
+            transform.check(x)
+        return run(x, context)
+
+    def _encode_checked(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        with data_checked():
+            return self._encode(x, context)
+
+    def _encode(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         vector = embed(self.context, context)
         z, total = x, torch.zeros(len(x), device=x.device)
         for transform in self.transforms:
@@ -80,6 +93,9 @@ class Flow(Density):
         self, z: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> Shaped[Tensor, "B ..."]:
         """Map the base's variable to data."""
+        return graphed(self, "decode", self._decode)(z, context)
+
+    def _decode(self, z: Tensor, context: Tensor | None) -> Tensor:
         vector = embed(self.context, context)
         for transform in reversed(self.transforms):
             z = transform.decode(z, vector)

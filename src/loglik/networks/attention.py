@@ -112,7 +112,11 @@ class KeyValueCache:
     """Keys and values of past positions: for each layer two tensors of fixed shape (B, H, capacity, D).
 
     `length` positions are filled. `memory` holds the keys and values of another sequence, for cross-attention.
+    If `position` is set, a tensor of one number, a single position is written there and the keys up to it are seen:
+    then every shape is that of the whole cache, as a CUDA graph needs it.
     """
+
+    position: Int64[Tensor, "1"] | None = None
 
     def __init__(self, batch: int, capacity: int, rotation: Tensor | None = None) -> None:
         self.batch, self.capacity, self.rotation = batch, capacity, rotation
@@ -124,14 +128,29 @@ class KeyValueCache:
         """Write k and v after the filled positions; return the keys and values of all positions up to theirs."""
         if layer not in self.pairs:
             shape = (*k.shape[:2], self.capacity, k.shape[3])
-            self.pairs[layer] = k.new_empty(shape), v.new_empty(shape)
+            self.pairs[layer] = k.new_zeros(shape), v.new_zeros(shape)  # 0 · NaN of masked values is NaN
         keys, values = self.pairs[layer]
+        if self.position is not None:
+            return keys.index_copy_(2, self.position, k), values.index_copy_(2, self.position, v)
         end = self.length + k.shape[2]
         if end > self.capacity:
             raise ValueError(f"the cache has room for {self.capacity} positions, got {end}: use a larger capacity")
         keys[:, :, self.length : end] = k
         values[:, :, self.length : end] = v
         return keys[:, :, :end], values[:, :, :end]
+
+    def rotation_of(self, length: int) -> Tensor | None:
+        """Return the rotations of the next positions; None without a table."""
+        if self.rotation is None or self.position is None:
+            return None if self.rotation is None else self.rotation[:, self.length : self.length + length]
+        return self.rotation.index_select(1, self.position)
+
+    @property
+    def seen(self) -> Bool[Tensor, "1 S"] | None:
+        """Which keys the position sees; None where `append` returns these only."""
+        if self.position is None:
+            return None
+        return torch.arange(self.capacity, device=self.position.device).unsqueeze(0) <= self.position
 
     def clear(self) -> None:
         """Drop all positions; the tensors stay allocated."""
@@ -199,6 +218,8 @@ class SelfAttention(Attention):
         q, k, v = self._project(x, rotation)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
+            if (seen := cache.seen) is not None:
+                return self._join(attention(q, k, v, seen))
         return self._join(attention(q, k, v, mask, causal=self.causal))
 
     def maps(

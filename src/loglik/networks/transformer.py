@@ -90,10 +90,10 @@ class _Transformer(nn.Module):
             if cache is None or cache.rotation is None:
                 rotation = rotations(length, self.width // self.heads, next(self.parameters()))
             else:
-                rotation = cache.rotation[:, cache.length : cache.length + length]
+                rotation = cache.rotation_of(length)
         for block in self.blocks:
             x = block(x, rotation=rotation, cache=cache, **kwargs)
-        if cache is not None:
+        if cache is not None and cache.position is None:
             cache.length += length
         return self.norm(x)
 

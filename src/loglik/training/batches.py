@@ -24,7 +24,7 @@ class Batches:
 
     Args:
         split: the training examples.
-        batch_size: examples per step over all ranks; at most the whole split.
+        batch_size: examples per step over all ranks; at most the whole split, or its largest part that they can share.
         seed: fixes the order.
         fabric: the ranks, and the device of the batches.
         accumulate: the number of equal parts in which each rank computes its examples.
@@ -35,10 +35,11 @@ class Batches:
     def __init__(self, split: Split, *, batch_size: int, seed: int, fabric: Fabric, accumulate: int = 1) -> None:
         self.split, self.seed, self.device = split.to(fabric.device, max_bytes=MAX_BYTES), seed, fabric.device
         self.rank, self.world_size = fabric.global_rank, fabric.world_size
-        self.batch_size = min(batch_size, len(split))
-        if self.batch_size % (self.world_size * accumulate):
+        parts = self.world_size * accumulate
+        self.batch_size = batch_size if batch_size <= len(split) else len(split) // parts * parts
+        if self.batch_size == 0 or self.batch_size % parts:
             shares = f"{self.world_size} devices" + (f" times accumulate={accumulate}" if accumulate > 1 else "")
-            raise ValueError(f"batch_size {self.batch_size} must be a multiple of the {shares}")
+            raise ValueError(f"batch_size {min(batch_size, len(split))} must be a multiple of the {shares}")
         # windows overlap: an epoch has as many as fit side by side
         self.steps_per_epoch = max(1, len(split) // (self.batch_size * split.units_per_example))
         self._permutation: tuple[int, Tensor] | None = None
@@ -57,7 +58,7 @@ class Batches:
         else:
             epoch, number = divmod(step, self.steps_per_epoch)
             rows = self._order(epoch)[number * self.batch_size : (number + 1) * self.batch_size]
-        return rows.chunk(self.world_size)[self.rank]
+        return rows if self.world_size == 1 else rows.chunk(self.world_size)[self.rank]
 
     def batch(self, step: int) -> tuple[Shaped[Tensor, "B ..."], Int64[Tensor, " B"] | None]:
         """Return this rank's examples of a step and their labels, on the device."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -163,9 +163,8 @@ class Step:
     def _gradient(self, event: Tensor, context: Tensor | None) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Compute the gradient of the batch's loss, and clip it; return the loss and the gradient's norm."""
         losses = []
-        contexts = [None] * self.accumulate if context is None else context.chunk(self.accumulate)
-        for number, (x, c) in enumerate(zip(event.chunk(self.accumulate), contexts, strict=True)):
-            with self._part(number, len(event) // self.accumulate):
+        for number, (x, c) in enumerate(_chunks(event, context, self.accumulate)):
+            with self._part(number, len(x)):
                 loss = self.module(x, c)
                 self.fabric.backward(loss / self.accumulate if self.accumulate > 1 else loss)
             losses.append(loss.detach())
@@ -184,7 +183,8 @@ class Step:
     @contextmanager
     def _part(self, number: int, size: int) -> Iterator[None]:
         """Compute a part of this rank's examples, with its noise; ranks exchange gradients at the last part."""
-        with torch.enable_grad(), data_checked(), recomputed(self.blocks), self._noise_of(number, size):
+        blocks = recomputed(self.blocks) if self.blocks else nullcontext()
+        with torch.enable_grad(), data_checked(), blocks, self._noise_of(number, size):
             # in shards, gradients that wait for the last part would be whole
             if self.ranks > 1 and number < self.accumulate - 1 and not is_sharded(self.fabric):
                 with self.fabric.no_backward_sync(self.module):
@@ -235,3 +235,10 @@ class Step:
         kind = self._sums.dtype
         self._sums += torch.stack([loss.to(kind), norm.to(kind), torch.ones_like(loss, dtype=kind)])
         return torch.stack([loss.to(kind), norm.to(kind), self._failed.to(kind)])
+
+
+def _chunks(event: Tensor, context: Tensor | None, count: int) -> Iterable[tuple[Tensor, Tensor | None]]:
+    """Return a batch in equal parts."""
+    if count == 1:
+        return [(event, context)]
+    return zip(event.chunk(count), [None] * count if context is None else context.chunk(count), strict=True)

@@ -174,6 +174,7 @@ class Mixed(Observation):
         self.parts: Sequence[Observation] = nn.ModuleList(parts)  # type: ignore[assignment]
         self.outputs = sum(part.outputs for part in parts)
         self.discrete = all(part.discrete for part in parts)
+        self.column_order: list[int] = order.tolist()  # `check` reads data on other devices than the model's
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("position", order.argsort(), persistent=False)
 
@@ -204,7 +205,7 @@ class Mixed(Observation):
         return self._together([part.mean(own) for part, own in each], theta)
 
     def check(self, x: Shaped[Tensor, "B ..."]) -> None:
-        columns = x[:, self.order.to(x.device)].split([part.dims for part in self.parts], dim=1)
+        columns = x[:, self.column_order].split([part.dims for part in self.parts], dim=1)
         for part, own in zip(self.parts, columns, strict=True):
             part.check(own)
 
