@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers.ranks import alone
 from helpers.training import same
 
 HEAD = """
@@ -20,7 +21,7 @@ HEAD = """
 
     ranks, folder = int(sys.argv[1]), sys.argv[2]
     torch.set_num_threads(1)
-    where = {"accelerator": "cpu", "devices": ranks, "strategy": "ddp" if ranks > 1 else "auto"}
+    where = {"accelerator": "cpu", "devices": ranks, "strategy": os.environ["STRATEGY"] if ranks > 1 else "auto"}
     rank = int(os.environ.get("LOCAL_RANK", "0"))
 """
 
@@ -108,14 +109,15 @@ OTHERS = [
 ]
 
 
-def ranks(number: int, folder: Path, script: str, *arguments: str) -> list[dict]:
+def ranks(number: int, folder: Path, script: str, *arguments: str, strategy: str = "ddp") -> list[dict]:
     folder.mkdir()
     file = folder / "script.py"
     file.write_text(textwrap.dedent(HEAD) + textwrap.dedent(script))
-    alone = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "NODE_RANK")}
-    alone["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment = {**alone(), "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     command = [sys.executable, "-W", "ignore", str(file), str(number), str(folder), *arguments]
-    done = subprocess.run(command, env=alone, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        command, env=environment | {"STRATEGY": strategy}, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(number)]
 
@@ -126,10 +128,10 @@ def test_two_ranks_decide_as_one(tmp_path) -> None:
     assert same(first["weights"], second["weights"])
     for name, value in one["weights"].items():  # the mean of two half batches' gradients is the batch's
         torch.testing.assert_close(first["weights"][name], value, rtol=1e-4, atol=1e-5)
-    for mine, other, alone in zip(first["history"], second["history"], one["history"], strict=True):
+    for mine, other, single in zip(first["history"], second["history"], one["history"], strict=True):
         assert {**mine, "time": 0} == {**other, "time": 0}
-        assert mine["train_nats"] == pytest.approx(alone["train_nats"], abs=1e-5)  # the mean over the ranks
-        assert mine["validation_nats"] == pytest.approx(alone["validation_nats"], abs=1e-4)
+        assert mine["train_nats"] == pytest.approx(single["train_nats"], abs=1e-5)  # the mean over the ranks
+        assert mine["validation_nats"] == pytest.approx(single["validation_nats"], abs=1e-4)
     assert torch.equal(first["scores"], second["scores"])
     torch.testing.assert_close(first["scores"], one["scores"], rtol=0, atol=1e-6)
     assert first["timed"] == second["timed"] > 5
@@ -139,10 +141,18 @@ def test_two_ranks_decide_as_one(tmp_path) -> None:
     assert (tmp_path / "2" / "run" / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("cases", [SOME, pytest.param(OTHERS, marks=pytest.mark.slow)], ids=["some", "others"])
-def test_two_ranks_have_the_weights_of_one(cases, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("strategy", "cases"),
+    [
+        ("ddp", SOME),
+        pytest.param("ddp", OTHERS, marks=pytest.mark.slow),
+        pytest.param("fsdp2", [*SOME, *OTHERS], marks=pytest.mark.slow),
+    ],
+    ids=["some", "others", "all in shards"],
+)
+def test_two_ranks_have_the_weights_of_one(strategy, cases, tmp_path) -> None:
     """AdamW only where no gradient is 0 but for rounding, as a key's bias's is: it makes a step of it."""
-    (one,), (first, second) = (ranks(n, tmp_path / str(n), WEIGHTS, *cases) for n in (1, 2))
+    (one,), (first, second) = (ranks(n, tmp_path / str(n), WEIGHTS, *cases, strategy=strategy) for n in (1, 2))
     far = {}
     for case, whole in one.items():
         assert same(first[case], second[case]), case

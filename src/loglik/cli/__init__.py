@@ -11,14 +11,16 @@ import sys
 import typer
 
 from loglik.cli.commands import app
-from loglik.cli.options import as_options, follower
+from loglik.cli.options import as_options
 from loglik.data.limits import shorten
+from loglik.ranks import is_first_rank
 from loglik.terminal import printable
 
 __all__ = ["app", "main"]
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # of typer's own click, or of the package
 USER_ERRORS = (ValueError, OSError, FloatingPointError, ImportError)
+SHARED_ERRORS = (ValueError, FileExistsError, FloatingPointError, ImportError)  # of all ranks: the first prints them
 
 
 def main() -> None:
@@ -27,15 +29,17 @@ def main() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ.setdefault("GOMP_SPINCOUNT", "500")
-    if follower():
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     debug = "--debug" in sys.argv
     sys.argv = [word for word in sys.argv if word != "--debug"]
+    first = True
     try:
+        first = is_first_rank()
+        if not first:
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         sys.exit(app(standalone_mode=False))
     except UsageError as error:
         message, context = error.format_message(), error.ctx  # type: ignore[attr-defined]
-        if message:  # empty without a command, which shows the help
+        if message and first:  # empty without a command, which shows the help
             _print_error(f"{message.rstrip('.')}: see {context.command_path if context else 'loglik'} --help")
     except typer.Abort:
         sys.exit(130)
@@ -47,7 +51,11 @@ def main() -> None:
             sys.exit(2)
         system = isinstance(error, OSError) and error.filename is not None and error.strerror
         message = f"{shorten(str(error.filename), 200)}: {error.strerror.lower()}" if system else as_options(str(error))  # type: ignore[union-attr]
-        _print_error(message)
+        if first or not isinstance(error, SHARED_ERRORS):
+            _print_error(message)
+        if isinstance(error, ConnectionError):  # a rank was lost: the end of its process group may wait for it
+            sys.stderr.flush()
+            os._exit(2)
     sys.exit(2)
 
 

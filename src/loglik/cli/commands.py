@@ -11,24 +11,29 @@ import typer
 
 from loglik.cli.options import (
     MOST,
+    Accumulate,
     DataArgument,
     Device,
+    Devices,
     Json,
     Label,
+    Nodes,
     Out,
     RunArgument,
     Samples,
     Seed,
     Settings,
+    Strategy,
     as_options,
     folder_for,
-    follower,
     prompt_of,
+    ranks_of,
     resume_command,
     settings_of,
     show,
     without_none,
 )
+from loglik.ranks import is_first_rank
 from loglik.terminal import printable
 
 __all__ = ["app"]
@@ -60,6 +65,9 @@ def compare(
     seed: Seed = 0,
     set_: Settings = None,
     device: Device = "auto",
+    devices: Devices = None,
+    nodes: Nodes = None,
+    strategy: Strategy = None,
 ) -> int:
     """Train one density of each family and compare them: one table, one page."""
     from loglik.comparison import compare as run_comparison
@@ -77,12 +85,13 @@ def compare(
     max_time = seconds(budget)
     resolve_device(device)
     text, options = TextSettings.split_options(settings_of(set_))
+    options |= ranks_of(devices, nodes, strategy, None)
     folder = folder_for(out, data, before="compare-")
-    if not follower():
+    if is_first_rank():
         check_free(folder, resumable=False)  # before the data are read
     dataset = as_data(data, label=label, seed=seed, text=text, beside=folder)
     with ExitStack() as stack:
-        if not follower():
+        if is_first_rank():
             new_folder(folder, resumable=False)
             stack.enter_context(locked(folder))
         show(dataset.describe())
@@ -99,10 +108,10 @@ def compare(
                 **options,
             )
         except Interrupted as stopped:
-            if not follower():
+            if is_first_rank():
                 sys.stderr.write(printable(f"{stopped}; a comparison starts anew, with another --out") + "\n")
             return 128 + stopped.number
-    if follower():
+    if not is_first_rank():
         return 0
     print_comparison(rows, dataset)
     for path in filter(None, (json, folder / "comparison.json")):
@@ -134,6 +143,10 @@ def fit(
     set_: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     device: Device = "auto",
+    devices: Devices = None,
+    nodes: Nodes = None,
+    strategy: Strategy = None,
+    accumulate: Accumulate = None,
 ) -> int:
     """Train one density and write it as a run."""
     from loglik.comparison import evaluate_run
@@ -149,18 +162,19 @@ def fit(
         raise ValueError("--resume needs --out RUN, the run to continue")
     text, options = TextSettings.split_options(settings_of(set_))
     folder = folder_for(out, data, after=f"-{model.replace(':', '-')}")
-    if not (resume or follower()):
+    if not (resume or not is_first_rank()):
         check_free(folder)  # before the data are read
     dataset = as_data(data, label=label, seed=seed, text=text, beside=folder)
     options = {**options, **without_none(size=size, max_time=max_time, max_steps=max_steps)}
+    options |= ranks_of(devices, nodes, strategy, accumulate)
     show(dataset.describe())
     try:
         run = train(model, dataset, out=folder, resume=resume, seed=seed, device=device, report=_report, **options)
     except Interrupted as stopped:
-        if not follower():
+        if is_first_rank():
             sys.stderr.write(printable(f"{stopped}; continue with: {resume_command(folder)}") + "\n")
         return 128 + stopped.number
-    if follower():
+    if not is_first_rank():
         return 0
     row, split, spec = evaluate_run(run, dataset, seed=seed), dataset.scored_split, dataset.spec
     show(f"{split} split: {summary(row.result)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import sys
@@ -17,19 +16,23 @@ from loglik.terminal import printable
 
 __all__ = [
     "MOST",
+    "Accumulate",
     "DataArgument",
     "Device",
+    "Devices",
     "Json",
     "Label",
+    "Nodes",
     "Out",
     "RunArgument",
     "Samples",
     "Seed",
     "Settings",
+    "Strategy",
     "as_options",
     "folder_for",
-    "follower",
     "prompt_of",
+    "ranks_of",
     "resume_command",
     "settings_of",
     "show",
@@ -59,6 +62,34 @@ Device = Annotated[
         help="Where to compute: cpu, cuda, cuda:1, mps, or auto, a CUDA GPU if there is one, else the CPU.",
     ),
 ]
+Devices = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N",
+        help="GPUs, or processes on a CPU, of each machine: a number or auto; 1 by default.",
+        show_default=False,
+    ),
+]
+Nodes = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="Machines that train together; 1 by default.", show_default=False)
+]
+Strategy = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ddp|fsdp2",
+        help="How several devices train: each with all weights (ddp, the default), or with a shard of them (fsdp2).",
+        show_default=False,
+    ),
+]
+Accumulate = Annotated[
+    int | None,
+    typer.Option(
+        metavar="K",
+        min=1,
+        help="Compute each batch in K parts, which takes less memory; 1 by default.",
+        show_default=False,
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A training setting or recipe option; repeatable."),
@@ -72,12 +103,18 @@ OWN_OPTIONS = {
     "resume": "--resume",
     "samples": "--samples",
     "device": "--device",
+    "devices": "--devices",
+    "num_nodes": "--nodes",
+    "strategy": "--strategy",
+    "accumulate": "--accumulate",
     "models": "--models",
     "budget": "--budget",
     "max_time": "--max-time or --budget",
 }
 # Python's arguments in messages, such as `resume=True` or `label="COLUMN"`: options of the commands, and of --set
-OPTION = re.compile(r'(?<![\w./-])(device|label|models|out|per_row|resume|samples|seed|split)=(?:"([^"]*)"|(\w*))')
+OPTION = re.compile(
+    r'(?<![\w./-])(accumulate|device|devices|label|models|num_nodes|out|per_row|resume|samples|seed|split|strategy)=(?:"([^"]*)"|(\w*))'
+)
 SETTING = re.compile(r"(?<![\w./-])(conditional|window)=(\w+)")
 NOT_SETTINGS = {"data", "density", "settings", "progress", "report"}
 
@@ -116,7 +153,7 @@ def as_options(message: str) -> str:
     """
 
     def option(found: re.Match[str]) -> str:
-        name, value = found[1].replace("_", "-"), found[2] or found[3]
+        name, value = found[1].replace("num_", "").replace("_", "-"), found[2] or found[3]
         return f"--{name}" if value in ("", "True", None) else f"--{name} {value}"
 
     def setting(found: re.Match[str]) -> str:
@@ -128,6 +165,16 @@ def as_options(message: str) -> str:
 def show(line: str = "") -> None:
     """Print a line; control characters in it, which may come from data, are printed as escapes."""
     print(printable(line))
+
+
+def ranks_of(devices: str | None, nodes: int | None, strategy: str | None, accumulate: int | None) -> dict[str, Any]:
+    """Return the training settings of the options --devices, --nodes, --strategy and --accumulate."""
+    if devices is not None and devices != "auto" and not (devices.isdecimal() and int(devices) > 0):
+        raise ValueError(
+            f"--devices is a number of devices, or auto, got {devices!r}: --device NAME chooses one device"
+        )
+    number = int(devices) if devices is not None and devices.isdecimal() else devices
+    return without_none(devices=number, num_nodes=nodes, strategy=strategy, accumulate=accumulate)
 
 
 def without_none(**options: Any) -> dict[str, Any]:
@@ -160,8 +207,3 @@ def resume_command(folder: Path) -> str:
     if not any(word == "--out" or word.startswith("--out=") for word in words):
         words += ["--out", str(folder)]
     return shlex.join(["loglik", *words, "--resume"])
-
-
-def follower() -> bool:
-    """Return whether this process is not the first rank of a training on several devices, which writes and prints."""
-    return any(int(os.environ.get(name, 0)) > 0 for name in ("LOCAL_RANK", "NODE_RANK"))

@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from loglik.cpu.private import copy_each_, lerp_each_, move_each_
 from loglik.density import Density
+from loglik.training.sharding import local
 
 __all__ = ["MovingAverage"]
 
@@ -27,10 +28,14 @@ class MovingAverage(AveragedModel):
     def __init__(self, density: Density, decay: float) -> None:
         super().__init__(density)
         self.decay = decay
+        self.follow(density)
+
+    def follow(self, density: Density) -> None:
+        """List this rank's tensors of the average and of the density, whose parameters may have become shards."""
         kept = density.state_dict().keys()  # a mask, say, is a buffer that never changes
         mine, theirs = self.module, density
-        self._means = [p.detach() for p in mine.parameters()]
-        self._weights = [p.detach() for p in theirs.parameters()]
+        self._means = [local(p) for p in mine.parameters()]
+        self._weights = [local(p) for p in theirs.parameters()]
         self._copies = [b for name, b in mine.named_buffers() if name in kept]
         self._buffers_now = [b for name, b in theirs.named_buffers() if name in kept]
 

@@ -16,6 +16,7 @@ from loglik.cpu.choices import Choices, choices
 from loglik.data.dataset import Data
 from loglik.data.text_settings import TextSettings
 from loglik.density import Density
+from loglik.ranks import launched_processes
 from loglik.recipes.options import check_values
 from loglik.training.settings import TrainingSettings, seconds
 from loglik.version import __version__
@@ -23,7 +24,8 @@ from loglik.version import __version__
 __all__ = ["begun_settings", "check_same_config", "recorded_choices", "run_config", "split_options"]
 
 LIMITS = ("max_steps", "max_epochs", "max_time")
-CHANGEABLE = {*LIMITS, "patience"}  # which a resumed run may change
+RANKS = ("devices", "num_nodes", "strategy", "accumulate")  # how many processes share the work changes no number
+CHANGEABLE = {*LIMITS, *RANKS, "patience"}  # which a resumed run may change
 
 
 def split_options(density: Density | str, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -83,6 +85,8 @@ def begun_settings(config: dict[str, Any], chosen: dict[str, Any]) -> TrainingSe
     Raises ValueError, in one line, for a setting that is unknown or of the wrong type.
     """
     values = {k: v for k, v in config["training"].items() if k not in LIMITS or not set(LIMITS) & set(chosen)}
+    if launched_processes() is not None:  # the launcher chooses
+        values = {k: v for k, v in values.items() if k not in ("devices", "num_nodes")}
     if unknown := sorted(set(values) - set(TrainingSettings.names())):
         raise ValueError(f"config.yaml has an unknown training setting {unknown[0]!r:.60}")
     try:
@@ -93,7 +97,7 @@ def begun_settings(config: dict[str, Any], chosen: dict[str, Any]) -> TrainingSe
 
 
 def check_same_config(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
-    """Raise ValueError unless a run is resumed with the configuration that it began with; limits may differ."""
+    """Raise ValueError unless a run is resumed with the configuration it began with; limits and ranks may differ."""
     in_memory = old["source"] is None or new["source"] is None  # whose name says nothing
     for key in ("model", "options", "data", "label", "text", "spec"):
         if key == "options" and old["model"] is not None:

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies import STRATEGY_REGISTRY
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from loglik.devices import resolve_device
+from loglik.ranks import launched_processes
+from loglik.training.lost_ranks import launch
 from loglik.training.precision import multiplies_bfloat16
 from loglik.training.settings import TrainingSettings
+from loglik.training.sharding import sharded_strategy
 
-__all__ = ["auto_precision", "launch_fabric", "make_fabric", "on_first_rank", "on_gpu"]
+__all__ = ["as_launched", "auto_precision", "launch_fabric", "make_fabric", "on_first_rank", "on_gpu"]
+
+
+def as_launched(settings: TrainingSettings) -> TrainingSettings:
+    """Return the settings with the numbers of devices and machines for which torchrun or srun started processes.
+
+    Raises ValueError where the settings ask for other numbers.
+    """
+    launched = launched_processes()
+    if launched is None or launched == (1, 1):
+        return settings
+    devices, nodes = launched
+    if settings.devices not in (1, "auto", devices) or settings.num_nodes not in (1, nodes):
+        raise ValueError(
+            f"the launcher started {devices} processes on each of {nodes} machines, but devices={settings.devices} and "
+            f"num_nodes={settings.num_nodes}: leave both out, or launch as many"
+        )
+    return replace(settings, devices=devices, num_nodes=nodes)
 
 
 def make_fabric(settings: TrainingSettings) -> Fabric:
@@ -22,17 +43,21 @@ def make_fabric(settings: TrainingSettings) -> Fabric:
 
     Raises ValueError for a device, strategy or precision that this machine does not have.
     """
+    if settings.strategy not in ("auto", "fsdp2", *STRATEGY_REGISTRY.available_strategies()):
+        raise ValueError(f"unknown strategy {settings.strategy!r}: use ddp or fsdp2")
     precision, accelerator = settings.precision, settings.accelerator
     if accelerator == "auto" and torch.backends.mps.is_available():
         accelerator = resolve_device("auto").type  # Fabric would take the Apple GPU
     if precision == "auto":
         precision = auto_precision(settings)
-    logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)  # it announces the precision
+    # they announce the precision and each rank
+    for name in ("lightning_fabric.utilities.rank_zero", "lightning_fabric.utilities.distributed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         return Fabric(
             accelerator=accelerator,
             devices=settings.devices,
-            strategy=settings.strategy,
+            strategy=sharded_strategy() if settings.strategy == "fsdp2" else settings.strategy,
             num_nodes=settings.num_nodes,
             precision=precision,  # type: ignore[arg-type]
         )
@@ -55,9 +80,7 @@ def auto_precision(settings: TrainingSettings) -> str:
 def launch_fabric(settings: TrainingSettings) -> Fabric:
     """Return the Fabric of the settings, with its processes started."""
     fabric = make_fabric(settings)
-    fabric.launch()
-    if fabric.world_size > 1:
-        atexit.register(_end_processes)
+    launch(fabric)
     return fabric
 
 
@@ -73,9 +96,3 @@ def on_first_rank(fabric: Fabric, action: Callable[[], object]) -> None:
         raise SystemExit(2)
     if failed:
         raise failed
-
-
-def _end_processes() -> None:
-    """End the process group while Python still runs: its threads may release a tensor later and abort the process."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()

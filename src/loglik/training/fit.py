@@ -20,12 +20,14 @@ from loglik.density import Density
 from loglik.devices import fork_generators
 from loglik.evaluation.scores import arguments
 from loglik.memory import is_out_of_memory
+from loglik.ranks import restarted
 from loglik.training.checks import check_fits, check_trainable
 from loglik.training.config import begun_settings, check_same_config, recorded_choices, run_config, split_options
 from loglik.training.defaults import auto_choices, recipe_settings, suit_device
-from loglik.training.fabric import launch_fabric, on_first_rank
+from loglik.training.fabric import as_launched, launch_fabric, on_first_rank
 from loglik.training.folder import begun, open_folder, resumable
 from loglik.training.loop import Trainer
+from loglik.training.lost_ranks import together
 from loglik.training.out_of_memory import explain
 from loglik.training.progress import Progress, progress_bar
 from loglik.training.settings import TrainingSettings, with_device
@@ -52,8 +54,8 @@ def fit(
         density: a density, trained in place, or a family's name for its recipe's default.
         data: a name, a path, an array, a pair (x, y), or `Data`.
         out: the run's folder; None keeps the run in memory.
-        resume: continue the run in `out` from its newest checkpoint. Settings and options that are not passed are the
-            run's own; a limit replaces all of its limits.
+        resume: continue the run in `out` from its newest checkpoint; also where torchrun or Slurm started it again.
+            Settings and options that are not passed are the run's own; a limit replaces all of its limits.
         label: the name of the label's column, if data is the path of a table.
         settings: how to train; the recipe's own if None.
         device: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto` for a CUDA GPU if there is one, else the CPU; it sets
@@ -76,6 +78,7 @@ def fit(
     text, options = TextSettings.split_options(options)
     chosen, options = split_options(density, options)
     chosen = with_device(device, chosen)
+    resume = resume or (restarted() and path is not None and (path / runs.CONFIG).is_file())
     run = begun(path) if resume else None
     base = settings or (begun_settings(run, chosen) if run else TrainingSettings())
     data = as_data(data, label=label, seed=replace(base, **chosen).seed, text=text, beside=path)
@@ -85,7 +88,7 @@ def fit(
         options = {**known, **options}
     elif settings is None and name is not None:
         base = TrainingSettings(**recipe_settings(name, data, chosen))
-    settings, ours = replace(base, **chosen).with_limit(), settings
+    settings, ours = as_launched(replace(base, **chosen).with_limit()), settings
 
     keep_freed_memory()
     with ExitStack() as stack:
@@ -112,6 +115,7 @@ def fit(
         if path is not None:
             on_first_rank(fabric, lambda: stack.enter_context(open_folder(path, config, resume)))
         stack.enter_context(resumable(path))
+        stack.enter_context(together(fabric))
         trainer = Trainer(fabric, built, data, settings, path, report, auto)
         start = time.perf_counter()
         if trainer.trainable:

@@ -34,6 +34,16 @@ from loglik.training.not_finite import NotFinite
 from loglik.training.optimizers import optimizers_of
 from loglik.training.progress import Progress
 from loglik.training.settings import TrainingSettings
+from loglik.training.sharding import (
+    gather,
+    gather_into,
+    is_sharded,
+    load_shards,
+    shard_like,
+    shard_optimizers,
+    shard_tensors,
+    trained_copy,
+)
 from loglik.training.signals import Interrupted, StopRequest, stop_request
 from loglik.training.state import TrainerState
 from loglik.training.step import Step, defers
@@ -63,6 +73,7 @@ class Trainer:
     optimizers: list[Any]
     steps: Step
     average: MovingAverage | None
+    trained: Density  # the density; in shards, a copy
     evaluated: Density
 
     def __init__(
@@ -111,8 +122,7 @@ class Trainer:
         with compiler_settings(self.settings.compile, self.fabric.device), stop_request() as stop:
             self.prepare(resume)
             self.train(bar, stop)
-        if self.best_weights:
-            self.density.load_state_dict(self.best_weights)
+        self._take_best()
         self.density.calibrate(*self._examples(self.data.validation))
 
     def train(self, bar: Progress, stop: StopRequest) -> None:
@@ -158,18 +168,21 @@ class Trainer:
         if saved is None:
             self.density.initialise(*self._examples(self.data.train))
         share_statistics(self.density, self.fabric, self.settings.accumulate, self.report)
-        optimizers = optimizers_of(
-            self.density, self.settings, deferred=defers(self.fabric.device, self.settings.precision)
-        )
-        module, *self.optimizers = self.fabric.setup(Loss(self.density), *optimizers)
-        self.average = MovingAverage(self.density, self.settings.ema_decay) if self.settings.ema_decay else None
-        self.evaluated = self.average.module if self.average else self.density  # type: ignore[assignment]
+        self.trained = trained_copy(self.density) if is_sharded(self.fabric) else self.density
+        self.average = MovingAverage(self.trained, self.settings.ema_decay) if self.settings.ema_decay else None
+        module = self.fabric.setup_module(Loss(self.trained))
+        optimizers = optimizers_of(self.trained, self.settings, deferred=defers(self.fabric, self.settings.precision))
+        self.optimizers = [self.fabric.setup_optimizers(optimizer) for optimizer in optimizers]
+        self.evaluated = self.average.module if self.average else self.trained  # type: ignore[assignment]
+        if self.average and is_sharded(self.fabric):
+            shard_tensors(self.average.module, self.trained)
+            self.average.follow(self.trained)
         if saved is not None:
             self._restore(*saved)
         self._choose_compilation(module)
         self.steps = Step(
             self.fabric,
-            self.density,
+            self.trained,
             module,
             self.optimizers,
             self.average,
@@ -177,6 +190,7 @@ class Trainer:
             self.settings,
             self.report,
         )
+        self.steps.whole = self.density
         if self.restored_sums is not None:
             self.steps.sums.copy_(self.restored_sums)
 
@@ -261,6 +275,9 @@ class Trainer:
         Raises `NotFinite` if no validation was finite so far.
         """
         density, size = self.evaluated, len(self.validation)
+        if is_sharded(self.fabric):
+            gather_into(self.density, density.state_dict())
+            density = self.density
         samples = min(4, default_samples(density, size))
         if not density.importance_weighted:  # draws only average, as examples do
             samples = max(1, min(samples, VALIDATION_DRAWS // size))
@@ -270,8 +287,8 @@ class Trainer:
             loss, norm, scores = self.fabric.broadcast((loss, norm, scores))
         row = (self.step, self.elapsed, -loss, scores.mean().item(), rate, norm)
         self.history.append(dict(zip(runs.METRICS, row, strict=True)))
-        if self.stopping.update(self.step, scores, -loss, warming_up=self.density.warming_up):
-            self.best_weights = {k: v.detach().clone() for k, v in density.state_dict().items()}
+        if self.stopping.update(self.step, scores, -loss, warming_up=self.trained.warming_up):
+            self.best_weights = {k: v.detach().clone() for k, v in self.evaluated.state_dict().items()}
         if self.stopping.step < 0:
             self._stop_not_finite(f"the first validation is {row[3]} nats")
 
@@ -293,23 +310,27 @@ class Trainer:
         The checkpoint comes first: where there are weights, there is a checkpoint, and one of the best step contains
         the best weights.
         """
-        if self.path is None or not self.fabric.is_global_zero:
+        if self.path is None:
             return
-        tensors = {f"model.{k}": v for k, v in self.density.state_dict().items()}
+        tensors = {f"model.{k}": v for k, v in self.trained.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()} if self.average else {}
         tensors |= checkpoint.flatten_optimizers(self.optimizers)
         tensors |= {"best_scores": self.stopping.scores, "sums": self.steps.sums}
+        tensors = gather(tensors, keep=self.fabric.is_global_zero)
         is_best = self.stopping.step == self.step
+        best = gather(self.best_weights, keep=self.fabric.is_global_zero) if is_best or not self.best_written else {}
+        if not self.fabric.is_global_zero:
+            return
         if not (is_best or self.best_written):
-            self._write_best(self.path)
+            self._write_best(self.path, best)
         checkpoint.save(self.path / "checkpoints", tensors, self._state())
         if is_best:
-            self._write_best(self.path)
+            self._write_best(self.path, best)
         runs.write_metrics(self.path, self.history)
 
-    def _write_best(self, path: Path) -> None:
+    def _write_best(self, path: Path, weights: dict[str, Tensor]) -> None:
         best = copy.deepcopy(self.density)
-        best.load_state_dict(self.best_weights)
+        best.load_state_dict(weights)
         runs.write_weights(path, best)
         self.best_written = True
 
@@ -322,10 +343,10 @@ class Trainer:
         assert self.path is not None
         best = self.stopping
         try:
-            self.density.load_state_dict(with_prefix("model."))
+            load_shards(self.trained, with_prefix("model."))
             if self.average:
-                self.average.load_state_dict(with_prefix("average."))
-            checkpoint.restore_optimizers(self.optimizers, tensors)
+                load_shards(self.average, with_prefix("average."))
+            checkpoint.restore_optimizers(self.optimizers, shard_optimizers(self.optimizers, tensors))
             best.scores = tensors["best_scores"]
             self.restored_sums = tensors["sums"].reshape(3)
         except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
@@ -352,7 +373,9 @@ class Trainer:
             self.best_written = False
             return
         try:
-            self.best_weights = runs.read_weights(path, self.density)
+            own = self.evaluated.state_dict()
+            best = runs.read_weights(path, self.density)
+            self.best_weights = {k: shard_like(v, own[k]) for k, v in best.items()}
         except (FileNotFoundError, ValueError) as error:
             what = f"training cannot continue without the weights of step {self.stopping.step}, its best"
             other = f"; or delete {runs.WEIGHTS} to take them from the checkpoint of this step" if here else ""
@@ -365,10 +388,14 @@ class Trainer:
             self.step = failed
             self._stop_not_finite(self.steps.explain(failed))
 
+    def _take_best(self) -> None:
+        """Give the density the weights of the best validation."""
+        if self.best_weights:
+            gather_into(self.density, self.best_weights)
+
     def _stop_not_finite(self, where: str) -> NoReturn:
         """Put the best weights back and raise `NotFinite`."""
-        if self.best_weights:
-            self.density.load_state_dict(self.best_weights)
+        self._take_best()
         if self.best_weights:
             kept = f"the weights of step {self.stopping.step} are kept" + (f" in {self.path}" if self.path else "")
         else:

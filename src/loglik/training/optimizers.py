@@ -14,6 +14,7 @@ from torch.optim import AdamW, Optimizer
 
 from loglik.density import Density
 from loglik.training.settings import TrainingSettings
+from loglik.training.sharding import local, on_shards
 
 __all__ = ["Muon", "optimizers_of", "orthogonalise"]
 
@@ -56,12 +57,13 @@ class Muon(Optimizer):
         blocked = getattr(self, "found_inf", None)
         for group in self.param_groups:
             kernels = [kernel for kernel in group["params"] if kernel.grad is not None]
-            directions = orthogonalise([self._direction(kernel, group["momentum"], blocked) for kernel in kernels])
+            directions = [self._direction(kernel, group["momentum"], blocked) for kernel in kernels]
+            directions = on_shards(orthogonalise, kernels, directions)
             lr = group["lr"] if blocked is None else group["lr"] * (1 - blocked)
             for kernel, direction in zip(kernels, directions, strict=True):
-                rate = 0.2 * lr * math.sqrt(max(direction.shape))
-                matrix = _matrix(kernel)
-                assert matrix.data_ptr() == kernel.data_ptr(), "a kernel's memory is not that of a matrix"
+                rate = 0.2 * lr * math.sqrt(max(len(kernel), kernel.numel() // len(kernel)))
+                matrix = _matrix(local(kernel))
+                assert matrix.data_ptr() == local(kernel).data_ptr(), "a kernel's memory is not that of a matrix"
                 matrix.mul_(1 - lr * group["weight_decay"])
                 if isinstance(rate, Tensor):  # which `alpha` would read on the host
                     matrix.sub_(direction * rate)
@@ -70,17 +72,24 @@ class Muon(Optimizer):
         return loss
 
     def _direction(self, kernel: nn.Parameter, momentum: float, blocked: Tensor | None) -> Tensor:
-        """Return the gradient with Nesterov's momentum, as a matrix; the momentum stays where the step is blocked."""
+        """Return the gradient with Nesterov's momentum, as a matrix; of a kernel in shards, this rank's rows.
+
+        The momentum stays where the step is blocked.
+        """
         assert kernel.grad is not None
-        gradient = _matrix(kernel.grad, like=kernel)
-        state = self.state[kernel]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(gradient)
+        gradient = _matrix(local(kernel.grad), like=local(kernel))
+        buffer = self.state[kernel].get("momentum_buffer")
+        if buffer is None:
+            buffer = torch.zeros_like(kernel)
+        elif local(buffer).stride() != local(kernel).stride():  # as read from a checkpoint
+            buffer = torch.empty_like(kernel).copy_(buffer)
+        self.state[kernel]["momentum_buffer"] = buffer
+        average = _matrix(local(buffer))
         if blocked is None:
-            average = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
+            average.lerp_(gradient, 1 - momentum)
         else:
             gradient = torch.where(blocked > 0, torch.zeros_like(gradient), gradient)
-            average = state["momentum_buffer"].lerp_(gradient, (1 - momentum) * (1 - blocked))
+            average.lerp_(gradient, (1 - momentum) * (1 - blocked))
         return gradient.lerp(average, momentum)
 
 

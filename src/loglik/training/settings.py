@@ -75,7 +75,8 @@ class TrainingSettings:
             alone, there are 25 validations at even times instead.
         seed: fixes the initial weights of a named model, the order of the data and the noise.
         precision, accelerator, devices, strategy, num_nodes: arguments of Lightning Fabric. `precision="auto"` is
-            bf16-mixed if the device has instructions that multiply in bfloat16, else 32-true.
+            bf16-mixed if the device has instructions that multiply in bfloat16, else 32-true. `strategy="fsdp2"` gives
+            each device a shard of the weights, gradients, optimizer states and average; `ddp`, all of them.
         compile: whether torch.compile compiles the repeated parts of the networks, which takes 5 to 60 s before the
             first step. These count as training time. `auto` compiles on a CUDA GPU where that saves more time within
             the limits than it takes.

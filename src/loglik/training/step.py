@@ -29,16 +29,17 @@ from loglik.training.not_finite import find_not_finite
 from loglik.training.recompute import recomputed, repeated_blocks
 from loglik.training.seeds import mix_seed, seed_generators
 from loglik.training.settings import TrainingSettings
+from loglik.training.sharding import gather_into, is_sharded, whole
 
 __all__ = ["Step", "defers"]
 
 
-def defers(device: torch.device, precision: str) -> bool:
+def defers(fabric: Fabric, precision: str) -> bool:
     """Return whether steps leave to the device what on the CPU the host decides.
 
-    With `16-mixed` the scaler of the loss decides, which reads on the host.
+    With `16-mixed` the scaler of the loss decides, which reads on the host; so does the norm of gradients in shards.
     """
-    return device.type != "cpu" and precision != "16-mixed"
+    return fabric.device.type != "cpu" and precision != "16-mixed" and not is_sharded(fabric)
 
 
 class Step:
@@ -57,6 +58,7 @@ class Step:
     Attributes:
         loss: the newest loss that is known on the host, in nats per example.
         sums: of the losses, the gradient norms and the number of steps since the last call of `means`.
+        whole: computes the terms of a step that is not finite; another density than the trained one in shards.
     """
 
     def __init__(
@@ -73,13 +75,14 @@ class Step:
         self.fabric, self.density, self.module, self.optimizers = fabric, density, module, optimizers
         self.average, self.batches, self.settings = average, batches, settings
         self.max_norm = settings.gradient_clip * math.prod(density.event_shape)
+        self.whole = density
         self.loss = math.nan
         self.ranks, self.accumulate = fabric.world_size, settings.accumulate
         parts = BatchParts(self.ranks, fabric.global_rank, self.accumulate, self._gather)
         self.blocks = repeated_blocks(density) if settings.checkpoint else []
         # compiled code draws its noise where no mode of torch sees it
         self._parts = parts if self.ranks * self.accumulate > 1 and not settings.compile else None
-        self.deferred, device = defers(fabric.device, settings.precision), fabric.device
+        self.deferred, device = defers(fabric, settings.precision), fabric.device
         real = torch.float32 if device.type == "mps" else torch.float64
         self.sums = torch.zeros(3, dtype=real, device=device)
         self._failed_on_host: int | None = None
@@ -144,7 +147,9 @@ class Step:
         event, context = self._begin(number, fraction)
         loss, _ = self._gradient(event, context)
         self._begin(number, fraction)
-        words = find_not_finite(self.density, loss.item(), event, context)
+        if is_sharded(self.fabric):
+            gather_into(self.whole, self.density.state_dict())
+        words = find_not_finite(self.whole, loss.item(), event, context, trained=self.density)
         every = [self.fabric.broadcast(words, src=rank) for rank in range(self.ranks)]
         return next((words for words in every if "its term" in words), every[0])
 
@@ -174,14 +179,15 @@ class Step:
             assert norm is not None
         else:  # one norm over the parameters of all optimizers
             norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.max_norm)
-        return loss, norm
+        return loss, whole(norm)
 
     @contextmanager
     def _part(self, number: int, size: int) -> Iterator[None]:
         """Compute a part of this rank's examples, with its noise; ranks exchange gradients at the last part."""
         blocks = recomputed(self.blocks) if self.blocks else nullcontext()
         with torch.enable_grad(), data_checked(), blocks, self._noise_of(number, size):
-            if self.ranks > 1 and number < self.accumulate - 1:
+            # in shards, gradients that wait for the last part would be whole
+            if self.ranks > 1 and number < self.accumulate - 1 and not is_sharded(self.fabric):
                 with self.fabric.no_backward_sync(self.module):
                     yield
             else:
