@@ -27,7 +27,8 @@ from loglik.density import Density
 from loglik.evaluation.scores import arguments
 from loglik.recipes import build, recipe
 from loglik.training import TrainingSettings
-from loglik.training.optimizers import Muon, optimizers_of
+from loglik.training.muon import Muon
+from loglik.training.optimizers import optimizers_of
 from loglik.training.precision import multiplies_bfloat16
 
 CLASSES = tuple("0123456789")

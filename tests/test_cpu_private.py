@@ -28,6 +28,7 @@ PRIVATE = [
     (torch, "_foreach_lerp_"),
     (torch, "_foreach_copy_"),
     (torch, "_foreach_sub"),
+    (torch, "_foreach_sub_"),
     (torch, "_foreach_mul_"),
     (torch, "_foreach_add_"),
 ]
@@ -90,8 +91,8 @@ def test_the_fallbacks_are_in_use(fallbacks):
         name: value for name, value in vars(fallbacks).items() if name.startswith("_") and not name.startswith("__")
     }
     looked_up = {name: value for name, value in found.items() if not isinstance(value, types.FunctionType)}
-    assert len(looked_up) == 10 and not any(looked_up.values())
-    assert not private.HAS_ONEDNN and len(FUNCTIONS) == 10
+    assert len(looked_up) == 11 and not any(looked_up.values())
+    assert not private.HAS_ONEDNN and len(FUNCTIONS) == 12
     assert all(getattr(private, name).__module__ == "loglik_private_fallbacks" for name in FUNCTIONS)
     assert fallbacks.TorchDispatchMode is torch.utils.flop_counter.TorchDispatchMode
 
@@ -159,9 +160,14 @@ def test_averages_and_copies_are_the_same(request):
         moved = [mean.clone() for mean in means]
         private.move_each_(moved, values, torch.tensor(0.3))
         private.copy_each_(copies, whole)
-        results.append([*averaged, *moved, *copies])
+        less = [mean.clone() for mean in means]
+        private.scale_each_(less, 0.7)
+        private.subtract_each_(less, values)
+        results.append([*averaged, *moved, *copies, *less])
     for quick, plain in zip(*results, strict=True):
         assert torch.equal(quick, plain)
+    for mean, value, after in zip(means, values, results[0][-2:], strict=True):
+        torch.testing.assert_close(after, 0.7 * mean - value)
     for by_number, by_tensor in zip(results[0][:2], results[0][2:4], strict=True):
         torch.testing.assert_close(by_number, by_tensor)
 

@@ -5,13 +5,15 @@ import torch
 from torch import nn
 
 from loglik.classification import Classifier
+from loglik.cpu.private import TorchDispatchMode
 from loglik.data.spec import DataSpec
 from loglik.density import StandardNormal
 from loglik.networks import ResNet, TopDown
 from loglik.recipes import build
 from loglik.training import TrainingSettings
 from loglik.training.checkpoint import flatten_optimizers, restore_optimizers
-from loglik.training.optimizers import Muon, optimizers_of, orthogonalise
+from loglik.training.muon import Muon, orthogonalise, orthogonalise_stack
+from loglik.training.optimizers import optimizers_of
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
@@ -64,6 +66,82 @@ def test_the_steps_move_singular_values_as_their_polynomials_do(precision):
     doubles = orthogonalise([matrix.double() for matrix in matrices])
     for matrix, ours in zip(matrices[:-1], doubles, strict=False):
         torch.testing.assert_close(ours, polynomials(matrix), rtol=0, atol=1e-9)
+
+
+def test_stacked_matrices_move_as_the_polynomials_say():
+    for shape in ((3, 20, 50), (2, 50, 20), (1, 7, 7)):
+        stack = torch.randn(shape, dtype=torch.float64)
+        moved = orthogonalise_stack(stack)
+        for matrix, ours in zip(stack, moved, strict=True):
+            torch.testing.assert_close(ours, polynomials(matrix), rtol=0, atol=1e-9)
+    assert not orthogonalise_stack(torch.zeros(2, 3, 4)).any()
+
+
+def muons(shapes, dtype=torch.float64):
+    """Two Muons over equal kernels, some in channels-last order, with equal gradients."""
+    starts = [torch.randn(shape, dtype=dtype) for shape in shapes]
+    starts = [s.to(memory_format=torch.channels_last) if s.dim() == 4 and i % 2 else s for i, s in enumerate(starts)]
+    kernels = [[nn.Parameter(start.clone()) for start in starts] for _ in range(2)]
+    for one, other in zip(*kernels, strict=True):
+        one.grad = torch.randn_like(one)
+        other.grad = one.grad.clone()
+    return [(Muon(ks, lr=0.1, weight_decay=0.2), ks) for ks in kernels]
+
+
+SHAPES = [(6, 4, 3, 3), (6, 4, 3, 3), (5, 9), (5, 9), (9, 5), (6, 36)]
+
+
+@pytest.mark.parametrize("rate", [0.1, torch.tensor(0.1, dtype=torch.float64)], ids=["number", "tensor"])
+def test_steps_by_shape_are_those_of_each_kernel_alone(rate, monkeypatch):
+    (alone, kernels), (together, others) = muons(SHAPES)
+    monkeypatch.setattr(together, "_one_by_one", together._by_shape)
+    for optimizer in (alone, together):
+        optimizer.param_groups[0]["lr"] = rate
+        for _ in range(3):
+            optimizer.step()
+    for one, other in zip(kernels, others, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
+        assert torch.allclose(alone.state[one]["momentum_buffer"], together.state[other]["momentum_buffer"])
+
+
+def test_a_blocked_step_by_shape_changes_nothing(monkeypatch):
+    _, (optimizer, kernels) = muons(SHAPES)
+    monkeypatch.setattr(optimizer, "_one_by_one", optimizer._by_shape)
+    optimizer.step()
+    before = [(k.detach().clone(), optimizer.state[k]["momentum_buffer"].clone()) for k in kernels]
+    for kernel in kernels:
+        kernel.grad.fill_(torch.nan)
+    optimizer.found_inf = torch.ones(())
+    optimizer.step()
+    for kernel, (weights, momentum) in zip(kernels, before, strict=True):
+        assert torch.equal(kernel, weights) and torch.equal(optimizer.state[kernel]["momentum_buffer"], momentum)
+
+
+class Count(TorchDispatchMode):
+    """Count the operations that would launch a kernel."""
+
+    number = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        views = ("view", "detach", "transpose", "permute", "expand", "unbind", "unsqueeze", "alias", "empty_like")
+        self.number += not any(view in str(operation) for view in views)
+        return operation(*args, **(kwargs or {}))
+
+
+def test_a_gpu_launches_as_many_operations_for_few_kernels_as_for_many():
+    counts = []
+    for number in (2, 20):
+        kernels = [nn.Parameter(torch.randn(16, 8, 3, 3, device="meta")) for _ in range(number)]
+        optimizer = Muon(kernels)
+        optimizer.param_groups[0]["lr"] = torch.tensor(0.1, device="meta")
+        for kernel in kernels:
+            kernel.grad = torch.zeros_like(kernel)
+        optimizer.found_inf = torch.zeros((), device="meta")
+        optimizer.step()  # makes the momentum
+        with Count() as count:
+            optimizer.step()
+        counts.append(count.number)
+    assert counts[0] == counts[1] < 40
 
 
 def test_muon_goes_on_from_its_saved_state_bit_for_bit():

@@ -26,6 +26,8 @@ __all__ = [
     "lerp_each_",
     "move_each_",
     "onednn_linear",
+    "scale_each_",
+    "subtract_each_",
     "transforms_active",
     "tree_leaves",
     "tree_map",
@@ -47,6 +49,7 @@ _tree_map = _find("torch.utils._pytree", "tree_map")
 _foreach_lerp = _find("torch", "_foreach_lerp_")
 _foreach_copy = _find("torch", "_foreach_copy_")
 _foreach_sub = _find("torch", "_foreach_sub")
+_foreach_sub_ = _find("torch", "_foreach_sub_")
 _foreach_mul = _find("torch", "_foreach_mul_")
 _foreach_add = _find("torch", "_foreach_add_")
 _linear_pointwise: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
@@ -118,6 +121,24 @@ def copy_each_(copies: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     else:
         for copy, value in zip(copies, values, strict=True):
             copy.copy_(value)
+
+
+def scale_each_(tensors: Sequence[Tensor], factor: float | Tensor) -> None:
+    """Multiply each tensor by a factor, in place."""
+    if _foreach_mul is not None:
+        _foreach_mul(tensors, factor)
+    else:
+        for tensor in tensors:
+            tensor.mul_(factor)
+
+
+def subtract_each_(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Subtract its value from each tensor, in place."""
+    if _foreach_sub_ is not None:
+        _foreach_sub_(tensors, values)
+    else:
+        for tensor, value in zip(tensors, values, strict=True):
+            tensor.sub_(value)
 
 
 def tree_leaves(tree: Any) -> list[Any]:
