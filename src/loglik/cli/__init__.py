@@ -1,4 +1,4 @@
-"""The command line: `options` reads the options, `commands` runs the commands, `main` turns errors into one line.
+"""The command line: `commands` lists the commands, `options` what they share, `main` turns errors into one line.
 
 Only this package writes messages in the words of the command line.
 """
