@@ -149,7 +149,9 @@ def test_every_sampler_runs_without_the_host(method):
     assert x.is_meta and len(states) == 6
 
 
-@pytest.mark.parametrize("likelihood", [VLB(), VLB(5), VLB(5, whole=True, spacing="logsnr")], ids=str)
+@pytest.mark.parametrize(
+    "likelihood", [VLB(), VLB(5), VLB(5, whole=True, spacing="logsnr")], ids=["one level", "five levels", "whole"]
+)
 @pytest.mark.parametrize("spec", ["image", "mixed table"])
 def test_every_bound_of_a_diffusion_runs_without_the_host(likelihood, spec):
     density = bare(tiny("diffusion", SPECS[spec], conditional=True, weighting="min-snr"))

@@ -131,7 +131,11 @@ def _reporting(init, lines):
     return reporting
 
 
-@pytest.mark.parametrize("make", [lambda: flow(dropout=0.3), vae, diffusion, autoregressive, classifier], ids=str)
+@pytest.mark.parametrize(
+    "make",
+    [lambda: flow(dropout=0.3), vae, diffusion, autoregressive, classifier],
+    ids=["flow", "vae", "diffusion", "autoregressive", "classifier"],
+)
 def test_parts_make_the_weights_of_the_whole_batch(make) -> None:
     data = {"VAE": WHOLE, "Autoregressive": WHOLE}.get(type(make()).__name__, REAL)
     data = (REAL, LABELS) if type(make()).__name__ == "Classifier" else data

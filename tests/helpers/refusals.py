@@ -10,8 +10,9 @@ from pathlib import Path
 
 from helpers.commands import refused
 
-for words in json.loads(Path(sys.argv[1]).read_text()):
-    before = {path: path.lstat().st_mtime_ns for path in Path().rglob("*")}
-    line = refused(*words).removesuffix("\n")
-    assert len(line) < 1100 and line.isprintable(), (words, line)
-    assert {path: path.lstat().st_mtime_ns for path in Path().rglob("*")} == before, words
+if __name__ == "__main__":
+    for words in json.loads(Path(sys.argv[1]).read_text()):
+        before = {path: path.lstat().st_mtime_ns for path in Path().rglob("*")}
+        line = refused(*words).removesuffix("\n")
+        assert len(line) < 1100 and line.isprintable(), (words, line)
+        assert {path: path.lstat().st_mtime_ns for path in Path().rglob("*")} == before, words
