@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from textwrap import shorten
 from typing import Any, NoReturn
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from loglik import runs
 from loglik.data.dataset import Data, Split
+from loglik.data.limits import shorten
 from loglik.density import Density
 from loglik.evaluation.scores import arguments, check_split
 from loglik.training import checkpoint
@@ -170,7 +170,7 @@ class Trainer:
         self.evaluated = self.average.module if self.average else self.trained  # type: ignore[assignment]
         if self.average and is_sharded(self.fabric):
             shard_tensors(self.average.module, self.trained)
-            self.average.follow(self.trained)
+            self.average.list_tensors(self.trained)
         if saved is not None:
             self._restore(*saved)
         self._choose_compilation(module)
