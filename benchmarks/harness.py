@@ -202,7 +202,7 @@ def _build(workload: str, side: str) -> tuple[Side, dict[str, Any]]:
     torch.manual_seed(0)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     if side == "ours":  # as `fit` does
-        from loglik.cpu.memory import keep_freed_memory
+        from loglik.cpu.allocator import keep_freed_memory
 
         keep_freed_memory()
     with torch.device(device.selected()):

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loglik.cpu.memory import keep_freed_memory
+from loglik.cpu.allocator import keep_freed_memory
 from loglik.data.spec import DataSpec
 from loglik.density import Density
 from loglik.evaluation.scores import arguments

@@ -11,9 +11,9 @@ from loglik.training.loop import Trainer
 @pytest.mark.parametrize("decay", [0.0, 0.3])
 def test_what_is_kept_is_the_moving_average(decay, monkeypatch) -> None:
     seen: list[float] = []
-    due = Trainer._validation_due
+    check = Trainer._check_finite
     monkeypatch.setattr(
-        Trainer, "_validation_due", lambda self: seen.append(self.density.weight.item()) or due(self)
+        Trainer, "_check_finite", lambda self, **look: seen.append(self.density.weight.item()) or check(self, **look)
     )  # called once after each step
 
     run = fit(Drift(), REAL, settings=settings(max_steps=6, validate_every=6, ema_decay=decay))

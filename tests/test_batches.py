@@ -11,8 +11,8 @@ from lightning_fabric import Fabric
 from helpers.training import REAL, Drift, flow, settings
 from loglik.data.dataset import Split
 from loglik.training import fit
-from loglik.training.ahead import Ahead
 from loglik.training.batches import Batches
+from loglik.training.prefetch import Prefetch
 
 
 def test_a_subset_is_evenly_spaced_with_its_labels() -> None:
@@ -23,11 +23,11 @@ def test_a_subset_is_evenly_spaced_with_its_labels() -> None:
 
 
 def test_the_order_of_the_data_is_a_function_of_seed_and_epoch(monkeypatch) -> None:
-    batches: list[list[int]] = []
+    batches: dict[int, list[int]] = {}
     rows_of = Batches.rows
 
     def recorded(self, step):
-        batches.append(rows_of(self, step).tolist())
+        batches[step] = rows_of(self, step).tolist()
         return rows_of(self, step)
 
     monkeypatch.setattr(Batches, "rows", recorded)
@@ -35,7 +35,7 @@ def test_the_order_of_the_data_is_a_function_of_seed_and_epoch(monkeypatch) -> N
     def order(**changes) -> list[list[int]]:
         batches.clear()
         fit(Drift(), REAL, settings=settings(max_steps=10, **changes))
-        return [[row for batch in batches[start : start + 5] for row in batch] for start in (0, 5)]  # two epochs
+        return [[row for step in range(start, start + 5) for row in batches[step]] for start in (0, 5)]  # two epochs
 
     first, second = order()
     assert sorted(first) == sorted(second) == list(range(160))
@@ -72,11 +72,11 @@ def test_batches_that_do_not_fit_on_a_gpu_come_one_ahead(monkeypatch) -> None:
         loaded.append(step)
         return torch.full((2,), step), None if step % 2 else torch.full((1,), 10 * step)
 
-    ahead = Ahead(load, torch.device("cpu"))
+    prefetch = Prefetch(load, torch.device("cpu"))
     for number, step in enumerate([4, 5, 6, 2, 3], 1):
-        x, y = ahead.batch(step)
+        x, y = prefetch.batch(step)
         assert x.tolist() == [step, step] and (y is None if step % 2 else y.item() == 10 * step)
-        assert here.waited == [ahead.stream] * number  # the step's kernels wait for the copy
+        assert here.waited == [prefetch.stream] * number  # the step's kernels wait for the copy
         assert loaded[-1] == step + 1
     assert loaded == [4, 5, 6, 7, 2, 3, 4] and kept == [here] * 8
 

@@ -210,7 +210,7 @@ def test_fit_resume_goes_on(data) -> None:
     assert "run exists and is not empty" in refused(*words, "--max-steps", 4)
     well(*words, "--max-steps", 4, "--resume")
     assert loglik.load("run").steps == 4
-    assert "begun with another options" in refused(*words[:-2], "--set", "depth=4", "--max-steps", 4, "--resume")
+    assert "started with another options" in refused(*words[:-2], "--set", "depth=4", "--max-steps", 4, "--resume")
     assert "--resume needs --out RUN" in refused("fit", data.array, "--model", "flow", "--resume")
     other = ("--out", "other", "--max-steps", 2, "--resume")
     assert "nothing to resume: other is no run" in refused("fit", data.array, "--model", "flow", *other)
@@ -379,7 +379,8 @@ def test_data_that_the_run_cannot_take(runs, data) -> None:
         ),
         (("--model", "flow", "--set", "precision=bf16-true"), "precision must be one of auto, 32-true, 64-true, bf16"),
         (("--model", "flow", "--set", "accelerator=abacus"), "cannot train with accelerator=abacus"),
-        (("--model", "flow", "--set", "devices=two"), "cannot train with accelerator=auto, devices=two"),
+        (("--model", "flow", "--devices", "two"), "--devices is a number of devices, or auto, got 'two'"),
+        (("--model", "flow", "--set", "devices=2"), "--set cannot set 'devices': use --devices"),
         (("--model", "flow", "--set", "width=abc"), "width must be an integer above 0, got 'abc'"),
         (("--model", "flow", "--set", "depth=2.5"), "depth must be an integer above 0, got 2.5"),
         (("--model", "flow", "--set", "bins=0"), "bins must be an integer above 0, got 0"),

@@ -10,7 +10,7 @@ import torch
 
 import loglik
 from helpers.commands import refused, well
-from loglik.cli import commands
+from loglik.cli import use
 from loglik.tasks import continue_text
 
 TEXT = "".join(f"{i} cats sat on {i % 7} mats; ünder it all.\n" for i in range(150))
@@ -79,7 +79,7 @@ def test_sample_goes_on_from_a_prompt(folder) -> None:
 
 def test_streams_to_a_terminal(folder, monkeypatch) -> None:
     pieces: list[str] = []
-    monkeypatch.setattr(commands, "_print_piece", pieces.append)
+    monkeypatch.setattr(use, "_print_piece", pieces.append)
     monkeypatch.setattr(io, "StringIO", Terminal)
     assert well("sample", folder, "--prompt", "7 ca", "--length", 12) == "\n"
     assert pieces[0] == "7 ca" and 12 <= len(pieces) <= 13  # a piece for each character

@@ -331,7 +331,7 @@ def test_killed_before_any_file_is_renamed(call, tmp_path, monkeypatch) -> None:
         else:
             assert call > 23
     if call <= 2:
-        assert {file.name for file in path.iterdir()} <= runs.BEGUN
+        assert {file.name for file in path.iterdir()} <= runs.LEFTOVERS
         with pytest.raises(
             ValueError, match=r"was stopped before its config.yaml was written: start it without resume"
         ):

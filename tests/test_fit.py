@@ -33,7 +33,7 @@ from loglik import runs
 from loglik.data import from_arrays
 from loglik.density import Bound, Density
 from loglik.recipes import RECIPES
-from loglik.training import NotFinite, fit, loop
+from loglik.training import NotFinite, fit, loop, validation
 from loglik.training.progress import progress_bar
 from loglik.transforms import Standardise
 
@@ -183,7 +183,7 @@ def test_time_is_a_limit(monkeypatch) -> None:
     assert run.train_seconds >= 10
     assert 10 <= run.steps <= 40  # a step reads the clock once, a validation a few times more
     assert run.history[-1]["step"] == run.steps
-    assert 3 <= len(run.history) <= loop.VALIDATIONS + 1
+    assert 3 <= len(run.history) <= validation.MAX_VALIDATIONS + 1
     assert [row["time"] for row in run.history] == sorted({row["time"] for row in run.history})
     assert fit(Drift(), REAL, max_time=10, max_steps=3).steps == 3
 
@@ -193,7 +193,7 @@ def test_time_is_a_limit(monkeypatch) -> None:
     [
         ({"max_steps": 0}, "max_steps must be above 0, got 0"),
         ({"max_time": "soon"}, "'soon' is not a time: write 45s, 5m or 1h"),
-        ({"learning_rate": float("nan")}, "learning_rate must be above 0, got nan"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a number, got nan"),
         ({"gradient_clip": 0}, "gradient_clip must be above 0, got 0"),
         ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\), got 1.0"),
         ({"patience": -1}, "patience must not be negative, got -1"),

@@ -63,7 +63,7 @@ def test_a_family_by_name_is_resumed(tmp_path, monkeypatch) -> None:
         kill(patch, Batches, "batch", 15, "before")
         with pytest.raises(Killed):
             fit("vae", (REAL, LABELS), out=tmp_path / "run", conditional=True, **options)
-    with pytest.raises(ValueError, match="begun with another options") as error:
+    with pytest.raises(ValueError, match="started with another options") as error:
         fit("vae", (REAL, LABELS), out=tmp_path / "run", resume=True, conditional=False, **options)
     assert "\n" not in str(error.value)
     resumed = fit("vae", (REAL, LABELS), out=tmp_path / "run", resume=True)  # its options and settings are its own
@@ -99,10 +99,10 @@ def test_a_damaged_checkpoint_is_passed_over(damage, uninterrupted, tmp_path, mo
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"learning_rate": 5e-3}, "begun with learning_rate=0.001, now learning_rate=0.005"),
-        ({"batch_size": 16}, "begun with batch_size=32, now batch_size=16"),
-        ({"seed": 1}, "begun with seed=0, now seed=1"),
-        ({"validate_every": 5}, "begun with validate_every=6, now validate_every=5"),
+        ({"learning_rate": 5e-3}, "started with learning_rate=0.001, now learning_rate=0.005"),
+        ({"batch_size": 16}, "started with batch_size=32, now batch_size=16"),
+        ({"seed": 1}, "started with seed=0, now seed=1"),
+        ({"validate_every": 5}, "started with validate_every=6, now validate_every=5"),
     ],
 )
 def test_resuming_with_other_settings_is_refused(changes, words, uninterrupted) -> None:
@@ -118,7 +118,7 @@ def test_resuming_needs_a_run_and_the_same_kind_of_data(uninterrupted, tmp_path)
         fit(flow(), REAL, resume=True)
     with pytest.raises(ValueError, match=r"nothing to resume: .*empty is no run"):
         fit(flow(), REAL, resume=True, out=tmp_path / "empty")
-    with pytest.raises(ValueError, match="begun with another spec"):
+    with pytest.raises(ValueError, match="started with another spec"):
         fit(flow(), (REAL, LABELS), out=uninterrupted.path, resume=True, settings=settings())
     with pytest.raises(FileExistsError, match="exists and is not empty"):
         fit(flow(), REAL, out=uninterrupted.path, settings=settings())

@@ -74,7 +74,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_named(good, what, opti
             fit(density, REAL, settings=chosen)
     words = {"terms": "the loss is nan, in its term 'reconstruction'", "loss": "the loss is nan"}
     assert str(error.value).startswith(f"step {good}: {words.get(what, 'the gradient of weight is not finite')}; ")
-    assert len(made) == arrivals.LOOK  # the host looked once
+    assert len(made) == arrivals.STEPS_BETWEEN_READS  # the host looked once
     assert len({weight for weight, _ in made[good:]}) == 1  # bit for bit from there on
     average = made[-1][1].average
     if good == 0:

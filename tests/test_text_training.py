@@ -65,7 +65,7 @@ def test_killed_and_resumed_ends_bit_for_bit(path, tmp_path, monkeypatch) -> Non
     assert [row["validation_nats"] for row in resumed.history] == [row["validation_nats"] for row in whole.history]
     loaded = loglik.load(tmp_path / "run")
     assert loaded.spec == whole.spec and loaded.spec.tokenizer.characters == "".join(sorted(set(TEXT)))
-    with pytest.raises(ValueError, match=r"begun with another text: .*'window': 12.*, now .*'window': 13"):
+    with pytest.raises(ValueError, match=r"started with another text: .*'window': 12.*, now .*'window': 13"):
         fit("autoregressive", path, out=tmp_path / "run", resume=True, **{**options, "window": 13})
     assert {p.name for p in (tmp_path / ".tokens").iterdir()} and not (tmp_path / "cache").exists()
 

@@ -57,9 +57,9 @@ class Graphed:
             if len(self._graphs) >= MAX_GRAPHS or not self._capture(key, inputs):
                 return self.function(*inputs)
         static, outputs, replay = self._graphs[key]
-        for mine, given in zip(static, inputs, strict=True):
-            if mine is not None and given is not None:
-                mine.copy_(given)
+        for own, new in zip(static, inputs, strict=True):
+            if own is not None and new is not None:
+                own.copy_(new)
         replay()
         return _map(torch.clone, outputs)
 

@@ -8,13 +8,19 @@ from typing import Generic, TypeVar
 
 import torch
 
-from loglik.cpu.memory import return_freed_memory
+from loglik.cpu.allocator import return_freed_memory
 
 __all__ = ["OutOfMemory", "Pieces", "is_out_of_memory", "release"]
 
 Part = TypeVar("Part")
 
-SIGNS = ("not enough memory", "can't allocate memory", "bad_alloc", "out of memory", "could not create a memory object")
+MESSAGES = (
+    "not enough memory",
+    "can't allocate memory",
+    "bad_alloc",
+    "out of memory",
+    "could not create a memory object",
+)
 ONEDNN = ("could not create a primitive", "could not execute a primitive")  # for want of memory, which it does not say
 
 
@@ -32,7 +38,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if not isinstance(error, RuntimeError):
         return False
-    return str(error).strip() in ONEDNN or any(sign in str(error) for sign in SIGNS)
+    return str(error).strip() in ONEDNN or any(sign in str(error) for sign in MESSAGES)
 
 
 def release(device: torch.device) -> None:

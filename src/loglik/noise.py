@@ -161,8 +161,8 @@ class BatchParts(TorchFunctionMode):
         self._collected[key].append(tensors)
         if self.number < self.parts - 1:
             return None
-        mine = [torch.cat(every) for every in zip(*self._collected.pop(key), strict=True)]
-        return tuple(self.gather(value).flatten(0, 1) if self.ranks > 1 else value for value in mine)
+        own = [torch.cat(every) for every in zip(*self._collected.pop(key), strict=True)]
+        return tuple(self.gather(value).flatten(0, 1) if self.ranks > 1 else value for value in own)
 
 
 def draw_rows(draw: Callable[[int], Tensor], rows: int) -> Shaped[Tensor, "rows ..."]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["is_first_rank", "launched_processes", "restarted"]
 
 # One of these is set wherever a launcher, or Fabric, started the process; MPI sets one of the last three.
-SIGNS = (
+VARIABLES = (
     "LOCAL_RANK",
     "NODE_RANK",
     "SLURM_NTASKS",
@@ -64,7 +64,7 @@ def restarted() -> bool:
 
 def _environment() -> ClusterEnvironment | None:
     """Return the environment that Fabric will find; None where nothing started this process."""
-    if not any(name in os.environ for name in SIGNS):
+    if not any(name in os.environ for name in VARIABLES):
         return None
     from lightning_fabric.plugins import environments
 

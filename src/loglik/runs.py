@@ -16,7 +16,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import torch
@@ -25,17 +24,18 @@ from torch import Tensor
 from loglik import files, schema
 from loglik.data import TextSettings, as_data
 from loglik.data.dataset import Data
+from loglik.data.limits import first_line
 from loglik.data.spec import DataSpec
 from loglik.density import Density
 from loglik.devices import resolve_device
-from loglik.limits import TooLarge, limit_size
 from loglik.lock import LOCK_FILES, in_use, is_locked
+from loglik.model_size import ModelTooLarge, limit_size
 from loglik.recipes import Unsuitable, recipe
 
 __all__ = [
     "METRICS",
     "Run",
-    "begun",
+    "only_leftovers",
     "build_within",
     "check_empty",
     "check_free",
@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 CONFIG = "config.yaml"
-BEGUN = {"config.yaml.partial", "config.sha256", "config.sha256.partial"}  # what there can be before config.yaml
+LEFTOVERS = {"config.yaml.partial", "config.sha256", "config.sha256.partial"}  # what there can be before config.yaml
 WEIGHTS = "model.safetensors"
 PRECISIONS = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}  # of stored weights
 MIN_BOUND = 2**16  # of an option or of the dimensions of an event, whatever the weights
@@ -113,10 +113,10 @@ class Run:
         )
 
 
-def begun(path: Path) -> bool:
-    """Return whether a folder has only what a process left that ended before it had written config.yaml."""
+def only_leftovers(path: Path) -> bool:
+    """Return whether a folder has only the files of a process that ended before it wrote config.yaml."""
     names = {child.name for child in path.iterdir()} - LOCK_FILES if path.is_dir() else set()
-    return bool(names) and names <= BEGUN
+    return bool(names) and names <= LEFTOVERS
 
 
 def check_free(path: Path, *, resumable: bool = True) -> None:
@@ -128,7 +128,7 @@ def check_free(path: Path, *, resumable: bool = True) -> None:
 
 def check_empty(path: Path, *, resumable: bool = True) -> None:
     """Raise FileExistsError if a folder has more content than a run that was stopped before its config.yaml."""
-    if path.exists() and (not path.is_dir() or {child.name for child in path.iterdir()} - LOCK_FILES - BEGUN):
+    if path.exists() and (not path.is_dir() or {child.name for child in path.iterdir()} - LOCK_FILES - LEFTOVERS):
         other = ", or pass resume=True to continue it" if resumable and (path / CONFIG).is_file() else ""
         raise FileExistsError(f"{path} exists and is not empty: choose another out={other}")
 
@@ -136,11 +136,11 @@ def check_empty(path: Path, *, resumable: bool = True) -> None:
 def new_folder(path: Path, *, resumable: bool = True) -> None:
     """Make an empty folder. Raises FileExistsError if the path has content, since nothing is overwritten.
 
-    What a process left that ended while it began a run is removed.
+    Leftovers of a process that ended before it wrote config.yaml are removed.
     """
     check_free(path, resumable=resumable)
-    if begun(path):
-        for name in BEGUN:
+    if only_leftovers(path):
+        for name in LEFTOVERS:
             (path / name).unlink(missing_ok=True)
     with files.naming(path):
         path.mkdir(parents=True, exist_ok=True)
@@ -269,13 +269,12 @@ def build_within(path: Path, name: str, spec: DataSpec, options: dict[str, Any])
     try:
         with limit_size(shapes):
             return recipe(name).build(spec, parsed)
-    except TooLarge as error:
+    except ModelTooLarge as error:
         raise ValueError(f"{path / WEIGHTS} does not fit config.yaml or is damaged: {error}") from error
     except Unsuitable:
         raise
     except Exception as error:  # a stranger's spec can be wrong in any way that a constructor finds
-        why = shorten(str(error).splitlines()[0] if str(error) else type(error).__name__, 200)
-        raise ValueError(f"{path / CONFIG} describes a model that cannot be built ({why})") from error
+        raise ValueError(f"{path / CONFIG} describes a model that cannot be built ({first_line(error)})") from error
 
 
 def _weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:

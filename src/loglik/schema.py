@@ -7,7 +7,6 @@ for gigabytes) and no tags, an unknown key is an error, and each number has boun
 from __future__ import annotations
 
 from pathlib import Path
-from textwrap import shorten
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -15,6 +14,7 @@ import yaml
 from msgspec import Meta, Struct
 
 from loglik.data.catalogue import names
+from loglik.data.limits import first_line, quote, shorten
 from loglik.data.text_settings import TextSettings
 
 __all__ = ["FORMAT", "Config", "check", "dump", "parse"]
@@ -79,8 +79,7 @@ class _BytePairs(Struct, forbid_unknown_fields=True, tag="bpe", tag_field="kind"
             raise ValueError(f"expected at most 65,536 pairs of tokens, got {len(words)} numbers")
         for first, second in zip(words[::2], words[1::2], strict=True):
             if not all(w.isascii() and w.isdigit() and len(w) < 8 and int(w) < len(lengths) for w in (first, second)):
-                pair = shorten(f"{first} {second}", 40)
-                raise ValueError(f"a merge joins tokens 0 to {len(lengths) - 1}, got {pair!r}")
+                raise ValueError(f"a merge joins tokens 0 to {len(lengths) - 1}, got {quote(f'{first} {second}')}")
             lengths.append(lengths[int(first)] + lengths[int(second)])
             total += lengths[-1]
             if total > MAX_TOKEN_BYTES:
@@ -159,7 +158,7 @@ def parse(text: bytes, where: Path) -> dict[str, Any]:
     try:
         values = _plain(text)
     except (yaml.YAMLError, ValueError, RecursionError, TypeError, OverflowError) as error:
-        raise ValueError(f"{where} is not a run's configuration ({_line(error)})") from error
+        raise ValueError(f"{where} is not a run's configuration ({first_line(error)})") from error
     version = values.get("format") if isinstance(values, dict) else None
     if type(version) is int and version > FORMAT:
         made = values.get("versions")
@@ -214,7 +213,3 @@ def _plain(text: bytes) -> Any:
         if depth > MAX_DEPTH:
             raise ValueError(f"lists and mappings are nested more than {MAX_DEPTH} deep")
     return yaml.load(decoded, Loader=Loader)
-
-
-def _line(error: Exception) -> str:
-    return shorten(str(error).splitlines()[0] if str(error) else type(error).__name__, 200)

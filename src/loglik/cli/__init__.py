@@ -1,4 +1,4 @@
-"""The command line: `options` reads the options, `commands` runs the commands, `main` turns errors into one line.
+"""The command line: `commands` lists the commands, `options` what they share, `main` turns errors into one line.
 
 Only this package writes messages in the words of the command line.
 """
@@ -14,7 +14,6 @@ from loglik.cli.commands import app
 from loglik.cli.options import as_options
 from loglik.data.limits import shorten
 from loglik.ranks import is_first_rank
-from loglik.terminal import printable
 
 __all__ = ["app", "main"]
 
@@ -72,4 +71,4 @@ def _out_of_memory(error: MemoryError | RuntimeError) -> str:
 
 
 def _print_error(message: str) -> None:
-    print(f"error: {shorten(printable(' '.join(message.split())), 1000)}", file=sys.stderr)
+    print(f"error: {shorten(' '.join(message.split()), 1000)}", file=sys.stderr)

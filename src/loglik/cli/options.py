@@ -15,7 +15,7 @@ import typer
 from loglik.terminal import printable
 
 __all__ = [
-    "MOST",
+    "MAX_COUNT",
     "Accumulate",
     "DataArgument",
     "Device",
@@ -52,8 +52,8 @@ RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that 
 Label = Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of a table that holds the labels.")]
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write; a new folder under runs/ by default.")]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the numbers as JSON.")]
-MOST = 2**31 - 1  # what is counted fits into an int32
-Samples = Annotated[int | None, typer.Option(min=1, max=MOST, help="Monte Carlo samples per example, for bounds.")]
+MAX_COUNT = 2**31 - 1  # of steps, samples and tokens: an int32
+Samples = Annotated[int | None, typer.Option(min=1, max=MAX_COUNT, help="Monte Carlo samples per example, for bounds.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Fixes the split, the initial weights and all noise.")]
 Device = Annotated[
     str,

@@ -70,11 +70,16 @@ class Choices:
 
     @classmethod
     def from_dict(cls, saved: Any) -> Choices | None:
-        """Return the choices of a file; None unless it has each field with its type."""
+        """Return the choices that `to_dict` returned; None unless there is each field with its type."""
         types = {field.name: type(field.default) for field in fields(cls)}
-        if not isinstance(saved, Mapping) or {name: type(value) for name, value in saved.items()} != types:
+        if not isinstance(saved, Mapping):
             return None
-        return cls(**saved)
+        values: dict[str, Any] = {name: NEVER if value == "never" else value for name, value in saved.items()}
+        return cls(**values) if {name: type(value) for name, value in values.items()} == types else None
+
+    def to_dict(self) -> dict[str, int | str]:
+        """Return the fields by name, as config.yaml and the cache file have them: `never` for NEVER."""
+        return {name: "never" if value == NEVER else value for name, value in asdict(self).items()}
 
 
 _chosen: Choices | None = None  # of this process, once it is known
@@ -157,7 +162,7 @@ def _kept() -> Choices | None:
         from loglik.cpu.measure import measure
 
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump({"machine": machine, "choices": asdict(measure())}, stream, indent=1)
+            json.dump({"machine": machine, "choices": measure().to_dict()}, stream, indent=1)
         try:
             os.link(partial, file)  # fails if another process was first: both then use what that one measured
         except OSError:

@@ -45,12 +45,12 @@ def measure() -> Choices:
     return Choices(**roles, single_thread=single, attention=attention, bfloat16=bfloat16)
 
 
-def ratio(plain: Callable[[], object], ours: Callable[[], object], rounds: int = ROUNDS) -> float:
-    """Return how many times faster `ours` is: the fastest of alternating runs of each."""
+def speedup(plain: Callable[[], object], other: Callable[[], object], rounds: int = ROUNDS) -> float:
+    """Return how many times faster `other` is than `plain`, by the fastest of alternating runs."""
     best = [float("inf"), float("inf")]
-    plain(), ours()  # the first call prepares kernels
+    plain(), other()  # the first call prepares kernels
     for _ in range(rounds):
-        for side, call in enumerate((plain, ours)):
+        for side, call in enumerate((plain, other)):
             start = now()
             call()
             best[side] = min(best[side], now() - start)
@@ -80,7 +80,7 @@ def _onednn_from(operands: Callable[..., tuple[Tensor, Tensor]]) -> int:
         return found
     for shape in reversed(PRODUCTS):
         x, weight = operands(*shape)
-        if ratio(lambda: F.linear(x, weight), lambda: private.onednn_linear(x, weight, None)) < MARGIN:  # noqa: B023
+        if speedup(lambda: F.linear(x, weight), lambda: private.onednn_linear(x, weight, None)) < MARGIN:  # noqa: B023
             break
         found = 2 * x.numel() * len(weight)
     return found
@@ -89,8 +89,8 @@ def _onednn_from(operands: Callable[..., tuple[Tensor, Tensor]]) -> int:
 def _bfloat16_is_faster() -> bool:
     a = _filled(256, 256)
     half = a.bfloat16()
-    once = ratio(lambda: a @ a, lambda: half @ half, rounds=1)  # without instructions for it a product takes long
-    return once > 0.5 and ratio(lambda: a @ a, lambda: half @ half) >= MARGIN
+    once = speedup(lambda: a @ a, lambda: half @ half, rounds=1)  # without instructions for it a product takes long
+    return once > 0.5 and speedup(lambda: a @ a, lambda: half @ half) >= MARGIN
 
 
 def _attention_is_faster() -> bool:
@@ -104,7 +104,7 @@ def _attention_is_faster() -> bool:
     def unfused() -> None:
         torch.autograd.grad(products(q, q, q, None, True), q, grad)
 
-    return ratio(fused, unfused, rounds=3) >= MARGIN
+    return speedup(fused, unfused, rounds=3) >= MARGIN
 
 
 def _single_thread(threads: int) -> int:

@@ -12,7 +12,7 @@ from jaxtyping import Float64, Int64, Shaped
 from torch import Tensor
 
 from loglik.checks import data_checked
-from loglik.cpu.memory import keep_freed_memory
+from loglik.cpu.allocator import keep_freed_memory
 from loglik.data.dataset import Split
 from loglik.data.spec import DataSpec
 from loglik.data.windows import Windows

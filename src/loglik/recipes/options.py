@@ -12,7 +12,7 @@ __all__ = ["Option", "Options", "Size", "as_text", "check_types", "check_values"
 
 Size = Literal["small", "medium", "large"]
 OptionsT = TypeVar("OptionsT", bound="Options")
-MOST = 2**63 - 1  # torch's integers
+MAX_INTEGER = 2**63 - 1  # torch's integers
 WORDS: dict[Any, str] = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}
 
 
@@ -89,7 +89,7 @@ class _Rule:
             return False
         if type(value) not in (int, float):
             return True
-        if math.isnan(value) or (type(value) is int and abs(value) > MOST):
+        if math.isnan(value) or (type(value) is int and abs(value) > MAX_INTEGER):
             return False
         above_low = (self.min is None or value >= self.min) and (self.above is None or value > self.above)
         return above_low and (self.below is None or value < self.below)

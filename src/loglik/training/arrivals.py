@@ -1,4 +1,4 @@
-"""Values that a device computes and the host looks at later, without waiting for them."""
+"""Values that a device computes and the host reads later, without waiting for them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from torch import Tensor
 
 __all__ = ["Arrivals"]
 
-AHEAD = 4  # steps that the host may be ahead of a GPU
-LOOK = 50  # on other devices the values are read once in so many steps
+MAX_STEPS_AHEAD = 4  # of the host, ahead of a GPU
+STEPS_BETWEEN_READS = 50  # on other devices than CUDA
 
 
 class Arrivals:
     """The newest values that have arrived on the host.
 
-    On CUDA each `send` starts a copy to pinned memory, and waits until the copy `AHEAD` sends before has arrived: so
-    values are a few steps late, and the host does not run further ahead, where a limit of time would be missed. On
-    other devices every `LOOK`-th value is read.
+    On CUDA each `send` starts a copy to pinned memory, and waits until the copy `MAX_STEPS_AHEAD` sends before has
+    arrived: values are a few steps late, and the host does not run further ahead, where a limit of time would be
+    missed. On other devices every `STEPS_BETWEEN_READS`-th value is read.
 
     Args:
         count: how many values are sent together.
@@ -31,14 +31,14 @@ class Arrivals:
         self._copies: list[tuple[Tensor, torch.cuda.Event | None]] = []
         if device.type == "cuda":
             empty = torch.empty(count, dtype=torch.float64)
-            self._copies = [(empty.clone().pin_memory(), None) for _ in range(AHEAD)]
+            self._copies = [(empty.clone().pin_memory(), None) for _ in range(MAX_STEPS_AHEAD)]
 
     def send(self, values: Float[Tensor, " N"]) -> None:
-        """Let values go to the host."""
-        self._last, number = values, self._sent % (AHEAD if self._copies else LOOK)
+        """Start to copy values to the host."""
+        self._last, number = values, self._sent % (MAX_STEPS_AHEAD if self._copies else STEPS_BETWEEN_READS)
         self._sent += 1
         if not self._copies:
-            if number == LOOK - 1:
+            if number == STEPS_BETWEEN_READS - 1:
                 self.read()
             return
         copy, event = self._copies[number]

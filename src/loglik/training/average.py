@@ -28,17 +28,15 @@ class MovingAverage(AveragedModel):
     def __init__(self, density: Density, decay: float) -> None:
         super().__init__(density)
         self.decay = decay
-        self.follow(density)
+        self.list_tensors(density)
 
-    def follow(self, density: Density) -> None:
+    def list_tensors(self, density: Density) -> None:
         """List this rank's tensors of the average and of the density, whose parameters may have become shards."""
         kept = density.state_dict().keys()  # a mask, say, is a buffer that never changes
-        mine, theirs = self.module, density
-        self._means = [local(p) for p in mine.parameters()]
-        self._weights = [local(p) for p in theirs.parameters()]
-        self._copies = [b for name, b in mine.named_buffers() if name in kept]
-        self._buffers_now = [b for name, b in theirs.named_buffers() if name in kept]
-
+        self._means = [local(p) for p in self.module.parameters()]
+        self._weights = [local(p) for p in density.parameters()]
+        self._copies = [b for name, b in self.module.named_buffers() if name in kept]
+        self._buffers_now = [b for name, b in density.named_buffers() if name in kept]
         self.updates = 0
 
     def next_weight(self) -> float:

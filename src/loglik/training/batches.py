@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from loglik.data.dataset import Split
-from loglik.training.ahead import Ahead
+from loglik.training.prefetch import Prefetch
 from loglik.training.seeds import mix_seed
 
 __all__ = ["MAX_BYTES", "Batches"]
@@ -45,7 +45,7 @@ class Batches:
         self._permutation: tuple[int, Tensor] | None = None
         stored = self.split.x.device if isinstance(self.split.x, Tensor) else torch.device("cpu")
         self._rows_device = stored
-        self._ahead = Ahead(self._load, self.device) if self.device.type == "cuda" != stored.type else None
+        self._prefetch = Prefetch(self._load, self.device) if self.device.type == "cuda" != stored.type else None
 
     def rows(self, step: int) -> Int64[Tensor, " B"]:
         """Return this rank's rows of a step's batch, on the device of the split.
@@ -62,8 +62,8 @@ class Batches:
 
     def batch(self, step: int) -> tuple[Shaped[Tensor, "B ..."], Int64[Tensor, " B"] | None]:
         """Return this rank's examples of a step and their labels, on the device."""
-        if self._ahead is not None:
-            return self._ahead.batch(step)
+        if self._prefetch is not None:
+            return self._prefetch.batch(step)
         x, y = self._load(step)
         return x.to(self.device), None if y is None else y.to(self.device)
 

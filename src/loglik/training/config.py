@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ import torch
 from loglik import recipes, schema
 from loglik.cpu.choices import Choices, choices
 from loglik.data.dataset import Data
+from loglik.data.limits import shorten
 from loglik.data.text_settings import TextSettings
 from loglik.density import Density
 from loglik.ranks import launched_processes
@@ -21,7 +20,7 @@ from loglik.recipes.options import check_values
 from loglik.training.settings import TrainingSettings, seconds
 from loglik.version import __version__
 
-__all__ = ["begun_settings", "check_same_config", "recorded_choices", "run_config", "split_options"]
+__all__ = ["recorded_settings", "check_same_config", "recorded_choices", "run_config", "split_options"]
 
 LIMITS = ("max_steps", "max_epochs", "max_time")
 RANKS = ("devices", "num_nodes", "strategy", "accumulate")  # how many processes share the work changes no number
@@ -79,7 +78,7 @@ def run_config(
     }
 
 
-def begun_settings(config: dict[str, Any], chosen: dict[str, Any]) -> TrainingSettings:
+def recorded_settings(config: dict[str, Any], chosen: dict[str, Any]) -> TrainingSettings:
     """Return the settings of a run that is resumed, without its limits if `chosen` has one.
 
     Raises ValueError, in one line, for a setting that is unknown or of the wrong type.
@@ -97,7 +96,7 @@ def begun_settings(config: dict[str, Any], chosen: dict[str, Any]) -> TrainingSe
 
 
 def check_same_config(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
-    """Raise ValueError unless a run is resumed with the configuration it began with; limits and ranks may differ."""
+    """Raise ValueError unless a run is resumed with its own configuration; limits and ranks may differ."""
     in_memory = old["source"] is None or new["source"] is None  # whose name says nothing
     for key in ("model", "options", "data", "label", "text", "spec"):
         if key == "options" and old["model"] is not None:
@@ -106,22 +105,24 @@ def check_same_config(old: dict[str, Any], new: dict[str, Any], path: Path) -> N
                 continue
         if old.get(key) != new[key] and not (key == "data" and in_memory):
             was, now = (shorten(str(value), 300) for value in (old.get(key), new[key]))
-            raise ValueError(f"{path} was begun with another {key}: {was}, now {now}")
+            raise ValueError(f"{path} was started with another {key}: {was}, now {now}")
     for key, value in new["training"].items():
         if key not in CHANGEABLE and old["training"].get(key) != value:
             was = old["training"].get(key)
             hint = f': pass device="{was}"' if key == "accelerator" else ""
-            raise ValueError(f"{path} was begun with {key}={was}, now {key}={value}{hint}")
+            raise ValueError(f"{path} was started with {key}={was}, now {key}={value}{hint}")
 
 
 def recorded_choices(config: dict[str, Any], report: Callable[[str], None]) -> Choices | None:
-    """Return the CPU's choices that a run began with, and report those that this machine would make differently.
+    """Return the CPU's choices that a run started with, and report those that this machine would make differently.
 
-    None if the run has none, as one begun on a GPU.
+    None if the run has none, as one that started on a GPU.
     """
     recorded = Choices.from_dict(config.get("cpu"))
     if recorded is not None and recorded != choices():
-        here, begun = asdict(choices()), asdict(recorded)
-        changed = ", ".join(f"{name}={begun[name]} (here {here[name]})" for name in begun if begun[name] != here[name])
-        report(f"the CPU's operations stay those the run began with: {changed}")
+        here, before = choices().to_dict(), recorded.to_dict()
+        changed = ", ".join(
+            f"{name}={before[name]} (here {here[name]})" for name in before if before[name] != here[name]
+        )
+        report(f"the CPU's operations stay those that the run started with: {changed}")
     return recorded

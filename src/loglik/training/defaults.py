@@ -1,6 +1,6 @@
-"""The settings and options of a named family that nobody set: the recipe's, as they suit the device.
+"""The settings and options of a named family that were not passed: the recipe's, as they suit the device.
 
-A resumed training takes those that it began with, whatever the device is now.
+A resumed training keeps those that it started with, whatever the device is now.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ def suit_device(
     name: str,
     data: Data,
     settings: TrainingSettings,
-    set_: dict[str, Any],
+    requested: dict[str, Any],
     options: dict[str, Any],
     fabric: Fabric,
 ) -> tuple[TrainingSettings, dict[str, Any]]:
-    """Return the settings and the options of a new run, with those that were not set as they suit the device.
+    """Return the settings and options of a new run; those that were not passed suit the device.
 
     Args:
         name: the family's name.
-        settings: the recipe's and those set.
-        set_: the settings that were set, which stay.
-        options: the options that were set, which stay.
+        settings: the recipe's and those requested.
+        requested: the settings that were passed, which stay.
+        options: the options that were passed, which stay.
         fabric: the device; the first rank decides for all.
     """
     device: DeviceInfo = fabric.broadcast(describe_device(fabric.device))
@@ -61,4 +61,4 @@ def suit_device(
             family, spec, device, units=train.size, max_time=settings.max_time, max_steps=settings.max_steps
         )
         options = {**({} if size == "small" else {"size": size}), **options}
-    return replace(settings, **{k: v for k, v in now.items() if k not in set_}), options
+    return replace(settings, **{k: v for k, v in now.items() if k not in requested}), options

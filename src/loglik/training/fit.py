@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from loglik import recipes, runs
+from loglik.cpu.allocator import keep_freed_memory
 from loglik.cpu.choices import choices, use_choices
-from loglik.cpu.memory import keep_freed_memory
 from loglik.data import as_data
 from loglik.data.text_settings import TextSettings
 from loglik.density import Density
@@ -21,15 +21,15 @@ from loglik.devices import fork_generators
 from loglik.evaluation.scores import arguments
 from loglik.memory import is_out_of_memory
 from loglik.ranks import restarted
-from loglik.training.checks import check_fits, check_trainable
-from loglik.training.config import begun_settings, check_same_config, recorded_choices, run_config, split_options
+from loglik.training.config import check_same_config, recorded_choices, recorded_settings, run_config, split_options
 from loglik.training.defaults import auto_choices, recipe_settings, suit_device
 from loglik.training.fabric import as_launched, launch_fabric, on_first_rank
-from loglik.training.folder import begun, open_folder, resumable
+from loglik.training.folder import config_to_resume, open_folder, resumable
 from loglik.training.loop import Trainer
 from loglik.training.lost_ranks import together
 from loglik.training.out_of_memory import explain
 from loglik.training.progress import Progress, progress_bar
+from loglik.training.requirements import check_fits, check_trainable
 from loglik.training.settings import TrainingSettings, with_device
 
 __all__ = ["fit"]
@@ -79,8 +79,8 @@ def fit(
     chosen, options = split_options(density, options)
     chosen = with_device(device, chosen)
     resume = resume or (restarted() and path is not None and (path / runs.CONFIG).is_file())
-    run = begun(path) if resume else None
-    base = settings or (begun_settings(run, chosen) if run else TrainingSettings())
+    run = config_to_resume(path) if resume else None
+    base = settings or (recorded_settings(run, chosen) if run else TrainingSettings())
     data = as_data(data, label=label, seed=replace(base, **chosen).seed, text=text, beside=path)
     trained = path is not None and run is not None and (path / runs.WEIGHTS).exists()
     if run and name == run["model"]:  # without weights, whose header bounds the network, only the size is believed
@@ -88,20 +88,21 @@ def fit(
         options = {**known, **options}
     elif settings is None and name is not None:
         base = TrainingSettings(**recipe_settings(name, data, chosen))
-    settings, ours = as_launched(replace(base, **chosen).with_limit()), settings
+    recipes_own = settings is None and run is None
+    settings = as_launched(replace(base, **chosen).with_limit())
 
     keep_freed_memory()
     with ExitStack() as stack:
         stack.enter_context(use_choices(recorded_choices(run, report) if run else None))
         auto = auto_choices(settings, run or {})
         fabric = launch_fabric(replace(settings, precision=auto.get("precision", settings.precision)))
-        if name is not None and ours is None and run is None:
+        if name is not None and recipes_own:
             settings, options = suit_device(name, data, settings, chosen, options, fabric)
         stack.enter_context(fork_generators(fabric.device))
         torch.manual_seed(settings.seed)
         config = run_config(name, options, data, settings, auto)
         if fabric.device.type == "cpu":
-            config["cpu"] = asdict(choices())
+            config["cpu"] = choices().to_dict()
         if path is not None and run is not None:
             check_same_config(run, config, path)
         if not isinstance(density, str):

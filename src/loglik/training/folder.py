@@ -1,4 +1,4 @@
-"""The folder of a run that is trained: begun once, held by one process, and resumed."""
+"""The folder of a run that is trained: started once, held by one process, and resumed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 from loglik import files, runs
 from loglik.lock import locked
 
-__all__ = ["begun", "open_folder", "resumable"]
+__all__ = ["config_to_resume", "open_folder", "resumable"]
 
 
-def begun(path: Path | None) -> dict[str, Any]:
+def config_to_resume(path: Path | None) -> dict[str, Any]:
     """Return the configuration of the run to resume. Raises ValueError if the path is not a run, or a damaged one."""
     if path is None:
         raise ValueError("nothing to resume: without out, there is no run")
@@ -21,7 +21,7 @@ def begun(path: Path | None) -> dict[str, Any]:
         runs.read_metrics(path)
         return runs.read_config(path)
     what = "is no run"
-    if runs.begun(path):
+    if runs.only_leftovers(path):
         what = "was stopped before its config.yaml was written: start it without resume=True"
     elif (path / runs.WEIGHTS).exists() or (path / "checkpoints").exists():
         what = "has no config.yaml: copy it from where it is intact, or train anew with another out="

@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from textwrap import shorten
 from typing import Any, NoReturn
 
 import torch
@@ -21,12 +20,13 @@ from torch import Tensor, nn
 
 from loglik import runs
 from loglik.data.dataset import Data, Split
+from loglik.data.limits import shorten
 from loglik.density import Density
-from loglik.evaluation.scores import arguments, check_split, default_samples, log_probs
+from loglik.evaluation.scores import arguments, check_split
 from loglik.training import checkpoint
 from loglik.training.average import MovingAverage
 from loglik.training.batch_norm import share_statistics
-from loglik.training.batches import MAX_BYTES, Batches
+from loglik.training.batches import Batches
 from loglik.training.compilation import Loss, choose_compilation, compiler_settings
 from loglik.training.early_stopping import EarlyStopping
 from loglik.training.learning_rate import rate_factor
@@ -47,13 +47,11 @@ from loglik.training.sharding import (
 from loglik.training.signals import Interrupted, StopRequest, stop_request
 from loglik.training.state import TrainerState
 from loglik.training.step import Step, defers
+from loglik.training.validation import Validation
 
 __all__ = ["Trainer"]
 
-VALIDATIONS = 25  # of a run whose only limit is time
-VALIDATION_TOKENS = 2**15  # of a text, at most, in a validation
-VALIDATION_DRAWS = 512  # draws over all examples of a validation that suffice where draws only average
-STEPS_TO_AGREE = 16  # of several ranks, between looks at whether one of them was told to stop
+STEPS_BETWEEN_SIGNAL_CHECKS = 16  # on several ranks, which check together whether one received a signal
 CALIBRATION_EXAMPLES = 2**16  # at most, for `initialise` and `calibrate`
 
 
@@ -89,10 +87,7 @@ class Trainer:
         self.chosen = {} if chosen is None else chosen
         self.report = report if fabric.is_global_zero else lambda line: None
         self.fabric, self.density, self.data, self.settings, self.path = fabric, density, data, settings, path
-        dims, text = data.spec.dims, data.train.unit == "token"
         self.tokens = data.train.units_per_example  # the bar shows nats per token of a text, else per example
-        max_examples = max(64, VALIDATION_TOKENS // dims) if text else max(128, min(1024, 2**19 // dims))
-        self.validation = data.validation.evenly(max_examples).to(fabric.device, max_bytes=MAX_BYTES)
         self.batches = Batches(
             data.train,
             batch_size=settings.batch_size,
@@ -102,10 +97,9 @@ class Trainer:
         )
         epoch = self.batches.steps_per_epoch
         self.last_step = min([settings.max_steps or math.inf, (settings.max_epochs or math.inf) * epoch])
-        self.validate_every = settings.validate_every or max(25, min(500, epoch))
-        self.validates_by_time = settings.max_time is not None and settings.validate_every is None
+        self.validation = Validation(data, settings, fabric, epoch)
         self.trainable = any(p.requires_grad for p in density.parameters())
-        self.step, self.elapsed, self.next_validation = 0, 0.0, 0.0
+        self.step, self.elapsed = 0, 0.0
         self.stopping = EarlyStopping(settings.patience)
         self.best_weights: dict[str, Tensor] = {}
         self.best_written = True
@@ -133,7 +127,7 @@ class Trainer:
             self.steps.take(self.step, fraction, rate)
             self.step += 1
             self.elapsed = self._agree(time.perf_counter() - began)
-            due = self._validation_due()
+            due = self._fraction_done() >= 1 or self.validation.due(self.step, self.elapsed)
             self._check_finite(look=due)
             bar.update(self._fraction_done(), self.step, self.elapsed, self.steps.loss / self.tokens)
             if due:
@@ -142,7 +136,7 @@ class Trainer:
                 bar.validated(self.history[-1]["validation_nats"] / self.tokens)
                 self._write()
                 self.elapsed = self._agree(time.perf_counter() - began)
-                self.next_validation = self._next_after(self._agree(time.perf_counter() - start))
+                self.validation.schedule_next(self.elapsed, self._agree(time.perf_counter() - start))
             self._stop_if_requested(stop)
         self.elapsed = self._agree(time.perf_counter() - began)
 
@@ -150,10 +144,10 @@ class Trainer:
         """Write a checkpoint and raise `Interrupted` if a signal came; several ranks agree on it every few steps."""
         number = stop.number
         if self.fabric.world_size > 1:
-            if self.step % STEPS_TO_AGREE:
+            if self.step % STEPS_BETWEEN_SIGNAL_CHECKS:
                 return
-            ours = torch.tensor(number, device=self.fabric.device)
-            number = int(self.fabric.all_reduce(ours, reduce_op="max"))  # type: ignore[arg-type]
+            signal = torch.tensor(number, device=self.fabric.device)
+            number = int(self.fabric.all_reduce(signal, reduce_op="max"))  # type: ignore[arg-type]
         if number:
             if not self.history or self.history[-1]["step"] != self.step:  # else the validation wrote it
                 self._check_finite(look=True)
@@ -176,7 +170,7 @@ class Trainer:
         self.evaluated = self.average.module if self.average else self.trained  # type: ignore[assignment]
         if self.average and is_sharded(self.fabric):
             shard_tensors(self.average.module, self.trained)
-            self.average.follow(self.trained)
+            self.average.list_tensors(self.trained)
         if saved is not None:
             self._restore(*saved)
         self._choose_compilation(module)
@@ -258,30 +252,16 @@ class Trainer:
             return self.fabric.broadcast(seconds)
         return seconds
 
-    def _validation_due(self) -> bool:
-        if self._fraction_done() >= 1:
-            return True
-        return self.elapsed >= self.next_validation if self.validates_by_time else self.step % self.validate_every == 0
-
-    def _next_after(self, took: float) -> float:
-        """Return when to validate next: at an even time, but not before 3x the seconds that validating took."""
-        gap = (self.settings.max_time or math.inf) / VALIDATIONS
-        even = (math.floor(self.elapsed / gap) + 1) * gap if gap < math.inf else 0.0
-        return max(even, self.elapsed + 3 * took)
-
     def _validate(self, rate: float) -> None:
         """Evaluate the validation subset, add a row to the history, and keep the weights if they are the best.
 
         Raises `NotFinite` if no validation was finite so far.
         """
-        density, size = self.evaluated, len(self.validation)
+        density = self.evaluated
         if is_sharded(self.fabric):
             gather_into(self.density, density.state_dict())
             density = self.density
-        samples = min(4, default_samples(density, size))
-        if not density.importance_weighted:  # draws only average, as examples do
-            samples = max(1, min(samples, VALIDATION_DRAWS // size))
-        scores = log_probs(density, self.validation, samples=samples, seed=self.settings.seed, fabric=self.fabric)
+        scores = self.validation.scores(density)
         loss, norm = self.steps.means()
         if self.fabric.world_size > 1:  # rank 0 decides
             loss, norm, scores = self.fabric.broadcast((loss, norm, scores))

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from loglik.noise import same_part
+from loglik.training.blocks import blocks_of
 
 __all__ = ["recomputed", "repeated_blocks"]
 
@@ -17,27 +18,14 @@ METHODS = ("forward", "encode")  # of a network's block; of a flow's transform
 
 
 def repeated_blocks(module: nn.Module) -> list[nn.Module]:
-    """Return the blocks that a module has several of side by side, not those within another block.
+    """Return the repeated blocks of a network or flow.
 
     Raises ValueError if there are none.
     """
-    found = list(_blocks(module))
+    found = blocks_of(module, lambda block: not isinstance(block, (nn.ModuleList, nn.Sequential)))
     if not found:
         raise ValueError("checkpoint=True is for networks of repeated blocks, and this model has none: leave it out")
     return found
-
-
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    children = list(module.children())
-    for child in children:
-        alike = sum(type(other) is type(child) for other in children)
-        lists = isinstance(module, (nn.ModuleList, nn.Sequential)) and not isinstance(
-            child, (nn.ModuleList, nn.Sequential)
-        )
-        if lists and alike > 1 and any(True for _ in child.children()) and any(True for _ in child.parameters()):
-            yield child
-        else:
-            yield from _blocks(child)
 
 
 @contextmanager

@@ -10,7 +10,6 @@ Reference: Zhao et al. 2023, "PyTorch FSDP: experiences on scaling fully sharded
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -25,6 +24,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.optim import Optimizer
 
 from loglik.density import Density
+from loglik.training.blocks import blocks_of
 
 __all__ = [
     "gather",
@@ -54,26 +54,15 @@ def is_sharded(fabric: Fabric) -> bool:
 
 
 def gathered_blocks(module: nn.Module) -> list[nn.Module]:
-    """Return the modules that a list or sequence repeats, such as a Transformer's blocks; they do not overlap.
+    """Return the repeated blocks that are gathered one at a time: those that are called as modules.
 
-    A block is called, since it is gathered when it is called, and has layers inside: the weight of a single layer may
-    be read without a call.
+    A block is gathered when it is called. A single layer is none, since its weight may be read without a call.
     """
-    blocks: list[nn.Module] = []
-    inside: set[nn.Module] = set()
-    for parent in module.modules():
-        if not isinstance(parent, (nn.ModuleList, nn.Sequential)) or parent in inside:
-            continue
-        counts = Counter(type(child) for child in parent)
-        repeated = [child for child in parent if counts[type(child)] > 1 and _is_block(child)]
-        blocks += repeated
-        inside.update(part for block in repeated for part in block.modules())
-    return blocks
 
+    def is_called(block: nn.Module) -> bool:
+        return type(block).forward is not nn.Module.forward and not isinstance(block, (Density, nn.ModuleList))
 
-def _is_block(module: nn.Module) -> bool:
-    called = type(module).forward is not nn.Module.forward and not isinstance(module, (Density, nn.ModuleList))
-    return called and any(True for child in module.children() for _ in child.parameters())
+    return blocks_of(module, is_called)
 
 
 def _shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
@@ -189,15 +178,15 @@ def on_shards(
         return max(0, min(size, len(kernels[number]) - of * size))
 
     columns = [matrix.shape[1] for matrix in matrices]
-    mine = [i for i in range(len(kernels)) if owner[i] == rank]
+    own = [i for i in range(len(kernels)) if owner[i] == rank]
     there = [[i for i in range(len(kernels)) if owner[i] == to] for to in range(ranks)]
     received = _exchange(
         [[matrices[i] for i in of] for of in there],
-        [[(rows(i, sender), columns[i]) for i in mine] for sender in range(ranks)],
+        [[(rows(i, sender), columns[i]) for i in own] for sender in range(ranks)],
         mesh,
     )
-    results = function([torch.cat([sent[n] for sent in received]) for n in range(len(mine))])
-    parts = [torch.split(result, [rows(i, to) for to in range(ranks)]) for i, result in zip(mine, results, strict=True)]
+    results = function([torch.cat([sent[n] for sent in received]) for n in range(len(own))])
+    parts = [torch.split(result, [rows(i, to) for to in range(ranks)]) for i, result in zip(own, results, strict=True)]
     returned = _exchange(
         [[part[to] for part in parts] for to in range(ranks)],
         [[(len(matrices[i]), columns[i]) for i in of] for of in there],

@@ -22,7 +22,7 @@ from loglik.density import Density
 from loglik.evaluation.scores import arguments
 from loglik.graphs import Graphed
 from loglik.noise import BatchParts
-from loglik.training.arrivals import AHEAD, LOOK, Arrivals
+from loglik.training.arrivals import MAX_STEPS_AHEAD, STEPS_BETWEEN_READS, Arrivals
 from loglik.training.average import MovingAverage
 from loglik.training.batches import Batches
 from loglik.training.not_finite import find_not_finite
@@ -86,7 +86,7 @@ class Step:
         real = torch.float32 if device.type == "mps" else torch.float64
         self.sums = torch.zeros(3, dtype=real, device=device)
         self._failed_on_host: int | None = None
-        self._fractions: deque[tuple[int, float]] = deque(maxlen=LOOK + AHEAD)
+        self._fractions: deque[tuple[int, float]] = deque(maxlen=STEPS_BETWEEN_READS + MAX_STEPS_AHEAD)
         if self.deferred:
             self._number, self._failed = (torch.full((), start, device=device) for start in (0, -1))
             self._rate, self._weight = torch.zeros((), device=device), torch.zeros((), device=device)

@@ -5,7 +5,7 @@ from helpers.needs import needs
 
 MEASURE = """
     import resource, sys, torch
-    from loglik.cpu.memory import keep_freed_memory
+    from loglik.cpu.allocator import keep_freed_memory
 
     if sys.argv[1] == "keep":
         keep_freed_memory()

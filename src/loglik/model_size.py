@@ -15,20 +15,20 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
-__all__ = ["TooLarge", "limit_size"]
+__all__ = ["ModelTooLarge", "limit_size"]
 
 MODULES_PER_TENSOR = 16  # activations, dropout and containers have no tensors
 EXTRA_MODULES = 2**10
 EXTRA_NUMBERS = 2**22  # masks and tables that are not stored; wrappers register a module's tensors again
 
 
-class TooLarge(ValueError):
+class ModelTooLarge(ValueError):
     """A model has more modules or numbers than its file of weights."""
 
 
 @contextmanager
 def limit_size(shapes: Sequence[tuple[int, ...]]) -> Iterator[None]:
-    """Raise `TooLarge` where this thread builds modules that cannot be those of tensors with these shapes."""
+    """Raise `ModelTooLarge` where this thread builds modules that cannot be those of tensors with these shapes."""
     modules = EXTRA_MODULES + MODULES_PER_TENSOR * len(shapes)
     numbers = EXTRA_NUMBERS + 4 * sum(map(math.prod, shapes))
     thread, seen = threading.get_ident(), {"modules": 0, "numbers": 0}
@@ -38,7 +38,7 @@ def limit_size(shapes: Sequence[tuple[int, ...]]) -> Iterator[None]:
             return
         seen["modules"] += 1
         if seen["modules"] > modules:
-            raise TooLarge(f"the model has over {modules:,} modules, and its weights are {len(shapes):,} tensors")
+            raise ModelTooLarge(f"the model has over {modules:,} modules, and its weights are {len(shapes):,} tensors")
 
     def count_tensor(parent: nn.Module, name: str, value: Any) -> None:
         if threading.get_ident() != thread or not isinstance(value, Tensor):
@@ -47,7 +47,7 @@ def limit_size(shapes: Sequence[tuple[int, ...]]) -> Iterator[None]:
         seen["numbers"] += value.numel()
         if seen["numbers"] > numbers:
             got = "×".join(map(str, value.shape)) or "1"
-            raise TooLarge(f"the model has a tensor {name} of {got} numbers, with which it is larger than its weights")
+            raise ModelTooLarge(f"the model is larger than its weights: it has a tensor {name} of {got} numbers")
 
     with ExitStack() as stack:
         for register, hook in (

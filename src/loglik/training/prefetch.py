@@ -7,12 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["Ahead"]
+__all__ = ["Prefetch"]
 
 Batch = tuple[Tensor, Tensor | None]
 
 
-class Ahead:
+class Prefetch:
     """Copy each batch to a CUDA device by a side stream, through pinned memory, while the GPU works on the one before.
 
     Args:

@@ -1,4 +1,4 @@
-"""Checks before a training: the data fit the density, and there is something to train."""
+"""What a training requires: data that fit the density, and something to train."""
 
 from __future__ import annotations
 

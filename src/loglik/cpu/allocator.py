@@ -1,4 +1,4 @@
-"""Memory: the CPU's allocator returns to the system what the next step allocates again."""
+"""The CPU's allocator, which by default returns to the system what the next step allocates again."""
 
 from __future__ import annotations
 
