@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from loglik import files
 from loglik.runs import METRICS
 from loglik.training import checkpoint
 from loglik.training.state import TrainerState
@@ -44,6 +45,22 @@ def test_two_are_kept_and_nothing_half_written(tmp_path) -> None:
         "step-1000000000.safetensors",
         "step-1000000000.sha256",
     ]
+
+
+def test_as_many_are_kept_as_the_setting_says(tmp_path) -> None:
+    for step in range(1, 6):
+        checkpoint.save(tmp_path, {"w": torch.ones(2)}, TrainerState(step=step), keep=3)
+    assert sorted(tmp_path.glob("*.safetensors")) == [tmp_path / f"step-{step:09d}.safetensors" for step in (3, 4, 5)]
+
+
+def test_the_checkpoint_before_stays_where_the_disk_returns_something_else(tmp_path, monkeypatch) -> None:
+    for step in (1, 2):
+        checkpoint.save(tmp_path, {"w": torch.ones(2)}, TrainerState(step=step))
+    digest = files.digest
+    monkeypatch.setattr(files, "digest", lambda path: "0" if path.suffix == ".safetensors" else digest(path))
+    with pytest.raises(OSError, match=r"step-000000003.safetensors is not as it was written"):
+        checkpoint.save(tmp_path, {"w": torch.ones(2)}, TrainerState(step=3))
+    assert (tmp_path / "step-000000001.safetensors").is_file() and (tmp_path / "step-000000002.safetensors").is_file()
 
 
 def test_no_good_checkpoint_is_given_up_for_damaged_later_ones(tmp_path) -> None:

@@ -107,13 +107,14 @@ OWN_OPTIONS = {
     "num_nodes": "--nodes",
     "strategy": "--strategy",
     "accumulate": "--accumulate",
+    "keep": "--keep",
     "models": "--models",
     "budget": "--budget",
     "max_time": "--max-time or --budget",
 }
 # Python's arguments in messages, such as `resume=True` or `label="COLUMN"`: options of the commands, and of --set
 OPTION = re.compile(
-    r'(?<![\w./-])(accumulate|device|devices|label|models|num_nodes|out|per_row|resume|samples|seed|split|strategy)=(?:"([^"]*)"|(\w*))'
+    r'(?<![\w./-])(accumulate|device|devices|keep|label|models|num_nodes|out|per_row|resume|samples|seed|split|strategy)=(?:"([^"]*)"|(\w*))'
 )
 SETTING = re.compile(r"(?<![\w./-])(conditional|window)=(\w+)")
 NOT_SETTINGS = {"data", "density", "settings", "progress", "report"}

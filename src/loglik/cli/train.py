@@ -134,6 +134,10 @@ def fit(
     nodes: Nodes = None,
     strategy: Strategy = None,
     accumulate: Accumulate = None,
+    keep: Annotated[
+        int | None,
+        typer.Option(metavar="K", min=1, help="Newest checkpoints that stay; 2 by default.", show_default=False),
+    ] = None,
 ) -> int:
     """Train one density and write it as a run."""
     from loglik.comparison import evaluate_run
@@ -153,7 +157,7 @@ def fit(
         check_free(folder)  # before the data are read
     dataset = as_data(data, label=label, seed=seed, text=text, beside=folder)
     options = {**options, **without_none(size=size, max_time=max_time, max_steps=max_steps)}
-    options |= ranks_of(devices, nodes, strategy, accumulate)
+    options |= ranks_of(devices, nodes, strategy, accumulate) | without_none(keep=keep)
     show(dataset.describe())
     try:
         run = train(model, dataset, out=folder, resume=resume, seed=seed, device=device, report=_report, **options)

@@ -19,11 +19,14 @@ from loglik.training.state import TrainerState
 
 __all__ = ["flatten_optimizers", "load_newest", "name_of", "restore_optimizers", "save"]
 
-KEEP = 2  # checkpoints in a folder
 
+def save(folder: Path, tensors: dict[str, Tensor], state: TrainerState, *, keep: int = 2) -> None:
+    """Write a checkpoint; keep the newest `keep` up to it, and remove all others (later ones were damaged).
 
-def save(folder: Path, tensors: dict[str, Tensor], state: TrainerState) -> None:
-    """Write a checkpoint; keep it and the one before, and remove all others (later ones were damaged)."""
+    The others are removed once the new one was read back as it was written.
+
+    Raises OSError, with the file's name, if the disk does not return what was written.
+    """
     path = folder / f"{name_of(state.step)}.safetensors"
     with files.naming(path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -33,7 +36,10 @@ def save(folder: Path, tensors: dict[str, Tensor], state: TrainerState) -> None:
     files.write_text(path.with_suffix(".sha256"), digest)
     every = sorted(folder.glob("step-*.safetensors"))
     end = every.index(path) + 1
-    for other in every[: max(0, end - KEEP)] + every[end:]:
+    old = every[: max(0, end - keep)] + every[end:]
+    if old and files.digest(path) != digest:
+        raise OSError(f"{path} is not as it was written: check the disk; the checkpoint before it is kept")
+    for other in old:
         other.unlink()
         other.with_suffix(".sha256").unlink(missing_ok=True)
 

@@ -24,7 +24,7 @@ __all__ = ["recorded_settings", "check_same_config", "recorded_choices", "run_co
 
 LIMITS = ("max_steps", "max_epochs", "max_time")
 RANKS = ("devices", "num_nodes", "strategy", "accumulate")  # how many processes share the work changes no number
-CHANGEABLE = {*LIMITS, *RANKS, "patience"}  # which a resumed run may change
+CHANGEABLE = {*LIMITS, *RANKS, "patience", "keep"}  # which a resumed run may change
 
 
 def split_options(density: Density | str, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

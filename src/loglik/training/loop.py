@@ -303,7 +303,7 @@ class Trainer:
             return
         if not (is_best or self.best_written):
             self._write_best(self.path, best)
-        checkpoint.save(self.path / "checkpoints", tensors, self._state())
+        checkpoint.save(self.path / "checkpoints", tensors, self._state(), keep=self.settings.keep)
         if is_best:
             self._write_best(self.path, best)
         runs.write_metrics(self.path, self.history)

@@ -74,6 +74,7 @@ class TrainingSettings:
         validate_every: steps between validations; if None, an epoch, but between 25 and 500 steps. With `max_time`
             alone, there are 25 validations at even times instead.
         seed: fixes the initial weights of a named model, the order of the data and the noise.
+        keep: the newest checkpoints that stay in a run's folder.
         precision, accelerator, devices, strategy, num_nodes: arguments of Lightning Fabric. `precision="auto"` is
             bf16-mixed if the device has instructions that multiply in bfloat16, else 32-true. `strategy="fsdp2"` gives
             each device a shard of the weights, gradients, optimizer states and average; `ddp`, all of them.
@@ -100,6 +101,7 @@ class TrainingSettings:
     patience: int = 10
     validate_every: int | None = None
     seed: int = 0
+    keep: int = 2
     precision: str = "32-true"
     accelerator: str = "auto"
     devices: int | str = 1
@@ -118,6 +120,7 @@ class TrainingSettings:
             "learning_rate",
             "batch_size",
             "accumulate",
+            "keep",
             "gradient_clip",
         )
         for name in above:
