@@ -92,7 +92,7 @@ def test_ranks_have_slices_of_one_batch() -> None:
     for step in (0, 3, 4, 9):
         assert torch.equal(torch.cat([part.batch(step)[0] for part in parts]), whole.batch(step)[0])
     assert Batches(split, batch_size=99, seed=3, fabric=fabric(0, 3), accumulate=4).batch_size == 48
-    with pytest.raises(ValueError, match="batch_size 50 must be a multiple of the 51 devices"):
+    with pytest.raises(ValueError, match=r"batch_size 50 must be a multiple of 51 \(51 devices\)"):
         Batches(split, batch_size=99, seed=3, fabric=fabric(0, 51))
-    with pytest.raises(ValueError, match="batch_size 12 must be a multiple of the 5 devices"):
+    with pytest.raises(ValueError, match=r"batch_size 12 must be a multiple of 5 \(5 devices\)"):
         Batches(split, batch_size=12, seed=3, fabric=fabric(0, 5))

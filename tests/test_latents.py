@@ -71,5 +71,5 @@ def test_mistakes_are_one_line(linear, call, message):
 
 
 def test_what_has_no_latents_is_named():
-    with pytest.raises(ValueError, match="a flow has no latents of a VAE: use a run of the family vae"):
+    with pytest.raises(ValueError, match="only a VAE has latents, and this run is a flow: use a run of the family vae"):
         Latents(Flow([], loglik.StandardNormal((2,))))

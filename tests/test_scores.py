@@ -26,7 +26,7 @@ def test_bits_per_dim():
 
 
 def test_a_split_is_checked_to_its_last_row(monkeypatch):
-    monkeypatch.setattr(scores_module, "CHECKED_TOGETHER", 12)  # three images
+    monkeypatch.setattr(scores_module, "MAX_CHECKED_VALUES", 12)  # three images
     density, x = tiny("vae", IMAGE), draw(IMAGE, 7)[0]
     check_split(density, Split(x))
     x[6, 0, 1, 1] = 3

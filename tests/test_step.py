@@ -144,7 +144,7 @@ def test_parts_make_the_weights_of_the_whole_batch(make) -> None:
 
 
 def test_a_batch_must_have_equal_parts() -> None:
-    with pytest.raises(ValueError, match=r"batch_size 32 must be a multiple of the 1 devices times accumulate=5"):
+    with pytest.raises(ValueError, match=r"batch_size 32 must be a multiple of 5 \(1 device times accumulate=5\)"):
         fit(flow(), REAL, settings=settings(accumulate=5))
     with pytest.raises(ValueError, match="accumulate must be above 0, got 0"):
         TrainingSettings(accumulate=0)

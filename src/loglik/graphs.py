@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Graphed", "can_capture", "capture", "graphed", "run_aside"]
+__all__ = ["Graphed", "can_capture", "capture", "graphed", "run_on_side_stream"]
 
 WARMUP = 3  # plain calls before a capture: they create optimizer states, workspaces and compiled code
 MAX_GRAPHS = 8  # of one function; further shapes are called plainly, since each graph keeps memory
@@ -53,7 +53,7 @@ class Graphed:
         if key not in self._graphs:
             calls = self._calls[key] = self._calls.get(key, 0) + 1
             if calls <= WARMUP:
-                return run_aside(self.function, inputs)
+                return run_on_side_stream(self.function, inputs)
             if len(self._graphs) >= MAX_GRAPHS or not self._capture(key, inputs):
                 return self.function(*inputs)
         static, outputs, replay = self._graphs[key]
@@ -116,7 +116,7 @@ def can_capture(device: torch.device) -> bool:
     return device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
 
 
-def run_aside(function: Callable[..., Any], inputs: Inputs) -> Any:
+def run_on_side_stream(function: Callable[..., Any], inputs: Inputs) -> Any:
     """Call a function on a side stream, as torch requires before a capture."""
     with torch.cuda.device(_device(inputs)):
         here, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]

@@ -1,7 +1,7 @@
 """The launcher of a training on several processes, and this process's rank, before Lightning Fabric is launched.
 
-Fabric's cluster environments read what torchrun, srun and other launchers leave in the environment. A process that no
-launcher started is asked nothing: neither torch nor Fabric is imported for it, so the command line stays quick.
+Fabric's cluster environments read what torchrun, srun and other launchers leave in the environment. Without a
+launcher neither torch nor Fabric is imported, so the command line starts quickly.
 """
 
 from __future__ import annotations

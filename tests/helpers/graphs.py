@@ -25,7 +25,7 @@ class FakeGraphs:
     def can_capture(self, device: torch.device) -> bool:
         return not self.capturing
 
-    def run_aside(self, function, inputs):
+    def run_on_side_stream(self, function, inputs):
         self.aside += 1
         return function(*inputs)
 
@@ -60,6 +60,6 @@ class FakeGraphs:
 @contextmanager
 def fake_graphs(kept: Callable[[], Iterable[Tensor]] = tuple, *, fails: bool = False) -> Iterator[FakeGraphs]:
     fake = FakeGraphs(kept, fails)
-    names = ("can_capture", "run_aside", "capture")
+    names = ("can_capture", "run_on_side_stream", "capture")
     with mock.patch.multiple(graphs, **{name: getattr(fake, name) for name in names}):
         yield fake

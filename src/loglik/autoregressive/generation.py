@@ -16,7 +16,7 @@ from loglik.checks import check_levels
 
 __all__ = ["Choice", "check_prompt", "generate"]
 
-STOP_EVERY = 16  # tokens between two looks at whether all sequences have ended, where a look costs a wait
+STEPS_BETWEEN_STOP_CHECKS = 16  # of generation on a GPU, which waits for the answer
 
 NextLogits = Callable[[Int64[Tensor, "n L"], bool], Float[Tensor, "n K"]]
 
@@ -128,7 +128,7 @@ def generate(
             stream(token)
         if stop is not None:
             done |= token == stop
-            due = tokens.device.type == "cpu" or (t + 1 - start) % STOP_EVERY == 0  # a GPU waits for the answer
+            due = tokens.device.type == "cpu" or (t + 1 - start) % STEPS_BETWEEN_STOP_CHECKS == 0
             if due and done.all():
                 tokens[:, t + 1 :] = stop
                 break

@@ -48,7 +48,7 @@ def verify(
         str | None, typer.Argument(metavar="[DATA]", help="The run's own, or digits for a family, by default.")
     ] = None,
     only: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="Names of checks, or beginnings of names: flow,normalised.")
+        str | None, typer.Option(metavar="NAMES", help="Names of checks, or beginnings of names: elbo,normalised.")
     ] = None,
     out: Out = None,
     json: Json = None,

@@ -66,18 +66,18 @@ Devices = Annotated[
     str | None,
     typer.Option(
         metavar="N",
-        help="GPUs, or processes on a CPU, of each machine: a number or auto; 1 by default.",
+        help="Number of GPUs (on a CPU, of processes) on each machine, or auto; 1 by default.",
         show_default=False,
     ),
 ]
 Nodes = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="Machines that train together; 1 by default.", show_default=False)
+    int | None, typer.Option(metavar="N", min=1, help="Number of machines; 1 by default.", show_default=False)
 ]
 Strategy = Annotated[
     str | None,
     typer.Option(
         metavar="ddp|fsdp2",
-        help="How several devices train: each with all weights (ddp, the default), or with a shard of them (fsdp2).",
+        help="Each of several devices holds all weights (ddp, the default) or a shard of the weights (fsdp2).",
         show_default=False,
     ),
 ]
@@ -172,7 +172,7 @@ def ranks_of(devices: str | None, nodes: int | None, strategy: str | None, accum
     """Return the training settings of the options --devices, --nodes, --strategy and --accumulate."""
     if devices is not None and devices != "auto" and not (devices.isdecimal() and int(devices) > 0):
         raise ValueError(
-            f"--devices is a number of devices, or auto, got {devices!r}: --device NAME chooses one device"
+            f"--devices must be a number above 0 or auto, got {devices!r}; --device NAME chooses one device"
         )
     number = int(devices) if devices is not None and devices.isdecimal() else devices
     return without_none(devices=number, num_nodes=nodes, strategy=strategy, accumulate=accumulate)
@@ -203,7 +203,7 @@ def prompt_of(text: str | None) -> str:
 
 
 def resume_command(folder: Path) -> str:
-    """Return this command as it continues the run that it began in a folder."""
+    """Return the command that continues the run in a folder: this command with --resume."""
     words = [word for word in sys.argv[1:] if word != "--resume"]
     if not any(word == "--out" or word.startswith("--out=") for word in words):
         words += ["--out", str(folder)]

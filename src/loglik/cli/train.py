@@ -123,7 +123,7 @@ def fit(
     ] = None,
     size: Annotated[
         str | None,
-        typer.Option(help="Size of the networks: small, medium or large; small if omitted, on a fast GPU also medium."),
+        typer.Option(help="Size of the networks: small, medium or large; by default small, or medium on a fast GPU."),
     ] = None,
     label: Label = None,
     seed: Seed = 0,

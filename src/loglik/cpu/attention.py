@@ -9,17 +9,17 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-__all__ = ["causal_mask", "products"]
+__all__ = ["causal_mask", "unfused_attention"]
 
 
-def products(
+def unfused_attention(
     q: Float[Tensor, "B H T D"],
     k: Float[Tensor, "B H S D"],
     v: Float[Tensor, "B H S D"],
     mask: Tensor | None,
     causal: bool,
 ) -> Shaped[Tensor, "B H T D"]:
-    """Return the attention in three fused passes."""
+    """Return the attention, computed in three passes."""
     batch, heads, queries, size = q.shape
     keys = k.shape[2]
     if causal and queries > 1:

@@ -107,7 +107,7 @@ def onednn_flops(role: str) -> int:
 
 @contextmanager
 def use_choices(chosen: Choices | None) -> Iterator[None]:
-    """Use these choices in the block, such as those a run began with; None changes nothing."""
+    """Use these choices in the block, such as those of a resumed run; None changes nothing."""
     global _chosen
     before = _chosen
     if chosen is not None:

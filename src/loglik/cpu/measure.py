@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from loglik.cpu import private
-from loglik.cpu.attention import products
+from loglik.cpu.attention import unfused_attention
 from loglik.cpu.choices import NEVER, Choices
 
 __all__ = ["measure"]
@@ -102,7 +102,7 @@ def _attention_is_faster() -> bool:
         torch.autograd.grad(F.scaled_dot_product_attention(q, q, q, is_causal=True), q, grad)
 
     def unfused() -> None:
-        torch.autograd.grad(products(q, q, q, None, True), q, grad)
+        torch.autograd.grad(unfused_attention(q, q, q, None, True), q, grad)
 
     return speedup(fused, unfused, rounds=3) >= MARGIN
 

@@ -38,7 +38,7 @@ __all__ = [
 
 Scores = TypeVar("Scores")
 ROUNDING = 2.0**-23  # of float32, in which densities compute
-CHECKED_TOGETHER = 2**22  # numbers of a split that are read at once, to check them
+MAX_CHECKED_VALUES = 2**22  # that are read from a split at once
 
 
 @contextmanager
@@ -86,7 +86,7 @@ def check_split(density: Density, split: Split) -> None:
         last = stream.cut(len(stream) - length, len(stream))
         parts = [(Windows(part, length, length), None) for part in (stream, last)]
     for x, y in parts:
-        size = max(1, CHECKED_TOGETHER // math.prod(x.shape[1:]))
+        size = max(1, MAX_CHECKED_VALUES // math.prod(x.shape[1:]))
         for start in range(0, len(x), size):
             part = slice(start, start + size)
             density.check(*_arguments(density, x[part], None if y is None else y[part]))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
-from loglik.cpu.attention import causal_mask, products
+from loglik.cpu.attention import causal_mask, unfused_attention
 from loglik.cpu.choices import choices
 from loglik.networks.linear import Linear
 from loglik.networks.norms import RMSNorm
@@ -47,7 +47,7 @@ def attention(
     r"""Return $\text{softmax}(QK^\top / \sqrt D)\,V$ by torch's fused kernel; `mask` broadcasts to (B, H, T, S)."""
     queries, keys = q.shape[2], k.shape[2]
     if q.device.type == "cpu" and v.dtype == torch.bfloat16 and 1 < keys <= MAX_KEYS_UNFUSED and choices().attention:
-        return products(q, k, v, mask, causal)
+        return unfused_attention(q, k, v, mask, causal)
     if causal and (mask is not None or 1 < queries < keys):
         seen = causal_mask(queries, keys, q.device)
         mask, causal = seen if mask is None else mask & seen, False

@@ -43,7 +43,7 @@ class Latents:
             transforms, base = density.transforms, density.base
         if not isinstance(base, VAE):
             kind = type(density if isinstance(base, StandardNormal) else base).__name__.lower()
-            raise ValueError(f"a {kind} has no latents of a VAE: use a run of the family vae")
+            raise ValueError(f"only a VAE has latents, and this run is a {kind}: use a run of the family vae")
         self.density, self.vae, self.transforms = density, base, transforms
 
     @classmethod

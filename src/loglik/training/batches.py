@@ -38,8 +38,9 @@ class Batches:
         parts = self.world_size * accumulate
         self.batch_size = batch_size if batch_size <= len(split) else len(split) // parts * parts
         if self.batch_size == 0 or self.batch_size % parts:
-            shares = f"{self.world_size} devices" + (f" times accumulate={accumulate}" if accumulate > 1 else "")
-            raise ValueError(f"batch_size {min(batch_size, len(split))} must be a multiple of the {shares}")
+            devices = f"{self.world_size} device{'s' * (self.world_size > 1)}"
+            shares = devices + (f" times accumulate={accumulate}" if accumulate > 1 else "")
+            raise ValueError(f"batch_size {min(batch_size, len(split))} must be a multiple of {parts} ({shares})")
         # windows overlap: an epoch has as many as fit side by side
         self.steps_per_epoch = max(1, len(split) // (self.batch_size * split.units_per_example))
         self._permutation: tuple[int, Tensor] | None = None

@@ -22,7 +22,7 @@ from loglik.checks import data_checked
 from loglik.cpu.private import allow_compilations, keep_saved_tensors
 from loglik.density import Density
 from loglik.devices import fork_generators
-from loglik.graphs import WARMUP, can_capture, capture, run_aside
+from loglik.graphs import WARMUP, can_capture, capture, run_on_side_stream
 from loglik.regions import COMPILER, compiled_regions, observed_regions
 
 __all__ = ["Choice", "Loss", "choose_compilation", "compiler_settings"]
@@ -190,7 +190,7 @@ def _seconds(step: Callable[[], None], device: torch.device, cuda_graph: bool) -
     if cuda_graph and can_capture(device):
         inputs = [torch.zeros((), device=device)]
         for _ in range(WARMUP):
-            run_aside(function, inputs)
+            run_on_side_stream(function, inputs)
         with suppress(Exception):  # something in the step reads the host
             call = capture(function, inputs)[1]
     times = []

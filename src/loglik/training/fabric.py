@@ -85,7 +85,7 @@ def launch_fabric(settings: TrainingSettings) -> Fabric:
 
 
 def on_first_rank(fabric: Fabric, action: Callable[[], object]) -> None:
-    """Run an action on the first rank; if it fails there, it raises there, and the other ranks end in silence."""
+    """Run an action on the first rank; if it fails, it raises there, and the other ranks end without a message."""
     failed: Exception | None = None
     if fabric.is_global_zero:
         try:

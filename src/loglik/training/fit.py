@@ -24,7 +24,7 @@ from loglik.ranks import restarted
 from loglik.training.config import check_same_config, recorded_choices, recorded_settings, run_config, split_options
 from loglik.training.defaults import auto_choices, recipe_settings, suit_device
 from loglik.training.fabric import as_launched, launch_fabric, on_first_rank
-from loglik.training.folder import config_to_resume, open_folder, resumable
+from loglik.training.folder import config_to_resume, explain_full_disk, open_folder
 from loglik.training.loop import Trainer
 from loglik.training.lost_ranks import together
 from loglik.training.out_of_memory import explain
@@ -115,7 +115,7 @@ def fit(
         check_trainable(built, name)
         if path is not None:
             on_first_rank(fabric, lambda: stack.enter_context(open_folder(path, config, resume)))
-        stack.enter_context(resumable(path))
+        stack.enter_context(explain_full_disk(path))
         stack.enter_context(together(fabric))
         trainer = Trainer(fabric, built, data, settings, path, report, auto)
         start = time.perf_counter()

@@ -10,7 +10,7 @@ from typing import Any
 from loglik import files, runs
 from loglik.lock import locked
 
-__all__ = ["config_to_resume", "open_folder", "resumable"]
+__all__ = ["config_to_resume", "explain_full_disk", "open_folder"]
 
 
 def config_to_resume(path: Path | None) -> dict[str, Any]:
@@ -41,8 +41,8 @@ def open_folder(path: Path, config: dict[str, Any], resume: bool) -> Iterator[No
 
 
 @contextmanager
-def resumable(path: Path | None) -> Iterator[None]:
-    """Say how to continue the run where the disk is full."""
+def explain_full_disk(path: Path | None) -> Iterator[None]:
+    """Add to the error of a full disk how to continue the run."""
     try:
         yield
     except OSError as error:

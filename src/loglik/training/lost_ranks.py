@@ -1,8 +1,7 @@
-"""What the other ranks do where one ends: they end too, within seconds, with one line.
+"""If a rank ends, the others end too, within seconds, with one line.
 
-A rank that waits for one that ended learns it from the network (gloo and NCCL report a closed connection), or waits for
-a timeout of minutes. So a thread also watches the processes that Fabric started, and the one that started them. Under
-torchrun and srun the launcher ends the others.
+gloo and NCCL report a closed connection at once, or only after a timeout of minutes. So a thread also watches the
+processes that Fabric started, and the process that started them. Under torchrun and srun the launcher ends the others.
 """
 
 from __future__ import annotations

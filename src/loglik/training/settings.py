@@ -82,7 +82,7 @@ class TrainingSettings:
             first step. These count as training time. `auto` compiles on a CUDA GPU where that saves more time within
             the limits than it takes.
         cuda_graph: on one CUDA GPU, capture the step as a graph after three steps and replay it, which launches all its
-            kernels at once. Where that fails, training says so and goes on plainly.
+            kernels at once. Where that fails, training says so and continues without a graph.
     """
 
     max_steps: int | None = None

@@ -28,7 +28,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopRequest:
-    """The number of the signal that asked training to stop; 0 before."""
+    """Hold the number of the signal that requested a stop; 0 if none came."""
 
     number = 0
 

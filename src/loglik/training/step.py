@@ -106,7 +106,7 @@ class Step:
         return self.ranks == self.accumulate == 1 and not self.settings.checkpoint
 
     def take(self, number: int, fraction: float, rate: float) -> None:
-        """Make the step of a number, after this fraction of the training, with a learning rate."""
+        """Make step `number`, at a fraction of the training, with a learning rate."""
         self._fractions.append((number, fraction))
         event, context = self._begin(number, fraction)
         weight = self.average.next_weight() if self.average else 0.0
@@ -122,7 +122,7 @@ class Step:
             self.loss = self._arrivals.newest[0]
 
     def failed(self, look: bool) -> int | None:
-        """Return the number of the first step that was not finite, as far as the host knows.
+        """Return the number of the first step that was not finite, as far as the host knows; None without one.
 
         With `look` the host waits for the device, and knows of all steps.
         """
