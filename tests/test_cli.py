@@ -379,7 +379,7 @@ def test_data_that_the_run_cannot_take(runs, data) -> None:
         ),
         (("--model", "flow", "--set", "precision=bf16-true"), "precision must be one of auto, 32-true, 64-true, bf16"),
         (("--model", "flow", "--set", "accelerator=abacus"), "cannot train with accelerator=abacus"),
-        (("--model", "flow", "--set", "devices=two"), "cannot train with accelerator=auto, devices=two"),
+        (("--model", "flow", "--set", "devices=two"), "--set cannot set 'devices': use --devices"),
         (("--model", "flow", "--set", "width=abc"), "width must be an integer above 0, got 'abc'"),
         (("--model", "flow", "--set", "depth=2.5"), "depth must be an integer above 0, got 2.5"),
         (("--model", "flow", "--set", "bins=0"), "bins must be an integer above 0, got 0"),

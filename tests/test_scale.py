@@ -131,7 +131,7 @@ RANKS = """
     from helpers import training as small
     from helpers.ranks import Bytes
     from loglik.networks import CausalTransformer
-    from loglik.training.loop import _Loss
+    from loglik.training.compilation import Loss
     from loglik.training.sharding import is_sharded, trained_copy
     from loglik.training.fabric import launch_fabric
 
@@ -155,7 +155,7 @@ RANKS = """
 
     fabric = launch_fabric(small.settings(**where))
     density = blocks()
-    module = fabric.setup_module(_Loss(trained_copy(density) if is_sharded(fabric) else density))
+    module = fabric.setup_module(Loss(trained_copy(density) if is_sharded(fabric) else density))
     with Bytes() as bytes:
         fabric.backward(module(torch.as_tensor(levels[:16]), None))
     if fabric.is_global_zero:
