@@ -1,13 +1,17 @@
 """The control variate of the diffusion term: it leaves the bound as it is, and takes the noise of Gaussians away."""
 
+import copy
+
 import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
 from helpers.exact import CorrelatedDenoiser, two_moons_like
 from loglik.data.spec import DataSpec
-from loglik.diffusion import VLB, Denoiser, Diffusion, LinearBeta, LinearLogSNR, ScoreMatching
+from loglik.diffusion import VLB, Denoiser, Diffusion, Learned, LinearBeta, LinearLogSNR, ScoreMatching
 from loglik.diffusion.control import BINS, Control
+from loglik.diffusion.denoiser import residual_of
+from loglik.diffusion.schedule import add_noise
 from loglik.networks import ResidualMLP
 from loglik.recipes import build
 
@@ -149,3 +153,62 @@ def test_the_loss_is_minus_the_bound_on_a_chain_too(float64):
     with torch.no_grad():
         loss, bound = diffusion.loss(x), diffusion.log_prob(x)
     assert abs(loss + bound.mean()) < 6 * bound.std() / len(x) ** 0.5 < 2
+
+
+def test_the_closed_form_is_the_integral(float64):
+    """Each bin's integral against a sum over many log-SNRs."""
+    control, schedule = odd(Control(2, 1.0)), LinearLogSNR(9.0, -9.0)
+    x, n = torch.randn(5, 2), 200 * BINS
+    step = 18.0 / n
+    levels = -9.0 + step * (torch.arange(n) + 0.5)
+    summed = control.tables(schedule.ends(x), (levels, torch.full_like(levels, step)))
+    integral = control.integral(schedule, x)
+    torch.testing.assert_close(integral.slope, summed.slope, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(integral.offset, summed.offset, rtol=1e-5, atol=1e-8)
+    values = [control.expected(control.project(x, tables), tables) for tables in (integral, summed)]
+    torch.testing.assert_close(*values, rtol=1e-5, atol=0)
+
+
+def test_what_is_kept_follows_moments_and_schedule():
+    """The tables are kept between calls, and new ones are written in their place, where a CUDA graph reads them."""
+    control, x = odd(Control(2, 1.0)), torch.randn(5, 2)
+    schedule = LinearLogSNR(9.0, -9.0)
+    first = control.integral(schedule, x)
+    assert control.integral(schedule, x) is first and schedule.ends(x)[0] is schedule.ends(x)[0]
+    control.variance.mul_(2)
+    assert control.integral(schedule, x) is first
+    torch.testing.assert_close(first, control.tables(schedule.ends(x)))
+    wider = LinearLogSNR(10.0, -9.0)
+    torch.testing.assert_close(control.integral(wider, x), control.tables(wider.ends(x)))
+    copied = copy.deepcopy(control)
+    copied.variance.mul_(3)
+    torch.testing.assert_close(copied.integral(schedule, x), copied.tables(schedule.ends(x)))
+    assert control.double().integral(schedule, x.double()).slope.dtype == torch.float64
+    learned = Learned(9.0, -9.0, ends=True)
+    control.float().integral(learned, x).slope.sum().backward()
+    assert learned.limits.grad.abs().min() > 0
+    with torch.inference_mode():
+        fresh = Control(2, 1.0)
+        assert fresh.integral(schedule, x).slope.isfinite().all()
+
+
+@pytest.mark.parametrize("prediction", ["noise", "v", "data", "score"])
+def test_the_residual_is_the_error_of_the_noise(float64, prediction):
+    denoiser = Denoiser(
+        ResidualMLP(3, 3, width=8, depth=1, context=8), prediction=prediction, features=8, event_shape=(3,)
+    )
+    v, epsilon, logsnr = torch.randn(6, 3) * 0.4 + 0.3, torch.randn(6, 3), torch.linspace(-6, 6, 6)
+    denoiser.initialise(v)
+    x_hat = denoiser(add_noise(v, epsilon, logsnr), logsnr)
+    expected = torch.exp(0.5 * logsnr)[:, None] * (v - x_hat)
+    torch.testing.assert_close(residual_of(denoiser)(v, epsilon, logsnr, None), expected)
+
+
+def test_a_subclass_with_a_forward_of_its_own_has_its_own_residual(float64):
+    class Zero(Denoiser):
+        def forward(self, x_t, logsnr, context=None, keep=None):
+            return torch.zeros_like(x_t)
+
+    v, epsilon, logsnr = torch.randn(6, 3), torch.randn(6, 3), torch.linspace(-6, 6, 6)
+    zero = Zero(ResidualMLP(3, 3, width=8, depth=1, context=8), features=8)
+    torch.testing.assert_close(residual_of(zero)(v, epsilon, logsnr, None), torch.exp(0.5 * logsnr)[:, None] * v)

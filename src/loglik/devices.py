@@ -103,4 +103,6 @@ def fork_generators(device: torch.device) -> Iterator[None]:
 
 def full_precision(x: Tensor) -> AbstractContextManager[None]:
     """Switch autocast off in a block for x's device. The device meta has no autocast, and torch refuses it there."""
-    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)

@@ -29,8 +29,10 @@ __all__ = [
     "scale_each_",
     "subtract_each_",
     "transforms_active",
+    "tensors_of",
     "tree_leaves",
     "tree_map",
+    "version",
 ]
 
 
@@ -71,6 +73,19 @@ def transforms_active() -> bool:
 def is_observed() -> bool:
     """Return whether a dispatch mode or a transform sees each operation; True where torch does not tell."""
     return transforms_active() or _in_dispatch_mode is None or _in_dispatch_mode()
+
+
+def tensors_of(module: torch.nn.Module) -> list[Tensor]:
+    """Return a module's parameters and buffers, without a search where the module has no parts."""
+    own: list[Any] = [getattr(module, name, None) for name in ("_parameters", "_buffers")]
+    if None in own or next(module.children(), None) is not None:
+        return [*module.parameters(), *module.buffers()]
+    return [tensor for tensors in own for tensor in tensors.values() if tensor is not None]
+
+
+def version(tensor: Tensor) -> int | None:
+    """Return a number that grows with each write to the tensor; None where torch does not count."""
+    return None if tensor.is_inference() else getattr(tensor, "_version", None)
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -136,9 +136,9 @@ def prior_term(x_0: Float[Tensor, "B ..."], low: Float[Tensor, ""]) -> Float[Ten
         x_0: data.
         low: $\lambda_T$, the schedule's lowest log-SNR.
     """
-    flat, variance = x_0.flatten(1), sigma(low).square()
-    mean_square = alpha(low).square() * flat.square().sum(1)
-    return -0.5 * (mean_square + flat.shape[1] * (variance - 1 - variance.log()))
+    flat, alpha_bar = x_0.flatten(1), torch.sigmoid(low)
+    gap = alpha_bar + F.logsigmoid(-low)  # 1 - σ² + log σ²
+    return 0.5 * flat.shape[1] * gap - 0.5 * alpha_bar * flat.square().sum(1)
 
 
 def ddpm_betas(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> list[float]:

@@ -13,9 +13,15 @@ so for any coefficients $c(\lambda)$ that do not depend on the noise
 $\tfrac12 \int \mathbb E f\,d\lambda = \tfrac12 \int c\, \mathbb E\, g\,d\lambda
 + \tfrac12\, \mathbb E_{\lambda \sim p,\, \epsilon}\left[\frac{f - c\,g}{p(\lambda)}\right]$,
 
-where the first integral is exact and the second varies as much as the network differs from a Gaussian's denoiser.
+where the first integral has a closed form and the second varies as much as the network differs from a Gaussian's
+denoiser.
 $c = \mathbb E f g / \mathbb E g^2$ minimises the second moment of the rest, and $p \propto$ its root minimises the
 variance. Both are constant in each of `BINS` equal parts of the log-SNR, and learned from the draws of training.
+
+With $y = \lambda + \log s$ and ς the logistic function, $w / (1 + w) = \varsigma(y)$. Hence
+$g_e = \varsigma(y)^2 (e^{-\lambda/2} u_e / s - \eta_e)^2$ and
+$\mathbb E_\epsilon\, g_e = \varsigma(y)\,\varsigma(-y)\, u_e^2 / s + \varsigma(y)^2$, whose integral from a to b is
+$[\varsigma(y)]_a^b\, u_e^2 / s + [\log(1 + e^y) - \varsigma(y)]_a^b$.
 
 A dimension with few distinct values is known exactly at a higher noise level than its Gaussian would be, so such
 dimensions have a covariance and coefficients of their own.
@@ -26,25 +32,24 @@ diffusion models", appendix I.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from loglik.constants import kept
+from loglik.cpu import private
 from loglik.devices import full_precision
+from loglik.diffusion.schedule import NoiseSchedule
 
-__all__ = ["Control", "Draw", "Ends", "pick", "quadrature"]
+__all__ = ["Control", "Draw", "Ends", "Nodes", "Tables", "bins_of", "pick", "split"]
 
 Ends = tuple[Float[Tensor, ""], Float[Tensor, ""]]  # a schedule's highest and lowest log-SNR
+Nodes = tuple[Float[Tensor, " N"], Float[Tensor, " N"]]  # log-SNRs, and their weights in a sum
 
 BINS = 32
-NODES, WEIGHTS = (
-    values.tolist() for values in np.polynomial.legendre.leggauss(4)
-)  # in each bin: the integrands have poles π from the real line, so an error of 1e-9 is left
 MAX_CORRELATED = 256  # dimensions; above it the covariance is taken as diagonal
 ROWS = 2**14  # from which the moments are estimated
 MEMORY = 256.0  # draws over which the averages of a bin decay
@@ -66,12 +71,24 @@ class Draw:
         return self.residual.flatten(1).square().sum(1)
 
 
-class Shares(NamedTuple):
-    """f and g, each for the dimensions with many and with few distinct values, and the bin of the log-SNR."""
+class Tables(NamedTuple):
+    r"""What the control variate needs besides the draws; it changes with the moments and with a schedule's ends.
 
-    f: Float[Tensor, "B 2"]
-    g: Float[Tensor, "B 2"]
-    bins: Int64[Tensor, " B"]
+    `high` and `low` the ends, `edges` of the bins but the first and the last, `log_variance` $\log s$, `basis` Q,
+    `scaled` $Q / s$, both None where Q is I, `inverse` $1/s$, `groups` 1 for the dimensions with many and with few
+    distinct values, `slope` and `offset` the integral of $\mathbb E g$ over each bin, as factors of $(u/s)^2$ and of 1.
+    """
+
+    high: Float[Tensor, ""]
+    low: Float[Tensor, ""]
+    edges: Float[Tensor, " edges"]
+    log_variance: Float[Tensor, " D"]
+    basis: Float[Tensor, "D D"] | None
+    scaled: Float[Tensor, "D D"] | None
+    inverse: Float[Tensor, " D"]
+    groups: Float[Tensor, "D 2"]
+    slope: Float[Tensor, "bins 2 D"]
+    offset: Float[Tensor, "bins 2"]
 
 
 class Control(nn.Module):
@@ -133,39 +150,86 @@ class Control(nn.Module):
                 self.basis[rows.unsqueeze(1), rows] = vectors.to(self.basis)
         self.variance.copy_(variance.clamp_min(1e-4 * variance.max().item() or 1.0))
 
-    def expected(
-        self,
-        v: Float[Tensor, "B ..."],
-        logsnr: Float[Tensor, " N"],
-        weights: Float[Tensor, " N"],
-        ends: Ends,
-    ) -> Float[Tensor, " B"]:
-        r"""Sum $a_n\, c(\lambda_n)\, \mathbb E_\epsilon\, g$ over log-SNRs λ_n with weights a_n, in closed form."""
-        snr, w = self._snr(logsnr)
-        scaled = weights.unsqueeze(1) * self._per_dim(self.coefficients[self._bin(logsnr, ends)]) / (1 + w).square()
-        u = self._directions(v.flatten(1) - self.mean)
-        return (u.square() * (scaled * snr).sum(0)).sum(1) + (scaled * w.square()).sum()
+    def integral(self, schedule: NoiseSchedule, like: Float[Tensor, "..."]) -> Tables:
+        """Return the tables of the integral over a schedule's log-SNRs, which are kept between calls."""
 
-    def shares(self, draw: Draw, ends: Ends) -> Shares:
-        """Split f and g of each example of a draw."""
-        snr, w = self._snr(draw.logsnr)
-        u, eta = (self._directions(rows) for rows in (draw.v.flatten(1) - self.mean, draw.epsilon.flatten(1)))
-        g = ((snr.sqrt() * u - w * eta) / (1 + w)).square()
-        return Shares(self._split(draw.residual.flatten(1).square()), self._split(g), self._bin(draw.logsnr, ends))
+        def compute() -> Tables:
+            return self.tables(schedule.ends(like))
 
-    def rest(self, shares: Shares) -> Float[Tensor, " B"]:
+        moments = [self.mean, self.variance, self.repeated, self.basis]
+        sources = [tensor for tensor in moments if tensor is not None] + private.tensors_of(schedule)
+        return kept(self, (schedule, like.dtype, like.device), sources, compute)
+
+    def tables(self, ends: Ends, nodes: Nodes | None = None) -> Tables:
+        """Return the tables of the integral between the ends, or of a sum over log-SNRs λ_n with weights a_n."""
+        high, low = ends
+        variance, repeated = self.variance.to(high), self.repeated.to(high)
+        basis = None if self.basis is None else self.basis.to(high)
+        log_variance, groups = variance.log(), torch.stack([1 - repeated, repeated], 1)
+        width = (high - low) / BINS
+        starts = low + width * torch.arange(BINS, device=high.device)
+        if nodes is None:
+            y = starts.unsqueeze(1) + log_variance
+            below = torch.sigmoid(y)
+            rise = -torch.expm1(-width) * torch.sigmoid(y + width) * torch.sigmoid(-y)  # ς(y + width) - ς(y)
+            slope, offset = rise * variance, torch.log1p(below * torch.expm1(width)) - rise
+        else:
+            levels, weights = nodes[0].unsqueeze(1), nodes[1].unsqueeze(1)
+            y = levels + log_variance
+            terms = torch.stack([torch.sigmoid(y) * torch.sigmoid(-y) * variance, torch.sigmoid(y).square()])
+            zeros, bins = torch.zeros_like(starts).view(1, -1, 1), bins_of(nodes[0], starts[1:])
+            slope, offset = (zeros + 0 * log_variance).expand(2, -1, -1).index_add(1, bins, terms * weights).unbind()
+        return Tables(
+            high=high,
+            low=low,
+            edges=starts[1:].contiguous(),
+            log_variance=log_variance,
+            basis=basis,
+            scaled=None if basis is None else basis / variance,
+            inverse=1 / variance,
+            groups=groups,
+            slope=slope.unsqueeze(1) * groups.t(),
+            offset=(offset.unsqueeze(1) * groups.t()).sum(-1),
+        )
+
+    def project(self, v: Float[Tensor, "B ..."], tables: Tables) -> Float[Tensor, "B D"]:
+        """Return u/s of data."""
+        centred = v.flatten(1) - self.mean
+        return centred * tables.inverse if tables.scaled is None else _product(centred, tables.scaled)
+
+    def expected(self, u: Float[Tensor, "B D"], tables: Tables) -> Float[Tensor, " B"]:
+        r"""Return $\int c(\lambda)\, \mathbb E_\epsilon\, g\, d\lambda$, or the sum of the tables, from u/s of data."""
+        c = self.coefficients.to(u)
+        return (u.square() * (c.unsqueeze(2) * tables.slope).sum((0, 1))).sum(1) + (c * tables.offset).sum()
+
+    def variates(self, u: Float[Tensor, "B D"], draw: Draw, tables: Tables) -> Float[Tensor, "B 2"]:
+        """Return g of each example of a draw from u/s, for dimensions with many and with few distinct values."""
+        eta = draw.epsilon.flatten(1)
+        eta = eta if tables.basis is None else _product(eta, tables.basis)
+        p = torch.sigmoid(draw.logsnr.unsqueeze(1) + tables.log_variance)
+        noise = torch.addcmul(eta, u, torch.exp(-0.5 * draw.logsnr).unsqueeze(1), value=-1)
+        return split((p * noise).square(), tables)
+
+    def rest(self, f: Float[Tensor, " B"], g: Float[Tensor, "B 2"], bins: Int64[Tensor, " B"]) -> Float[Tensor, " B"]:
         r"""Return $f - c\,g$ of each example, which is estimated from draws."""
-        return (shares.f - self.coefficients[shares.bins].to(shares.g) * shares.g).sum(1)
+        return f - (self.coefficients.to(g).index_select(0, bins) * g).sum(1)
 
     @torch.no_grad()
-    def learn(self, shares: Shares, rest: Float[Tensor, " B"]) -> None:
-        """Update the coefficients and the density with draws and their `rest`."""
-        f, g, left = (value.to(self.squares) for value in (shares.f, shares.g, rest.square().unsqueeze(1)))
-        seen = torch.cat([f * g, g.square(), left, torch.ones_like(left)], 1)
-        *sums, count = seen.new_zeros(BINS, 6).index_add_(0, shares.bins, seen).split([2, 2, 1, 1], 1)
-        rate = count / (count + MEMORY)
-        for buffer, total in zip((self.products, self.squares, self.left.unsqueeze(1)), sums, strict=True):
-            buffer.lerp_(total / count.clamp_min(1), rate)
+    def learn(
+        self,
+        f: Float[Tensor, "B 2"],
+        g: Float[Tensor, "B 2"],
+        bins: Int64[Tensor, " B"],
+        rest: Float[Tensor, " B"],
+    ) -> None:
+        """Update the coefficients and the density with f and g of draws, split alike, and their `rest`."""
+        f, g, left = (value.to(self.squares) for value in (f, g, rest.unsqueeze(1)))
+        seen = torch.cat([f * g, g.square(), left.square(), torch.ones_like(left)], 1)
+        sums = seen.new_zeros(BINS, 6).index_add_(0, bins, seen)
+        count = sums[:, 5:]
+        means, rate = sums / count.clamp_min(1), count / (count + MEMORY)
+        for buffer, part in ((self.products, (0, 2)), (self.squares, (2, 4)), (self.left.unsqueeze(1), (4, 5))):
+            buffer.lerp_(means[:, slice(*part)], rate)
 
     def draw(self, u: Float[Tensor, " B"], ends: Ends) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """Return log-SNRs from uniform draws u, and their density p."""
@@ -174,55 +238,28 @@ class Control(nn.Module):
         return low + (high - low) * (part + within) / BINS, probability * BINS / (high - low)
 
     def choose(
-        self, levels: Float[Tensor, " N"], weights: Float[Tensor, " N"], u: Float[Tensor, " B"], ends: Ends
+        self, nodes: Nodes, u: Float[Tensor, " B"], tables: Tables
     ) -> tuple[Int64[Tensor, " B"], Float[Tensor, " B"]]:
         """Return indices into N weighted log-SNRs from uniform draws u, and their probabilities."""
-        importance = self.left.sqrt().to(u)[self._bin(levels, ends)] * weights.detach()
+        levels, weights = nodes
+        importance = self.left.sqrt().to(u)[bins_of(levels, tables.edges)] * weights.detach()
         index, _, probability = pick(importance, u, EVEN)
         return index, probability
 
-    def _bin(self, logsnr: Tensor, ends: Ends) -> Int64[Tensor, "..."]:
-        high, low = ends
-        return ((logsnr.detach() - low) / (high - low) * BINS).long().clamp(0, BINS - 1)
 
-    def _per_dim(self, values: Float[Tensor, "N 2"]) -> Float[Tensor, "N D"]:
-        many, few = values.unsqueeze(-1).unbind(1)
-        return many + (few - many) * self.repeated
-
-    def _snr(self, logsnr: Float[Tensor, " N"]) -> tuple[Float[Tensor, "N 1"], Float[Tensor, "N D"]]:
-        snr = logsnr.exp().unsqueeze(1)
-        return snr, snr * self.variance
-
-    def _directions(self, rows: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        if self.basis is None:
-            return rows
-        with full_precision(rows):  # rounded, the noise would have another variance
-            return rows @ self.basis.to(rows)
-
-    def _split(self, values: Float[Tensor, "B D"]) -> Float[Tensor, "B 2"]:
-        return torch.stack([(values * (1 - self.repeated)).sum(1), (values * self.repeated).sum(1)], 1)
+def bins_of(logsnr: Float[Tensor, " N"], edges: Float[Tensor, " edges"]) -> Int64[Tensor, " N"]:
+    """Return the bin of each log-SNR, between edges that rise."""
+    return torch.bucketize(logsnr.detach().contiguous(), edges.detach(), right=True)
 
 
-def quadrature(ends: Ends) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-    """Return log-SNRs and weights of the Gauss-Legendre rule between the ends, in each bin."""
-    high, low = ends
-    rule = _rule if torch.compiler.is_compiling() else _cached_rule
-    nodes, weights = rule(high.dtype, high.device).unbind()
-    width = (high - low) / BINS
-    within = torch.arange(BINS, device=high.device).unsqueeze(1) + (nodes + 1) / 2
-    return (low + width * within).flatten(), (0.5 * width * weights).repeat(BINS)
+def split(squares: Float[Tensor, "B D"], tables: Tables) -> Float[Tensor, "B 2"]:
+    """Sum over the dimensions with many and over those with few distinct values."""
+    return _product(squares, tables.groups)
 
 
-def _rule(dtype: torch.dtype, device: torch.device) -> Float[Tensor, "2 N"]:
-    """Return the nodes and the weights of the rule on [-1, 1]."""
-    return torch.tensor([NODES, WEIGHTS], dtype=dtype, device=device)
-
-
-@functools.lru_cache(maxsize=16)
-def _cached_rule(dtype: torch.dtype, device: torch.device) -> Float[Tensor, "2 N"]:
-    """Keep the rule on the device: a GPU would wait for a copy at each step."""
-    with torch.inference_mode(False):  # training cannot use a tensor that was made in inference mode
-        return _rule(dtype, device)
+def _product(rows: Float[Tensor, "B D"], matrix: Float[Tensor, "D E"]) -> Float[Tensor, "B E"]:
+    with full_precision(rows):  # rounded, the noise would have another variance, and g another mean
+        return rows @ matrix
 
 
 def pick(importance: Float[Tensor, " N"], u: Float[Tensor, " B"], even: float) -> tuple[Tensor, Tensor, Tensor]:

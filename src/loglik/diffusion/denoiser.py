@@ -8,6 +8,7 @@ $\hat x = (x_t + \sigma^2 s)/\alpha$ (Tweedie's formula).
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Literal
@@ -17,12 +18,24 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from loglik.cpu import private
 from loglik.density import embed
-from loglik.diffusion.schedule import alpha, broadcast_like, sigma
+from loglik.diffusion.schedule import add_noise, alpha, broadcast_like, sigma
 
-__all__ = ["Denoise", "Denoiser", "LevelDenoiser", "Prediction", "time_features", "to_data", "to_score"]
+__all__ = [
+    "Denoise",
+    "Denoiser",
+    "LevelDenoiser",
+    "Prediction",
+    "Residual",
+    "residual_of",
+    "time_features",
+    "to_data",
+    "to_score",
+]
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (x_t, log-SNRs of shape (B,)) -> the expected data
+Residual = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # (v, ε, log-SNRs, context) -> ε̂ - ε
 
 Prediction = Literal["noise", "data", "v", "score"]
 
@@ -56,9 +69,32 @@ def to_score(
 
 def time_features(logsnr: Float[Tensor, " B"], count: int) -> Float[Tensor, "B E"]:
     """Return sines and cosines of the log-SNR at `count` / 2 frequencies, from which a network reads the time."""
-    frequencies = torch.exp(torch.linspace(math.log(0.05), math.log(2.0), count // 2, device=logsnr.device))
-    phase = logsnr[:, None].float() * frequencies
+    frequencies = _frequencies if torch.compiler.is_compiling() or private.is_observed() else _kept_frequencies
+    phase = logsnr[:, None].float() * frequencies(count, logsnr.device)
     return torch.cat([phase.sin(), phase.cos()], dim=1)
+
+
+def _frequencies(count: int, device: torch.device) -> Float[Tensor, " half"]:
+    return torch.exp(torch.linspace(math.log(0.05), math.log(2.0), count // 2, device=device))
+
+
+@functools.lru_cache(maxsize=16)
+def _kept_frequencies(count: int, device: torch.device) -> Float[Tensor, " half"]:
+    with torch.inference_mode(False):  # training cannot use a tensor that was made in inference mode
+        return _frequencies(count, device)
+
+
+def residual_of(denoiser: nn.Module) -> Residual:
+    """Return the function from (v, ε, log-SNRs, context) to ε̂ - ε of a denoiser, whatever it is."""
+    own = type(denoiser).forward is Denoiser.forward  # a subclass may return other data than `residual` knows of
+    return denoiser.residual if own and isinstance(denoiser, Denoiser) else functools.partial(_residual, denoiser)
+
+
+def _residual(
+    denoiser: nn.Module, v: Tensor, epsilon: Tensor, logsnr: Tensor, context: Tensor | None
+) -> Float[Tensor, "B ..."]:
+    x_hat = denoiser(add_noise(v, epsilon, logsnr), logsnr, context)
+    return broadcast_like(torch.exp(0.5 * logsnr), v) * (v - x_hat)
 
 
 class Denoiser(nn.Module):
@@ -118,6 +154,29 @@ class Denoiser(nn.Module):
         if self.prediction != "v":
             return to_data(raw, self.prediction, x_t, logsnr)
         return self._from_v(raw, x_t, logsnr, self.mean, self.scale)
+
+    def residual(
+        self,
+        v: Float[Tensor, "B ..."],
+        epsilon: Float[Tensor, "B ..."],
+        logsnr: Float[Tensor, " B"],
+        context: Tensor | None = None,
+    ) -> Float[Tensor, "B ..."]:
+        r"""Return $\hat\epsilon - \epsilon = e^{\lambda/2} (v - \hat x(x_t))$ of data v and the noise in $x_t$.
+
+        The network's prediction of the noise or of v gives it directly, with fewer operations and less rounding.
+        """
+        if self.prediction not in ("noise", "v"):
+            return _residual(self, v, epsilon, logsnr, context)
+        a, s = (broadcast_like(f(logsnr), v) for f in (alpha, sigma))
+        x_t = torch.addcmul(a * v, s, epsilon)
+        raw = self._predict(x_t, logsnr, context).view(v.shape).to(v.dtype)
+        if self.prediction == "noise":
+            return raw - epsilon
+        scaled = a * self.scale
+        root = torch.addcmul(s.square(), scaled, scaled).rsqrt()  # of the variance of x_t
+        known = s * (v - self.mean) - scaled * self.scale * epsilon
+        return a * root * torch.addcmul(self.scale * raw, known, root)
 
     def _from_v(self, raw: Tensor, x_t: Tensor, logsnr: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
         """Return the posterior mean of a Gaussian with these moments, corrected by the network's v."""

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from loglik.checks import check_labels
 from loglik.density import Bound, Density, output_layer, sum_terms
 from loglik.diffusion.chain import prior_term
-from loglik.diffusion.control import Control, Shares
-from loglik.diffusion.denoiser import Denoise, Denoiser, LevelDenoiser
+from loglik.diffusion.control import Control, bins_of, split
+from loglik.diffusion.denoiser import Denoise, Denoiser, LevelDenoiser, residual_of
 from loglik.diffusion.guidance import by_classifier, classifier_free
 from loglik.diffusion.inpaint import inpaint
 from loglik.diffusion.learned import Learned
@@ -117,23 +117,25 @@ class Diffusion(Density):
     def loss(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, ""]:
         v = self.reconstruction.embed(x)
         logsnr, factor, u = self.objective.draw(self.schedule, self._stratified(len(v), v))
-        draw, ends = draw_noise(v, self._model(context).denoise, logsnr), self.schedule.ends(v)
-        error, shares = 0.5 * draw.error, self.control.shares(draw, ends)
-        rest = self.control.rest(shares)
+        control, tables = self.control, self.objective.tables(self.control, self.schedule, v)
+        draw, centred = draw_noise(self._model(context), v, logsnr), control.project(v, tables)
+        squares = draw.residual.flatten(1).square()
+        f, g = squares.sum(1), control.variates(centred, draw, tables)
+        bins = bins_of(logsnr, tables.edges)
+        rest = control.rest(f, g, bins)
         if self.objective.weighting == "likelihood":
-            high, low = ends
-            known = self.reconstruction.expected(x, v, high) + prior_term(v, low)
-            control = self.control.expected(v, *self.objective.measure(self.schedule, ends), ends)
-            loss = (0.5 * (factor * rest + control) - known).mean()
+            known = self.reconstruction.expected(x, v, tables.high) + prior_term(v, tables.low)
+            loss = (0.5 * (factor * rest + control.expected(centred, tables)) - known).mean()
         else:
-            loss = (factor * error).mean()
-        if self.training and (seen := whole_batch(self.control, *shares, rest, u, factor * error)):
-            *learned, rest, u, contribution = seen
-            self.control.learn(Shares(*learned), rest)
-            if self.objective.times == "importance":
-                self.objective.learn(u, contribution)
+            loss = (0.5 * factor * f).mean()
+        if self.training:
+            own = () if self.objective.times != "importance" else (u, 0.5 * factor * f)
+            if seen := whole_batch(control, split(squares.detach(), tables), g, bins, rest, *own):
+                control.learn(*seen[:4])
+                if own:
+                    self.objective.learn(*seen[4:])
         if isinstance(self.schedule, Learned):
-            variance = self.schedule.variance(logsnr, error)
+            variance = self.schedule.variance(logsnr, 0.5 * f)
             loss = loss + (variance - variance.detach())  # adds its gradient, and 0 to the value
         return loss
 
@@ -218,7 +220,7 @@ class Diffusion(Density):
 
         In nats per unit of log-SNR. Minus its integral over the log-SNR is the continuous bound's diffusion term.
         """
-        return 0.5 * draw_noise(self.reconstruction.embed(x), self._model(context).denoise, logsnr).error
+        return 0.5 * draw_noise(self._model(context), self.reconstruction.embed(x), logsnr).error
 
     def noised_at(self, x: Shaped[Tensor, "B ..."], logsnr: Float[Tensor, " B"]) -> Float[Tensor, "B ..."]:
         r"""Draw $x_t = \alpha x + \sigma \epsilon$; data with levels are scaled to [-1, 1] first."""
@@ -259,7 +261,8 @@ class Diffusion(Density):
 
     def _model(self, context: Tensor | None) -> Model:
         denoiser = graphed(self.denoiser, "denoise", self.denoiser)
-        return Model(self.schedule, self.reconstruction, denoiser, self.control, context)
+        residual = graphed(self.denoiser, "residual", residual_of(self.denoiser))
+        return Model(self.schedule, self.reconstruction, denoiser, residual, self.control, context)
 
     def _guided(self, context: Tensor | None) -> tuple[Denoise, int]:
         """Return the denoiser for sampling, and its network evaluations per call."""

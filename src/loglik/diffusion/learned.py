@@ -69,6 +69,10 @@ class Learned(NoiseSchedule):
         high, low = self.limits.to(logsnr.dtype).unbind()
         return self._network((high - logsnr) / (high - low))[0]
 
+    def ends(self, like: Float[Tensor, "..."]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        high, low = self.limits.to(like.device, like.dtype).unbind()
+        return high, low
+
     def density(self, logsnr: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return p(λ) of λ(t) for uniform t."""
         high, low = self.limits.to(logsnr.dtype).unbind()

@@ -19,22 +19,21 @@ from torch import Tensor
 
 from loglik.density import Bound
 from loglik.diffusion.chain import posterior_kl_weight, prior_term
-from loglik.diffusion.control import Control, Draw, quadrature
-from loglik.diffusion.denoiser import Denoise, to_score
+from loglik.diffusion.control import Control, Draw, bins_of
+from loglik.diffusion.denoiser import Residual, to_score
 from loglik.diffusion.ode import adams
 from loglik.diffusion.reconstruction import Reconstruction
-from loglik.diffusion.schedule import NoiseSchedule, add_noise, alpha, broadcast_like
+from loglik.diffusion.schedule import NoiseSchedule, alpha
 from loglik.diffusion.sde import flow_in_logsnr
 from loglik.diffusion.time_grid import SPACINGS, sinh_grid, time_grid
 
 __all__ = ["ODE", "VLB", "Likelihood", "Model", "draw_noise"]
 
 
-def draw_noise(v: Float[Tensor, "B ..."], denoise: Denoise, logsnr: Float[Tensor, " B"]) -> Draw:
+def draw_noise(model: Model, v: Float[Tensor, "B ..."], logsnr: Float[Tensor, " B"]) -> Draw:
     """Add noise at log-SNRs, denoise, and return the draw with the denoiser's residual."""
     epsilon = torch.randn_like(v)
-    x_t = add_noise(v, epsilon, logsnr)
-    return Draw(v, logsnr, epsilon, broadcast_like(torch.exp(0.5 * logsnr), v) * (v - denoise(x_t, logsnr)))
+    return Draw(v, logsnr, epsilon, model.residual(v, epsilon, logsnr, model.context))
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,7 @@ class Model:
     schedule: NoiseSchedule
     reconstruction: Reconstruction
     denoiser: Callable[..., Tensor]
+    residual: Residual
     control: Control
     context: Tensor | None
 
@@ -113,23 +113,27 @@ class VLB(Likelihood):
         return {"reconstruction": reconstruction, "prior": prior_term(v, low), "diffusion": diffusion}
 
     def _diffusion(self, model: Model, v: Tensor, u: Tensor) -> Tensor:
-        control, ends = model.control, model.schedule.ends(v)
+        control, ends, nodes = model.control, model.schedule.ends(v), None
+        if self.steps is not None:
+            levels = time_grid(model.schedule, self.steps, self.spacing, v).flip(0)
+            nodes = levels[1:], posterior_kl_weight(levels[:-1], levels[1:])
+        tables = control.integral(model.schedule, v) if nodes is None else control.tables(ends, nodes)
+        centred = control.project(v, tables)
 
         def rest(logsnr: Tensor) -> Tensor:
-            return control.rest(control.shares(draw_noise(v, model.denoise, logsnr), ends))
+            draw = draw_noise(model, v, logsnr)
+            return control.rest(draw.error, control.variates(centred, draw, tables), bins_of(logsnr, tables.edges))
 
-        if self.steps is None:
+        total = control.expected(centred, tables)
+        if nodes is None:
             logsnr, density = control.draw(u, ends)
-            return -0.5 * (rest(logsnr) / density + control.expected(v, *quadrature(ends), ends))
-        levels = time_grid(model.schedule, self.steps, self.spacing, v).flip(0)
-        levels, width = levels[1:], posterior_kl_weight(levels[:-1], levels[1:])
-        total = control.expected(v, levels, width, ends)
-        if self.whole:
-            for level, weight in zip(levels, width, strict=True):
+            total = total + rest(logsnr) / density
+        elif self.whole:
+            for level, weight in zip(*nodes, strict=True):
                 total = total + weight * rest(level.expand(len(v)))
         else:
-            s, probability = control.choose(levels, width, u, ends)
-            total = total + width[s] / probability * rest(levels[s])
+            s, probability = control.choose(nodes, u, tables)
+            total = total + nodes[1][s] / probability * rest(nodes[0][s])
         return -0.5 * total
 
 

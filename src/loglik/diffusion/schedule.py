@@ -19,6 +19,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from loglik.constants import kept
+from loglik.cpu import private
+
 __all__ = [
     "Cosine",
     "LinearBeta",
@@ -34,12 +37,12 @@ __all__ = [
 
 def alpha(logsnr: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     r"""Return $\alpha = \sqrt{\varsigma(\lambda)}$, the factor of the data."""
-    return torch.exp(0.5 * F.logsigmoid(logsnr))
+    return torch.sigmoid(logsnr).sqrt()
 
 
 def sigma(logsnr: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     r"""Return $\sigma = \sqrt{\varsigma(-\lambda)}$, the standard deviation of the noise."""
-    return torch.exp(0.5 * F.logsigmoid(-logsnr))
+    return torch.sigmoid(-logsnr).sqrt()
 
 
 def broadcast_like(values: Float[Tensor, " B"], like: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
@@ -51,7 +54,7 @@ def add_noise(
     x: Float[Tensor, "B ..."], epsilon: Float[Tensor, "B ..."], logsnr: Float[Tensor, " B"]
 ) -> Float[Tensor, "B ..."]:
     r"""Return $x_t = \alpha_t x + \sigma_t \epsilon$, a draw of $q(x_t \mid x)$ where ε is one of N(0, I)."""
-    return broadcast_like(alpha(logsnr), x) * x + broadcast_like(sigma(logsnr), x) * epsilon
+    return torch.addcmul(broadcast_like(alpha(logsnr), x) * x, broadcast_like(sigma(logsnr), x), epsilon)
 
 
 class NoiseSchedule(nn.Module, ABC):
@@ -95,14 +98,22 @@ class NoiseSchedule(nn.Module, ABC):
         return torch.sigmoid(-self.logsnr(t)) / self.beta(t)
 
     def ends(self, like: Float[Tensor, "..."]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """Return the log-SNRs at t = 0 (the highest) and t = 1, with the device and dtype of a tensor."""
-        high, low = self.logsnr(torch.arange(2, device=like.device, dtype=like.dtype)).unbind()
-        return high, low
+        """Return the log-SNRs at t = 0 (the highest) and t = 1, with the device and dtype of a tensor.
+
+        They are kept unless they have gradients: numbers that are not tensors must not change after the first call.
+        """
+
+        def compute() -> tuple[Tensor, Tensor]:
+            high, low = self.logsnr(torch.arange(2, device=like.device, dtype=like.dtype)).unbind()
+            return high, low
+
+        return kept(self, ("ends", like.dtype, like.device), private.tensors_of(self), compute)
 
     def draw(self, u: Float[Tensor, " B"]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
         """Return log-SNRs from uniform draws u, and their density p(λ): uniform between the ends."""
         high, low = self.ends(u)
-        return low + (high - low) * u, (1 / (high - low)).expand_as(u)
+        width = high - low
+        return low + width * u, width.reciprocal().expand_as(u)
 
 
 def check_falling(schedule: NoiseSchedule, points: int = 1001) -> None:

@@ -31,7 +31,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from loglik.diffusion.chain import Chain, posterior_kl_weight
-from loglik.diffusion.control import Ends, pick, quadrature
+from loglik.diffusion.control import Control, Tables, pick
 from loglik.diffusion.schedule import NoiseSchedule, add_noise, broadcast_like, sigma
 
 __all__ = [
@@ -200,7 +200,7 @@ class ScoreMatching(nn.Module):
 
         The weighted integral is the mean of factor · ½‖ε - ε̂‖²; `learn` accepts the positions, in [0, 1].
         """
-        density = torch.ones_like(u)
+        density = None
         if self.times == "importance":
             u, density = self._warp(u)
         if self.steps is not None:
@@ -214,8 +214,9 @@ class ScoreMatching(nn.Module):
         else:
             logsnr, p = schedule.draw(u)
             rate = p if self.weighting in ("likelihood", "sigmoid") else schedule.rate(schedule.time(logsnr))
-            measure = 1 / p
-        return logsnr, self._weight(schedule, logsnr, rate) * measure / density, u
+            measure = p.reciprocal()
+        factor = measure if self.weighting == "likelihood" else self._weight(schedule, logsnr, rate) * measure
+        return logsnr, factor if density is None else factor / density, u
 
     def _weight(self, schedule: NoiseSchedule, logsnr: Tensor, rate: Tensor) -> Float[Tensor, " B"]:
         r"""Return $w(\lambda)$: by name, or $2 r \lambda(t) / \sigma_t^2$ for a function λ(t)."""
@@ -223,12 +224,12 @@ class ScoreMatching(nn.Module):
             return WEIGHTINGS[self.weighting](logsnr, rate)
         return 2 * rate * self.weighting(schedule.time(logsnr)) * (1 + torch.exp(logsnr))
 
-    def measure(self, schedule: NoiseSchedule, ends: Ends) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-        """Return the log-SNRs and weights of the likelihood's sum over a chain, or of a quadrature of its integral."""
+    def tables(self, control: Control, schedule: NoiseSchedule, like: Float[Tensor, "..."]) -> Tables:
+        """Return the control variate's tables of the likelihood's integral, or of its sum over a chain."""
         if self.steps is None:
-            return quadrature(ends)
-        logsnr = Chain.of(schedule, self.steps, ends[0]).logsnr
-        return logsnr[1:], posterior_kl_weight(logsnr[:-1], logsnr[1:])
+            return control.integral(schedule, like)
+        logsnr = Chain.of(schedule, self.steps, like).logsnr
+        return control.tables(schedule.ends(like), (logsnr[1:], posterior_kl_weight(logsnr[:-1], logsnr[1:])))
 
     def _warp(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Map uniform draws to a density in proportion to the root of `moments`, and return that density too."""

@@ -50,6 +50,8 @@ def gaussian_kl(
     It is $\log \frac{\sigma_p}{\sigma} + \frac{\sigma^2 + (\mu - \mu_p)^2}{2 \sigma_p^2} - \tfrac12$, and
     $\tfrac12 (\mu^2 + \sigma^2 - 1) - \log \sigma$ for the prior N(0, 1).
     """
+    if isinstance(prior_mean, float) and isinstance(prior_log_scale, float) and prior_mean == prior_log_scale == 0:
+        return 0.5 * ((2 * log_scale).exp() + mean.square() - 1) - log_scale
     gap = torch.as_tensor(prior_log_scale) - log_scale
     inverse = torch.as_tensor(-2 * prior_log_scale).exp()
     return gap + 0.5 * ((-2 * gap).exp() + (mean - prior_mean).square() * inverse - 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from jaxtyping import Float, Shaped
@@ -101,8 +102,8 @@ class LadderVAE(VAE):
             kls.append(kl)
             h = step.merge(h, z)
         theta = self._theta(self.decoder.finish(h))  # type: ignore[union-attr, operator]
-        kl_of_all = None if kls[0] is None else torch.cat(kls, 1)  # type: ignore[arg-type]
-        return Draw(torch.cat(latents, 1), theta, log_ratio, kl_of_all)
+        divergence = None if kls[0] is None else partial(torch.cat, kls, 1)  # type: ignore[arg-type]
+        return Draw(torch.cat(latents, 1), theta, lambda: log_ratio, divergence)
 
     def posterior(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None

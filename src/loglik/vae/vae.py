@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
@@ -34,17 +36,33 @@ __all__ = ["VAE", "Draw"]
 CACHED = 2**19  # decoder outputs that fit in a CPU's cache
 
 
-class Draw(NamedTuple):
-    r"""One draw of the latents, with its parameters and densities.
+@dataclass(frozen=True)
+class Draw:
+    r"""One draw of the latents, with its parameters and what its two estimates of the KL need.
 
-    `z` latents, `theta` the observation's parameters, `log_ratio` $\log p(z) - \log q(z \mid x)$, `kl` the closed form
-    of each latent dimension's KL where there is one.
+    Training uses the closed form and `log_prob` the draw's own densities, so each is computed when it is read.
+
+    Attributes:
+        z: latents.
+        theta: the observation's parameters.
+        ratio: returns `log_ratio`.
+        divergence: returns `kl`; None where there is no closed form.
     """
 
     z: Float[Tensor, "B L"]
     theta: Float[Tensor, "B P"]
-    log_ratio: Float[Tensor, " B"]
-    kl: Float[Tensor, "B L"] | None
+    ratio: Callable[[], Tensor]
+    divergence: Callable[[], Tensor] | None
+
+    @property
+    def log_ratio(self) -> Float[Tensor, " B"]:
+        r"""$\log p(z) - \log q(z \mid x)$."""
+        return self.ratio()
+
+    @property
+    def kl(self) -> Float[Tensor, "B L"] | None:
+        """The closed form of each latent dimension's KL where there is one."""
+        return None if self.divergence is None else self.divergence()
 
 
 class VAE(Density):
@@ -160,14 +178,23 @@ class VAE(Density):
         mean, log_scale, *extra = inferred
         epsilon = torch.randn_like(mean)
         z = mean + log_scale.exp() * epsilon
-        log_q = -(0.5 * epsilon.square() + log_scale).sum(1) - 0.5 * self.latent * math.log(2 * math.pi)
+        if isinstance(self.prior, StandardNormal) and not len(self.posterior_flow):
+            drawn = z
+
+            def ratio() -> Tensor:
+                return self.prior.log_prob(drawn, context) - self._log_q(epsilon, log_scale)
+
+            return Draw(z, self.parameters_of(z, context), ratio, partial(gaussian_kl, mean, log_scale))
+        log_q = self._log_q(epsilon, log_scale)
         for transform in self.posterior_flow:
             z, log_det = transform.encode(z, extra[0] if extra else None)
             log_q = log_q - log_det
-        log_ratio = self.prior.log_prob(z, context) - log_q
-        closed = isinstance(self.prior, StandardNormal) and not len(self.posterior_flow)
-        kl = gaussian_kl(mean, log_scale) if closed else None
-        return Draw(z, self.parameters_of(z, context), log_ratio, kl)
+        log_ratio = self.prior.log_prob(z, context) - log_q  # before the decoder: it may draw, too
+        return Draw(z, self.parameters_of(z, context), lambda: log_ratio, None)
+
+    def _log_q(self, epsilon: Tensor, log_scale: Tensor) -> Float[Tensor, " B"]:
+        """Return the log-density of the Gaussian draws from their noise."""
+        return -(0.5 * epsilon.square() + log_scale).sum(1) - 0.5 * self.latent * math.log(2 * math.pi)
 
     def _split(self, parameters: Tensor) -> tuple[Tensor, ...]:
         width, want = parameters.flatten(1).shape[1], 2 * self.latent
@@ -232,12 +259,12 @@ class VAE(Density):
         draw = self._draw(self._infer(x, context), context)
         reconstruction = self.observation.log_prob(x, draw.theta).mean()
         free = self.objective.free_bits
-        if draw.kl is None:
+        each = draw.kl
+        if each is None:
             kl = -draw.log_ratio.mean()
             kl = _at_least(kl, free * draw.z.shape[1]) if free else kl
         else:
-            each = draw.kl.mean(0)
-            kl = (_at_least(each, free) if free else each).sum()
+            kl = _at_least(each.mean(0), free).sum() if free else each.sum() / len(each)
         return self._kl_weight() * kl - reconstruction
 
     def _kl_weight(self) -> Tensor | float:
