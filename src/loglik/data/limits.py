@@ -19,12 +19,14 @@ __all__ = [
     "Stream",
     "TooLarge",
     "check_bytes",
+    "converting",
     "first_line",
     "max_bytes",
     "quote",
     "read_at_most",
     "reading",
     "shorten",
+    "silent",
     "some",
     "too_large",
 ]
@@ -37,8 +39,8 @@ QUOTED = 80  # characters of a value in an error
 Stream = IO[bytes] | BufferedIOBase
 
 
-def max_bytes(on_disk: int) -> int:
-    """Return the number of bytes that data of so many bytes on disk may have in memory.
+def max_bytes(on_disk: int, *, in_memory: bool = True) -> int:
+    """Return the number of bytes that data of so many bytes on disk may have, in memory or in a file.
 
     Raises ValueError if LOGLIK_MAX_BYTES is not a number of bytes such as 8GiB.
     """
@@ -48,15 +50,16 @@ def max_bytes(on_disk: int) -> int:
             raise ValueError(f"{VARIABLE} must be a number of bytes such as 8GiB, got {quote(text)}")
         return limit
     limit = max(SMALLEST, GROWTH * on_disk)
-    if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
+    if in_memory and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
         limit = min(limit, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return limit
 
 
-def check_bytes(required: int, on_disk: int, where: Path | str) -> None:
-    """Raise ValueError if data need more bytes in memory than `max_bytes` returns."""
-    if required > (limit := max_bytes(on_disk)):
-        raise ValueError(f"{where}: {too_large(f'needs {_size(required)} of memory', limit)}")
+def check_bytes(required: int, on_disk: int, where: Path | str, *, in_memory: bool = True) -> None:
+    """Raise ValueError if data need more bytes, in memory or in a file, than `max_bytes` returns."""
+    if required > (limit := max_bytes(on_disk, in_memory=in_memory)):
+        what = f"needs {_size(required)} {'of memory' if in_memory else 'decoded'}"
+        raise ValueError(f"{where}: {too_large(what, limit)}")
 
 
 def read_at_most(file: Stream, limit: int) -> bytes:
@@ -84,10 +87,23 @@ def reading(path: Path | str, kind: str) -> Iterator[None]:
 
     An error of the system that names its file passes, and so does one of the user's interrupts. Warnings are silenced.
     """
+    with silent(), converting(path, kind):
+        yield
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Silence warnings, of all threads."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def converting(path: Path | str, kind: str) -> Iterator[None]:
+    """Turn errors as `reading` does, without silencing warnings, which only one thread may do."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     except TooLarge as error:
         raise ValueError(f"{path}: {error}") from None
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
