@@ -36,7 +36,7 @@ class ImageSet:
         name: of the data.
         where: begins each error.
         samples: iterates the images: those of the split train, then validation and test if they exist.
-        on_disk: the bytes of all files.
+        on_disk: the bytes of all files; 0 if it is not known.
         files: whose paths, sizes and times of change identify the images.
         settings: how the files are read, in plain values.
         count: the number of images, where it is known.
@@ -47,7 +47,7 @@ class ImageSet:
     where: str
     samples: Callable[[], Iterable[Sample]]
     on_disk: int
-    files: Sequence[Path]
+    files: Sequence[Path] = ()
     settings: Any = None
     count: int | None = None
     classes: Sequence[str] | None = None
@@ -82,7 +82,9 @@ class Found:
         key = type(sample.label), sample.label  # True is not 1
         if key not in self._codes:
             if len(self.labels) == MAX_CLASSES:
-                raise ValueError(f"{sample.name}: the label {quote(sample.label)} is one of over {MAX_CLASSES:,} classes")
+                raise ValueError(
+                    f"{sample.name}: the label {quote(sample.label)} is one of over {MAX_CLASSES:,} classes"
+                )
             self._codes[key] = len(self.labels)
             self.labels.append(sample.label)
             self.first.append(self.rows)
@@ -98,7 +100,9 @@ def load_image_set(images: ImageSet, *, seed: int = 0, like: DataSpec | None = N
     """
     check_kind("image", like, images.where)
     colour = like is not None and like.event_shape[0] == 3
-    if is_large(_estimate(images)):
+    x: Tensor | Rows
+    estimate = _estimate(images)
+    if estimate is None or is_large(estimate):
         store = stored(images.files, ["images", images.settings, colour], lambda writer: _write(images, writer, like))
         x, codes, found = store.rows("x"), store.tensor("y"), Found(*store.about)
     else:
@@ -112,8 +116,8 @@ def load_image_set(images: ImageSet, *, seed: int = 0, like: DataSpec | None = N
     return into_splits(images.name, spec, x, y, seed=seed, sizes=found.sizes)
 
 
-def _estimate(images: ImageSet) -> int:
-    """Return about the bytes of all pixels, by the header of the first image; check that they may be so many."""
+def _estimate(images: ImageSet) -> int | None:
+    """Return about the bytes of all pixels, by the header of the first image; None if it cannot be known."""
     samples = iter(images.samples())
     first = next(samples, None)
     if hasattr(samples, "close"):
@@ -122,20 +126,22 @@ def _estimate(images: ImageSet) -> int:
         raise ValueError(f"{images.where}: no images")
     each = decoded_bytes(first)
     if images.count is None:
-        return each * images.on_disk // max(1, first.size)
+        return each * images.on_disk // max(1, first.size) or None
     check_bytes(each * images.count, images.on_disk, f"{images.count} images like {first.name}", in_memory=False)
     return each * images.count
 
 
 def _blocks(images: ImageSet, like: DataSpec | None, found: Found) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield pixels (B, C, H, W) and the numbers of labels (B,); C is 3 from the first block in colour on."""
-    channels, total = 1 if like is None else like.event_shape[0], 0
+    channels, total, read = 1 if like is None else like.event_shape[0], 0, 0
     with closing(decode(images.samples(), None if like is None else Size.like(like))) as blocks:  # type: ignore[type-var]
         for block, pixels in blocks:
             channels = max(channels, pixels.shape[1])
             pixels = np.broadcast_to(pixels, (len(pixels), channels, *pixels.shape[2:]))
-            total += pixels.nbytes
-            check_bytes(total, images.on_disk, f"{images.where}: {found.rows + len(block)} images", in_memory=False)
+            total, read = total + pixels.size, read + sum(sample.size for sample in block)
+            check_bytes(
+                total, max(images.on_disk, read), f"{images.where}: {found.rows + len(block)} images", in_memory=False
+            )
             yield pixels, found.codes(block)
 
 
@@ -180,4 +186,4 @@ def _check_levels(x: Tensor | Rows, levels: int, where: str) -> None:
     for start in range(0, len(x), 4096):
         block = x[start : start + 4096]
         if int(block.max()) >= levels:
-            raise ValueError(f"{where}: the value {int(block.max())}; the model accepts 0 to {levels - 1}")
+            raise ValueError(f"{where}: the value {int(block.max())} is above {levels - 1}, the highest level")

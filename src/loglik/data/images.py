@@ -47,7 +47,13 @@ def load_images(
             yield Sample(str(path), partial(Image.open, path), size, label, split)
 
     images = ImageSet(
-        folder.name, str(folder), samples, sum(sizes), paths, [[split, len(files[split])] for split in files], len(paths)
+        folder.name,
+        str(folder),
+        samples,
+        sum(sizes),
+        paths,
+        [[split, len(files[split])] for split in files],
+        len(paths),
     )
     return load_image_set(images, seed=seed, like=like)
 
@@ -65,9 +71,7 @@ def _check_classes(
         )
     if len(named) == 1 and like is None:
         (only,) = named
-        raise ValueError(
-            f"{folder}: {quote(only)} is the only class; for unlabelled images give {root / only} itself"
-        )
+        raise ValueError(f"{folder}: {quote(only)} is the only class; for unlabelled images give {root / only} itself")
     if like is not None and (unknown := [p for p, c in zip(paths, labels, strict=True) if c and c not in like.classes]):
         raise ValueError(f"{unknown[0]}: its class is none of the model's: {some(like.classes)}")
 

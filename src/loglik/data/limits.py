@@ -18,6 +18,7 @@ from typing import IO
 __all__ = [
     "Stream",
     "TooLarge",
+    "bytes_from",
     "check_bytes",
     "converting",
     "first_line",
@@ -44,14 +45,24 @@ def max_bytes(on_disk: int, *, in_memory: bool = True) -> int:
 
     Raises ValueError if LOGLIK_MAX_BYTES is not a number of bytes such as 8GiB.
     """
-    if (text := os.environ.get(VARIABLE, "").strip()) != "":
-        match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)\s*([kmgt]i?|)b?", text, re.I)
-        if not match or not (limit := int(float(match[1]) * UNITS[match[2].lower()])):
-            raise ValueError(f"{VARIABLE} must be a number of bytes such as 8GiB, got {quote(text)}")
+    if (limit := bytes_from(VARIABLE)) is not None:
         return limit
     limit = max(SMALLEST, GROWTH * on_disk)
     if in_memory and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
         limit = min(limit, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return limit
+
+
+def bytes_from(variable: str) -> int | None:
+    """Return the number of bytes in a variable of the environment; None if it is not set.
+
+    Raises ValueError if it is not a number of bytes such as 8GiB.
+    """
+    if (text := os.environ.get(variable, "").strip()) == "":
+        return None
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)\s*([kmgt]i?|)b?", text, re.I)
+    if not match or not (limit := int(float(match[1]) * UNITS[match[2].lower()])):
+        raise ValueError(f"{variable} must be a number of bytes such as 8GiB, got {quote(text)}")
     return limit
 
 

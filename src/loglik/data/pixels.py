@@ -7,6 +7,7 @@ floating-point images are rejected, for 8 bits would lose what they hold.
 
 from __future__ import annotations
 
+import io
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +23,7 @@ from PIL import Image, ImageOps
 from loglik.data.limits import check_bytes, converting, silent
 from loglik.data.spec import DataSpec
 
-__all__ = ["Label", "Sample", "Size", "decode", "decoded_bytes", "read"]
+__all__ = ["Label", "Sample", "Size", "decode", "decoded_bytes", "opened", "read"]
 
 GREY = ("1", "L", "LA", "La")
 BLOCK = 2**22  # bytes of pixels, or of files, that a thread decodes at once
@@ -69,12 +70,18 @@ class Size:
             return
         if not self.of:
             raise ValueError(
-                f"{name}: {width}×{height} pixels; the model accepts {self.width}×{self.height}: resize or crop it first"
+                f"{name}: {width}×{height} pixels; the model accepts {self.width}×{self.height}: resize or crop it "
+                "first"
             )
         raise ValueError(
             f"{name} is {width}×{height} pixels but {self.of} is {self.width}×{self.height}: resize or crop all images "
             "to one size"
         )
+
+
+def opened(content: bytes) -> Image.Image:
+    """Open an image's file in memory."""
+    return Image.open(io.BytesIO(content))
 
 
 def decoded_bytes(sample: Sample) -> int:

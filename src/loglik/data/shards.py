@@ -7,7 +7,6 @@ Shards are read from their beginning to their end; nothing is extracted to disk.
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import tarfile
@@ -21,52 +20,15 @@ from PIL import Image
 from loglik.data.dataset import Data
 from loglik.data.image_sets import ImageSet, load_image_set
 from loglik.data.limits import TooLarge, quote, reading, shorten, some
-from loglik.data.pixels import Label, Sample
+from loglik.data.pixels import Label, Sample, opened
 from loglik.data.spec import DataSpec
 
-__all__ = ["expand", "is_shard", "load_shards"]
+__all__ = ["load_shards"]
 
-SUFFIX = ".tar"
 MEMBER = 2**28  # bytes of an image's file, at most
 LABEL = 2**20  # bytes of a label's file, at most
 LABELS = ("label", "class", "cls")  # of a .json object
-MAX_SHARDS = 10**6
 SPLIT = re.compile(r"(train|validation|valid|val|test)(?![a-z])", re.I)
-RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
-
-
-def is_shard(path: Path | str) -> bool:
-    """Return whether a file's name is that of a shard."""
-    return str(path).lower().endswith(SUFFIX)
-
-
-def expand(pattern: str) -> list[Path]:
-    """Return the shards that a pattern names, sorted: `{000..099}` for a range of numbers, and `*`, `?` and `[...]`.
-
-    Raises:
-        FileNotFoundError: the pattern names no file.
-        ValueError: a range is backwards, or too long.
-    """
-    names = [pattern]
-    while match := RANGE.search(names[0]):
-        first, last = int(match[1]), int(match[2])
-        if last < first or (last - first + 1) * len(names) > MAX_SHARDS:
-            raise ValueError(f"{shorten(pattern, 200)}: the range {match[0]} is empty or over {MAX_SHARDS:,} shards")
-        numbers = [f"{number:0{len(match[1])}}" for number in range(first, last + 1)]
-        names = [name.replace(match[0], number, 1) for name in names for number in numbers]
-    paths: list[Path] = []
-    for name in names:
-        path = Path(name).expanduser()
-        fixed = next((i for i, part in enumerate(path.parts) if re.search(r"[*?\[]", part)), None)
-        if fixed is None:
-            paths.append(path)
-        else:
-            paths += sorted(Path(*path.parts[:fixed]).glob(str(Path(*path.parts[fixed:]))))
-    if missing := [path for path in paths if not path.is_file()]:
-        raise FileNotFoundError(f"{shorten(str(missing[0]), 200)}: no such file, which {shorten(pattern, 200)} names")
-    if not paths:
-        raise FileNotFoundError(f"{shorten(pattern, 200)}: no file matches")
-    return paths
 
 
 def load_shards(
@@ -87,8 +49,8 @@ def load_shards(
         label: the name in .json objects that has the label.
 
     Raises:
-        ValueError: a shard is damaged, or contains links, devices or paths that lead out of it; a label is not readable;
-            and as for other images.
+        ValueError: a shard is damaged, or contains links, devices or paths that lead out of it; a label is not
+            readable; and as for other images.
     """
     splits = _by_name(paths["train"]) if set(paths) == {"train"} else paths
     files = [(split, path) for split, members in splits.items() for path in members]
@@ -149,7 +111,7 @@ def _samples(path: Path, split: str, label: str | None) -> Iterator[Sample]:
 
 
 def _sample(path: Path, key: str, image: bytes, label: Label, split: str) -> Sample:
-    return Sample(f"{path}: {shorten(key)}", partial(Image.open, io.BytesIO(image)), 1024 + len(image), label, split)
+    return Sample(f"{path}: {shorten(key)}", partial(opened, image), 1024 + len(image), label, split)
 
 
 def _members(path: Path) -> Iterator[_Member]:
@@ -161,8 +123,14 @@ def _members(path: Path) -> Iterator[_Member]:
         while True:
             with reading(path, "tar file"):
                 info = archive.next()
-                archive.members.clear()  # tarfile keeps them all
+                archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps them all
             if info is None:
+                with path.open("rb") as raw:  # tarfile also ends where a header is cut off or damaged
+                    raw.seek(archive.offset)
+                    if raw.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+                        raise ValueError(
+                            f"{path}: not a readable tar file (damaged or cut off after {archive.offset:,} bytes)"
+                        )
                 return
             name = info.name
             if name.startswith("/") or ".." in name.split("/"):
