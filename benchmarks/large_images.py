@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import shutil
 import signal
 import statistics
 import subprocess
@@ -51,15 +52,16 @@ def make(folder: Path, count: int = 800_000) -> None:
         out = io.BytesIO()
         Image.fromarray(coarse).resize((SIZE, SIZE), Image.Resampling.BICUBIC).save(out, "JPEG", quality=85)
         files.append(out.getvalue())
-    for start in range(0, count, SHARD):
-        with tarfile.open(folder / f"{start // SHARD:04}.tar", "w") as archive:
-            for i in range(start, min(start + SHARD, count)):
-                kind = i * 7919 % DISTINCT
-                for suffix, content in (("jpg", files[kind]), ("cls", str(kind % 10).encode())):
-                    info = tarfile.TarInfo(f"{i:08}.{suffix}")
-                    info.size = len(content)
-                    archive.addfile(info, io.BytesIO(content))
-            archive.members.clear()
+    first = folder / "0000.tar"
+    with tarfile.open(first, "w") as archive:
+        for i in range(min(SHARD, count)):
+            kind = i * 7919 % DISTINCT
+            for suffix, content in (("jpg", files[kind]), ("cls", str(kind % 10).encode())):
+                info = tarfile.TarInfo(f"{i:08}.{suffix}")
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    for number in range(1, -(-count // SHARD)):
+        shutil.copy(first, folder / f"{number:04}.tar")
 
 
 def text(path: Path, size: int = 2 * 10**9) -> None:

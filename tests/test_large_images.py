@@ -6,6 +6,7 @@ import os
 import tarfile
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from PIL import Image
@@ -13,8 +14,9 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 import loglik
 from helpers.commands import refused, well
-from loglik.data import as_data, from_arrays, load, pixels
+from loglik.data import as_data, from_arrays, image_tables, load, pixels
 from loglik.data.dataset import Data
+from loglik.data.isolated import HasPictures
 from loglik.data.store import Rows
 
 RNG = np.random.default_rng(0)
@@ -117,6 +119,44 @@ def test_shards_are_as_a_folder(stores, tmp_path, monkeypatch) -> None:
         assert torch.equal(whole.y, folder.y[order])
         equal(data, found[0])
     assert load(tmp_path / "json").spec.classes == ()  # no label was named
+
+
+@pytest.mark.parametrize("stores", [False, True])
+def test_parquet_is_as_shards(stores, tmp_path, monkeypatch) -> None:
+    arrays = images(40, colour_from=9)
+    shards = load(shard(tmp_path / "a.tar", arrays)).split("all")
+    files, labels = [encoded(array) for array in arrays], ["dog" if i % 3 else "cat" for i in range(40)]
+    records = [{"bytes": file, "path": None} for file in files]
+    pl.DataFrame({"x": labels, "img": records, "label": labels}).write_parquet(tmp_path / "a.parquet")
+    pl.DataFrame({"pixels": files, "kind": [i % 3 > 0 for i in range(40)]}).write_parquet(tmp_path / "b.parquet")
+    if stores:
+        in_store(monkeypatch)
+    data, other = load(tmp_path / "a.parquet"), load(tmp_path / "b.parquet", label="kind")
+    assert isinstance(data.train.x, Rows) == isinstance(other.train.x, Rows) == stores
+    assert (data.spec.classes, other.spec.classes) == (("cat", "dog"), ("false", "true"))
+    for whole in (data.split("all"), other.split("all")):
+        assert torch.equal(whole.tensor(), shards.tensor())
+        assert torch.equal(whole.y, shards.y)
+    assert load(tmp_path / "b.parquet").spec.classes == ()
+
+
+def test_parquet_that_is_refused(tmp_path, monkeypatch) -> None:
+    files = [encoded(array) for array in images(12, colour_from=99)]
+    path = tmp_path / "a.parquet"
+    pl.DataFrame({"img": files}).write_parquet(path)
+    assert "no column 'y' for the label; the columns are img" in refused("fit", path, "--label", "y", "--model", "vae")
+    found = HasPictures(path, ["img", "label"])
+    assert str(found).endswith("column 'img' holds images, but a table of numbers and texts is needed")
+    for columns, words in (
+        ({"picture": [*files, None], "label": [1] * 13}, "row 13: no image in column 'img'"),
+        ({"picture": [*files, files[0][:50]], "label": [1] * 13}, "row 13: not a readable image"),
+        ({"picture": files, "label": [0.5] * 12}, "row 1: the label 0.5 is no string, integer or boolean"),
+        ({"picture": files, "label": ["a"] * 11 + [None]}, "row 12: no label, but other images have one"),
+    ):
+        pieces = list(pl.DataFrame(columns).iter_slices(5))  # which a child process would hand over
+        monkeypatch.setattr(image_tables, "read_pictures", lambda path, names, pieces=pieces: iter(pieces))
+        with pytest.raises(ValueError, match=words):
+            image_tables.load_image_table(path, found)
 
 
 def test_splits_of_shards(tmp_path) -> None:

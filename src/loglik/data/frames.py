@@ -11,14 +11,24 @@ import csv
 import gzip
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import polars as pl
 
 from loglik.data.limits import first_line, max_bytes, quote, read_at_most, reading
 
-__all__ = ["COMPRESSED", "NUMBER", "format_of", "is_lines", "is_packed", "is_table", "parse"]
+__all__ = [
+    "COMPRESSED",
+    "NUMBER",
+    "format_of",
+    "is_lines",
+    "is_packed",
+    "is_table",
+    "parse",
+    "picture_columns",
+    "pictures",
+]
 
 FORMATS = {
     ".csv": "CSV", ".tsv": "CSV", ".json": "JSON", ".jsonl": "JSON lines", ".ndjson": "JSON lines",
@@ -27,6 +37,7 @@ FORMATS = {
 COMPRESSED = (".gz", ".bz2", ".zst")  # of CSV and JSON; the others compress inside
 ZSTANDARD = b"\x28\xb5\x2f\xfd"
 MAX_COLUMNS = 65_536
+PICTURES = 1024  # rows read at once
 LINE = 2**24  # bytes of a header, at most
 MISSING = ["", "NA", "N/A", "#N/A", "NaN", "nan", "null", "NULL"]
 
@@ -79,6 +90,43 @@ def parse(path: Path, texts: Sequence[str] = (), limit: int | None = None) -> pl
                 stream = not file.read(6).startswith((b"ARROW1", b"FEA1"))
             return pl.read_ipc_stream(path) if stream else pl.read_ipc(path)
     return _read_csv(path, source, set(texts)) if kind == "CSV" else _read_json(path, source)
+
+
+def picture_columns(path: Path) -> list[str]:
+    """Return all columns of a Parquet file, the first one of encoded images first; nothing if it has no images.
+
+    Images are bytes, or records with a field `bytes`, as Hugging Face's datasets write them.
+    """
+    if format_of(path) != "Parquet":
+        return []
+    with reading(path, "Parquet file"):
+        schema = pl.read_parquet_schema(path)
+        for name, dtype in schema.items():
+            fields = dict(dtype) if isinstance(dtype, pl.Struct) else {}
+            if fields.get("bytes") == pl.Binary or (dtype == pl.Binary and _begins_with_image(path, name)):
+                return [name, *(other for other in schema if other != name)]
+    return []
+
+
+def _begins_with_image(path: Path, column: str) -> bool:
+    from PIL import Image
+
+    first = pl.scan_parquet(path).select(column).head(1).collect()
+    try:
+        Image.open(io.BytesIO(first.item() if first.height else b"")).close()
+    except Exception:  # Pillow raises many kinds
+        return False
+    return True
+
+
+def pictures(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+    """Yield the columns `picture` and, if there is a second one, `label` of a Parquet file, some rows at once."""
+    scan = pl.scan_parquet(path)
+    picture = pl.col(columns[0])
+    if isinstance(scan.collect_schema()[columns[0]], pl.Struct):
+        picture = picture.struct.field("bytes")
+    selected = scan.select(picture.alias("picture"), *(pl.col(name).alias("label") for name in columns[1:]))
+    yield from selected.collect_batches(chunk_size=PICTURES, maintain_order=True)
 
 
 def _decompressed(path: Path, limit: int) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class ImageSet:
 
     name: str
     where: str
-    samples: Callable[[], Iterable[Sample]]
+    samples: Callable[[], Iterator[Sample]]
     on_disk: int
     files: Sequence[Path] = ()
     settings: Any = None
@@ -101,12 +102,17 @@ def load_image_set(images: ImageSet, *, seed: int = 0, like: DataSpec | None = N
     check_kind("image", like, images.where)
     colour = like is not None and like.event_shape[0] == 3
     x: Tensor | Rows
-    estimate = _estimate(images)
-    if estimate is None or is_large(estimate):
-        store = stored(images.files, ["images", images.settings, colour], lambda writer: _write(images, writer, like))
-        x, codes, found = store.rows("x"), store.tensor("y"), Found(*store.about)
-    else:
-        x, codes, found = _in_memory(images, like)
+    with closing(iter(images.samples())) as samples:  # type: ignore[type-var]
+        first = next(samples, None)
+        if first is None:
+            raise ValueError(f"{images.where}: no images")
+        estimate, every = _estimate(first, images), chain([first], samples)
+        if estimate is None or is_large(estimate):
+            settings = ["images", images.settings, colour]
+            store = stored(images.files, settings, lambda writer: _write(every, images, writer, like))
+            x, codes, found = store.rows("x"), store.tensor("y"), Found(*store.about)
+        else:
+            x, codes, found = _in_memory(every, images, like)
     if like is not None and tuple(x.shape[1:]) != like.event_shape:
         raise ValueError(f"{images.where}: images of shape {tuple(x.shape[1:])}, the model accepts {like.event_shape}")
     if like is not None and like.levels is not None and like.levels < 256:
@@ -116,14 +122,8 @@ def load_image_set(images: ImageSet, *, seed: int = 0, like: DataSpec | None = N
     return into_splits(images.name, spec, x, y, seed=seed, sizes=found.sizes)
 
 
-def _estimate(images: ImageSet) -> int | None:
+def _estimate(first: Sample, images: ImageSet) -> int | None:
     """Return about the bytes of all pixels, by the header of the first image; None if it cannot be known."""
-    samples = iter(images.samples())
-    first = next(samples, None)
-    if hasattr(samples, "close"):
-        samples.close()
-    if first is None:
-        raise ValueError(f"{images.where}: no images")
     each = decoded_bytes(first)
     if images.count is None:
         return each * images.on_disk // max(1, first.size) or None
@@ -131,10 +131,12 @@ def _estimate(images: ImageSet) -> int | None:
     return each * images.count
 
 
-def _blocks(images: ImageSet, like: DataSpec | None, found: Found) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _blocks(
+    samples: Iterable[Sample], images: ImageSet, like: DataSpec | None, found: Found
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield pixels (B, C, H, W) and the numbers of labels (B,); C is 3 from the first block in colour on."""
     channels, total, read = 1 if like is None else like.event_shape[0], 0, 0
-    with closing(decode(images.samples(), None if like is None else Size.like(like))) as blocks:  # type: ignore[type-var]
+    with closing(decode(samples, None if like is None else Size.like(like))) as blocks:  # type: ignore[type-var]
         for block, pixels in blocks:
             channels = max(channels, pixels.shape[1])
             pixels = np.broadcast_to(pixels, (len(pixels), channels, *pixels.shape[2:]))
@@ -145,9 +147,9 @@ def _blocks(images: ImageSet, like: DataSpec | None, found: Found) -> Iterator[t
             yield pixels, found.codes(block)
 
 
-def _in_memory(images: ImageSet, like: DataSpec | None) -> tuple[Tensor, Tensor, Found]:
+def _in_memory(samples: Iterable[Sample], images: ImageSet, like: DataSpec | None) -> tuple[Tensor, Tensor, Found]:
     found = Found()
-    parts, codes = zip(*_blocks(images, like, found), strict=True)
+    parts, codes = zip(*_blocks(samples, images, like, found), strict=True)
     shape = (found.rows, *parts[-1].shape[1:])
     check_bytes(int(np.prod(shape)), images.on_disk, f"{found.rows} images like {images.where}")
     x, start = np.empty(shape, np.uint8), 0
@@ -157,9 +159,9 @@ def _in_memory(images: ImageSet, like: DataSpec | None) -> tuple[Tensor, Tensor,
     return torch.from_numpy(x), torch.from_numpy(np.concatenate(codes)), found
 
 
-def _write(images: ImageSet, writer: Writer, like: DataSpec | None) -> None:
+def _write(samples: Iterable[Sample], images: ImageSet, writer: Writer, like: DataSpec | None) -> None:
     found, channels = Found(), 0
-    for pixels, codes in _blocks(images, like, found):
+    for pixels, codes in _blocks(samples, images, like, found):
         if channels and pixels.shape[1] != channels:
             writer.change("x", lambda grey: np.repeat(grey, 3, axis=1))
         channels = pixels.shape[1]

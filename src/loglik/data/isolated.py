@@ -19,15 +19,27 @@ from pathlib import Path
 import polars as pl
 
 from loglik.data import frames
-from loglik.data.limits import Stream, check_bytes, max_bytes, reading, too_large
+from loglik.data.limits import Stream, check_bytes, max_bytes, quote, reading, too_large
 from loglik.data.spec import DataSpec
 
-__all__ = ["main", "read_frame"]
+__all__ = ["HasPictures", "main", "read_frame", "read_pictures"]
 
 PIECE = 2**22  # cells handed over at once
-FRAME, ERROR, END = b"F", b"E", b"Z"
+FRAME, ERROR, PICTURES, END = b"F", b"E", b"P", b"Z"
 CHILD = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from loglik.data.isolated import main; main()"
 THREADS = 8  # of polars, at most: each takes memory that counts
+
+
+class HasPictures(ValueError):
+    """A Parquet file has a column of encoded images.
+
+    Attributes:
+        columns: all columns, that of images first.
+    """
+
+    def __init__(self, path: Path, columns: list[str]) -> None:
+        super().__init__(f"{path}: column {quote(columns[0])} holds images, but a table of numbers and texts is needed")
+        self.columns = columns
 
 
 def read_frame(path: Path, like: DataSpec | None = None) -> pl.DataFrame:
@@ -37,6 +49,7 @@ def read_frame(path: Path, like: DataSpec | None = None) -> pl.DataFrame:
         FileNotFoundError: there is no such file.
         ValueError: its name is not a table's, it does not parse, it is too large in memory, or a number in it may be
             read in two ways.
+        HasPictures: a column holds encoded images.
     """
     kind = frames.format_of(path)
     if kind is None:
@@ -51,10 +64,18 @@ def read_frame(path: Path, like: DataSpec | None = None) -> pl.DataFrame:
     return pl.concat(_pieces(path, kind, texts), rechunk=True)
 
 
-def _pieces(path: Path, kind: str, texts: list[str]) -> Iterator[pl.DataFrame]:
-    """Yield the rows of a table in pieces, which a child process reads."""
+def read_pictures(path: Path, columns: list[str]) -> Iterator[pl.DataFrame]:
+    """Yield the columns `picture`, of images' bytes, and `label`, if there are two columns, in pieces.
+
+    The rows of a Parquet file are read one group after another.
+    """
+    yield from _pieces(path, "Parquet", columns, pictures=True)
+
+
+def _pieces(path: Path, kind: str, columns: list[str], *, pictures: bool = False) -> Iterator[pl.DataFrame]:
+    """Yield the rows of a table in pieces, which a child process reads; `columns` are texts, or of pictures."""
     limit = max_bytes(path.stat().st_size)
-    words = [json.dumps(sys.path), str(path), json.dumps(texts), str(limit)]
+    words = [json.dumps(sys.path), str(path), json.dumps(columns), str(limit), *(["pictures"] if pictures else [])]
     environment = {**os.environ, "POLARS_MAX_THREADS": str(min(THREADS, os.cpu_count() or 1)), "RUST_BACKTRACE": "0"}
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, *words],
@@ -72,6 +93,8 @@ def _pieces(path: Path, kind: str, texts: list[str]) -> Iterator[pl.DataFrame]:
                     yield pl.read_ipc(io.BytesIO(content))
             elif tag == ERROR:
                 raise ValueError(content.decode())
+            elif tag == PICTURES:
+                raise HasPictures(path, json.loads(content))
             elif tag == END:
                 return
             else:
@@ -114,21 +137,40 @@ def main() -> None:
         os.dup2(2, 1)  # nothing else goes there
         _restrict(limit, path.stat().st_size)
         try:
-            frame = frames.parse(path, texts, limit)
-            _check_size(frame, path)
-            for piece in frame.iter_slices(max(1, PIECE // max(1, frame.width))):
-                content = io.BytesIO()
-                piece.write_ipc(content)
-                _send(out, FRAME, content.getbuffer())
-            if frame.height == 0:
-                content = io.BytesIO()
-                frame.write_ipc(content)
-                _send(out, FRAME, content.getvalue())
+            if len(sys.argv) > 5:
+                _send_pictures(path, texts, out)
+            elif found := frames.picture_columns(path):
+                _send(out, PICTURES, json.dumps(found).encode())
+            else:
+                _send_frame(path, texts, limit, out)
             _send(out, END, b"")
         except (ValueError, OSError) as error:
             _send(out, ERROR, str(error).encode())
         except MemoryError:
             _send(out, ERROR, f"{path}: {too_large('needs more memory', limit)}".encode())
+
+
+def _send_frame(path: Path, texts: list[str], limit: int, out: Stream) -> None:
+    frame = frames.parse(path, texts, limit)
+    _check_size(frame, path)
+    for piece in frame.iter_slices(max(1, PIECE // max(1, frame.width))):
+        _send_piece(piece, out)
+    if frame.height == 0:
+        _send_piece(frame, out)
+
+
+def _send_pictures(path: Path, columns: list[str], out: Stream) -> None:
+    with reading(path, "Parquet file"):
+        for batch in frames.pictures(path, columns):
+            each = max(1, int(batch.estimated_size()) // batch.height)
+            for piece in batch.iter_slices(max(1, PIECE // each)):
+                _send_piece(piece, out)
+
+
+def _send_piece(piece: pl.DataFrame, out: Stream) -> None:
+    content = io.BytesIO()
+    piece.write_ipc(content)
+    _send(out, FRAME, content.getbuffer())
 
 
 def _restrict(limit: int, size: int) -> None:

@@ -134,9 +134,14 @@ def _load(
         from loglik.data.frames import is_table
 
         if is_table(path):
+            from loglik.data.image_tables import load_image_table
+            from loglik.data.isolated import HasPictures
             from loglik.data.tables import load_table
 
-            return load_table(path, label=label, seed=seed, like=like, text=text)
+            try:
+                return load_table(path, label=label, seed=seed, like=like, text=text)
+            except HasPictures as found:
+                return load_image_table(path, found, label=label, seed=seed, like=like)
         if is_shard(path):
             return _load_shards(path, {"train": [path]}, label=label, seed=seed, like=like)
     if path.is_dir():
