@@ -38,15 +38,15 @@ QUOTED = 80  # characters of a value in an error
 Stream = IO[bytes] | BufferedIOBase
 
 
-def max_bytes(on_disk: int) -> int:
-    """Return the number of bytes that data of so many bytes on disk may have in memory.
+def max_bytes(on_disk: int, *, in_memory: bool = True) -> int:
+    """Return the number of bytes that data of so many bytes on disk may have, decoded, in memory or in a store.
 
     Raises ValueError if LOGLIK_MAX_BYTES is not a number of bytes such as 8GiB.
     """
     if (limit := bytes_from(VARIABLE)) is not None:
         return limit
     limit = max(SMALLEST, GROWTH * on_disk)
-    if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
+    if in_memory and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
         limit = min(limit, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return limit
 
@@ -64,9 +64,9 @@ def bytes_from(variable: str) -> int | None:
     return limit
 
 
-def check_bytes(required: int, on_disk: int, where: Path | str) -> None:
-    """Raise ValueError if data need more bytes in memory than `max_bytes` returns."""
-    if required > (limit := max_bytes(on_disk)):
+def check_bytes(required: int, on_disk: int, where: Path | str, *, in_memory: bool = True) -> None:
+    """Raise ValueError if decoded data need more bytes than `max_bytes` returns."""
+    if required > (limit := max_bytes(on_disk, in_memory=in_memory)):
         raise ValueError(f"{where}: {too_large(f'needs {_size(required)} of memory', limit)}")
 
 

@@ -12,7 +12,7 @@ from loglik.data.labels import natural
 from loglik.data.limits import quote
 from loglik.data.spec import Column
 
-__all__ = ["EXACT", "Profile", "Where", "check_missing"]
+__all__ = ["EXACT", "STRINGS", "Profile", "Where", "check_missing"]
 
 EXACT = 2**23  # integers up to here, and halves between them, are exact in float32
 LONGEST_CATEGORY = 1000  # characters: config.yaml holds all categories
