@@ -16,7 +16,7 @@ import loglik
 from helpers.commands import refused, well
 from loglik.data import as_data, from_arrays, image_tables, load, pixels
 from loglik.data.dataset import Data
-from loglik.data.isolated import HasPictures
+from loglik.data.picture_columns import HasPictures
 from loglik.data.store import Rows
 
 RNG = np.random.default_rng(0)
@@ -154,7 +154,7 @@ def test_parquet_that_is_refused(tmp_path, monkeypatch) -> None:
         ({"picture": files, "label": ["a"] * 11 + [None]}, "row 12: no label, but other images have one"),
     ):
         pieces = list(pl.DataFrame(columns).iter_slices(5))  # which a child process would hand over
-        monkeypatch.setattr(image_tables, "read_pictures", lambda path, names, pieces=pieces: iter(pieces))
+        monkeypatch.setattr(image_tables, "picture_blocks", lambda path, names, pieces=pieces: iter(pieces))
         with pytest.raises(ValueError, match=words):
             image_tables.load_image_table(path, found)
 

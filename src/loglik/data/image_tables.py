@@ -8,8 +8,9 @@ from pathlib import Path
 
 from loglik.data.dataset import Data
 from loglik.data.image_sets import ImageSet, load_image_set
-from loglik.data.isolated import HasPictures, read_pictures
+from loglik.data.isolated import picture_blocks
 from loglik.data.limits import quote, some
+from loglik.data.picture_columns import HasPictures
 from loglik.data.pixels import Sample, opened
 from loglik.data.spec import DataSpec
 
@@ -34,7 +35,7 @@ def load_image_table(
 
     def samples() -> Iterator[Sample]:
         row = 0
-        for piece in read_pictures(path, columns):
+        for piece in picture_blocks(path, columns):
             labels = piece["label"].to_list() if label else [None] * piece.height
             for content, value in zip(piece["picture"], labels, strict=True):
                 row += 1

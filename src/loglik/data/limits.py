@@ -41,7 +41,7 @@ Stream = IO[bytes] | BufferedIOBase
 
 
 def max_bytes(on_disk: int, *, in_memory: bool = True) -> int:
-    """Return the number of bytes that data of so many bytes on disk may have, in memory or in a file.
+    """Return the number of bytes that data of so many bytes on disk may have, decoded, in memory or in a store.
 
     Raises ValueError if LOGLIK_MAX_BYTES is not a number of bytes such as 8GiB.
     """
@@ -67,10 +67,9 @@ def bytes_from(variable: str) -> int | None:
 
 
 def check_bytes(required: int, on_disk: int, where: Path | str, *, in_memory: bool = True) -> None:
-    """Raise ValueError if data need more bytes, in memory or in a file, than `max_bytes` returns."""
+    """Raise ValueError if decoded data need more bytes than `max_bytes` returns."""
     if required > (limit := max_bytes(on_disk, in_memory=in_memory)):
-        what = f"needs {_size(required)} {'of memory' if in_memory else 'decoded'}"
-        raise ValueError(f"{where}: {too_large(what, limit)}")
+        raise ValueError(f"{where}: {too_large(f'needs {_size(required)} of memory', limit)}")
 
 
 def read_at_most(file: Stream, limit: int) -> bytes:

@@ -135,7 +135,7 @@ def _load(
 
         if is_table(path):
             from loglik.data.image_tables import load_image_table
-            from loglik.data.isolated import HasPictures
+            from loglik.data.picture_columns import HasPictures
             from loglik.data.tables import load_table
 
             try:

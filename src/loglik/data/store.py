@@ -31,7 +31,7 @@ from torch import Tensor
 from loglik.data.limits import bytes_from
 from loglik.files import naming
 
-__all__ = ["Rows", "Store", "Writer", "is_large", "stored", "temporary", "user_cache"]
+__all__ = ["Rows", "Store", "Writer", "found", "in_memory", "is_large", "stored", "temporary", "user_cache"]
 
 VARIABLE = "LOGLIK_MAX_IN_MEMORY"
 FORMAT = 1  # of a store; stores of another format are not found
@@ -47,13 +47,17 @@ def user_cache() -> Path:
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loglik"
 
 
-def is_large(decoded: int) -> bool:
-    """Return whether data of so many decoded bytes are read from a store, not kept in memory.
+def in_memory() -> int:
+    """Return the number of decoded bytes that are kept in memory: 256 MiB, or what LOGLIK_MAX_IN_MEMORY says.
 
-    They are above 256 MiB, or above the number of bytes in LOGLIK_MAX_IN_MEMORY. Both ways give the same numbers.
+    Data of more bytes are read from a store. Both ways give the same numbers.
     """
-    limit = bytes_from(VARIABLE)
-    return decoded > (IN_MEMORY if limit is None else limit)
+    return bytes_from(VARIABLE) or IN_MEMORY
+
+
+def is_large(decoded: int) -> bool:
+    """Return whether data of so many decoded bytes are read from a store, not kept in memory."""
+    return decoded > in_memory()
 
 
 class Rows:
@@ -219,6 +223,18 @@ class Writer:
             file.close()
 
 
+def found(files: Sequence[Path], settings: Any) -> Store | None:
+    """Return the store of source files if there is one that is not damaged."""
+    with suppress(ValueError):
+        return Store(_path(files, settings))
+    return None
+
+
+def _path(files: Sequence[Path], settings: Any) -> Path:
+    parts = [str(path.resolve()) for path in files], _state(files), [settings, FORMAT]
+    return user_cache() / "data" / "-".join(_digest(part)[:16] for part in parts)
+
+
 def stored(files: Sequence[Path], settings: Any, write: Callable[[Writer], None]) -> Store:
     """Return the store of source files, which `write` writes if there is none or it is damaged.
 
@@ -231,9 +247,8 @@ def stored(files: Sequence[Path], settings: Any, write: Callable[[Writer], None]
 
     Raises ValueError if a source changes while it is read, and OSError with the file's name if the disk is full.
     """
-    folder, state = user_cache() / "data", _state(files)
-    which = _digest([str(path.resolve()) for path in files])[:16]
-    path = folder / f"{which}-{_digest(state)[:16]}-{_digest([settings, FORMAT])[:16]}"
+    path, state = _path(files, settings), _state(files)
+    folder, which = path.parent, path.name[:16]
     with naming(path):
         folder.mkdir(parents=True, exist_ok=True)
         with suppress(ValueError):

@@ -49,7 +49,7 @@ def fit(
 
     Args:
         density: a density, trained in place, or a family's name for its recipe's default.
-        data: a name, a path, an array, a pair (x, y), or `Data`.
+        data: a name, a path, an array, a pair (x, y), a `torch.utils.data.Dataset`, or `Data`.
         out: the run's folder; None keeps the run in memory.
         resume: continue the run in `out` from its newest checkpoint.
         label: the name of the label's column, if data is the path of a table.

@@ -40,7 +40,7 @@ __all__ = ["Trainer"]
 VALIDATIONS = 25  # of a run whose only limit is time
 VALIDATION_TOKENS = 2**15  # of a text, at most, in a validation
 VALIDATION_DRAWS = 512  # draws over all examples of a validation that suffice where draws only average
-CALIBRATION_EXAMPLES = 2**16  # at most, for `initialise` and `calibrate`
+CALIBRATION_EXAMPLES, CALIBRATION_VALUES = 2**16, 2**26  # at most, for `initialise` and `calibrate`
 
 
 class Trainer:
@@ -207,7 +207,7 @@ class Trainer:
 
     def _examples(self, split: Split) -> tuple[Tensor, Tensor | None]:
         """Return the event and the context of evenly spaced examples, on the device."""
-        split = split.evenly(CALIBRATION_EXAMPLES)
+        split = split.evenly(max(1, min(CALIBRATION_EXAMPLES, CALIBRATION_VALUES // self.data.spec.dims)))
         y = None if split.y is None else split.y.to(self.fabric.device)
         return arguments(self.density, split.tensor().to(self.fabric.device), y)
 
