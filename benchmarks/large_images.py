@@ -38,7 +38,7 @@ from loglik.training.loop import Trainer
 from loglik.training.settings import TrainingSettings
 
 SIZE, SHARD, DISTINCT = 64, 20_000, 500
-STEPS, ROUNDS, BATCH = 30, 7, 64
+STEPS, ROUNDS, BATCH = 10, 5, 64
 IN_MEMORY = 2**28  # bytes of the data in memory that are compared
 SETTINGS = {"max_steps": 60, "validate_every": 20, "batch_size": BATCH, "accelerator": "cpu"}
 
