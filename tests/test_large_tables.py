@@ -1,5 +1,6 @@
 """Tables read in blocks into a store: the same spec, codes, splits and errors as in memory."""
 
+import importlib
 import re
 
 import numpy as np
@@ -7,9 +8,12 @@ import polars as pl
 import pytest
 import torch
 
-from loglik.data import isolated, large_tables, load, profile
+import loglik
+from loglik.data import incomplete, isolated, large_tables, load, profile
 from loglik.data.dataset import Data
 from loglik.data.store import Rows
+
+tasks_fill = importlib.import_module("loglik.tasks.fill")  # `loglik.tasks.fill` is the function
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +25,7 @@ def small(tmp_path, monkeypatch):
         yield from (piece for frame in isolated._scanned(path, commas) for piece in frame.iter_slices(37))
 
     monkeypatch.setattr(large_tables, "blocks", blocks)
+    monkeypatch.setattr(incomplete, "blocks", blocks)
 
 
 def table(n: int = 400) -> pl.DataFrame:
@@ -167,3 +172,43 @@ def test_errors_of_a_model_s_table(tmp_path, monkeypatch):
         monkeypatch.setenv("LOGLIK_MAX_IN_MEMORY", "1")
         with pytest.raises(ValueError, match=re.escape(str(plain.value))):
             load(other, like=spec)
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_filling_in_blocks_draws_what_filling_in_memory_draws(tmp_path, monkeypatch, ending):
+    monkeypatch.setattr(tasks_fill, "BLOCK", 50)
+    whole, gaps = tmp_path / f"whole.{ending}", tmp_path / f"gaps.{ending}"
+    frame = table().select("x", "n", "kind", "flag")
+    WRITERS[ending](frame, whole)
+    mask = np.random.default_rng(1).random(400) < 0.2
+    hidden = pl.Series(mask)
+    holes = frame.with_columns(n=frame["n"].set(hidden, None), kind=frame["kind"].set(hidden, None))
+    WRITERS[ending](holes, gaps)
+    run = loglik.fit("independent", str(whole), seed=0)
+    texts = []
+    for limit in ("1GiB", "1"):
+        monkeypatch.setenv("LOGLIK_MAX_IN_MEMORY", limit)
+        out = tmp_path / f"{limit}.csv"
+        assert tasks_fill.fill_table(run, gaps, out, seed=5) == 2 * int(mask.sum())
+        texts.append(out.read_text())
+    assert texts[0] == texts[1]
+    (tmp_path / "bad.csv").write_text("\n".join(["x,n,kind,flag", *["1,2,a,true"] * 99, "1,2,new,true"]))
+    with pytest.raises(ValueError, match=r"row 100, column 'kind': 'new' is none of the categories"):
+        tasks_fill.fill_table(run, tmp_path / "bad.csv", tmp_path / "no.csv")
+    (tmp_path / "bad.csv").write_text("x,n,kind,flag\n")
+    with pytest.raises(ValueError, match="no rows"):
+        tasks_fill.fill_table(run, tmp_path / "bad.csv", tmp_path / "no.csv")
+
+
+def test_a_run_from_a_store_is_the_run_from_memory(tmp_path, monkeypatch):
+    path = tmp_path / "a.parquet"
+    table().write_parquet(path)
+    found = []
+    for limit in ("1GiB", "1"):
+        monkeypatch.setenv("LOGLIK_MAX_IN_MEMORY", limit)
+        run = loglik.fit("vae", str(path), label="y", conditional=True, max_steps=5, seed=0, out=tmp_path / limit)
+        assert isinstance(run.data_for().train.x, Rows) == (limit == "1")
+        result = loglik.evaluate(run, per_row=tmp_path / f"{limit}.rows.csv")
+        found.append((run.density.state_dict(), result.nats, (tmp_path / f"{limit}.rows.csv").read_bytes()))
+    (one, nats, rows), (other, other_nats, other_rows) = found
+    assert all(torch.equal(one[name], other[name]) for name in one) and nats == other_nats and rows == other_rows

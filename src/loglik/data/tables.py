@@ -23,7 +23,7 @@ from loglik.data.isolated import TooMany, read_frame
 from loglik.data.large_tables import IsText, load_large
 from loglik.data.limits import check_bytes, quote, some
 from loglik.data.profile import Profile, Where, check_missing
-from loglik.data.spec import Column, DataSpec
+from loglik.data.spec import DataSpec
 from loglik.data.store import in_memory, is_large
 from loglik.data.text_settings import TextSettings
 
@@ -63,44 +63,6 @@ def load_table(
     if large:
         frame = read_frame(path, like)
     return from_frame(frame, name=name, source=source, where=where, label=label, seed=seed, like=like, text=text)
-
-
-def load_incomplete(path: Path, like: DataSpec) -> tuple[pl.DataFrame, torch.Tensor, torch.Tensor]:
-    """Read a table with missing values for an existing model: the frame, numbers (N, D), and which are missing.
-
-    Raises ValueError where the file does not parse or does not fit the model.
-    """
-    frame = read_frame(path, like)
-    if absent := [c.name for c in like.columns if c.name not in frame.columns]:
-        raise ValueError(f"{path}: no column {quote(absent[0])}, which the model needs; found {some(frame.columns)}")
-    if frame.height == 0:
-        raise ValueError(f"{path}: the table has no rows")
-    values, missing = [], []
-    for column in like.columns:
-        series = frame[column.name]
-        series = series.fill_nan(None) if series.dtype.is_float() else series
-        is_missing = series.is_null()
-        known = series.drop_nulls()
-        coded = np.zeros(len(series), dtype=np.float32)
-        kept = np.flatnonzero(~is_missing.to_numpy())
-        where = lambda row, name, kept=kept: f"{path}: row {kept[row] + 1}, column {quote(name)}"  # noqa: E731
-        if len(known):
-            coded[kept] = encode(known, column, where)
-        values.append(coded)
-        missing.append(is_missing.to_numpy())
-    return frame, torch.from_numpy(np.stack(values, 1)), torch.from_numpy(np.stack(missing, 1))
-
-
-def decode_column(series: pl.Series, column: Column, values: torch.Tensor, chosen: torch.Tensor) -> pl.Series:
-    """Return the series with the chosen rows replaced by values, as they are written in the table."""
-    cells: list[object] = series.cast(pl.String).to_list()
-    for row in chosen.nonzero().flatten().tolist():
-        value = float(values[row])
-        if column.categories:
-            cells[row] = column.categories[int(value)]
-        else:
-            cells[row] = str(int(value)) if column.type == "integer" else f"{value:.7g}"
-    return pl.Series(series.name, cells, dtype=pl.String)
 
 
 def from_frame(
