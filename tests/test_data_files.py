@@ -6,7 +6,6 @@ import sys
 import types
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
 from PIL import Image
@@ -195,23 +194,33 @@ def test_fashion_mnist_from_a_folder(tmp_path, monkeypatch) -> None:
         load("fashion-mnist")
 
 
-class Part(list):
-    """Stands for a split of a Hugging Face data set: rows that are also columns."""
+class Part:
+    """Stands for a streamed split of a Hugging Face data set."""
 
     def __init__(self, columns, names=None):
-        super().__init__(dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
-        self.columns, self.column_names = columns, list(columns)
+        self.rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        self.column_names = list(columns)
         self.features = {c: types.SimpleNamespace(names=names if c == "label" else None) for c in columns}
+        self.info = types.SimpleNamespace(features=self.features, splits=None, version=None, download_size=None)
 
-    def __getitem__(self, key):
-        return self.columns[key]
+    def __iter__(self):
+        return iter(self.rows)
 
-    def to_polars(self):
-        return pl.DataFrame(self.columns)
+    def cast_column(self, column, feature):
+        assert (column, feature) == ("img", "encoded")
+        return self
+
+    def iter(self, size):
+        for start in range(0, len(self.rows), size):
+            part = self.rows[start : start + size]
+            yield {name: [row[name] for row in part] for name in part[0]}
 
 
-def test_hugging_face(monkeypatch) -> None:
-    pictures = [Image.fromarray(RNG.integers(0, 256, size=(4, 4), dtype=np.uint8)) for _ in range(20)]
+def test_hugging_face(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("LOGLIK_CACHE", str(tmp_path))
+    pixels = [picture(tmp_path / f"{i}.png", (4, 4)) for i in range(20)]
+    pictures = [{"bytes": (tmp_path / f"{i}.png").read_bytes(), "path": None} for i in range(20)]
+    pictures[3] = {"bytes": None, "path": str(tmp_path / "3.png")}
     labels = [0, 1] * 10
     found = {
         "mnist": {
@@ -223,16 +232,21 @@ def test_hugging_face(monkeypatch) -> None:
         "odd": {"dev": Part({"a": [1]})},
     }
 
-    def load_dataset(name, configuration):
+    def load_dataset(name, configuration, streaming):
+        assert streaming
         if name not in found:
             raise FileNotFoundError(f"no {name} {configuration}\nat all")
         return found[name]
 
-    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    def image(decode):
+        return "decoded" if decode else "encoded"
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset, Image=image))
     images = load("hf:mnist")
     assert images.spec.event_shape == (1, 4, 4)
     assert (images.spec.classes, images.spec.levels) == (("cat", "dog"), 256)
     assert images.test.y.tolist() == [0, 1, 0, 1]
+    assert torch.equal(images.split("all").tensor()[:20, 0], torch.stack(pixels))
     table = load("hf:iris")
     assert table.spec.columns[0].name == "a"
     assert table.split("all").y.tolist() == labels

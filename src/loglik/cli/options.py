@@ -43,8 +43,9 @@ DataArgument = Annotated[
     str,
     typer.Argument(
         metavar="DATA",
-        help="A name (digits, fashion-mnist, ...), a folder of images or text, a table (.csv, .json, .jsonl, .parquet, "
-        ".feather, .arrow), a .npy, .npz or text file, or hf:NAME.",
+        help="A name (digits, fashion-mnist, ...), a folder of images or text, tar shards of images "
+        "('a/{00..99}.tar'), a table (.csv, .json, .jsonl, .parquet, .feather, .arrow), a .npy, .npz or text file, or "
+        "hf:NAME.",
         show_default=False,
     ),
 ]

@@ -28,7 +28,7 @@ from loglik.data.labels import code_labels
 from loglik.data.limits import Stream, check_bytes, quote, reading, shorten, some
 from loglik.data.spec import DataSpec
 
-__all__ = ["assemble", "from_arrays", "load_array_file"]
+__all__ = ["assemble", "channels_first", "conform", "from_arrays", "infer", "load_array_file"]
 
 MAX_LEVELS = 65_536
 
@@ -103,7 +103,7 @@ def assemble(
         raise ValueError(f"{where}: the labels are a single value: give one label an example, (N,)")
     if y is not None and len(y) != len(x):
         raise ValueError(f"{where}: {len(x)} examples but {len(y)} labels: give one label an example")
-    spec = like or spec or _infer(x, where)
+    spec = like or spec or infer(x, where)
     if like is not None:
         y = y if like.classes else None
         classes = like.classes
@@ -111,18 +111,18 @@ def assemble(
     if y is not None:
         codes, found = code_labels(y, lambda row: f"{where}: y[{row}]", classes)
         spec = like or replace(spec, classes=found)
-    tensor = _conform(x, spec, where)
+    tensor = conform(x, spec, where)
     return into_splits(name, spec, tensor, codes, seed=seed, sizes=sizes)
 
 
-def _infer(x: np.ndarray, where: str) -> DataSpec:
+def infer(x: np.ndarray, where: str) -> DataSpec:
     """Return the spec of an array by the module's rules."""
     if x.dtype.kind not in "fiub":
         raise ValueError(f"{where}: an array of type {x.dtype}: loglik reads real numbers, integers, booleans")
     if x.dtype.kind == "f":
         return DataSpec(kind="array", event_shape=x.shape[1:] or (1,))
     top = int(x.max()) if x.size else 0
-    images = _channels_first(x)
+    images = channels_first(x)
     if x.dtype in (np.uint8, np.bool_) and images.ndim == 4 and images.shape[1] in (1, 3):
         return DataSpec(kind="image", event_shape=images.shape[1:], levels=256 if top > 16 else max(top + 1, 2))
     if top >= MAX_LEVELS:
@@ -133,12 +133,12 @@ def _infer(x: np.ndarray, where: str) -> DataSpec:
     return DataSpec(kind="array", event_shape=x.shape[1:] or (1,), levels=max(top + 1, 2))
 
 
-def _conform(x: np.ndarray, spec: DataSpec, where: str) -> Shaped[Tensor, "N ..."]:
+def conform(x: np.ndarray, spec: DataSpec, where: str) -> Shaped[Tensor, "N ..."]:
     """Return x as a tensor that fits the spec, with every value checked."""
     if x.ndim == 1:
         x = x[:, None]
     if spec.kind == "image" and x.shape[1:] != spec.event_shape:
-        x = _channels_first(x)
+        x = channels_first(x)
     if x.shape[1:] != spec.event_shape:
         raise ValueError(f"{where}: examples of shape {x.shape[1:]}, expected {spec.event_shape}")
     if x.dtype.kind not in "fiub":
@@ -174,7 +174,7 @@ def _check_codes(x: np.ndarray, spec: DataSpec, where: str) -> None:
             raise ValueError(f"{where}: row {row + 1}, column {quote(column.name)}: {values[row]:g} is not {right}")
 
 
-def _channels_first(x: np.ndarray) -> np.ndarray:
+def channels_first(x: np.ndarray) -> np.ndarray:
     """Return (N, H, W) and (N, H, W, C) as (N, C, H, W); other arrays unchanged."""
     if x.ndim == 3:
         return x[:, None]

@@ -11,14 +11,28 @@ import csv
 import gzip
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 
 from loglik.data.limits import first_line, max_bytes, quote, read_at_most, reading
 
-__all__ = ["COMPRESSED", "NUMBER", "format_of", "is_lines", "is_packed", "is_table", "parse"]
+__all__ = [
+    "COMPRESSED",
+    "NUMBER",
+    "Commas",
+    "format_of",
+    "has_commas",
+    "is_lines",
+    "is_packed",
+    "is_table",
+    "parse",
+    "scan",
+    "typed",
+]
 
 FORMATS = {
     ".csv": "CSV", ".tsv": "CSV", ".json": "JSON", ".jsonl": "JSON lines", ".ndjson": "JSON lines",
@@ -72,16 +86,21 @@ def parse(path: Path, texts: Sequence[str] = (), limit: int | None = None) -> pl
         source = _decompressed(path, limit or max_bytes(path.stat().st_size)) if is_packed(path) else path
         # open files, or glob=False: polars reads a path with `[` or `*` as a pattern of paths
         if kind == "JSON lines":
-            with _opened(source) as file:
+            with _open(source) as file:
                 return pl.read_ndjson(file, infer_schema_length=None)
         if kind == "Parquet":
             return pl.read_parquet(path, glob=False)
         if kind == "Arrow":
+            if _is_stream(path):
+                return pl.read_ipc_stream(path)
             with path.open("rb") as file:
-                stream = not file.read(6).startswith((b"ARROW1", b"FEA1"))
-                file.seek(0)
-                return pl.read_ipc_stream(path) if stream else pl.read_ipc(file)
+                return pl.read_ipc(file)
     return _read_csv(path, source, set(texts)) if kind == "CSV" else _read_json(path, source)
+
+
+def _is_stream(path: Path) -> bool:
+    with path.open("rb") as file:
+        return not file.read(6).startswith((b"ARROW1", b"FEA1"))
 
 
 def _decompressed(path: Path, limit: int) -> bytes:
@@ -96,13 +115,9 @@ def _decompressed(path: Path, limit: int) -> bytes:
     return pl.read_csv(path, glob=False, **options).item().encode()  # type: ignore[arg-type]
 
 
-def _opened(source: Path | bytes) -> io.BytesIO | io.BufferedReader:
-    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
-
-
 def _read_json(path: Path, source: Path | bytes) -> pl.DataFrame:
     """Read a list of records, `[{"a": 1, "b": "x"}, ...]`."""
-    with _opened(source) as file:
+    with _open(source) as file:
         start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
     if not re.match(rb"\[\s*\{", start):
         raise ValueError(
@@ -113,7 +128,78 @@ def _read_json(path: Path, source: Path | bytes) -> pl.DataFrame:
 
 
 def _read_csv(path: Path, source: Path | bytes, texts: set[str]) -> pl.DataFrame:
-    with _opened(source) as file:
+    separator, opened = _check_header(path, source), partial(_open, source)
+    with _csv_errors(path, opened, separator):
+        frame = pl.read_csv(source, separator=separator, infer_schema=False, glob=False)
+    frame.columns = _names(path, opened(), separator, frame.columns)
+    while frame.width > 1 and frame.height and all(value is None for value in frame.row(-1)):
+        frame = frame.head(-1)  # a blank line at the end
+    columns = [_bare(series) for series in frame.iter_columns()]
+    if separator != ",":
+        commas = Commas(texts)
+        commas.add(columns)
+        chosen = commas.columns(path)
+        columns = [_with_points(series) if series.name in chosen else series for series in columns]
+    return pl.DataFrame([series if series.name in texts else typed(series) for series in columns])
+
+
+def scan(path: Path, cells: int, commas: Sequence[str] = ()) -> Iterator[pl.DataFrame]:
+    """Yield a table in blocks of about so many cells; a CSV file as texts, with decimal points for commas in `commas`.
+
+    Parquet, Arrow and CSV files that are not compressed as a whole are read lazily; others are read whole first.
+
+    Raises ValueError if it does not parse.
+    """
+    kind = format_of(path)
+    if is_packed(path) or kind not in ("CSV", "Parquet", "Arrow") or (kind == "Arrow" and _is_stream(path)):
+        frame = parse(path)
+        yield from frame.iter_slices(max(1, cells // max(1, frame.width)))
+    elif kind == "CSV":
+        yield from _scan_csv(path, cells, set(commas))
+    else:
+        with reading(path, f"{kind} file"):
+            lazy = (
+                pl.scan_parquet(path, low_memory=True, glob=False)
+                if kind == "Parquet"
+                else pl.scan_ipc(path, glob=False)
+            )
+            yield from _batches(lazy, cells)
+
+
+def _batches(lazy: pl.LazyFrame, cells: int) -> Iterator[pl.DataFrame]:
+    return lazy.collect_batches(chunk_size=max(1, cells // max(1, len(lazy.collect_schema()))), lazy=True)
+
+
+def _scan_csv(path: Path, cells: int, commas: set[str]) -> Iterator[pl.DataFrame]:
+    separator, opened = _check_header(path, path), partial(_open, path)
+    names: list[str] = []
+    left: pl.DataFrame | None = None  # blank lines, which are rows unless they end the file
+    with _csv_errors(path, opened, separator):
+        lazy = pl.scan_csv(path, separator=separator, infer_schema=False, low_memory=True, glob=False)
+        for frame in _batches(lazy, cells):
+            names = names or _names(path, opened(), separator, frame.columns)
+            frame.columns = names
+            frame = frame if left is None else pl.concat([left, frame])
+            filled = frame.select(pl.any_horizontal(pl.all().is_not_null())).to_series() if frame.width > 1 else None
+            end = frame.height if filled is None else frame.height - int(filled.reverse().arg_max() or 0)
+            end = 0 if filled is not None and not filled.any() else end
+            left, frame = frame.tail(frame.height - end), frame.head(end)
+            columns = [_bare(series) for series in frame.iter_columns()]
+            yield pl.DataFrame([_with_points(series) if series.name in commas else series for series in columns])
+
+
+def _open(source: Path | bytes) -> io.BytesIO | io.BufferedReader:
+    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+
+
+def has_commas(path: Path) -> bool:
+    """Return whether numbers of a CSV file may have decimal commas: whether commas do not separate its columns."""
+    return format_of(path) == "CSV" and not is_packed(path) and _check_header(path, path) != ","
+
+
+def _check_header(path: Path, source: Path | bytes) -> str:
+    """Return the separator; raise ValueError if the first lines are not those of a CSV file."""
+    with _open(source) as file:
         first = [file.readline(LINE).decode("utf-8-sig", "replace") for _ in range(2)]
     if "\0" in "".join(first):
         raise ValueError(f"{path}: not UTF-8 text: save it as UTF-8")
@@ -121,21 +207,20 @@ def _read_csv(path: Path, source: Path | bytes, texts: set[str]) -> pl.DataFrame
         separator = _separator(*(line[: 2**16] for line in first))
     if (width := first[0].count(separator) + 1) > MAX_COLUMNS or len(first[0]) >= LINE:
         raise ValueError(f"{path}: line 1 has {width:,} fields: a table has at most {MAX_COLUMNS:,} columns")
+    return separator
+
+
+@contextmanager
+def _csv_errors(path: Path, opened: Callable[[], io.BytesIO | io.BufferedReader], separator: str) -> Iterator[None]:
+    """Name the file, and a line with too many fields, in an error of the reader."""
     try:
-        frame = pl.read_csv(source, separator=separator, infer_schema=False, glob=False)
+        yield
     except pl.exceptions.NoDataError:
         raise ValueError(f"{path}: the file is empty") from None
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        with _opened(source) as file:
+        with opened() as file:
             reason = _ragged(file, separator)
         raise ValueError(f"{path}: {reason or f'not a readable CSV file ({first_line(error)})'}") from None
-    frame.columns = _names(path, _opened(source), separator, frame.columns)
-    while frame.width > 1 and frame.height and all(value is None for value in frame.row(-1)):
-        frame = frame.head(-1)  # a blank line at the end
-    columns = [_bare(series) for series in frame.iter_columns()]
-    if separator != ",":
-        columns = _with_points(path, columns, texts)
-    return pl.DataFrame([series if series.name in texts else _typed(series) for series in columns])
 
 
 def _names(path: Path, file: io.BytesIO | io.BufferedReader, separator: str, theirs: list[str]) -> list[str]:
@@ -168,33 +253,63 @@ def _bare(series: pl.Series) -> pl.Series:
     return bare.set(bare.is_in(MISSING), None)
 
 
-def _with_points(path: Path, columns: list[pl.Series], texts: set[str]) -> list[pl.Series]:
-    """Replace decimal commas by points in the columns that are numbers with decimal commas.
+def _with_points(series: pl.Series) -> pl.Series:
+    return series.str.replace(",", ".", literal=True)
 
-    Raises ValueError where a comma may separate thousands as well, or another column has decimal points.
+
+class Commas:
+    """Decide which columns of texts are numbers with decimal commas, from blocks of rows.
+
+    Args:
+        texts: the names of columns that are not numbers.
     """
-    numbers = [s for s in columns if s.name not in texts and s.str.contains(f"(?i)^{NUMBER}$").all()]
-    commas = [s for s in numbers if s.str.contains(",", literal=True).any()]
-    if not commas:
-        return columns
-    first = commas[0].filter(commas[0].str.contains(",", literal=True)).item(0)
-    values = pl.concat([s.rename("") for s in commas])
-    values = values.filter(values.str.contains(",", literal=True).fill_null(False))
-    if values.str.contains(f"^{THOUSANDS}$").all():
-        raise ValueError(
-            f"{path}: column {quote(commas[0].name)}: {quote(first)} has a decimal comma or a separator "
-            f"of thousands: write {first.replace(',', '.')} or {first.replace(',', '')}"
-        )
-    if points := [s for s in numbers if s.str.contains(".", literal=True).any()]:
-        raise ValueError(
-            f"{path}: column {quote(commas[0].name)} has decimal commas, as {quote(first)}, but column "
-            f"{quote(points[0].name)} has decimal points: write points in both"
-        )
-    chosen = {s.name for s in commas}
-    return [s.str.replace(",", ".", literal=True) if s.name in chosen else s for s in columns]
+
+    def __init__(self, texts: Collection[str] = ()) -> None:
+        self.texts = texts
+        self._numbers: dict[str, bool] = {}
+        self._first: dict[str, str] = {}  # the first number with a comma
+        self._thousands: dict[str, bool] = {}  # whether all numbers with a comma may have it between thousands
+        self._points: dict[str, bool] = {}
+
+    def add(self, columns: Sequence[pl.Series]) -> None:
+        """Add the next rows."""
+        for series in columns:
+            name = series.name
+            if not self._numbers.get(name, name not in self.texts):
+                continue
+            self._numbers[name] = bool(series.str.contains(f"(?i)^{NUMBER}$").all())
+            with_comma = series.filter(series.str.contains(",", literal=True).fill_null(False))
+            if len(with_comma):
+                self._first.setdefault(name, with_comma.item(0))
+                thousands = bool(with_comma.str.contains(f"^{THOUSANDS}$").all())
+                self._thousands[name] = self._thousands.get(name, True) and thousands
+            points = bool(series.str.contains(".", literal=True).any())
+            self._points[name] = self._points.get(name, False) or points
+
+    def columns(self, path: Path) -> list[str]:
+        """Return the columns of numbers with decimal commas.
+
+        Raises ValueError where a comma may separate thousands as well, or another column has decimal points.
+        """
+        numbers = [name for name, is_number in self._numbers.items() if is_number]
+        chosen = [name for name in numbers if name in self._first]
+        if not chosen:
+            return []
+        first = self._first[chosen[0]]
+        if all(self._thousands[name] for name in chosen):
+            raise ValueError(
+                f"{path}: column {quote(chosen[0])}: {quote(first)} has a decimal comma or a separator "
+                f"of thousands: write {first.replace(',', '.')} or {first.replace(',', '')}"
+            )
+        if points := [name for name in numbers if self._points[name]]:
+            raise ValueError(
+                f"{path}: column {quote(chosen[0])} has decimal commas, as {quote(first)}, but column "
+                f"{quote(points[0])} has decimal points: write points in both"
+            )
+        return chosen
 
 
-def _typed(series: pl.Series) -> pl.Series:
+def typed(series: pl.Series) -> pl.Series:
     """Return texts as integers, real numbers or booleans where all of a column are; else unchanged."""
     missing = series.null_count()
     if missing == series.len():

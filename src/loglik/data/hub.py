@@ -1,20 +1,23 @@
-"""Data sets of the Hugging Face Hub, through its package `datasets` (the extra `loglik[hub]`)."""
+"""Data sets of the Hugging Face Hub, streamed by its package `datasets` (the extra `loglik[hub]`)."""
 
 from __future__ import annotations
 
-from itertools import chain
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from loglik.data.dataset import Data, check_kind
-from loglik.data.limits import first_line, quote, some
+from loglik.data.dataset import Data
+from loglik.data.image_sets import ImageSet, load_image_set
+from loglik.data.limits import first_line, quote, reading, some
+from loglik.data.pixels import Sample, opened
 from loglik.data.spec import DataSpec
 from loglik.data.text_settings import TextSettings
 
 __all__ = ["load_hub"]
 
 KNOWN = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+ROWS = 4096  # of a table, read at once
 
 
 def load_hub(
@@ -40,44 +43,53 @@ def load_hub(
         raise ValueError(f"{source} needs Hugging Face's datasets: pip install 'loglik[hub]'") from None
     repository, _, configuration = name.partition(":")
     try:
-        found = datasets.load_dataset(repository, configuration or None)
+        found = datasets.load_dataset(repository, configuration or None, streaming=True)
     except Exception as error:  # from the network, the Hub, or the data set itself
         raise ValueError(f"{source}: {first_line(error)}") from None
     parts = {s: found[key] for s, keys in KNOWN.items() for key in keys if key in found}
     if "train" not in parts:
         raise ValueError(f"{source}: no split named train; found {some(list(found))}")
-    columns = list(parts["train"].column_names)
+    with reading(source, "data set"):
+        columns = list(parts["train"].column_names or next(iter(parts["train"]), {}))
     if picture := next((c for c in ("image", "img") if c in columns), None):
         label = label or next((c for c in ("label", "labels") if c in columns), None)
-        return _images(parts, picture, label, source=source, seed=seed, like=like)
+        if label is not None and label not in columns:
+            raise ValueError(f"{source}: no column {quote(label)}; found {some(columns)}")
+        encoded = {s: part.cast_column(picture, datasets.Image(decode=False)) for s, part in parts.items()}
+        return load_image_set(_images(encoded, picture, label, source), seed=seed, like=like)
     if "text" in columns:
         from loglik.data.text import load_text
 
-        strings = {s: ["\n".join(part["text"]).encode()] for s, part in parts.items()}
+        strings = {s: ["\n".join(row["text"] for row in _rows(part, source, s)).encode()] for s, part in parts.items()}
         return load_text(strings, name=source, where=source, like=like, settings=text)
     return _table(parts, label or ("label" if "label" in columns else None), source=source, seed=seed, like=like)
 
 
-def _images(
-    parts: dict[str, Any], picture: str, label: str | None, *, source: str, seed: int, like: DataSpec | None
-) -> Data:
-    from loglik.data.arrays import assemble
-    from loglik.data.images import stack
+def _rows(part: Any, source: str, split: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a split; an error of the network or the data set is a ValueError."""
+    rows = iter(part)
+    while True:
+        with reading(f"{source} {split}", "data set"):
+            row = next(rows, None)
+        if row is None:
+            return
+        yield row
 
-    if label is not None and label not in parts["train"].column_names:
-        raise ValueError(f"{source}: no column {quote(label)}; found {some(parts['train'].column_names)}")
-    check_kind("image", like, source)
-    every = chain.from_iterable(
-        ((f"{source} {s}[{i}]", lambda row=row: row[picture]) for i, row in enumerate(part))
-        for s, part in parts.items()
-    )
-    on_disk = sum(getattr(part, "size_in_bytes", None) or 0 for part in parts.values())
-    x = stack(every, like, count=sum(map(len, parts.values())), on_disk=on_disk)
-    y = np.concatenate([np.asarray(part[label]) for part in parts.values()]) if label else None
-    classes = getattr(parts["train"].features[label], "names", None) if label else None
-    spec = like or DataSpec(kind="image", event_shape=x.shape[1:], levels=256)
-    sizes = {s: len(part) for s, part in parts.items()}
-    return assemble(x, y, seed=seed, name=source, spec=spec, like=like, classes=classes, sizes=sizes)
+
+def _images(parts: dict[str, Any], picture: str, label: str | None, source: str) -> ImageSet:
+    def samples() -> Iterator[Sample]:
+        for split, part in parts.items():
+            for number, row in enumerate(_rows(part, source, split)):
+                name = f"{source} {split}[{number}]"
+                with reading(name, "image"):
+                    content = row[picture]["bytes"] or Path(row[picture]["path"]).read_bytes()
+                yield Sample(name, partial(opened, content), len(content), row[label] if label else None, split)
+
+    info = parts["train"].info
+    sizes = {split: known.num_examples for split, known in (info.splits or {}).items()}
+    classes = getattr((info.features or {}).get(label), "names", None) if label else None
+    settings = [source, picture, label, str(info.version), info.download_size, sizes]
+    return ImageSet(source, source, samples, on_disk=0, settings=settings, classes=classes)
 
 
 def _table(parts: dict[str, Any], label: str | None, *, source: str, seed: int, like: DataSpec | None) -> Data:
@@ -85,8 +97,12 @@ def _table(parts: dict[str, Any], label: str | None, *, source: str, seed: int, 
 
     from loglik.data.tables import from_frame
 
-    frame = pl.concat([part.to_polars() for part in parts.values()])
-    if label is not None and (names := getattr(parts["train"].features.get(label), "names", None)):
+    frames = {}
+    for split, part in parts.items():
+        with reading(f"{source} {split}", "data set"):
+            frames[split] = pl.concat([pl.DataFrame(rows) for rows in part.iter(ROWS)], how="vertical_relaxed")
+    frame = pl.concat(frames.values(), how="vertical_relaxed")
+    if label is not None and (names := getattr((parts["train"].features or {}).get(label), "names", None)):
         frame = frame.with_columns(pl.col(label).replace_strict(dict(enumerate(names)), return_dtype=pl.String))
-    sizes = {s: len(part) for s, part in parts.items()}
+    sizes = {split: part.height for split, part in frames.items()}
     return from_frame(frame, name=source, source=source, label=label, seed=seed, like=like, sizes=sizes)

@@ -13,48 +13,99 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import polars as pl
 
 from loglik.data import frames
 from loglik.data.limits import Stream, check_bytes, max_bytes, reading, too_large
+from loglik.data.picture_columns import HasPictures, picture_columns, pictures
 from loglik.data.spec import DataSpec
 
-__all__ = ["main", "read_frame"]
+__all__ = ["TooMany", "blocks", "check_table", "main", "picture_blocks", "read_frame"]
 
 PIECE = 2**22  # cells handed over at once
-FRAME, ERROR, END = b"F", b"E", b"Z"
+FRAME, ERROR, PICTURES, END = b"F", b"E", b"P", b"Z"
 CHILD = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from loglik.data.isolated import main; main()"
 THREADS = 8  # of polars, at most: each takes memory that counts
 
 
-def read_frame(path: Path, like: DataSpec | None = None) -> pl.DataFrame:
+def read_frame(path: Path, like: DataSpec | None = None, *, max_size: int | None = None) -> pl.DataFrame:
     """Read a table; `like` determines which columns are texts for an existing model.
+
+    Args:
+        max_size: bytes in memory, of a table that a child process reads; TooMany is raised if it has more.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: its name is not a table's, it does not parse, it is too large in memory, or a number in it may be
             read in two ways.
+        HasPictures: a column holds encoded images.
     """
+    kind = check_table(path)
+    texts = [c.name for c in like.columns if c.type == "categorical"] if like else []
+    if kind == "CSV" and not frames.is_packed(path):
+        return frames.parse(path, texts)
+    pieces, total = list[pl.DataFrame](), 0.0
+    for piece in _pieces(path, kind, texts=texts):
+        total += piece.estimated_size()
+        if max_size is not None and total > max_size:
+            raise TooMany
+        pieces.append(piece)
+    return pl.concat(pieces, rechunk=True)
+
+
+class TooMany(Exception):
+    """A table has more bytes in memory than were requested."""
+
+
+def check_table(path: Path) -> str:
+    """Return the format of a table; raise FileNotFoundError or ValueError if it is no readable table's file."""
     kind = frames.format_of(path)
     if kind is None:
         raise ValueError(f"{path}: a table is a file that ends in {', '.join(frames.FORMATS)}, or in .csv.gz")
-    texts = [c.name for c in like.columns if c.type == "categorical"] if like else []
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     with path.open("rb"):  # an error of the system names the file
         pass
-    if kind == "CSV" and not frames.is_packed(path):
-        return frames.parse(path, texts)
-    return pl.concat(_pieces(path, kind, texts), rechunk=True)
+    return kind
 
 
-def _pieces(path: Path, kind: str, texts: list[str]) -> Iterator[pl.DataFrame]:
-    """Yield the rows of a table in pieces, which a child process reads."""
+def blocks(path: Path, commas: Sequence[str] = ()) -> Iterator[pl.DataFrame]:
+    """Yield a table in blocks, read by a child process one ahead; a CSV file's columns are texts.
+
+    Args:
+        commas: columns of a CSV file whose numbers have decimal commas.
+
+    Raises ValueError if it does not parse.
+    """
+    yield from _pieces(path, check_table(path), commas=commas)
+
+
+def picture_blocks(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+    """Yield the columns `picture`, of images' bytes, and `label`, if two columns are named, of a Parquet file."""
+    yield from _pieces(path, check_table(path), pictured=columns)
+
+
+def _pieces(
+    path: Path,
+    kind: str,
+    *,
+    texts: Sequence[str] | None = None,
+    commas: Sequence[str] = (),
+    pictured: Sequence[str] = (),
+) -> Iterator[pl.DataFrame]:
+    """Yield the rows of a table in pieces, which a child process reads, lazily unless `texts` are given."""
     limit = max_bytes(path.stat().st_size)
-    words = [json.dumps(sys.path), str(path), json.dumps(texts), str(limit)]
+    words = [
+        json.dumps(sys.path),
+        str(path),
+        json.dumps(texts),
+        str(limit),
+        json.dumps(list(commas)),
+        json.dumps(list(pictured)),
+    ]
     environment = {**os.environ, "POLARS_MAX_THREADS": str(min(THREADS, os.cpu_count() or 1)), "RUST_BACKTRACE": "0"}
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, *words],
@@ -72,6 +123,8 @@ def _pieces(path: Path, kind: str, texts: list[str]) -> Iterator[pl.DataFrame]:
                     yield pl.read_ipc(io.BytesIO(content))
             elif tag == ERROR:
                 raise ValueError(content.decode())
+            elif tag == PICTURES:
+                raise HasPictures(path, json.loads(content))
             elif tag == END:
                 return
             else:
@@ -109,26 +162,42 @@ def _send(stream: Stream, tag: bytes, content: bytes | memoryview) -> None:
 
 def main() -> None:
     """Read the table that the command line names, and write its rows to the standard output in messages."""
-    path, texts, limit = Path(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4])
+    path, limit = Path(sys.argv[2]), int(sys.argv[4])
+    texts, commas, pictured = (json.loads(sys.argv[i]) for i in (3, 5, 6))
     with os.fdopen(os.dup(1), "wb") as out:
         os.dup2(2, 1)  # nothing else goes there
         _restrict(limit, path.stat().st_size)
         try:
-            frame = frames.parse(path, texts, limit)
-            _check_size(frame, path)
-            for piece in frame.iter_slices(max(1, PIECE // max(1, frame.width))):
+            if not pictured and (columns := picture_columns(path)):
+                _send(out, PICTURES, json.dumps(columns).encode())
+                return
+            if pictured:
+                found = pictures(path, pictured)
+            else:
+                found = _parsed(path, texts, limit) if texts is not None else _scanned(path, commas)
+            for piece in found:
                 content = io.BytesIO()
                 piece.write_ipc(content)
                 _send(out, FRAME, content.getbuffer())
-            if frame.height == 0:
-                content = io.BytesIO()
-                frame.write_ipc(content)
-                _send(out, FRAME, content.getvalue())
             _send(out, END, b"")
         except (ValueError, OSError) as error:
             _send(out, ERROR, str(error).encode())
         except MemoryError:
             _send(out, ERROR, f"{path}: {too_large('needs more memory', limit)}".encode())
+
+
+def _parsed(path: Path, texts: Sequence[str], limit: int) -> Iterator[pl.DataFrame]:
+    frame = frames.parse(path, texts, limit)
+    check_bytes(_size_of(frame), path.stat().st_size, path)
+    yield from frame.iter_slices(max(1, PIECE // max(1, frame.width))) if frame.height else [frame]
+
+
+def _scanned(path: Path, commas: Sequence[str]) -> Iterator[pl.DataFrame]:
+    total, on_disk = 0, path.stat().st_size
+    for frame in frames.scan(path, PIECE, commas):
+        total += _size_of(frame)
+        check_bytes(total, on_disk, path, in_memory=False)
+        yield from frame.iter_slices(max(1, PIECE // max(1, frame.width)))
 
 
 def _restrict(limit: int, size: int) -> None:
@@ -155,7 +224,7 @@ def _used() -> int | None:
     return next((int(line.split()[1]) * 2**10 for line in lines if line.startswith("VmData:")), None)
 
 
-def _check_size(frame: pl.DataFrame, path: Path) -> None:
-    """Check the bytes of the cells: a few bytes on disk may stand for many equal cells."""
+def _size_of(frame: pl.DataFrame) -> int:
+    """Return the bytes of the cells: a few bytes on disk may stand for many equal cells."""
     strings = [series.str.len_bytes().sum() for series in frame.iter_columns() if series.dtype == pl.String]
-    check_bytes(4 * frame.height * max(1, frame.width) + sum(map(int, strings)), path.stat().st_size, path)
+    return 4 * frame.height * max(1, frame.width) + sum(map(int, strings))

@@ -27,7 +27,7 @@ def natural(name: str) -> tuple[int, int, list[str | int]]:
 
 
 def code_labels(
-    values: np.ndarray, where: Callable[[int], str], classes: Sequence[str] | None = None
+    values: np.ndarray, where: Callable[[int], str], classes: Sequence[str] | None = None, *, rows: int | None = None
 ) -> tuple[Int64[Tensor, " N"], tuple[str, ...]]:
     """Return codes (N,) and class names, which are `classes` or else the distinct labels, sorted.
 
@@ -37,6 +37,7 @@ def code_labels(
         values: integers (of a floating-point type too), strings or booleans, (N,).
         where: describes the position of label i, for errors.
         classes: the names to code with.
+        rows: the number of labels, where `values` are the distinct ones alone.
 
     Raises:
         ValueError: a label is not a class, there is only one class, or floating-point numbers are too many for classes.
@@ -54,7 +55,7 @@ def code_labels(
         if len(classes) < 2:
             raise ValueError(f"{where(0)}: all labels are {quote(found[0])}: give at least two classes, or no labels")
         if values.dtype.kind == "f":
-            check_count(classes, len(values), where(0), rows_each=10)
+            check_count(classes, rows or len(values), where(0), rows_each=10)
     code = {name: i for i, name in enumerate(classes)}
     if values.dtype.kind in "iuf" and not any(re.fullmatch(r"-?\d+", name) for name in classes):
         code = {str(i): i for i in range(len(classes))}

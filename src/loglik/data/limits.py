@@ -18,13 +18,16 @@ from typing import IO
 __all__ = [
     "Stream",
     "TooLarge",
+    "bytes_from",
     "check_bytes",
+    "converting",
     "first_line",
     "max_bytes",
     "quote",
     "read_at_most",
     "reading",
     "shorten",
+    "silent",
     "some",
     "too_large",
 ]
@@ -37,25 +40,35 @@ QUOTED = 80  # characters of a value in an error
 Stream = IO[bytes] | BufferedIOBase
 
 
-def max_bytes(on_disk: int) -> int:
-    """Return the number of bytes that data of so many bytes on disk may have in memory.
+def max_bytes(on_disk: int, *, in_memory: bool = True) -> int:
+    """Return the number of bytes that data of so many bytes on disk may have, decoded, in memory or in a store.
 
     Raises ValueError if LOGLIK_MAX_BYTES is not a number of bytes such as 8GiB.
     """
-    if (text := os.environ.get(VARIABLE, "").strip()) != "":
-        match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)\s*([kmgt]i?|)b?", text, re.I)
-        if not match or not (limit := int(float(match[1]) * UNITS[match[2].lower()])):
-            raise ValueError(f"{VARIABLE} must be a number of bytes such as 8GiB, got {quote(text)}")
+    if (limit := bytes_from(VARIABLE)) is not None:
         return limit
     limit = max(SMALLEST, GROWTH * on_disk)
-    if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
+    if in_memory and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
         limit = min(limit, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return limit
 
 
-def check_bytes(required: int, on_disk: int, where: Path | str) -> None:
-    """Raise ValueError if data need more bytes in memory than `max_bytes` returns."""
-    if required > (limit := max_bytes(on_disk)):
+def bytes_from(variable: str) -> int | None:
+    """Return the number of bytes in a variable of the environment; None if it is not set.
+
+    Raises ValueError if it is not a number of bytes such as 8GiB.
+    """
+    if (text := os.environ.get(variable, "").strip()) == "":
+        return None
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)\s*([kmgt]i?|)b?", text, re.I)
+    if not match or not (limit := int(float(match[1]) * UNITS[match[2].lower()])):
+        raise ValueError(f"{variable} must be a number of bytes such as 8GiB, got {quote(text)}")
+    return limit
+
+
+def check_bytes(required: int, on_disk: int, where: Path | str, *, in_memory: bool = True) -> None:
+    """Raise ValueError if decoded data need more bytes than `max_bytes` returns."""
+    if required > (limit := max_bytes(on_disk, in_memory=in_memory)):
         raise ValueError(f"{where}: {too_large(f'needs {_size(required)} of memory', limit)}")
 
 
@@ -84,10 +97,23 @@ def reading(path: Path | str, kind: str) -> Iterator[None]:
 
     An error of the system that names its file passes, and so does one of the user's interrupts. Warnings are silenced.
     """
+    with silent(), converting(path, kind):
+        yield
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Silence warnings, of all threads."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def converting(path: Path | str, kind: str) -> Iterator[None]:
+    """Turn errors as `reading` does, without silencing warnings, which only one thread may do."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     except TooLarge as error:
         raise ValueError(f"{path}: {error}") from None
     except (KeyboardInterrupt, SystemExit, GeneratorExit):

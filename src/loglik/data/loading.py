@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from loglik.data.arrays import from_arrays
 from loglik.data.catalogue import names
 from loglik.data.dataset import Data
+from loglik.data.items import load_items
 from loglik.data.limits import quote, shorten, some
+from loglik.data.shard_names import expand, is_shard
 from loglik.data.spec import DataSpec
 from loglik.data.text_settings import TextSettings
 
@@ -36,14 +40,15 @@ def load(
 ) -> Data:
     """Read data from a name, `hf:NAME`, a file or a folder.
 
-    A folder of images or of text may have the subfolders train, validation and test; else the splits are cut
-    from the whole: 80/10/10, at random, or by position for text. A name goes before a folder of that name;
+    A folder of images, of tar shards or of text may have the subfolders train, validation and test; else the splits are
+    cut from the whole: 80/10/10, at random, or by position for text. A name goes before a folder of that name;
     write `./digits` for the folder.
 
     Args:
         source: a name that `names()` has, `hf:NAME`, a folder, a table (.csv, .tsv, .json, .jsonl, .parquet, .feather,
-            .arrow; .csv.gz and the like), or a .npy, .npz or text file.
-        label: the column of a table that becomes the label.
+            .arrow; .csv.gz and the like), a .npy, .npz or text file, or tar shards of images: a file, a folder of
+            them, or a pattern such as `shards/{000..099}.tar` or `shards/*.tar`.
+        label: the column of a table, or the name in the .json files of tar shards, that becomes the label.
         seed: fixes the random split.
         like: the spec of an existing model, which the data must fit; it determines their codes.
         text: the tokenizer, window and split of text.
@@ -71,7 +76,7 @@ def as_data(
     text: TextSettings | None = None,
     beside: Path | None = None,
 ) -> Data:
-    """Return `Data` from a path or name, an array, a tensor, or a pair (x, y).
+    """Return `Data` from a path or name, an array, a tensor, a pair (x, y), or a `torch.utils.data.Dataset`.
 
     With `like`, the data must fit the spec of an existing model, which determines their codes. `text` says how text is
     read, and its tokens are kept beside the folder of a run.
@@ -89,7 +94,11 @@ def as_data(
         return from_arrays(data[0], data[1], seed=seed, like=like)
     if isinstance(data, (np.ndarray, Tensor)):
         return from_arrays(data, seed=seed, like=like)
-    raise ValueError(f"data must be a path, a name, an array, a pair (x, y) or Data, got {type(data).__name__}")
+    if isinstance(data, Dataset) or type(data).__module__.startswith("datasets."):  # Hugging Face's are none of torch's
+        return load_items(data, seed=seed, like=like)
+    raise ValueError(
+        f"data must be a path, a name, an array, a pair (x, y), a Dataset or Data, got {type(data).__name__}"
+    )
 
 
 def _load(
@@ -112,6 +121,8 @@ def _load(
         if label is not None and word in ("digits", "fashion-mnist"):
             _no_label(word, label)
         return load_named(word, label=label, seed=seed, like=like)
+    if is_shard(word) and not path.exists() and re.search(r"[{*?\[]", word):
+        return _load_shards(path, {"train": expand(str(path))}, label=label, seed=seed, like=like)
     if not path.exists():
         raise FileNotFoundError(
             f"{shorten(word, 200)}: no such file or folder, nor a known name: the names are {', '.join(names())}, "
@@ -123,13 +134,27 @@ def _load(
         from loglik.data.frames import is_table
 
         if is_table(path):
+            from loglik.data.image_tables import load_image_table
+            from loglik.data.picture_columns import HasPictures
             from loglik.data.tables import load_table
 
-            return load_table(path, label=label, seed=seed, like=like, text=text)
+            try:
+                return load_table(path, label=label, seed=seed, like=like, text=text)
+            except HasPictures as found:
+                return load_image_table(path, found, label=label, seed=seed, like=like)
+        if is_shard(path):
+            return _load_shards(path, {"train": [path]}, label=label, seed=seed, like=like)
+    if path.is_dir():
+        roots = _roots(path)
+        files = {split: _files(root) for split, root in roots.items()}
+        shards = {split: [file for file in members if is_shard(file)] for split, members in files.items()}
+        if sum(map(len, shards.values())) > sum(map(len, files.values())) // 2:
+            _check_splits(shards, roots, "tar shards")
+            return _load_shards(path, shards, label=label, seed=seed, like=like)
     if label is not None:
         _no_label(word, label)
     if path.is_dir():
-        return _load_folder(path, seed=seed, like=like, text=text, cache=cache)
+        return _load_folder(path, files, roots, seed=seed, like=like, text=text, cache=cache)
     if path.suffix.lower() in ARRAYS:
         from loglik.data.arrays import load_array_file
 
@@ -163,15 +188,28 @@ def _load_text_file(path: Path, *, like: DataSpec | None, text: TextSettings | N
     return load_text({"train": [path]}, name=path.stem, where=str(path), like=like, settings=text, cache=cache)
 
 
+def _load_shards(
+    path: Path, shards: dict[str, list[Path]], *, label: str | None, seed: int, like: DataSpec | None
+) -> Data:
+    from loglik.data.shards import load_shards
+
+    return load_shards(shards, name=path.stem or path.name, where=str(path), label=label, seed=seed, like=like)
+
+
 def _load_folder(
-    folder: Path, *, seed: int, like: DataSpec | None, text: TextSettings | None, cache: Path | None
+    folder: Path,
+    files: dict[str, list[Path]],
+    roots: dict[str, Path],
+    *,
+    seed: int,
+    like: DataSpec | None,
+    text: TextSettings | None,
+    cache: Path | None,
 ) -> Data:
     """Read a folder of images, or of text if it contains more text files than images."""
     from loglik.data.frames import is_table
     from loglik.data.text import is_text, load_text
 
-    roots = _roots(folder)
-    files = {split: _files(root) for split, root in roots.items()}
     images = {s: [p for p in paths if p.suffix.lower() in IMAGES] for s, paths in files.items()}
     texts = {s: [p for p in paths if p.suffix.lower() not in IMAGES and is_text(p)] for s, paths in files.items()}
     n_images, n_texts = (sum(map(len, found.values())) for found in (images, texts))
@@ -181,13 +219,17 @@ def _load_folder(
     every = [path for paths in found.values() for path in paths]
     if all(map(is_table, every)):
         raise ValueError(f"{folder}: a folder of tables: give one file, as {every[0]}, or rename text to .txt")
-    if empty := [roots[split] for split, paths in found.items() if not paths]:
-        raise ValueError(f"{empty[0]}: no {'images' if found is images else 'text files'} in this folder")
+    _check_splits(found, roots, "images" if found is images else "text files")
     if found is images:
         from loglik.data.images import load_images
 
         return load_images(folder, images, roots, seed=seed, like=like)
     return load_text(texts, name=folder.name, where=str(folder), like=like, settings=text, cache=cache)
+
+
+def _check_splits(found: dict[str, list[Path]], roots: dict[str, Path], what: str) -> None:
+    if empty := [roots[split] for split, paths in found.items() if not paths]:
+        raise ValueError(f"{empty[0]}: no {what} in this folder")
 
 
 def _roots(folder: Path) -> dict[str, Path]:

@@ -8,34 +8,27 @@ makes a data set of texts, each a row of T tokens; else they are refused.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import torch
 
+from loglik.data.codes import check_label, encode, label_of, labels
 from loglik.data.dataset import Data, check_kind, into_splits
-from loglik.data.frames import COMPRESSED, NUMBER, is_lines
-from loglik.data.isolated import read_frame
-from loglik.data.labels import check_count, code_labels, natural
+from loglik.data.frames import COMPRESSED, is_lines
+from loglik.data.isolated import TooMany, read_frame
+from loglik.data.large_tables import IsText, load_large
 from loglik.data.limits import check_bytes, quote, some
-from loglik.data.spec import Column, DataSpec
+from loglik.data.profile import Profile, Where, check_missing
+from loglik.data.spec import DataSpec
+from loglik.data.store import in_memory, is_large
 from loglik.data.text_settings import TextSettings
 
 __all__ = ["from_frame", "load_table"]
 
-EXACT = 2**23  # integers up to here, and halves between them, are exact in float32
-
-Where = Callable[[int, str], str]
-
-_WRITTEN = re.compile(
-    r"\s*[-+]?(\d+|\d{1,3}([.,'\u2019\s]\d{3})+)([.,]\d*)?(e[-+]?\d+)?\s*", re.I
-)  # 1.234,5 is a number too
-
-
-LONGEST_CATEGORY = 1000  # characters: config.yaml holds all categories
 LONGEST = 256  # tokens of a text in a column, unless a window is requested
 
 
@@ -52,51 +45,24 @@ def load_table(
     Raises:
         ValueError: the file does not parse, has no rows, a value is missing, or a column's type is unknown.
     """
-    frame, in_lines = read_frame(path, like), is_lines(path)
+    in_lines = is_lines(path)
 
     def where(row: int, column: str) -> str:
         return f"{path}: row {row + 1}{f' (line {row + 2})' if in_lines else ''}, column {quote(column)}"
 
     name = Path(path.stem).stem if path.suffix.lower() in COMPRESSED else path.stem
-    return from_frame(frame, name=name, source=str(path), where=where, label=label, seed=seed, like=like, text=text)
-
-
-def load_incomplete(path: Path, like: DataSpec) -> tuple[pl.DataFrame, torch.Tensor, torch.Tensor]:
-    """Read a table with missing values for an existing model: the frame, numbers (N, D), and which are missing.
-
-    Raises ValueError where the file does not parse or does not fit the model.
-    """
-    frame = read_frame(path, like)
-    if absent := [c.name for c in like.columns if c.name not in frame.columns]:
-        raise ValueError(f"{path}: no column {quote(absent[0])}, which the model needs; found {some(frame.columns)}")
-    if frame.height == 0:
-        raise ValueError(f"{path}: the table has no rows")
-    values, missing = [], []
-    for column in like.columns:
-        series = frame[column.name]
-        series = series.fill_nan(None) if series.dtype.is_float() else series
-        is_missing = series.is_null()
-        known = series.drop_nulls()
-        coded = np.zeros(len(series), dtype=np.float32)
-        kept = np.flatnonzero(~is_missing.to_numpy())
-        where = lambda row, name, kept=kept: f"{path}: row {kept[row] + 1}, column {quote(name)}"  # noqa: E731
-        if len(known):
-            coded[kept] = _encode(known, column, where)
-        values.append(coded)
-        missing.append(is_missing.to_numpy())
-    return frame, torch.from_numpy(np.stack(values, 1)), torch.from_numpy(np.stack(missing, 1))
-
-
-def decode_column(series: pl.Series, column: Column, values: torch.Tensor, chosen: torch.Tensor) -> pl.Series:
-    """Return the series with the chosen rows replaced by values, as they are written in the table."""
-    cells: list[object] = series.cast(pl.String).to_list()
-    for row in chosen.nonzero().flatten().tolist():
-        value = float(values[row])
-        if column.categories:
-            cells[row] = column.categories[int(value)]
-        else:
-            cells[row] = str(int(value)) if column.type == "integer" else f"{value:.7g}"
-    return pl.Series(series.name, cells, dtype=pl.String)
+    source, large = str(path), path.is_file() and is_large(path.stat().st_size)
+    if not large:
+        try:
+            frame = read_frame(path, like, max_size=in_memory())
+        except TooMany:
+            large = True
+    if large and not (like and like.padded):
+        with suppress(IsText):
+            return load_large(path, name=name, where=where, label=label, seed=seed, like=like)
+    if large:
+        frame = read_frame(path, like)
+    return from_frame(frame, name=name, source=source, where=where, label=label, seed=seed, like=like, text=text)
 
 
 def from_frame(
@@ -122,40 +88,39 @@ def from_frame(
     where = where or (lambda row, column: f"{source}: row {row + 1}, column {quote(column)}")
     if frame.height == 0:
         raise ValueError(f"{source}: the table has no rows")
-    if label is not None and label not in frame.columns:
-        raise ValueError(f"{source}: no column {quote(label)} for the label; the columns are {some(frame.columns)}")
-    if like.padded if like else _is_text(frame, label):
+    check_label(label, frame.columns, source)
+    if like.padded if like else _is_text(frame, label, where):
         return _texts(
             frame, name=name, source=source, where=where, label=label, seed=seed, like=like, sizes=sizes, text=text
         )
     check_kind("table", like, source)
     if like is not None:
-        if label not in (None, like.label):
-            raise ValueError(f"{source}: the label is {quote(label)}, but the model's label is {quote(like.label)}")
-        label = like.label if like.label in frame.columns else None
-        if absent := [c.name for c in like.columns if c.name not in frame.columns]:
-            raise ValueError(
-                f"{source}: no column {quote(absent[0])}, which the model needs; found {some(frame.columns)}"
-            )
+        label = label_of(like, label, frame.columns, source)
         columns = like.columns
     else:
-        columns = tuple(_infer(s, source, where) for s in frame.iter_columns() if s.name != label)
+        columns = tuple(_profile(s, where).column(source, where) for s in frame.iter_columns() if s.name != label)
         if not columns:
             raise ValueError(f"{source}: no columns besides the label {quote(label)}")
-    x = torch.from_numpy(np.stack([_encode(frame[c.name], c, where) for c in columns], axis=1))
+    x = torch.from_numpy(np.stack([encode(frame[c.name], c, where) for c in columns], axis=1))
     y, classes = None, tuple[str, ...]()
     if label is not None:
-        y, classes = _labels(frame[label], where, like)
+        y, classes = labels(frame[label], where, like)
     spec = like or DataSpec(kind="table", event_shape=(len(columns),), classes=classes, columns=columns, label=label)
     return into_splits(name, spec, x, y, seed=seed, sizes=sizes)
 
 
-def _is_text(frame: pl.DataFrame, label: str | None) -> bool:
+def _profile(series: pl.Series, where: Where) -> Profile:
+    profile = Profile(series.name)
+    profile.add(series, where)
+    return profile
+
+
+def _is_text(frame: pl.DataFrame, label: str | None, where: Where) -> bool:
     """Return whether the only column beside the label has texts that are nearly all distinct."""
     others = [series for series in frame.iter_columns() if series.name != label]
-    if label is None or len(others) != 1 or others[0].dtype != pl.String or _odd_one_out(others[0]):
+    if label is None or len(others) != 1 or others[0].dtype != pl.String:
         return False
-    return others[0].n_unique() > max(20, frame.height // 2)
+    return _profile(others[0], where).is_text
 
 
 def _texts(
@@ -175,9 +140,7 @@ def _texts(
 
     settings = text or TextSettings()
     if like is not None:
-        if label not in (None, like.label):
-            raise ValueError(f"{source}: the label is {quote(label)}, but the model's label is {quote(like.label)}")
-        label = like.label if like.label in frame.columns else None
+        label = label_of(like, label, frame.columns, source)
     others = [column for column in frame.columns if column != label]
     if len(others) != 1:
         raise ValueError(
@@ -185,7 +148,7 @@ def _texts(
             f"{some(others) or 'none'}"
         )
     series = frame[others[0]].cast(pl.String)
-    _check_missing(series, where)
+    check_missing(series, where)
     texts = [value.encode() for value in series]
     if like is not None:
         assert like.tokenizer is not None
@@ -202,7 +165,7 @@ def _texts(
         code[: len(tokens)] = tokens[:t]
     y, classes = None, tuple[str, ...]()
     if label is not None:
-        y, classes = _labels(frame[label], where, like)
+        y, classes = labels(frame[label], where, like)
     spec = like or DataSpec(
         kind="text",
         event_shape=(t,),
@@ -213,110 +176,3 @@ def _texts(
         padded=True,
     )
     return into_splits(name, spec, torch.from_numpy(codes), y, seed=seed, sizes=sizes)
-
-
-def _infer(series: pl.Series, source: str, where: Where) -> Column:
-    """Return the column's type and its categories."""
-    _check_missing(series, where)
-    name, dtype = series.name, series.dtype
-    if dtype == pl.Boolean:
-        return Column(name=name, type="boolean", categories=("false", "true"))
-    if dtype.is_integer():
-        exact = bool(series.cast(pl.Float64).is_between(-EXACT, EXACT).all())
-        return Column(name=name, type="integer" if exact else "numeric")
-    if dtype.is_numeric():
-        return Column(name=name, type="numeric")
-    if dtype in (pl.String, pl.Categorical, pl.Enum):
-        categories = series.cast(pl.String).unique().to_list()
-        written = [text for text in categories if _WRITTEN.fullmatch(text)]
-        strange = next((text for text in written if re.search(r"[,'\u2019\s]|\..*\.", text.strip())), None)
-        if strange and len(written) == len(categories):
-            raise ValueError(
-                f"{source}: column {quote(name)} has numbers written as {quote(strange)}: write them with a decimal "
-                "point and without separators of thousands"
-            )
-        if (odd := _odd_one_out(series)) and len(categories) > 10:
-            raise ValueError(f"{where(odd[0], name)}: {quote(odd[1])} is not a number, though most of the column is")
-        if len(categories) > max(20, series.len() // 2):
-            raise ValueError(
-                f"{source}: column {quote(name)} has {len(categories)} distinct texts in {series.len()} rows: "
-                "too many for categories: remove the column or group its values (a column of text beside the label's, "
-                "and no other column, can be classified)"
-            )
-        if long := next((text for text in categories if len(text) > LONGEST_CATEGORY), None):
-            raise ValueError(
-                f"{source}: column {quote(name)} has the text {quote(long)}: a category has at most "
-                f"{LONGEST_CATEGORY:,} characters"
-            )
-        return Column(name=name, type="categorical", categories=tuple(sorted(categories, key=natural)))
-    raise ValueError(
-        f"{source}: column {quote(name)} holds {dtype}: loglik reads numbers, strings and booleans; "
-        "convert or remove it"
-    )
-
-
-def _encode(series: pl.Series, column: Column, where: Where) -> np.ndarray:
-    """Return the column's values (N,) in float32: codes, or the numbers themselves."""
-    _check_missing(series, where)
-    if column.categories:
-        strings = series.cast(pl.String)
-        strings = strings.str.to_lowercase() if column.type == "boolean" else strings
-        codes = {category: i for i, category in enumerate(column.categories)}
-        coded = strings.replace_strict(codes, default=None, return_dtype=pl.Float32)
-        if coded.null_count():
-            row = int(coded.is_null().arg_max() or 0)
-            raise ValueError(
-                f"{where(row, column.name)}: {quote(strings[row])} is none of the categories {some(column.categories)}"
-            )
-        return coded.to_numpy().copy()
-    numbers = series.cast(pl.Float64, strict=False)
-    if numbers.null_count():
-        row = int(numbers.is_null().arg_max() or 0)
-        raise ValueError(f"{where(row, column.name)}: {quote(series[row])} is not a number")
-    values = numbers.to_numpy()
-    if column.type == "integer":
-        bad, right = (
-            (values != np.floor(values)) | (np.abs(values) > EXACT),
-            f"an integer within ±{EXACT:,}",
-        )
-    else:
-        bad, right = np.abs(values) > np.finfo(np.float32).max, "a finite number in float32"
-    if bad.any():
-        row = int(bad.argmax())
-        raise ValueError(f"{where(row, column.name)}: {values[row]:g} is not {right}")
-    return values.astype(np.float32)
-
-
-def _labels(series: pl.Series, where: Where, like: DataSpec | None) -> tuple[torch.Tensor, tuple[str, ...]]:
-    _check_missing(series, where)
-    name, dtype = series.name, series.dtype
-    if not (dtype.is_numeric() or dtype in (pl.Boolean, pl.String, pl.Categorical, pl.Enum)):
-        raise ValueError(f"{where(0, name)}: a label of type {dtype}: labels are integers, strings or booleans")
-    if dtype in (pl.Categorical, pl.Enum):
-        series = series.cast(pl.String)
-    y, classes = code_labels(series.to_numpy(), lambda row: where(row, name), like.classes if like else None)
-    if like is None:
-        numbers = all(re.fullmatch(NUMBER, label, re.I) for label in classes)
-        check_count(classes, len(y), where(0, name), rows_each=10 if numbers else 2)
-    return y, classes
-
-
-def _check_missing(series: pl.Series, where: Where) -> None:
-    missing = series.is_null()
-    if series.dtype.is_float():
-        missing = missing | series.is_nan().fill_null(True)
-    if missing.any():
-        row = int(missing.arg_max() or 0)
-        raise ValueError(
-            f"{where(row, series.name)}: the value is missing: fill it in or remove the row "
-            "(`loglik fill` draws missing values, from a run on the complete rows)"
-        )
-
-
-def _odd_one_out(series: pl.Series) -> tuple[int, str] | None:
-    """Return the first text that is not a number, with its row, where nine in ten texts of the column are numbers."""
-    odd = series.cast(pl.String).cast(pl.Float64, strict=False).is_null()
-    if not odd.any() or int(odd.sum()) * 10 > series.len():
-        return None
-    row = int(odd.arg_max() or 0)
-    return row, series[row]

@@ -24,12 +24,13 @@ from loglik.data import tokenizers
 from loglik.data.dataset import SPLITS, Data, TextSplit, check_kind
 from loglik.data.limits import reading
 from loglik.data.spec import DataSpec
+from loglik.data.store import user_cache
 from loglik.data.text_settings import TextSettings
 from loglik.data.tokenizers import Bytes, Tokenizer
 from loglik.data.windows import Stream, Windows
 from loglik.files import naming
 
-__all__ = ["is_text", "load_text", "user_cache"]
+__all__ = ["is_text", "load_text"]
 
 BLOCK = 2**20  # bytes tokenised at once
 WINDOW = 128
@@ -96,12 +97,6 @@ def is_text(path: Path) -> bool:
     """Return whether the first 64 KiB of a file contain no zero byte."""
     with reading(path, "file"), path.open("rb") as file:
         return b"\0" not in file.read(65_536)
-
-
-def user_cache() -> Path:
-    """Return the folder of tokens if no run is written: $LOGLIK_CACHE, or a folder in the user's cache."""
-    own = os.environ.get("LOGLIK_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loglik"
 
 
 def load_text(

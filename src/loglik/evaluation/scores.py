@@ -15,6 +15,7 @@ from loglik.checks import data_checked
 from loglik.cpu.allocator import keep_freed_memory
 from loglik.data.dataset import Split
 from loglik.data.spec import DataSpec
+from loglik.data.store import Rows
 from loglik.data.windows import Windows
 from loglik.density import Bound, Density, evaluation_mode
 from loglik.devices import fork_generators
@@ -80,7 +81,7 @@ def check_split(density: Density, split: Split) -> None:
 
     One pass over the split where it is stored; afterwards, use it within `data_checked`.
     """
-    parts: list[tuple[Tensor | Windows, Tensor | None]] = [(split.x, split.y)]
+    parts: list[tuple[Tensor | Rows | Windows, Tensor | None]] = [(split.x, split.y)]
     if split.stream is not None:  # each token once: windows side by side, and the one that ends the text
         stream, length = split.stream, split.units_per_example
         last = stream.cut(len(stream) - length, len(stream))

@@ -16,7 +16,7 @@ from torch import Tensor
 from loglik import files
 from loglik.baselines import Independent
 from loglik.checks import data_checked
-from loglik.data.tables import decode_column, load_incomplete
+from loglik.data.incomplete import Incomplete, decode_column
 from loglik.density import Density, evaluation_mode, sample_categories
 from loglik.diffusion import Diffusion
 from loglik.evaluation.scores import evaluating
@@ -139,9 +139,9 @@ def fill_table(run: Run, table: Path, out: Path, *, seed: int = 0) -> int:
         out: the file to write.
         seed: of the draws.
 
-    Blocks of 4,096 rows are filled and written one after the other, so that memory does not grow with the table beyond
-    the table itself. Each block has a seed of its own. A block that does not fit in memory is halved, and so are all
-    later ones; this changes the draws.
+    Blocks of 4,096 rows are filled and written one after the other, so that memory does not grow with the table; a
+    table of at most 256 MiB is read whole. Each block has a seed of its own. A block that does not fit in memory is
+    halved, and so are all later ones; this changes the draws.
 
     Raises ValueError where the run's data are not a table, or its density is a classifier, conditional, or cannot fill.
     """
@@ -152,27 +152,31 @@ def fill_table(run: Run, table: Path, out: Path, *, seed: int = 0) -> int:
         raise ValueError(f"fill needs a run of a table, and this run's data are {run.spec.describe()}")
     if density.conditional:
         raise ValueError("fill needs a density p(row), and this is p(row | label): train one without conditional=True")
-    frame, x, missing = load_incomplete(table, run.spec)
-    gaps = [d for d in range(len(run.spec.columns)) if missing[:, d].any()]
-
-    def compute(piece: slice) -> tuple[slice, Tensor]:
-        rows = missing[piece].any(1).nonzero().flatten() + piece.start
-        filled = x[piece].clone()
-        if len(rows):
-            with evaluating(density, seed if piece.start == 0 else (seed * 1_000_003 + piece.start) % 2**63):
-                filled[rows - piece.start] = fill(density, x[rows], missing[rows]).to(x.dtype)
-        return piece, filled
-
+    incomplete, count = Incomplete(table, run.spec), 0
+    pieces = Pieces(lambda piece: _filled(density, x, missing, first, piece, seed), density.device)
     out.parent.mkdir(parents=True, exist_ok=True)
-    pieces = Pieces(compute, density.device)
     with files.replacing(out) as temporary, temporary.open("wb") as file:
-        for start in range(0, len(x), BLOCK):
-            for piece, filled in pieces(slice(start, min(len(x), start + BLOCK))):
-                part = frame[piece]
-                columns = [
-                    decode_column(part[column.name], column, filled[:, d], missing[piece, d])
-                    for d, column in enumerate(run.spec.columns)
-                    if d in gaps
-                ]
-                part.with_columns(columns).write_csv(file, include_header=piece.start == 0)
-    return int(missing.sum())
+        for first, frame, x, missing in incomplete.blocks(BLOCK):
+            count += int(missing.sum())
+            for start in range(0, len(x), BLOCK):
+                for piece, filled in pieces(slice(start, min(len(x), start + BLOCK))):
+                    part = frame[piece]
+                    columns = [
+                        decode_column(part[column.name], column, filled[:, d], missing[piece, d])
+                        for d, column in enumerate(run.spec.columns)
+                        if d in incomplete.gaps
+                    ]
+                    part.with_columns(columns).write_csv(file, include_header=first + piece.start == 0)
+    return count
+
+
+def _filled(
+    density: Density, x: Tensor, missing: Tensor, first: int, piece: slice, seed: int
+) -> tuple[slice, Shaped[Tensor, "B D"]]:
+    """Return a piece of a block that begins at row `first` of the table, and its rows, filled."""
+    rows, at = missing[piece].any(1).nonzero().flatten() + piece.start, first + piece.start
+    filled = x[piece].clone()
+    if len(rows):
+        with evaluating(density, seed if at == 0 else (seed * 1_000_003 + at) % 2**63):
+            filled[rows - piece.start] = fill(density, x[rows], missing[rows]).to(x.dtype)
+    return piece, filled

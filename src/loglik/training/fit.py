@@ -52,7 +52,7 @@ def fit(
 
     Args:
         density: a density, trained in place, or a family's name for its recipe's default.
-        data: a name, a path, an array, a pair (x, y), or `Data`.
+        data: a name, a path, an array, a pair (x, y), a `torch.utils.data.Dataset`, or `Data`.
         out: the run's folder; None keeps the run in memory.
         resume: continue the run in `out` from its newest checkpoint; also where torchrun or Slurm started it again.
             Settings and options that are not passed are the run's own; a limit replaces all of its limits.

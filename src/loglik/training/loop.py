@@ -52,7 +52,7 @@ from loglik.training.validation import Validation
 __all__ = ["Trainer"]
 
 STEPS_BETWEEN_SIGNAL_CHECKS = 16  # on several ranks, which check together whether one received a signal
-CALIBRATION_EXAMPLES = 2**16  # at most, for `initialise` and `calibrate`
+CALIBRATION_EXAMPLES, CALIBRATION_VALUES = 2**16, 2**26  # at most, for `initialise` and `calibrate`
 
 
 class Trainer:
@@ -230,7 +230,7 @@ class Trainer:
 
     def _examples(self, split: Split) -> tuple[Tensor, Tensor | None]:
         """Return the event and the context of evenly spaced examples, on the device."""
-        split = split.evenly(CALIBRATION_EXAMPLES)
+        split = split.evenly(max(1, min(CALIBRATION_EXAMPLES, CALIBRATION_VALUES // self.data.spec.dims)))
         y = None if split.y is None else split.y.to(self.fabric.device)
         return arguments(self.density, split.tensor().to(self.fabric.device), y)
 
