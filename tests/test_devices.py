@@ -146,7 +146,8 @@ def test_config_has_the_device_only_if_it_was_chosen(tmp_path):
 def test_a_run_is_resumed_on_the_device_it_began_on(folder):
     words = ["--model", "flow", "--label", "label", "--out", folder / "flow", "--max-steps", "3", "--resume"]
     words = ["fit", folder / "whole.csv", *words, *settings(**TINY["flow"])]
-    assert f"now accelerator=auto: pass --device {DEVICE}" in refused(*words)
+    assert f"cannot train with accelerator={DEVICE}" in refused(*words)  # the run's own, which is not here
+    assert f"now accelerator=cpu: pass --device {DEVICE}" in refused(*words, "--device", "cpu")
     with second_device():
         well(*words, "--device", DEVICE)
 

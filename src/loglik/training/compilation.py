@@ -70,7 +70,7 @@ class Choice:
 
 def choose_compilation(
     module: nn.Module,
-    batch: Batch,
+    batch: Callable[[], Batch],
     fabric: Fabric,
     *,
     requested: bool | str,
@@ -82,7 +82,7 @@ def choose_compilation(
 
     Args:
         module: a `Loss`, as Fabric set it up. Weights and buffers are afterwards what they were.
-        batch: the event and the context of a step.
+        batch: returns the event and the context of a step; called only where compiling is tried.
         fabric: the device and the ranks, which all follow the first.
         requested: the setting `compile`.
         recorded: the choice of the run that is resumed, which is made again; None for none.
@@ -94,13 +94,14 @@ def choose_compilation(
         return Choice(False)
     began = time.perf_counter()
     loss = next(part for part in module.modules() if isinstance(part, Loss))
+    example = batch()
 
     def seconds() -> float:
         return fabric.broadcast(_seconds(step, fabric.device, cuda_graph))
 
     def step() -> None:
         with torch.enable_grad(), data_checked():
-            fabric.backward(module(*batch))
+            fabric.backward(module(*example))
         for parameter in module.parameters():
             parameter.grad = None
 
