@@ -70,7 +70,7 @@ class Choice:
 
 def choose_compilation(
     module: nn.Module,
-    batch: Batch,
+    batch: Callable[[], Batch],
     fabric: Fabric,
     *,
     requested: bool | str,
@@ -82,7 +82,7 @@ def choose_compilation(
 
     Args:
         module: a `Loss`, as Fabric set it up. Weights and buffers are afterwards what they were.
-        batch: the event and the context of a step.
+        batch: returns the event and the context of a step; called only if steps may be compiled.
         fabric: the device and the ranks, which all follow the first.
         requested: the setting `compile`.
         recorded: the choice of the run that is resumed, which is made again; None for none.
@@ -93,6 +93,7 @@ def choose_compilation(
     if wanted is False or (wanted is None and not _may_pay(fabric.device)):
         return Choice(False)
     began = time.perf_counter()
+    x, context = batch()
     loss = next(part for part in module.modules() if isinstance(part, Loss))
 
     def seconds() -> float:
@@ -100,7 +101,7 @@ def choose_compilation(
 
     def step() -> None:
         with torch.enable_grad(), data_checked():
-            fabric.backward(module(*batch))
+            fabric.backward(module(x, context))
         for parameter in module.parameters():
             parameter.grad = None
 

@@ -197,7 +197,7 @@ class Trainer:
             requested = False  # compiled parts of a batch would not share their noise
         choice = choose_compilation(
             module,
-            arguments(self.density, *self.batches.batch(self.step)),
+            lambda: arguments(self.density, *self.batches.batch(self.step)),
             self.fabric,
             requested=requested,
             recorded=self.chosen.get("compile"),
