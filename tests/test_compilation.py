@@ -209,7 +209,8 @@ def test_blocks_that_are_computed_again_and_parts_of_a_batch_run_plainly(compile
 
 def test_a_resumed_run_takes_the_recorded_choice(compiler, tmp_path, monkeypatch):
     compiler.seconds.update(plain=100.0, compiled=50.0)
-    train(tmp_path / "run", max_steps=2)
+    for name in ("run", "parts"):
+        train(tmp_path / name, max_steps=2)
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert config["chosen"]["compile"] is True and config["training"]["compile"] == "auto"
     monkeypatch.setattr(compilation, "_seconds", None)
@@ -218,6 +219,9 @@ def test_a_resumed_run_takes_the_recorded_choice(compiler, tmp_path, monkeypatch
     assert len(compiler.calls) >= 2 and "compiled: 5 regions in 0 s" in lines
     train(tmp_path / "plain", max_steps=2, compile=False)
     assert same(weights, train(tmp_path / "plain", compile=False, resume=True)[1])
+    compiler.calls.clear()
+    again = train(tmp_path / "parts", resume=True, accumulate=2)[0]  # whose parts share their noise
+    assert again.config["chosen"]["compile"] is False and compiler.calls == []
 
 
 def test_the_choice_is_recorded_before_the_first_step(compiler, tmp_path, monkeypatch):

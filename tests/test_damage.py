@@ -59,6 +59,12 @@ def places(size: int, n: int) -> list[int]:
     return sorted({*range(min(40, size)), *np.linspace(0, size - 1, n).astype(int).tolist()})
 
 
+def damaged(content: bytes, n: int) -> list[bytes]:
+    """A file's content with n flipped bytes or more, one at a time, and n / 4 truncations."""
+    lengths = {0, 1, 8, *np.linspace(0, len(content) - 1, n // 4).astype(int).tolist()}
+    return [flipped(content, place) for place in places(len(content), n)] + [content[:length] for length in lengths]
+
+
 def refuses(path: Path, words: str) -> None:
     with pytest.raises(ValueError, match=words) as error:
         loglik.load(path, density=flow())
@@ -79,11 +85,7 @@ def sealed(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 def test_every_flipped_byte_and_every_truncation_is_found(name, n, path) -> None:
     content, stem = (path / name).read_bytes(), name.partition(".")[0]
     words = rf"{stem}\.\w+ is damaged or was changed: its SHA-256 is not the one in {stem}\.sha256: copy both"
-    damaged = [flipped(content, place) for place in places(len(content), n)] + [content + b"\n"]
-    damaged += [
-        content[:length] for length in {0, 1, 8, *np.linspace(0, len(content) - 1, n // 4).astype(int).tolist()}
-    ]
-    for other in damaged:
+    for other in [*damaged(content, n), content + b"\n"]:
         (path / name).write_bytes(other)
         with pytest.raises(ValueError, match=words) as error:
             loglik.load(path, density=flow())
@@ -240,19 +242,17 @@ def test_the_command_line_says_it_too(command, tmp_path) -> None:
     assert "no intact checkpoint" in refused(*more) and "another --out" in refused(*more)
 
 
-def test_every_flipped_byte_of_a_checkpoint_is_found_and_said(path) -> None:
-    for name in ("step-000000012.safetensors", "step-000000012.sha256"):
-        file = path / "checkpoints" / name
-        content = file.read_bytes()
-        changed = [flipped(content, place) for place in places(len(content), 100)]
-        changed += [content[:length] for length in np.linspace(0, len(content) - 1, 20).astype(int)]
-        for other in changed:
-            file.write_bytes(other)
-            lines: list[str] = []
-            saved = checkpoint.load_newest(path / "checkpoints", lines.append)
-            assert saved is not None and saved[1].step == 6
-            assert len(lines) == 1 and "step-000000012.safetensors is skipped: it is damaged" in lines[0]
-        file.write_bytes(content)
+@pytest.mark.parametrize("n", [20, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["step-000000012.safetensors", "step-000000012.sha256"])
+def test_every_flipped_byte_of_a_checkpoint_is_found_and_said(name, n, path) -> None:
+    file = path / "checkpoints" / name
+    content = file.read_bytes()
+    for other in damaged(content, n):
+        file.write_bytes(other)
+        lines: list[str] = []
+        saved = checkpoint.load_newest(path / "checkpoints", lines.append)
+        assert saved is not None and saved[1].step == 6
+        assert len(lines) == 1 and "step-000000012.safetensors is skipped: it is damaged" in lines[0]
 
 
 def test_where_a_resume_begins_and_what_it_skips_is_said(path, tmp_path) -> None:

@@ -63,12 +63,22 @@ def test_formats_say_the_same(kind, tmp_path) -> None:
     assert torch.equal(again.x, plain.split("all").x)
 
 
+@pytest.mark.parametrize("name", ["[1", "a[1]b", "x*y"])
+@pytest.mark.parametrize("kind", ["csv", "csv.gz", "json", "jsonl", "parquet", "feather", "arrow"])
+def test_names_are_not_patterns(kind, name, tmp_path) -> None:
+    folder = tmp_path / f"of {name}"
+    folder.mkdir()
+    write(folder / f"{name.replace('*', '-')}.{kind}", FRAME.head(3))  # which `*` would match
+    assert load(write(folder / f"{name}.{kind}")).spec == load(write(tmp_path / f"plain.{kind}")).spec
+    assert len(load(folder / f"{name}.{kind}").split("all")) == N
+
+
 def test_zstandard(tmp_path) -> None:
     frame = b"\x28\xb5\x2f\xfd\x20"  # one raw block of at most 255 bytes, RFC 8878
     text = b"a,b\n" + b"1,0.5\n2,1.5\n" * 10
     block = (len(text) << 3 | 1).to_bytes(3, "little")
-    (tmp_path / "a.csv.zst").write_bytes(frame + bytes([len(text)]) + block + text)
-    assert load(tmp_path / "a.csv.zst").split("all").x[:2].tolist() == [[1, 0.5], [2, 1.5]]
+    (tmp_path / "[a].csv.zst").write_bytes(frame + bytes([len(text)]) + block + text)
+    assert load(tmp_path / "[a].csv.zst").split("all").x[:2].tolist() == [[1, 0.5], [2, 1.5]]
 
 
 @pytest.mark.parametrize("kind", ["csv.gz", "jsonl", "feather"])

@@ -3,15 +3,15 @@
 `make test-all` searches for ten minutes; `make test` repeats a few cases that do not change.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.commands import run
+from helpers.fuzz import EDITS, damaged, long_search, searching
 from helpers.hostile_arrays import archive, image_bytes, saved
 from helpers.hostile_tables import table_bytes
 from loglik.data import TextSettings, load
@@ -34,26 +34,6 @@ APART = {
     "json": ("t.json", table_bytes("json")),
     "jsonl": ("t.jsonl", table_bytes("ndjson")),
 }
-BYTES = st.one_of(
-    st.binary(min_size=1, max_size=8), st.sampled_from([b"\xff" * 4, b"\0" * 4, b"\xff\xff\xff\x7f", b"\n"])
-)
-EDITS = st.lists(
-    st.tuples(st.floats(0, 1), st.sampled_from(["set", "insert", "delete", "cut", "copy"]), BYTES), max_size=4
-)
-
-
-def damaged(content: bytes, edits: list[tuple[float, str, bytes]]) -> bytes:
-    for place, what, value in edits:
-        at = int(place * max(0, len(content) - 1))
-        before, after = content[:at], content[at:]
-        content = {
-            "set": before + value + after[len(value) :],
-            "insert": before + value + after,
-            "delete": before + after[len(value) :],
-            "cut": before,
-            "copy": before + content[: len(value) * 8] + after,
-        }[what]
-    return content
 
 
 def read(path: Path) -> None:
@@ -64,11 +44,6 @@ def read(path: Path) -> None:
         load(source, text=text, cache=path.parent / ".cache")
     except ValueError as error:
         assert "\n" not in str(error) and len(str(error)) < 1500 and str(path.parent) in str(error), error
-
-
-def searching(examples: int):
-    quiet = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-    return settings(max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=quiet)
 
 
 @pytest.mark.parametrize("kind", FEW)
@@ -94,9 +69,8 @@ def test_damaged_tables_are_data_or_one_line(kind, edits, tmp_path) -> None:
 def test_a_long_search(kind, tmp_path) -> None:
     """About ten minutes in all; LOGLIK_FUZZ multiplies it."""
     name, content = {**FEW, **APART}[kind]
-    count = int(float(os.environ.get("LOGLIK_FUZZ", 1)) * (5000 if kind in FEW else 300))
 
-    @settings(searching(count), derandomize=False)
+    @long_search(5000 if kind in FEW else 300)
     @given(edits=EDITS)
     def search(edits):
         (tmp_path / name).write_bytes(damaged(content, edits))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers.needs import needs
 from helpers.ranks import alone
 from helpers.training import same
 
@@ -34,7 +35,10 @@ DECISIONS = """
     x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
     x[:, 1] = 0.1 * x[:, 1] + x[:, 0]
     torch.manual_seed(0)
+    os.environ["LOGLIK_CPU"] = "loglik" if rank else "torch"  # as another CPU on the second machine
     run = fit(flow(dropout=0.3), x, out=folder + "/run", max_steps=12, validate_every=5, batch_size=32, **where)
+    del os.environ["LOGLIK_CPU"]
+    loglik.cpu.choices._chosen = None
 
     now = iter(range(100_000))  # on the second rank time goes faster and validations seem slower
     clock, loop.time = loop.time, SimpleNamespace(perf_counter=lambda: next(now) * (0.05 + 0.2 * rank))
@@ -67,24 +71,32 @@ DECISIONS = """
     data = from_arrays(torch.round(x.abs()).to(torch.int64))
     scores = log_probs(vae.density, data.split("all"), samples=3, seed=1, batch_size=16, fabric=fabric)
     torch.save({"weights": run.density.state_dict(), "history": run.history, "scores": scores, "timed": timed.steps,
-                "stopped": stopped, "message": message, "world": fabric.world_size}, f"{folder}/{rank}.pt")
+                "stopped": stopped, "message": message, "cpu": run.config["cpu"], "world": fabric.world_size},
+               f"{folder}/{rank}.pt")
 """
 
 WEIGHTS = """
     from helpers.densities import SPECS, draw, tiny
     from loglik.data.dataset import Data, Split
+    from loglik.evaluation import log_probs
+    from loglik.evaluation.scores import arguments
     from loglik.training import fit
 
+    fabric = Fabric(**where | ({"strategy": "ddp"} if ranks > 1 else {}))
+    fabric.launch()
     results = {}
     for case in sys.argv[3:]:
-        family, spec, optimizer = case.split("/")
+        family, spec, optimizer, *compiled = case.split("/")
         torch.manual_seed(0)
         density, (x, y) = tiny(family, SPECS[spec]), draw(SPECS[spec], 96)
         halves = Split(x[:64], y[:64]), Split(x[64:], y[64:])
         data = Data("drawn", SPECS[spec], halves[0], halves[1], halves[1])
+        density.eval().initialise(*arguments(density, x, y))
+        scores = log_probs(density, data.train, samples=3, seed=1, batch_size=16, fabric=fabric)
         options = {"max_steps": 20, "batch_size": 32, "ema_decay": 0.0, "learning_rate": 1e-2, "warmup": 2}
+        options["compile"] = True if compiled else "auto"
         run = fit(density, data, optimizer=optimizer, validate_every=20, **options, **where)
-        results[case] = run.density.state_dict()
+        results[case] = run.density.state_dict(), scores
     torch.save(results, f"{folder}/{rank}.pt")
 """
 
@@ -109,6 +121,9 @@ OTHERS = [
 ]
 
 
+COMPILED = ["flow/real array/sgd/compiled", "autoregressive/image/sgd/compiled"]  # which draw no noise
+
+
 def ranks(number: int, folder: Path, script: str, *arguments: str, strategy: str = "ddp") -> list[dict]:
     folder.mkdir()
     file = folder / "script.py"
@@ -126,6 +141,7 @@ def test_two_ranks_decide_as_one(tmp_path) -> None:
     (one,), (first, second) = (ranks(n, tmp_path / str(n), DECISIONS) for n in (1, 2))
     assert (one["world"], first["world"], second["world"]) == (1, 2, 2)
     assert same(first["weights"], second["weights"])
+    assert first["cpu"] == second["cpu"] == one["cpu"]
     for name, value in one["weights"].items():  # the mean of two half batches' gradients is the batch's
         torch.testing.assert_close(first["weights"][name], value, rtol=1e-4, atol=1e-5)
     for mine, other, single in zip(first["history"], second["history"], one["history"], strict=True):
@@ -147,16 +163,20 @@ def test_two_ranks_decide_as_one(tmp_path) -> None:
         ("ddp", SOME),
         pytest.param("ddp", OTHERS, marks=pytest.mark.slow),
         pytest.param("fsdp2", [*SOME, *OTHERS], marks=pytest.mark.slow),
+        pytest.param("ddp", COMPILED, marks=[pytest.mark.slow, needs("a C++ compiler")]),
+        pytest.param("fsdp2", COMPILED, marks=[pytest.mark.slow, needs("a C++ compiler")]),
     ],
-    ids=["some", "others", "all in shards"],
+    ids=["some", "others", "all in shards", "compiled", "compiled in shards"],
 )
 def test_two_ranks_have_the_weights_of_one(strategy, cases, tmp_path) -> None:
     """AdamW only where no gradient is 0 but for rounding, as a key's bias's is: it makes a step of it."""
     (one,), (first, second) = (ranks(n, tmp_path / str(n), WEIGHTS, *cases, strategy=strategy) for n in (1, 2))
     far = {}
-    for case, whole in one.items():
-        assert same(first[case], second[case]), case
-        gap = max((first[case][k] - v).abs().max().item() / max(v.abs().max().item(), 1e-2) for k, v in whole.items())
+    for case, (whole, scores) in one.items():
+        (weights, first_scores), (others, second_scores) = first[case], second[case]
+        assert same(weights, others) and torch.equal(first_scores, second_scores), case
+        torch.testing.assert_close(first_scores, scores, rtol=1e-6, atol=1e-6)
+        gap = max((weights[k] - v).abs().max().item() / max(v.abs().max().item(), 1e-2) for k, v in whole.items())
         if gap > 1e-5:
             far[case] = gap
     assert not far

@@ -246,7 +246,12 @@ def load(path: str | Path, *, density: Density | None = None, device: str | torc
     if density is None:
         if name is None:
             raise ValueError(f"{path} holds a density built by hand: build it again and pass load(path, density=...)")
-        density = build_within(path, name, spec, config["options"])
+        try:
+            density = build_within(path, name, spec, config["options"])
+        except ValueError as error:
+            if str(path) in str(error):
+                raise
+            raise ValueError(f"{path / CONFIG}: {error}") from error
     density.load_state_dict(read_weights(path, density, config["training"]["precision"]))
     return Run(density.to(device).eval(), spec, config, read_metrics(path), path)
 

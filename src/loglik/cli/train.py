@@ -30,7 +30,7 @@ from loglik.cli.options import (
     show,
     without_none,
 )
-from loglik.ranks import is_first_rank
+from loglik.ranks import is_first_rank, restarted
 from loglik.terminal import printable
 
 __all__ = ["compare", "fit"]
@@ -149,7 +149,7 @@ def fit(
         raise ValueError("--resume needs --out RUN, the run to continue")
     text, options = TextSettings.split_options(settings_of(set_))
     folder = folder_for(out, data, after=f"-{model.replace(':', '-')}")
-    if not (resume or not is_first_rank()):
+    if not (resume or restarted()) and is_first_rank():
         check_free(folder)  # before the data are read
     dataset = as_data(data, label=label, seed=seed, text=text, beside=folder)
     options = {**options, **without_none(size=size, max_time=max_time, max_steps=max_steps)}

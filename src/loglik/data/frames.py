@@ -70,14 +70,17 @@ def parse(path: Path, texts: Sequence[str] = (), limit: int | None = None) -> pl
     kind = format_of(path)
     with reading(path, f"{kind} file"):
         source = _decompressed(path, limit or max_bytes(path.stat().st_size)) if is_packed(path) else path
+        # open files, or glob=False: polars reads a path with `[` or `*` as a pattern of paths
         if kind == "JSON lines":
-            return pl.read_ndjson(source, infer_schema_length=None)
+            with _opened(source) as file:
+                return pl.read_ndjson(file, infer_schema_length=None)
         if kind == "Parquet":
-            return pl.read_parquet(path)
+            return pl.read_parquet(path, glob=False)
         if kind == "Arrow":
             with path.open("rb") as file:
                 stream = not file.read(6).startswith((b"ARROW1", b"FEA1"))
-            return pl.read_ipc_stream(path) if stream else pl.read_ipc(path)
+                file.seek(0)
+                return pl.read_ipc_stream(path) if stream else pl.read_ipc(file)
     return _read_csv(path, source, set(texts)) if kind == "CSV" else _read_json(path, source)
 
 
@@ -90,12 +93,16 @@ def _decompressed(path: Path, limit: int) -> bytes:
             raise ValueError("it does not begin as Zstandard")
     # polars brings the only reader of .zst: all of the text as one field of one row
     options = {"has_header": False, "infer_schema": False, "separator": "\x1f", "eol_char": "\x1e", "quote_char": None}
-    return pl.read_csv(path, **options).item().encode()  # type: ignore[arg-type]
+    return pl.read_csv(path, glob=False, **options).item().encode()  # type: ignore[arg-type]
+
+
+def _opened(source: Path | bytes) -> io.BytesIO | io.BufferedReader:
+    return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
 
 
 def _read_json(path: Path, source: Path | bytes) -> pl.DataFrame:
     """Read a list of records, `[{"a": 1, "b": "x"}, ...]`."""
-    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+    with _opened(source) as file:
         start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
     if not re.match(rb"\[\s*\{", start):
         raise ValueError(
@@ -106,10 +113,7 @@ def _read_json(path: Path, source: Path | bytes) -> pl.DataFrame:
 
 
 def _read_csv(path: Path, source: Path | bytes, texts: set[str]) -> pl.DataFrame:
-    def opened() -> io.BytesIO | io.BufferedReader:
-        return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
-
-    with opened() as file:
+    with _opened(source) as file:
         first = [file.readline(LINE).decode("utf-8-sig", "replace") for _ in range(2)]
     if "\0" in "".join(first):
         raise ValueError(f"{path}: not UTF-8 text: save it as UTF-8")
@@ -118,14 +122,14 @@ def _read_csv(path: Path, source: Path | bytes, texts: set[str]) -> pl.DataFrame
     if (width := first[0].count(separator) + 1) > MAX_COLUMNS or len(first[0]) >= LINE:
         raise ValueError(f"{path}: line 1 has {width:,} fields: a table has at most {MAX_COLUMNS:,} columns")
     try:
-        frame = pl.read_csv(source, separator=separator, infer_schema=False)
+        frame = pl.read_csv(source, separator=separator, infer_schema=False, glob=False)
     except pl.exceptions.NoDataError:
         raise ValueError(f"{path}: the file is empty") from None
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        with opened() as file:
+        with _opened(source) as file:
             reason = _ragged(file, separator)
         raise ValueError(f"{path}: {reason or f'not a readable CSV file ({first_line(error)})'}") from None
-    frame.columns = _names(path, opened(), separator, frame.columns)
+    frame.columns = _names(path, _opened(source), separator, frame.columns)
     while frame.width > 1 and frame.height and all(value is None for value in frame.row(-1)):
         frame = frame.head(-1)  # a blank line at the end
     columns = [_bare(series) for series in frame.iter_columns()]

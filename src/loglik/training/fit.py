@@ -96,6 +96,8 @@ def fit(
         stack.enter_context(use_choices(recorded_choices(run, report) if run else None))
         auto = auto_choices(settings, run or {})
         fabric = launch_fabric(replace(settings, precision=auto.get("precision", settings.precision)))
+        if fabric.world_size > 1 and fabric.device.type == "cpu":
+            stack.enter_context(use_choices(fabric.broadcast(choices() if fabric.is_global_zero else None)))
         if name is not None and recipes_own:
             settings, options = suit_device(name, data, settings, chosen, options, fabric)
         stack.enter_context(fork_generators(fabric.device))

@@ -173,34 +173,26 @@ class Trainer:
             self.average.list_tensors(self.trained)
         if saved is not None:
             self._restore(*saved)
-        self._choose_compilation(module)
-        self.steps = Step(
-            self.fabric,
-            self.trained,
-            module,
-            self.optimizers,
-            self.average,
-            self.batches,
-            self.settings,
-            self.report,
-        )
+        compiled = self._choose_compilation(module)
+        parts = (self.trained, module, self.optimizers, self.average, self.batches)
+        self.steps = Step(self.fabric, *parts, self.settings, self.report, compiled=compiled)
         self.steps.whole = self.density
         if self.restored_sums is not None:
             self.steps.sums.copy_(self.restored_sums)
 
-    def _choose_compilation(self, module: nn.Module) -> None:
+    def _choose_compilation(self, module: nn.Module) -> bool:
         """Compile the steps where that was requested, recorded, or pays; choosing counts as training time."""
-        requested = self.settings.compile
+        requested, recorded = self.settings.compile, self.chosen.get("compile")
         if self.settings.checkpoint or (requested == "auto" and self.fabric.world_size * self.settings.accumulate > 1):
             if requested is True:
                 self.report("not compiled: checkpoint=true computes blocks again, and compiled ones cannot be")
-            requested = False  # compiled parts of a batch would not share their noise
+            requested = recorded = False  # compiled parts of a batch would not share their noise
         choice = choose_compilation(
             module,
             lambda: arguments(self.density, *self.batches.batch(self.step)),
             self.fabric,
             requested=requested,
-            recorded=self.chosen.get("compile"),
+            recorded=recorded,
             seconds_left=self._seconds_left,
             cuda_graph=self.settings.cuda_graph,
         )
@@ -211,6 +203,7 @@ class Trainer:
             self.chosen["compile"] = choice.compiled
             if choice.line and self.path and self.fabric.is_global_zero:
                 runs.write_config(self.path, {**runs.read_config(self.path), "chosen": self.chosen})
+        return choice.compiled
 
     def _seconds_left(self, step: float) -> float:
         """Return the seconds of training left if a step takes so many."""
@@ -298,10 +291,12 @@ class Trainer:
         tensors |= {"best_scores": self.stopping.scores, "sums": self.steps.sums}
         tensors = gather(tensors, keep=self.fabric.is_global_zero)
         is_best = self.stopping.step == self.step
-        best = gather(self.best_weights, keep=self.fabric.is_global_zero) if is_best or not self.best_written else {}
+        late = not (is_best or self.best_written)
+        best = gather(self.best_weights, keep=self.fabric.is_global_zero) if is_best or late else {}
+        self.best_written = True  # on every rank, as all gather
         if not self.fabric.is_global_zero:
             return
-        if not (is_best or self.best_written):
+        if late:
             self._write_best(self.path, best)
         checkpoint.save(self.path / "checkpoints", tensors, self._state())
         if is_best:
@@ -312,7 +307,6 @@ class Trainer:
         best = copy.deepcopy(self.density)
         best.load_state_dict(weights)
         runs.write_weights(path, best)
-        self.best_written = True
 
     def _restore(self, tensors: dict[str, Tensor], state: TrainerState) -> None:
         """Continue from a checkpoint."""

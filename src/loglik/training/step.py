@@ -54,6 +54,7 @@ class Step:
         batches: the training data, which were checked: the steps do not check them.
         settings: how to train.
         report: called with one line if the step cannot be a CUDA graph.
+        compiled: whether torch.compile compiled the loss: parts of a batch then draw their own noise.
 
     Attributes:
         loss: the newest loss that is known on the host, in nats per example.
@@ -71,6 +72,8 @@ class Step:
         batches: Batches,
         settings: TrainingSettings,
         report: Callable[[str], None],
+        *,
+        compiled: bool = False,
     ) -> None:
         self.fabric, self.density, self.module, self.optimizers = fabric, density, module, optimizers
         self.average, self.batches, self.settings = average, batches, settings
@@ -81,7 +84,7 @@ class Step:
         parts = BatchParts(self.ranks, fabric.global_rank, self.accumulate, self._gather)
         self.blocks = repeated_blocks(density) if settings.checkpoint else []
         # compiled code draws its noise where no mode of torch sees it
-        self._parts = parts if self.ranks * self.accumulate > 1 and not settings.compile else None
+        self._parts = parts if self.ranks * self.accumulate > 1 and not compiled else None
         self.deferred, device = defers(fabric, settings.precision), fabric.device
         real = torch.float32 if device.type == "mps" else torch.float64
         self.sums = torch.zeros(3, dtype=real, device=device)
