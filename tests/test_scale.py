@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -247,6 +248,29 @@ def test_where_a_rank_is_killed_the_other_ends_with_one_line(strategy, tmp_path)
     _, errors = first.communicate(timeout=60)
     assert first.returncode == 2
     assert re.fullmatch(ONE_LINE, errors)
+
+
+FOREVER = """
+    import sys, loglik
+    where = {"device": "cpu", "devices": 2, "strategy": sys.argv[2]}
+    loglik.fit("vae", "wine", out=sys.argv[1], max_steps=10**6, validate_every=5, **where)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes in /proc")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_where_a_rank_is_killed_a_script_ends(rank, strategy, tmp_path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(FOREVER))
+    first = start([str(script), str(tmp_path / "run"), strategy], PYTHONPATH=os.pathsep.join(sys.path))
+    wait_for(tmp_path / "run" / "metrics.csv", first)
+    os.kill([first.pid, *children(first.pid)][rank], signal.SIGKILL)
+    _, errors = first.communicate(timeout=60)  # until both have ended, as both have the pipe
+    assert first.returncode != 0
+    last = errors.splitlines()[-1]
+    assert re.search(rf"rank {1 - rank}: another process of this training ended: .*; pass resume=True to con", last)
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ def choose_compilation(
 
     Args:
         module: a `Loss`, as Fabric set it up. Weights and buffers are afterwards what they were.
-        batch: returns the event and the context of a step; called only where compiling is tried.
+        batch: returns the event and the context of a step; called only if steps may be compiled.
         fabric: the device and the ranks, which all follow the first.
         requested: the setting `compile`.
         recorded: the choice of the run that is resumed, which is made again; None for none.
@@ -93,15 +93,15 @@ def choose_compilation(
     if wanted is False or (wanted is None and not _may_pay(fabric.device)):
         return Choice(False)
     began = time.perf_counter()
+    x, context = batch()
     loss = next(part for part in module.modules() if isinstance(part, Loss))
-    example = batch()
 
     def seconds() -> float:
         return fabric.broadcast(_seconds(step, fabric.device, cuda_graph))
 
     def step() -> None:
         with torch.enable_grad(), data_checked():
-            fabric.backward(module(*example))
+            fabric.backward(module(x, context))
         for parameter in module.parameters():
             parameter.grad = None
 
