@@ -40,7 +40,7 @@ from loglik.training.settings import TrainingSettings
 SIZE, SHARD, DISTINCT = 64, 20_000, 500
 STEPS, ROUNDS, BATCH = 10, 5, 64
 IN_MEMORY = 2**28  # bytes of the data in memory that are compared
-SETTINGS = {"max_steps": 60, "validate_every": 20, "batch_size": BATCH, "accelerator": "cpu"}
+SETTINGS = {"max_steps": 20, "validate_every": 10, "batch_size": BATCH, "accelerator": "cpu", "compile": False}
 
 
 def make(folder: Path, count: int = 800_000) -> None:

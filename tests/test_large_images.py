@@ -119,6 +119,8 @@ def test_shards_are_as_a_folder(stores, tmp_path, monkeypatch) -> None:
         assert torch.equal(whole.y, folder.y[order])
         equal(data, found[0])
     assert load(tmp_path / "json").spec.classes == ()  # no label was named
+    with pytest.raises(ValueError, match=r"no \.json member has 'kind': leave the label out"):
+        load(tmp_path / "shards", label="kind")
 
 
 @pytest.mark.parametrize("stores", [False, True])

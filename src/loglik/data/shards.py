@@ -67,7 +67,12 @@ def load_shards(
         files=[path for _, path in files],
         settings=[[split for split, _ in files], label],
     )
-    return load_image_set(images, seed=seed, like=like)
+    data = load_image_set(images, seed=seed, like=like)
+    if label is not None and like is None and not data.spec.classes:
+        raise ValueError(
+            f"{where}: no .json member has {quote(label)}: leave the label out, and .cls members are labels"
+        )
+    return data
 
 
 def _by_name(paths: Sequence[Path]) -> dict[str, list[Path]]:
