@@ -92,7 +92,7 @@ def test_the_fallbacks_are_in_use(fallbacks):
     }
     looked_up = {name: value for name, value in found.items() if not isinstance(value, types.FunctionType)}
     assert len(looked_up) == 11 and not any(looked_up.values())
-    assert not private.HAS_ONEDNN and len(FUNCTIONS) == 12
+    assert not private.HAS_ONEDNN and len(FUNCTIONS) == 14
     assert all(getattr(private, name).__module__ == "loglik_private_fallbacks" for name in FUNCTIONS)
     assert fallbacks.TorchDispatchMode is torch.utils.flop_counter.TorchDispatchMode
 
@@ -202,3 +202,14 @@ def test_more_shapes_are_compiled_than_torch_allows():
     with private.allow_compilations(before + 1):
         assert config.recompile_limit == before + 1
     assert config.recompile_limit == before
+
+
+def test_writes_to_a_modules_tensors_are_counted():
+    norm = torch.nn.BatchNorm1d(3)
+    assert [id(t) for t in private.tensors_of(norm)] == [id(t) for t in (*norm.parameters(), *norm.buffers())]
+    assert len(private.tensors_of(torch.nn.Sequential(norm, norm))) == 5
+    before = private.version(norm.running_mean)
+    norm.running_mean.add_(1)
+    assert private.version(norm.running_mean) > before
+    with torch.inference_mode():
+        assert private.version(torch.ones(1)) is None
