@@ -46,17 +46,17 @@ class Narrow(Density):
         self.calls: list[int] = []
         self.scale = nn.Parameter(torch.ones(()))
 
-    def call(self, n: int) -> None:
+    def count(self, n: int) -> None:
         self.calls.append(n)
         if n > self.most:
             raise self.error
 
     def log_prob(self, x, context=None, *, samples=1):
-        self.call(len(x))
+        self.count(len(x))
         return -(x * self.scale).square().sum(1)
 
     def sample(self, n, context=None):
-        self.call(n)
+        self.count(n)
         return torch.randn(n, 2)
 
 
@@ -81,7 +81,7 @@ def test_a_bound_s_noise_depends_on_the_size_of_the_pieces_alone():
 
     class Noisy(Narrow):
         def log_prob(self, x, context=None, *, samples=1):
-            self.call(len(x))
+            self.count(len(x))
             seen.append(torch.rand(()).item())
             return torch.rand(len(x))
 
@@ -196,7 +196,7 @@ class Hungry(Narrow):
     """Its training runs out of memory beyond so many rows."""
 
     def loss(self, x, context=None):
-        self.call(len(x))
+        self.count(len(x))
         return (x.double() * self.scale.double()).square().mean() - self.scale.log()
 
 

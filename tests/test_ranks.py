@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.needs import needs
 from helpers.ranks import alone
 from helpers.training import same
 
@@ -86,7 +85,7 @@ WEIGHTS = """
     fabric.launch()
     results = {}
     for case in sys.argv[3:]:
-        family, spec, optimizer, *compiled = case.split("/")
+        family, spec, optimizer = case.split("/")
         torch.manual_seed(0)
         density, (x, y) = tiny(family, SPECS[spec]), draw(SPECS[spec], 96)
         halves = Split(x[:64], y[:64]), Split(x[64:], y[64:])
@@ -94,7 +93,6 @@ WEIGHTS = """
         density.eval().initialise(*arguments(density, x, y))
         scores = log_probs(density, data.train, samples=3, seed=1, batch_size=16, fabric=fabric)
         options = {"max_steps": 20, "batch_size": 32, "ema_decay": 0.0, "learning_rate": 1e-2, "warmup": 2}
-        options["compile"] = True if compiled else "auto"
         run = fit(density, data, optimizer=optimizer, validate_every=20, **options, **where)
         results[case] = run.density.state_dict(), scores
     torch.save(results, f"{folder}/{rank}.pt")
@@ -119,9 +117,6 @@ OTHERS = [
     "diffusion/image/sgd",
     "diffusion/large image/sgd",
 ]
-
-
-COMPILED = ["flow/real array/sgd/compiled", "autoregressive/image/sgd/compiled"]  # which draw no noise
 
 
 def ranks(number: int, folder: Path, script: str, *arguments: str, strategy: str = "ddp") -> list[dict]:
@@ -163,10 +158,8 @@ def test_two_ranks_decide_as_one(tmp_path) -> None:
         ("ddp", SOME),
         pytest.param("ddp", OTHERS, marks=pytest.mark.slow),
         pytest.param("fsdp2", [*SOME, *OTHERS], marks=pytest.mark.slow),
-        pytest.param("ddp", COMPILED, marks=[pytest.mark.slow, needs("a C++ compiler")]),
-        pytest.param("fsdp2", COMPILED, marks=[pytest.mark.slow, needs("a C++ compiler")]),
     ],
-    ids=["some", "others", "all in shards", "compiled", "compiled in shards"],
+    ids=["some", "others", "all in shards"],
 )
 def test_two_ranks_have_the_weights_of_one(strategy, cases, tmp_path) -> None:
     """AdamW only where no gradient is 0 but for rounding, as a key's bias's is: it makes a step of it."""

@@ -212,6 +212,36 @@ def test_two_ranks_equal_one_and_resume_on_any_number(strategy, tmp_path) -> Non
         assert sent["allreduce"] == 4 * sum(p.numel() for p in blocks().parameters())
 
 
+COMPILED = """
+    import sys
+    import torch, loglik
+    from helpers import training as small
+    from loglik import regions
+
+    regions.COMPILER.clear()
+    regions.COMPILER.update(backend="eager", dynamic=False)  # torch's tracing, without its code generator
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    where = {"accelerator": "cpu", "devices": 2, "strategy": sys.argv[2], "compile": True, "max_steps": 20}
+    more = {"validate_every": 5, "optimizer": "sgd", "ema_decay": 0.0, "learning_rate": 1e-2}
+    lines = []
+    settings = small.settings(**where, **more)
+    x = small.REAL.astype("float32")
+    run = loglik.fit(small.flow(), x, out=sys.argv[1], settings=settings, report=lines.append)
+    assert run.config["chosen"]["compile"] is True, lines
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_compiled_ranks_equal_one(strategy, tmp_path) -> None:
+    """Of a flow that draws no noise, which compiled ranks do not share."""
+    options = {"optimizer": "sgd", "ema_decay": 0.0, "learning_rate": 1e-2}
+    one = fit_here(small.flow, small.REAL.astype("float32"), **options)
+    run_script(COMPILED, tmp_path, str(tmp_path / "run"), strategy)
+    assert_near(one.density.state_dict(), tmp_path / "run")
+
+
 # ---- lost ranks and restarts ----
 
 ONE_LINE = r"error: rank \d: another process of this training ended: training stopped; pass --resume to continue\n"
