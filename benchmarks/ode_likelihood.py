@@ -82,7 +82,9 @@ def ours(diffusion: Diffusion, x: Tensor, likelihood: ODE, count: list[int]) -> 
         count[0] += len(x_t)
         return diffusion.denoiser(x_t, logsnr, context)
 
-    model = Model(diffusion.schedule, Reals(diffusion.event_shape), counted, diffusion.control, None)
+    model = Model(
+        diffusion.schedule, Reals(diffusion.event_shape), counted, diffusion.denoiser.residual, diffusion.control, None
+    )
     return sum(likelihood.terms(model, x, x, x.new_zeros(len(x))).values())
 
 

@@ -50,8 +50,8 @@ def test_killed_and_resumed_ends_bit_for_bit(path, tmp_path, monkeypatch) -> Non
     whole = fit("autoregressive", path, out=tmp_path / "whole", **options)
     real = checkpoint.save
 
-    def save(folder, tensors, state):
-        real(folder, tensors, state)
+    def save(folder, tensors, state, **settings):
+        real(folder, tensors, state, **settings)
         if state.step == 12:
             raise Killed
 

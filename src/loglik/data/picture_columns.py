@@ -37,7 +37,7 @@ def picture_columns(path: Path) -> list[str]:
     if format_of(path) != "Parquet":
         return []
     with reading(path, "Parquet file"):
-        schema = pl.read_parquet_schema(path)
+        schema = pl.scan_parquet(path, glob=False).collect_schema()
         for name, dtype in schema.items():
             fields = dict(dtype) if isinstance(dtype, pl.Struct) else {}
             if fields.get("bytes") == pl.Binary or (dtype == pl.Binary and _begins_with_image(path, name)):
@@ -48,7 +48,7 @@ def picture_columns(path: Path) -> list[str]:
 def _begins_with_image(path: Path, column: str) -> bool:
     from PIL import Image
 
-    first = pl.scan_parquet(path).select(column).head(1).collect()
+    first = pl.scan_parquet(path, glob=False).select(column).head(1).collect()
     try:
         Image.open(io.BytesIO(first.item() if first.height else b"")).close()
     except Exception:  # Pillow raises many kinds
@@ -59,7 +59,7 @@ def _begins_with_image(path: Path, column: str) -> bool:
 def pictures(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
     """Yield the columns `picture` and, if there is a second one, `label` of a Parquet file, some rows at once."""
     with reading(path, "Parquet file"):
-        scan = pl.scan_parquet(path)
+        scan = pl.scan_parquet(path, glob=False)
         picture = pl.col(columns[0])
         if isinstance(scan.collect_schema()[columns[0]], pl.Struct):
             picture = picture.struct.field("bytes")
