@@ -23,6 +23,7 @@ from loglik.training.fabric import launch_fabric
 from loglik.training.loop import Trainer
 from loglik.training.progress import Progress
 from loglik.training.settings import TrainingSettings
+from loglik.training.signals import StopRequest
 from loglik.vae import VAE, Gaussian
 
 DIMS, LATENT, HIDDEN, BATCH, STEPS = 784, 16, (512, 512), 128, 40
@@ -43,7 +44,7 @@ def ours(x: torch.Tensor) -> Callable[[], None]:
 
     def run() -> None:
         trainer.last_step = trainer.step + STEPS
-        trainer.train(Progress())
+        trainer.train(Progress(), StopRequest())
 
     return run
 
