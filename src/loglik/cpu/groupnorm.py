@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-__all__ = ["group_norm_silu"]
+__all__ = ["group_norm_silu", "plain_group_norm_silu"]
 
 
 def group_norm_silu(
@@ -21,17 +21,18 @@ def group_norm_silu(
 ) -> Shaped[Tensor, "B C H W"]:
     """Return SiLU(scale · group_norm(x) + shift), with a scale and a shift for each example and channel."""
     if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return _formula(x, scale, shift, groups, eps)
+        return plain_group_norm_silu(x, scale, shift, groups, eps)
     return _GroupNormSiLU.apply(x, scale, shift, groups, eps)[0]
 
 
-def _formula(x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float) -> Tensor:
+def plain_group_norm_silu(x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float) -> Tensor:
+    """Return what `group_norm_silu` returns, by torch's operations."""
     normed = F.group_norm(x, groups, eps=eps)
     return F.silu(torch.addcmul(_to_maps(shift, x), normed, _to_maps(scale, x)))
 
 
 class _GroupNormSiLU(torch.autograd.Function):
-    """`_formula` in few passes over channels-last memory, where torch's group norm is slow; its gradient by hand.
+    """The same in few passes over channels-last memory, where torch's group norm is slow; its gradient by hand.
 
     Norm, scale and shift are one multiplication and one addition per channel, from the sums of x and x².
     """
@@ -54,7 +55,7 @@ class _GroupNormSiLU(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor, *_: Tensor) -> Any:
         x, scale, shift, mean, rstd = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient is itself differentiated
-            y = _formula(x, scale, shift, ctx.groups, ctx.eps)
+            y = plain_group_norm_silu(x, scale, shift, ctx.groups, ctx.eps)
             return *torch.autograd.grad(y, (x, scale, shift), grad_y, create_graph=True), None, None
         grad_u = torch.ops.aten.silu_backward(grad_y, _normalise(x, scale, shift, mean, rstd))  # u = a x̂ + c
         grad_shift = _sum(grad_u)
@@ -69,7 +70,7 @@ class _GroupNormSiLU(torch.autograd.Function):
     def vmap(info: Any, in_dims: Any, x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float) -> Any:
         def formula(x: Tensor, scale: Tensor, shift: Tensor) -> Any:
             unused = torch.zeros_like(scale)  # in place of the mean and rstd
-            return _formula(x, scale, shift, groups, eps), unused, unused
+            return plain_group_norm_silu(x, scale, shift, groups, eps), unused, unused
 
         return torch.vmap(formula, in_dims[:3])(x, scale, shift), (0, 0, 0)
 

@@ -8,9 +8,10 @@ a bin, the free length, the minimum derivative and the raw parameter of derivati
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from loglik.cpu.dispatch import is_plain
 
-__all__ = ["fits", "spline", "spline_gradient"]
+__all__ = ["compiled_operations", "fits", "rows_contiguous", "spline", "spline_gradient"]
 
 MAX_BINS = 64  # as in spline.c
 MIN_EVENTS = 16  # floats in the widest vector of any CPU; fewer events are padded
@@ -80,7 +81,7 @@ def spline_gradient(
 
 
 def _spline(x: Tensor, raw: Tensor, constants: Sequence[float], inverse: bool) -> tuple[Tensor, Tensor]:
-    n, x, raw = x.shape[1], _padded(x).contiguous(), _rows_contiguous(_padded(raw))
+    n, x, raw = x.shape[1], _padded(x).contiguous(), rows_contiguous(_padded(raw))
     y, log_slope = torch.empty_like(x), torch.empty_like(x)
     _call("loglik_spline", constants, inverse, x, raw, y, log_slope)
     return y[:, :n], log_slope[:, :n]
@@ -89,29 +90,38 @@ def _spline(x: Tensor, raw: Tensor, constants: Sequence[float], inverse: bool) -
 def _gradient(
     x: Tensor, raw: Tensor, grad_y: Tensor, grad_log_slope: Tensor, constants: Sequence[float], inverse: bool
 ) -> tuple[Tensor, Tensor]:
-    n, raw = x.shape[1], _rows_contiguous(_padded(raw))
+    n, raw = x.shape[1], rows_contiguous(_padded(raw))
     x, grad_y, grad_log_slope = (_padded(part).contiguous() for part in (x, grad_y, grad_log_slope))
     grad_x, grad_raw = torch.empty_like(x), x.new_empty(raw.shape)
     _call("loglik_spline_gradient", constants, inverse, x, raw, grad_y, grad_log_slope, grad_x, grad_raw)
     return grad_x[:, :n], grad_raw[:, :, :n]
 
 
-# what the compiler sees: operations with their shapes
-_spline_compiled = torch.library.custom_op(
-    "loglik::spline",
-    lambda *inputs: tuple(map(torch.Tensor.contiguous, _spline(*inputs))),
-    mutates_args=(),
-    schema="(Tensor x, Tensor raw, float[] constants, bool inverse) -> (Tensor, Tensor)",
-)
-_spline_compiled.register_fake(lambda x, raw, constants, inverse: (x.new_empty(x.shape), x.new_empty(x.shape)))
-_gradient_compiled = torch.library.custom_op(
-    "loglik::spline_gradient",
-    lambda *inputs: tuple(map(torch.Tensor.contiguous, _gradient(*inputs))),
-    mutates_args=(),
-    schema="(Tensor x, Tensor raw, Tensor grad_y, Tensor grad_log_slope, float[] constants, bool inverse) "
-    "-> (Tensor, Tensor)",
-)
-_gradient_compiled.register_fake(lambda x, raw, *rest: (x.new_empty(x.shape), x.new_empty(raw.shape)))
+def compiled_operations(suffix: str, spline: Callable[..., Any], gradient: Callable[..., Any]) -> tuple[Any, Any]:
+    """Return what torch.compile sees of a kernel of the spline and of its gradient: operations with their shapes."""
+
+    def contiguous(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *inputs: tuple(map(torch.Tensor.contiguous, function(*inputs)))
+
+    mapped = torch.library.custom_op(
+        f"loglik::spline{suffix}",
+        contiguous(spline),
+        mutates_args=(),
+        schema="(Tensor x, Tensor raw, float[] constants, bool inverse) -> (Tensor, Tensor)",
+    )
+    mapped.register_fake(lambda x, raw, constants, inverse: (x.new_empty(x.shape), x.new_empty(x.shape)))
+    differentiated = torch.library.custom_op(
+        f"loglik::spline_gradient{suffix}",
+        contiguous(gradient),
+        mutates_args=(),
+        schema="(Tensor x, Tensor raw, Tensor grad_y, Tensor grad_log_slope, float[] constants, bool inverse) "
+        "-> (Tensor, Tensor)",
+    )
+    differentiated.register_fake(lambda x, raw, *rest: (x.new_empty(x.shape), x.new_empty(raw.shape)))
+    return mapped, differentiated
+
+
+_spline_compiled, _gradient_compiled = compiled_operations("", _spline, _gradient)
 
 
 def _padded(t: Tensor) -> Tensor:
@@ -119,7 +129,8 @@ def _padded(t: Tensor) -> Tensor:
     return F.pad(t, (0, missing)) if missing > 0 else t
 
 
-def _rows_contiguous(raw: Tensor) -> Tensor:
+def rows_contiguous(raw: Tensor) -> Tensor:
+    """Return raw with the numbers of each of M rows side by side in memory; a copy only where they are not."""
     return raw if raw.stride()[1:] == (raw.shape[2], 1) else raw.contiguous()
 
 

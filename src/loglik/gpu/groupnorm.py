@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from loglik.cpu.groupnorm import group_norm_silu as by_operations
+from loglik.cpu.groupnorm import plain_group_norm_silu
 from loglik.cpu.private import is_observed
 from loglik.gpu.launch import jit, tl, triton, works
 
@@ -57,8 +57,7 @@ class _GroupNormSiLU(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> Any:
         x, scale, shift, mean, rstd = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient is itself differentiated
-            maps = (part.to(x.dtype)[:, :, None, None] for part in (shift, scale))
-            y = F.silu(torch.addcmul(next(maps), F.group_norm(x, ctx.groups, eps=ctx.eps), next(maps)))
+            y = plain_group_norm_silu(x, scale, shift, ctx.groups, ctx.eps)
             return *torch.autograd.grad(y, (x, scale, shift), grad_y, create_graph=True), None, None
         return *backward(x, scale, shift, mean, rstd, grad_y, ctx.groups), None, None
 

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loglik.cpu.private import is_observed
+from loglik.cpu.spline_kernel import compiled_operations, rows_contiguous
 from loglik.gpu.launch import jit, tl, triton, works
 
 __all__ = ["fits", "spline", "spline_gradient"]
@@ -57,7 +58,7 @@ def _attempt(device: torch.device) -> None:
 
 
 def _spline(x: Tensor, raw: Tensor, constants: Sequence[float], inverse: bool) -> tuple[Tensor, Tensor]:
-    x, raw = x.contiguous(), _rows_contiguous(raw)
+    x, raw = x.contiguous(), rows_contiguous(raw)
     y, log_slope = torch.empty_like(x), torch.empty_like(x)
     _launch(_map_kernel, x, raw, constants, inverse, y, log_slope)
     return y, log_slope
@@ -67,7 +68,7 @@ def _gradient(
     x: Tensor, raw: Tensor, grad_y: Tensor, grad_log_slope: Tensor, constants: Sequence[float], inverse: bool
 ) -> tuple[Tensor, Tensor]:
     x, grad_y, grad_log_slope = (part.contiguous() for part in (x, grad_y, grad_log_slope))
-    raw = _rows_contiguous(raw)
+    raw = rows_contiguous(raw)
     grad_x, grad_raw = torch.empty_like(x), raw.new_empty(raw.shape)
     _launch(_gradient_kernel, x, raw, constants, inverse, grad_y, grad_log_slope, grad_x, grad_raw)
     return grad_x, grad_raw
@@ -80,26 +81,7 @@ def _launch(kernel: Any, x: Tensor, raw: Tensor, constants: Sequence[float], inv
             kernel[grid](x, raw, *others, x.numel(), x.shape[1], raw.stride(0), *constants, bins, inverse, BLOCK)
 
 
-def _rows_contiguous(raw: Tensor) -> Tensor:
-    return raw if raw.stride()[1:] == (raw.shape[2], 1) else raw.contiguous()
-
-
-# what torch.compile sees: operations with their shapes
-_spline_compiled = torch.library.custom_op(
-    "loglik::spline_triton",
-    _spline,
-    mutates_args=(),
-    schema="(Tensor x, Tensor raw, float[] constants, bool inverse) -> (Tensor, Tensor)",
-)
-_spline_compiled.register_fake(lambda x, raw, constants, inverse: (x.new_empty(x.shape), x.new_empty(x.shape)))
-_gradient_compiled = torch.library.custom_op(
-    "loglik::spline_gradient_triton",
-    _gradient,
-    mutates_args=(),
-    schema="(Tensor x, Tensor raw, Tensor grad_y, Tensor grad_log_slope, float[] constants, bool inverse) "
-    "-> (Tensor, Tensor)",
-)
-_gradient_compiled.register_fake(lambda x, raw, *rest: (x.new_empty(x.shape), x.new_empty(raw.shape)))
+_spline_compiled, _gradient_compiled = compiled_operations("_triton", _spline, _gradient)
 
 
 # ---- the kernels, with names as in native/spline.c

@@ -175,8 +175,7 @@ class Trainer:
             self._restore(*saved)
         compiled = self._choose_compilation(module)
         parts = (self.trained, module, self.optimizers, self.average, self.batches)
-        self.steps = Step(self.fabric, *parts, self.settings, self.report, compiled=compiled)
-        self.steps.whole = self.density
+        self.steps = Step(self.fabric, *parts, self.settings, self.report, compiled=compiled, whole=self.density)
         if self.restored_sums is not None:
             self.steps.sums.copy_(self.restored_sums)
 

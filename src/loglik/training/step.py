@@ -55,11 +55,11 @@ class Step:
         settings: how to train.
         report: called with one line if the step cannot be a CUDA graph.
         compiled: whether torch.compile compiled the loss: parts of a batch then draw their own noise.
+        whole: computes the terms of a step that is not finite; another density than the trained one in shards.
 
     Attributes:
         loss: the newest loss that is known on the host, in nats per example.
         sums: of the losses, the gradient norms and the number of steps since the last call of `means`.
-        whole: computes the terms of a step that is not finite; another density than the trained one in shards.
     """
 
     def __init__(
@@ -74,11 +74,12 @@ class Step:
         report: Callable[[str], None],
         *,
         compiled: bool = False,
+        whole: Density | None = None,
     ) -> None:
         self.fabric, self.density, self.module, self.optimizers = fabric, density, module, optimizers
         self.average, self.batches, self.settings = average, batches, settings
         self.max_norm = settings.gradient_clip * math.prod(density.event_shape)
-        self.whole = density
+        self.whole = whole or density
         self.loss = math.nan
         self.ranks, self.accumulate = fabric.world_size, settings.accumulate
         parts = BatchParts(self.ranks, fabric.global_rank, self.accumulate, self._gather)
