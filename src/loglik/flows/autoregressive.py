@@ -63,7 +63,7 @@ class MaskedAutoregressive(Transform):
         else:
             parameters = _FullPasses(self.network, z, context)
         columns, log_slopes = [], []
-        flops = 2 * len(z) * max((p.numel() for p in self.network.parameters()), default=0)  # of a layer
+        flops = 2 * len(z) * max([0, *(p.numel() for p in self.network.parameters())])  # of a layer
         with threads_for(flops // z.shape[1] if isinstance(self.network, MaskedMLP) else flops):
             for value in z.T.contiguous().unsqueeze(1):
                 x, log_slope = self.map.decode(value, parameters.next().unsqueeze(0))
