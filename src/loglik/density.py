@@ -102,12 +102,15 @@ class Density(nn.Module, ABC):
         conditional: `log_prob`, `loss` and `sample` need a context.
         event: which part of a labelled example is the event: the data `"x"` or the label `"y"`. If it is the label,
             the data are the context.
+        marginalises: `log_prob` and `loss` accept rows with missing values, NaN, and return log p of the values that
+            are there, or its bound; `sample` draws whole rows.
     """
 
     event_shape: tuple[int, ...]
     discrete: bool = False
     conditional: bool = False
     event: Literal["x", "y"] = "x"
+    marginalises: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

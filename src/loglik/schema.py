@@ -45,6 +45,13 @@ class _Column(Struct, forbid_unknown_fields=True):
     name: Text
     type: Literal["numeric", "integer", "categorical", "boolean"]
     categories: list[Text]
+    missing: bool = False
+    temporal: Literal["", "date", "datetime", "time", "duration"] = ""
+    unit: Literal["", "1d", "1h", "1m", "1s", "1ms", "1us"] = ""
+    origin: Annotated[str, Meta(max_length=64)] = ""
+    zone: Annotated[str, Meta(max_length=64)] = ""
+    decimals: Annotated[int, Meta(ge=0, le=7)] | None = None
+    indicates: Text = ""
 
 
 class _Bytes(Struct, forbid_unknown_fields=True, tag="bytes", tag_field="kind"):
@@ -95,6 +102,8 @@ class _Spec(Struct, forbid_unknown_fields=True):
     label: Text | None
     tokenizer: _Bytes | _Characters | _BytePairs | None = None
     padded: bool = False
+    inputs: list[_Column] = []
+    left_out: list[tuple[Text, Text]] = []
 
     def __post_init__(self) -> None:
         dims = 1

@@ -20,15 +20,45 @@ class Column:
 
     `numeric` has real numbers and a density; `integer` has integers, and `categorical` and `boolean` have codes of
     `categories`; these three have probabilities.
+
+    Attributes:
+        name: as in the table.
+        type: what the density sees.
+        categories: the names of the codes 0, 1, ...; the code after the last one is a category that the model has not
+            seen.
+        missing: some rows have no value, which is NaN in the data.
+        temporal: what the numbers are written as: the moment `origin` plus the number times `unit`.
+        unit: of a temporal column, 1d, 1h, 1m, 1s, 1ms or 1us; the density is per unit.
+        origin: the moment 0 of a temporal column, in ISO 8601; empty for times of day and durations.
+        zone: the time zone of a temporal column, as `Europe/Paris`; empty if it has none.
+        decimals: the number of decimals of a numeric column that has at most so many; None if it has more than 7.
+        indicates: the name of the column of which this boolean column says that its value is missing.
     """
 
     name: str
     type: Literal["numeric", "integer", "categorical", "boolean"]
     categories: tuple[str, ...] = ()
+    missing: bool = False
+    temporal: Literal["", "date", "datetime", "time", "duration"] = ""
+    unit: str = ""
+    origin: str = ""
+    zone: str = ""
+    decimals: int | None = None
+    indicates: str = ""
 
     @property
     def discrete(self) -> bool:
         return self.type != "numeric"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for YAML: name, type, categories, and what differs from the defaults."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return own | {"categories": list(self.categories)}
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> Column:
+        """Return the column that `to_dict` described."""
+        return cls(**{**plain, "categories": tuple(plain["categories"])})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +72,9 @@ class DataSpec:
         classes: the names of the labels 0, 1, ...; empty where there are none.
         columns: of a table, in the order of the dimensions; the label is not among them.
         label: the name of a table's label column.
+        inputs: the columns that a density of targets p(columns | inputs) is given, in the order of its context; empty
+            for p(columns).
+        left_out: the table's columns that are not modelled, each with the reason.
         tokenizer: of text; bytes by default where there are 256 levels.
         padded: one text per example, not windows of one text: texts shorter than T end in tokens levels-1,
             which are padding, and longer texts are cut.
@@ -55,6 +88,8 @@ class DataSpec:
     label: str | None = None
     tokenizer: Tokenizer | None = None
     padded: bool = False
+    inputs: tuple[Column, ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind == "text" and self.levels == 256 and self.tokenizer is None and not self.padded:
@@ -81,6 +116,11 @@ class DataSpec:
             return tuple(len(column.categories) for column in self.columns)
         return (0,) * self.dims
 
+    @property
+    def incomplete(self) -> bool:
+        """Whether rows have missing values, NaN, in the event."""
+        return any(column.missing for column in self.columns)
+
     def describe(self) -> str:
         """Return one phrase for a table's caption.
 
@@ -106,7 +146,12 @@ class DataSpec:
         plain: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         plain["event_shape"] = list(self.event_shape)
         plain["classes"] = list(self.classes)
-        plain["columns"] = [{"name": c.name, "type": c.type, "categories": list(c.categories)} for c in self.columns]
+        plain["columns"] = [column.to_dict() for column in self.columns]
+        plain["inputs"] = [column.to_dict() for column in self.inputs]
+        plain["left_out"] = [list(pair) for pair in self.left_out]
+        for name in ("inputs", "left_out"):
+            if not plain[name]:
+                del plain[name]
         plain["tokenizer"] = None if self.tokenizer is None else self.tokenizer.to_dict()
         return plain
 
@@ -115,16 +160,15 @@ class DataSpec:
         """Return the spec that `to_dict` described."""
         from loglik.data import tokenizers
 
-        columns = tuple(
-            Column(name=c["name"], type=c["type"], categories=tuple(c["categories"])) for c in plain["columns"]
-        )
         return cls(
             kind=plain["kind"],
             event_shape=tuple(plain["event_shape"]),
             levels=plain["levels"],
             classes=tuple(plain["classes"]),
-            columns=columns,
+            columns=tuple(map(Column.from_dict, plain["columns"])),
             label=plain["label"],
             tokenizer=tokenizers.from_dict(plain["tokenizer"]) if plain.get("tokenizer") else None,
             padded=plain.get("padded", False),
+            inputs=tuple(map(Column.from_dict, plain.get("inputs", ()))),
+            left_out=tuple((name, reason) for name, reason in plain.get("left_out", ())),
         )
