@@ -9,11 +9,13 @@ import pytest
 import torch
 
 import loglik
-from loglik.data import incomplete, isolated, large_tables, load, profile
+from loglik.data import TableSettings, incomplete, isolated, large_tables, load, profile
 from loglik.data.dataset import Data
 from loglik.data.store import Rows
 
 tasks_fill = importlib.import_module("loglik.tasks.fill")  # `loglik.tasks.fill` is the function
+
+REFUSE = TableSettings(missing="refuse", unseen="refuse")
 
 
 @pytest.fixture(autouse=True)
@@ -21,8 +23,8 @@ def small(tmp_path, monkeypatch):
     """Blocks of few rows, in this process, and a cache of the test's own."""
     monkeypatch.setenv("LOGLIK_CACHE", str(tmp_path / "cache"))
 
-    def blocks(path, commas=()):
-        yield from (piece for frame in isolated._scanned(path, commas) for piece in frame.iter_slices(37))
+    def blocks(path):
+        yield from (piece for frame in isolated._scanned(path) for piece in frame.iter_slices(37))
 
     monkeypatch.setattr(large_tables, "blocks", blocks)
     monkeypatch.setattr(incomplete, "blocks", blocks)
@@ -132,14 +134,14 @@ ROWS = [f"{i},{'ab'[i % 2]},{i % 3}" for i in range(100)]
         ["x,k,n", *ROWS[:70], "1,,2", *ROWS[70:]],
         ["x,k,n", *ROWS[:70], "1,a,2,3", *ROWS[70:]],
         ["x,k,n", *ROWS[:95], "one,a,2", *ROWS[95:]],
-        ["x,k,n", *(f"{i},id {i},1" for i in range(100))],
+        ["k,x", *(f"id {i},name {i}" for i in range(100))],
         ["x,k,n"],
         ["x,k,n", *ROWS[:50], ",,", *ROWS[50:]],
         ["1,2,3", *ROWS],
         ["x,x,n", *ROWS],
-        ["x,k,n", *(f"{i},a,-nan" for i in range(100))],
+        ["x,k,n", *(f"{i},a,{'-nan' if i == 60 else i}" for i in range(100))],
         ["x;k;n", *(f"1,{100 + i};a;1" for i in range(100))],
-        ["x;k;n", *(f"1,{i};a;1.5" for i in range(100))],
+        ["x;k;n", *(f"1,{i};a;1.5" for i in range(100)), "1,234.5;a;1.5"],
     ],
 )
 @pytest.mark.parametrize("label", [None, "k", "no"])
@@ -148,10 +150,10 @@ def test_errors_are_those_of_a_table_in_memory(tmp_path, monkeypatch, lines, lab
     path.write_text("\n".join(lines) + "\n")
     monkeypatch.delenv("LOGLIK_MAX_IN_MEMORY", raising=False)
     with pytest.raises(ValueError, match=r"a\.csv") as plain:
-        load(path, label=label)
+        load(path, label=label, table=REFUSE)
     monkeypatch.setenv("LOGLIK_MAX_IN_MEMORY", "1")
     with pytest.raises(ValueError, match=re.escape(str(plain.value))):
-        load(path, label=label)
+        load(path, label=label, table=REFUSE)
 
 
 def test_errors_of_a_model_s_table(tmp_path, monkeypatch):
@@ -168,10 +170,10 @@ def test_errors_of_a_model_s_table(tmp_path, monkeypatch):
         change.write_parquet(other)
         monkeypatch.delenv("LOGLIK_MAX_IN_MEMORY", raising=False)
         with pytest.raises(ValueError, match=name) as plain:
-            load(other, like=spec)
+            load(other, like=spec, table=REFUSE)
         monkeypatch.setenv("LOGLIK_MAX_IN_MEMORY", "1")
         with pytest.raises(ValueError, match=re.escape(str(plain.value))):
-            load(other, like=spec)
+            load(other, like=spec, table=REFUSE)
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from loglik import files, schema
-from loglik.data import TextSettings, as_data
+from loglik.data import TableSettings, TextSettings, as_data
 from loglik.data.dataset import Data
 from loglik.data.limits import first_line
 from loglik.data.spec import DataSpec
@@ -87,12 +87,13 @@ class Run:
         """Seconds of training, validations included."""
         return self.config.get("train_seconds", 0.0)
 
-    def data_for(self, data: Any = None, *, label: str | None = None) -> Data:
+    def data_for(self, data: Any = None, *, label: str | None = None, unseen: str | None = None) -> Data:
         """Read data in the codes of this run's density.
 
         Args:
             data: what `fit` accepts; if None, what the run was trained on, with the same splits.
             label: the label's column; the run's own if None.
+            unseen: what a category is that the run has not seen, `score` or `refuse`; as when it was trained if None.
 
         Raises ValueError where data is None and the run was trained on data in memory.
         """
@@ -103,12 +104,18 @@ class Run:
                 f"{self.path}: its data, {self.config['source']}, is the folder of all your files: pass data"
             )
         own = data is None and self.config.get("text")
+        table = TableSettings(**(self.config.get("table") or {})) if self.spec.kind == "table" else None
+        if unseen is not None:
+            if table is None:
+                raise ValueError(f"unseen={unseen} is for tables, and this run's data are {self.spec.describe()}")
+            table = replace(table, unseen=unseen)
         return as_data(
             self.config["source"] if data is None else data,
             label=label or self.config["label"],
             seed=self.config["training"]["seed"],
             like=self.spec,
             text=TextSettings(**self.config["text"]) if own else None,
+            table=table,
             beside=self.path,
         )
 

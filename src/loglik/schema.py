@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 
 from loglik.data.catalogue import names
 from loglik.data.limits import first_line, quote, shorten
+from loglik.data.table_settings import TableSettings
 from loglik.data.text_settings import TextSettings
 
 __all__ = ["FORMAT", "Config", "check", "dump", "parse"]
@@ -51,6 +52,7 @@ class _Column(Struct, forbid_unknown_fields=True):
     origin: Annotated[str, Meta(max_length=64)] = ""
     zone: Annotated[str, Meta(max_length=64)] = ""
     decimals: Annotated[int, Meta(ge=0, le=7)] | None = None
+    written: Annotated[str, Meta(max_length=64)] = ""
     indicates: Text = ""
 
 
@@ -122,6 +124,15 @@ class _Spec(Struct, forbid_unknown_fields=True):
             raise ValueError(f"levels are {self.levels}, and the tokenizer has {size} tokens")
 
 
+class _Table(Struct, forbid_unknown_fields=True):
+    missing: Literal["model", "refuse", "indicator"]
+    columns: dict[Text, Annotated[str, Meta(max_length=64)]]
+    unseen: Literal["score", "refuse"]
+
+    def __post_init__(self) -> None:
+        TableSettings(missing=self.missing, columns=self.columns, unseen=self.unseen)
+
+
 class Config(Struct, forbid_unknown_fields=True):
     """What config.yaml holds; `training` has fields of `TrainingSettings`, `options` those of the recipe."""
 
@@ -135,6 +146,7 @@ class Config(Struct, forbid_unknown_fields=True):
     training: dict[Text, Scalar]
     versions: dict[Text, Text]
     text: dict[Text, Scalar] | None = None
+    table: _Table | None = None
     chosen: dict[Text, Scalar] = {}
     cpu: dict[Text, Scalar] = {}
     steps: Annotated[int, Meta(ge=0, le=2**62)] = 0

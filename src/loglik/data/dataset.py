@@ -14,6 +14,7 @@ from torch import Tensor
 from loglik.data.limits import quote, shorten
 from loglik.data.spec import DataSpec, Kind
 from loglik.data.store import Rows
+from loglik.data.table_settings import TableSettings
 from loglik.data.text_settings import TextSettings
 from loglik.data.windows import Stream, Windows
 
@@ -133,6 +134,8 @@ class Data:
         source: where `load` found it, a name or an absolute path; None for data in memory.
         full: all of a text, in windows side by side; None for other data.
         text: how a text was read; None for other data.
+        table: how a table was read; None for other data.
+        notes: what was decided in reading a table, a line for each column that is left out or not read as it stands.
     """
 
     name: str
@@ -143,6 +146,8 @@ class Data:
     source: str | None = None
     full: TextSplit | None = None
     text: TextSettings | None = None
+    table: TableSettings | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def scored_split(self) -> Literal["test", "validation"]:

@@ -1,7 +1,6 @@
-"""Tables on disk as polars frames: CSV, JSON records, Parquet and Arrow, with columns typed by their values.
+"""Tables on disk as polars frames: CSV, JSON records, Parquet and Arrow.
 
-A CSV file has a header; tabs, semicolons, bars or commas separate its columns. Where commas do not, a column whose
-values are all numbers with decimal commas is read as numbers.
+A CSV file has a header; tabs, semicolons, bars or commas separate its columns, which are texts here.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import csv
 import gzip
 import io
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,16 +21,12 @@ from loglik.data.limits import first_line, max_bytes, quote, read_at_most, readi
 
 __all__ = [
     "COMPRESSED",
-    "NUMBER",
-    "Commas",
     "format_of",
-    "has_commas",
     "is_lines",
     "is_packed",
     "is_table",
     "parse",
     "scan",
-    "typed",
 ]
 
 FORMATS = {
@@ -42,10 +37,8 @@ COMPRESSED = (".gz", ".bz2", ".zst")  # of CSV and JSON; the others compress ins
 ZSTANDARD = b"\x28\xb5\x2f\xfd"
 MAX_COLUMNS = 65_536
 LINE = 2**24  # bytes of a header, at most
-MISSING = ["", "NA", "N/A", "#N/A", "NaN", "nan", "null", "NULL"]
-
+MISSING = ["", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NAN", "-nan", "-NaN", "NaT", "null", "NULL", "None"]
 NUMBER = r"[-+]?(\d+([.,]\d*)?|[.,]\d+)(e[-+]?\d+)?"  # with a decimal point or comma
-THOUSANDS = r"[-+]?[1-9]\d{0,2},\d{3}"  # 1,234 is 1.234 to some and 1234 to others
 
 
 def is_table(path: Path) -> bool:
@@ -72,14 +65,13 @@ def format_of(path: Path) -> str | None:
     return FORMATS.get(suffixes[-1]) if suffixes else None
 
 
-def parse(path: Path, texts: Sequence[str] = (), limit: int | None = None) -> pl.DataFrame:
-    """Read a table in this process; the columns `texts` are not typed by their values.
+def parse(path: Path, limit: int | None = None) -> pl.DataFrame:
+    """Read a table in this process; the columns of a CSV file are texts, null where a value is missing.
 
     Args:
         limit: bytes of a decompressed file, at most; `max_bytes` by default.
 
-    Raises:
-        ValueError: it does not parse, or a number in it may be read in two ways.
+    Raises ValueError if it does not parse.
     """
     kind = format_of(path)
     with reading(path, f"{kind} file"):
@@ -95,7 +87,7 @@ def parse(path: Path, texts: Sequence[str] = (), limit: int | None = None) -> pl
                 return pl.read_ipc_stream(path)
             with path.open("rb") as file:
                 return pl.read_ipc(file)
-    return _read_csv(path, source, set(texts)) if kind == "CSV" else _read_json(path, source)
+    return _read_csv(path, source) if kind == "CSV" else _read_json(path, source)
 
 
 def _is_stream(path: Path) -> bool:
@@ -127,24 +119,18 @@ def _read_json(path: Path, source: Path | bytes) -> pl.DataFrame:
         return pl.read_json(source, infer_schema_length=None)
 
 
-def _read_csv(path: Path, source: Path | bytes, texts: set[str]) -> pl.DataFrame:
+def _read_csv(path: Path, source: Path | bytes) -> pl.DataFrame:
     separator, opened = _check_header(path, source), partial(_open, source)
     with _csv_errors(path, opened, separator):
         frame = pl.read_csv(source, separator=separator, infer_schema=False, glob=False)
     frame.columns = _names(path, opened(), separator, frame.columns)
     while frame.width > 1 and frame.height and all(value is None for value in frame.row(-1)):
         frame = frame.head(-1)  # a blank line at the end
-    columns = [_bare(series) for series in frame.iter_columns()]
-    if separator != ",":
-        commas = Commas(texts)
-        commas.add(columns)
-        chosen = commas.columns(path)
-        columns = [_with_points(series) if series.name in chosen else series for series in columns]
-    return pl.DataFrame([series if series.name in texts else typed(series) for series in columns])
+    return pl.DataFrame([_bare(series) for series in frame.iter_columns()])
 
 
-def scan(path: Path, cells: int, commas: Sequence[str] = ()) -> Iterator[pl.DataFrame]:
-    """Yield a table in blocks of about so many cells; a CSV file as texts, with decimal points for commas in `commas`.
+def scan(path: Path, cells: int) -> Iterator[pl.DataFrame]:
+    """Yield a table in blocks of about so many cells; a CSV file as texts.
 
     Parquet, Arrow and CSV files that are not compressed as a whole are read lazily; others are read whole first.
 
@@ -155,7 +141,7 @@ def scan(path: Path, cells: int, commas: Sequence[str] = ()) -> Iterator[pl.Data
         frame = parse(path)
         yield from frame.iter_slices(max(1, cells // max(1, frame.width)))
     elif kind == "CSV":
-        yield from _scan_csv(path, cells, set(commas))
+        yield from _scan_csv(path, cells)
     else:
         with reading(path, f"{kind} file"):
             lazy = (
@@ -170,7 +156,7 @@ def _batches(lazy: pl.LazyFrame, cells: int) -> Iterator[pl.DataFrame]:
     return lazy.collect_batches(chunk_size=max(1, cells // max(1, len(lazy.collect_schema()))), lazy=True)
 
 
-def _scan_csv(path: Path, cells: int, commas: set[str]) -> Iterator[pl.DataFrame]:
+def _scan_csv(path: Path, cells: int) -> Iterator[pl.DataFrame]:
     separator, opened = _check_header(path, path), partial(_open, path)
     names: list[str] = []
     left: pl.DataFrame | None = None  # blank lines, which are rows unless they end the file
@@ -184,17 +170,11 @@ def _scan_csv(path: Path, cells: int, commas: set[str]) -> Iterator[pl.DataFrame
             end = frame.height if filled is None else frame.height - int(filled.reverse().arg_max() or 0)
             end = 0 if filled is not None and not filled.any() else end
             left, frame = frame.tail(frame.height - end), frame.head(end)
-            columns = [_bare(series) for series in frame.iter_columns()]
-            yield pl.DataFrame([_with_points(series) if series.name in commas else series for series in columns])
+            yield pl.DataFrame([_bare(series) for series in frame.iter_columns()])
 
 
 def _open(source: Path | bytes) -> io.BytesIO | io.BufferedReader:
     return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
-
-
-def has_commas(path: Path) -> bool:
-    """Return whether numbers of a CSV file may have decimal commas: whether commas do not separate its columns."""
-    return format_of(path) == "CSV" and not is_packed(path) and _check_header(path, path) != ","
 
 
 def _check_header(path: Path, source: Path | bytes) -> str:
@@ -251,75 +231,6 @@ def _bare(series: pl.Series) -> pl.Series:
     """Return texts without the blanks around them, null where they mean a missing value."""
     bare = series.str.strip_chars()
     return bare.set(bare.is_in(MISSING), None)
-
-
-def _with_points(series: pl.Series) -> pl.Series:
-    return series.str.replace(",", ".", literal=True)
-
-
-class Commas:
-    """Decide which columns of texts are numbers with decimal commas, from blocks of rows.
-
-    Args:
-        texts: the names of columns that are not numbers.
-    """
-
-    def __init__(self, texts: Collection[str] = ()) -> None:
-        self.texts = texts
-        self._numbers: dict[str, bool] = {}
-        self._first: dict[str, str] = {}  # the first number with a comma
-        self._thousands: dict[str, bool] = {}  # whether all numbers with a comma may have it between thousands
-        self._points: dict[str, bool] = {}
-
-    def add(self, columns: Sequence[pl.Series]) -> None:
-        """Add the next rows."""
-        for series in columns:
-            name = series.name
-            if not self._numbers.get(name, name not in self.texts):
-                continue
-            self._numbers[name] = bool(series.str.contains(f"(?i)^{NUMBER}$").all())
-            with_comma = series.filter(series.str.contains(",", literal=True).fill_null(False))
-            if len(with_comma):
-                self._first.setdefault(name, with_comma.item(0))
-                thousands = bool(with_comma.str.contains(f"^{THOUSANDS}$").all())
-                self._thousands[name] = self._thousands.get(name, True) and thousands
-            points = bool(series.str.contains(".", literal=True).any())
-            self._points[name] = self._points.get(name, False) or points
-
-    def columns(self, path: Path) -> list[str]:
-        """Return the columns of numbers with decimal commas.
-
-        Raises ValueError where a comma may separate thousands as well, or another column has decimal points.
-        """
-        numbers = [name for name, is_number in self._numbers.items() if is_number]
-        chosen = [name for name in numbers if name in self._first]
-        if not chosen:
-            return []
-        first = self._first[chosen[0]]
-        if all(self._thousands[name] for name in chosen):
-            raise ValueError(
-                f"{path}: column {quote(chosen[0])}: {quote(first)} has a decimal comma or a separator "
-                f"of thousands: write {first.replace(',', '.')} or {first.replace(',', '')}"
-            )
-        if points := [name for name in numbers if self._points[name]]:
-            raise ValueError(
-                f"{path}: column {quote(chosen[0])} has decimal commas, as {quote(first)}, but column "
-                f"{quote(points[0])} has decimal points: write points in both"
-            )
-        return chosen
-
-
-def typed(series: pl.Series) -> pl.Series:
-    """Return texts as integers, real numbers or booleans where all of a column are; else unchanged."""
-    missing = series.null_count()
-    if missing == series.len():
-        return series
-    for dtype in (pl.Int64, pl.Float64):
-        numbers = series.cast(dtype, strict=False)
-        if numbers.null_count() == missing:
-            return numbers
-    lower = series.str.to_lowercase()
-    return lower == "true" if lower.drop_nulls().is_in(["true", "false"]).all() else series
 
 
 def _ragged(file: io.BytesIO | io.BufferedReader, separator: str) -> str:

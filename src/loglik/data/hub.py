@@ -12,6 +12,7 @@ from loglik.data.image_sets import ImageSet, load_image_set
 from loglik.data.limits import first_line, quote, reading, some
 from loglik.data.pixels import Sample, opened
 from loglik.data.spec import DataSpec
+from loglik.data.table_settings import TableSettings
 from loglik.data.text_settings import TextSettings
 
 __all__ = ["load_hub"]
@@ -27,6 +28,7 @@ def load_hub(
     seed: int = 0,
     like: DataSpec | None = None,
     text: TextSettings | None = None,
+    table: TableSettings | None = None,
 ) -> Data:
     """Read the data set NAME, or NAME:CONFIGURATION: images with labels, a table, or text.
 
@@ -62,7 +64,8 @@ def load_hub(
 
         strings = {s: ["\n".join(row["text"] for row in _rows(part, source, s)).encode()] for s, part in parts.items()}
         return load_text(strings, name=source, where=source, like=like, settings=text)
-    return _table(parts, label or ("label" if "label" in columns else None), source=source, seed=seed, like=like)
+    label = label or ("label" if "label" in columns else None)
+    return _table(parts, label, source=source, seed=seed, like=like, table=table)
 
 
 def _rows(part: Any, source: str, split: str) -> Iterator[dict[str, Any]]:
@@ -92,7 +95,15 @@ def _images(parts: dict[str, Any], picture: str, label: str | None, source: str)
     return ImageSet(source, source, samples, on_disk=0, settings=settings, classes=classes)
 
 
-def _table(parts: dict[str, Any], label: str | None, *, source: str, seed: int, like: DataSpec | None) -> Data:
+def _table(
+    parts: dict[str, Any],
+    label: str | None,
+    *,
+    source: str,
+    seed: int,
+    like: DataSpec | None,
+    table: TableSettings | None,
+) -> Data:
     import polars as pl
 
     from loglik.data.tables import from_frame
@@ -105,4 +116,4 @@ def _table(parts: dict[str, Any], label: str | None, *, source: str, seed: int, 
     if label is not None and (names := getattr((parts["train"].features or {}).get(label), "names", None)):
         frame = frame.with_columns(pl.col(label).replace_strict(dict(enumerate(names)), return_dtype=pl.String))
     sizes = {split: part.height for split, part in frames.items()}
-    return from_frame(frame, name=source, source=source, label=label, seed=seed, like=like, sizes=sizes)
+    return from_frame(frame, name=source, source=source, label=label, seed=seed, like=like, sizes=sizes, table=table)

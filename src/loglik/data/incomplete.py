@@ -6,26 +6,30 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from loglik.data.codes import encode
-from loglik.data.frames import Commas, has_commas
+from loglik.data.codes import encode_frame
+from loglik.data.decode import as_text, decode_column
+from loglik.data.frames import format_of
 from loglik.data.isolated import TooMany, blocks, check_table, read_frame
 from loglik.data.limits import quote, some
-from loglik.data.spec import Column, DataSpec
+from loglik.data.numbers import numbers
+from loglik.data.profile import STRINGS
+from loglik.data.reading import Profiles
+from loglik.data.spec import DataSpec
 from loglik.data.store import in_memory, is_large
+from loglik.data.table_settings import TableSettings
 
-__all__ = ["Incomplete", "decode_column"]
+__all__ = ["Incomplete"]
 
 
 class Incomplete:
     """A table with missing values, for an existing model.
 
-    A large one is read in blocks, twice; the cells of a CSV file then stay the texts that they are.
+    A large one is read in blocks, twice; the cells of a CSV file stay the texts that they are.
 
     Attributes:
         gaps: the numbers of the columns that have missing values.
@@ -37,25 +41,28 @@ class Incomplete:
         check_table(path)
         self.path, self.like = path, like
         self._frame: pl.DataFrame | None = None
-        self._commas: list[str] = []
         if not is_large(path.stat().st_size):
             with suppress(TooMany):
-                self._frame = read_frame(path, like, max_size=in_memory())
-        if self._frame is None and has_commas(path):
-            commas = Commas([c.name for c in like.columns if c.type == "categorical"])
-            for frame in self._frames():
-                commas.add(list(frame.iter_columns()))
-            self._commas = commas.columns(path)
-        gaps, rows = set[int](), 0
+                self._frame = read_frame(path, max_size=in_memory())
+        names = [column.name for column in like.columns if not column.indicates]
+        typed = format_of(path) != "CSV"
+        profiles = Profiles(str(path), typed=typed, label=None, settings=TableSettings())
+        rows = 0
         for frame in self._frames():
-            names = frame.columns
-            if absent := [c.name for c in like.columns if c.name not in names]:
-                raise ValueError(f"{path}: no column {quote(absent[0])}, which the model needs; found {some(names)}")
+            if absent := [name for name in names if name not in frame.columns]:
+                found = some(frame.columns)
+                raise ValueError(f"{path}: no column {quote(absent[0])}, which the model needs; found {found}")
             rows += frame.height
-            gaps |= {d for d, c in enumerate(like.columns) if _is_missing(frame[c.name]).any()}
+            if frame.height:
+                profiles.add(frame.select(names))
         if rows == 0:
             raise ValueError(f"{path}: the table has no rows")
-        self.gaps = sorted(gaps)
+        self._found = profiles.found(like.columns)
+        self.gaps = [
+            d
+            for d, column in enumerate(like.columns)
+            if not column.indicates and profiles.by_name[column.name].gaps(categorical=bool(column.categories))
+        ]
 
     def blocks(self, size: int) -> Iterator[tuple[int, pl.DataFrame, Float[Tensor, "B D"], Bool[Tensor, "B D"]]]:
         """Yield the first row of a block, its cells, its numbers and which of them are missing.
@@ -73,37 +80,41 @@ class Incomplete:
             yield start, left, *self._encode(left, start)
 
     def _frames(self) -> Iterator[pl.DataFrame]:
-        return blocks(self.path, self._commas) if self._frame is None else iter([self._frame])
+        return blocks(self.path) if self._frame is None else iter([self._frame])
 
     def _encode(self, frame: pl.DataFrame, start: int) -> tuple[Tensor, Tensor]:
-        values, missing = [], []
-        for column in self.like.columns:
-            series = frame[column.name]
-            is_missing = _is_missing(series)
-            coded = np.zeros(len(series), dtype=np.float32)
-            kept = np.flatnonzero(~is_missing.to_numpy())
+        """Return numbers, 0 where missing; whether a missing value is missing is itself to be drawn."""
 
-            def where(row: int, name: str, kept: np.ndarray = kept) -> str:
-                return f"{self.path}: row {start + kept[row] + 1}, column {quote(name)}"
+        def where(row: int, name: str) -> str:
+            return f"{self.path}: row {start + row + 1}, column {quote(name)}"
 
-            if len(kept):
-                coded[kept] = encode(series.filter(~is_missing), column, where)
-            values.append(coded)
-            missing.append(is_missing.to_numpy())
-        return torch.from_numpy(np.stack(values, 1)), torch.from_numpy(np.stack(missing, 1))
+        columns = self.like.columns
+        x = torch.from_numpy(encode_frame(frame, columns, where, found=self._found, refuse=("unseen",)))
+        missing, names = x.isnan(), [column.name for column in columns]
+        for d, column in enumerate(columns):
+            if column.indicates:
+                missing[:, d] = missing[:, names.index(column.indicates)]
+        return x.masked_fill(missing, 0), missing
 
+    def filled(self, frame: pl.DataFrame, values: Float[Tensor, "B D"], chosen: Bool[Tensor, "B D"]) -> pl.DataFrame:
+        """Return cells with the chosen ones replaced by values, in the type that the cells have.
 
-def _is_missing(series: pl.Series) -> pl.Series:
-    return (series.fill_nan(None) if series.dtype.is_float() else series).is_null()
-
-
-def decode_column(series: pl.Series, column: Column, values: torch.Tensor, chosen: torch.Tensor) -> pl.Series:
-    """Return the series with the chosen rows replaced by values, as they are written in the table."""
-    cells: list[object] = series.cast(pl.String).to_list()
-    for row in chosen.nonzero().flatten().tolist():
-        value = float(values[row])
-        if column.categories:
-            cells[row] = column.categories[int(value)]
-        else:
-            cells[row] = str(int(value)) if column.type == "integer" else f"{value:.7g}"
-    return pl.Series(series.name, cells, dtype=pl.String)
+        In texts, numbers get a decimal point, and dates keep their form.
+        """
+        columns = []
+        for d, column in enumerate(self.like.columns):
+            if column.indicates:
+                continue
+            series, found = frame[column.name], self._found[column.name]
+            if series.dtype == pl.String and not column.categories and found.number != "point":
+                known = numbers(series, found.number)
+                series = as_text(known.cast(pl.Int64) if column.type == "integer" else known)
+            if d in self.gaps:
+                drawn = decode_column(values[:, d].double().numpy(), column)
+                if series.dtype in STRINGS:
+                    written = found.moment.format if found.moment else ""
+                    drawn = drawn.dt.strftime(written) if written and column.temporal else as_text(drawn)
+                    series = series.cast(pl.String)
+                series = series.zip_with(pl.Series(~chosen[:, d].numpy()), drawn.cast(series.dtype))
+            columns.append(series.alias(column.name))
+        return frame.with_columns(columns)

@@ -21,7 +21,6 @@ import polars as pl
 from loglik.data import frames
 from loglik.data.limits import Stream, check_bytes, max_bytes, reading, too_large
 from loglik.data.picture_columns import HasPictures, picture_columns, pictures
-from loglik.data.spec import DataSpec
 
 __all__ = ["TooMany", "blocks", "check_table", "main", "picture_blocks", "read_frame"]
 
@@ -31,24 +30,22 @@ CHILD = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from loglik.da
 THREADS = 8  # of polars, at most: each takes memory that counts
 
 
-def read_frame(path: Path, like: DataSpec | None = None, *, max_size: int | None = None) -> pl.DataFrame:
-    """Read a table; `like` determines which columns are texts for an existing model.
+def read_frame(path: Path, *, max_size: int | None = None) -> pl.DataFrame:
+    """Read a table; the columns of a CSV file are texts.
 
     Args:
         max_size: bytes in memory, of a table that a child process reads; TooMany is raised if it has more.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: its name is not a table's, it does not parse, it is too large in memory, or a number in it may be
-            read in two ways.
+        ValueError: its name is not a table's, it does not parse, or it is too large in memory.
         HasPictures: a column holds encoded images.
     """
     kind = check_table(path)
-    texts = [c.name for c in like.columns if c.type == "categorical"] if like else []
     if kind == "CSV" and not frames.is_packed(path):
-        return frames.parse(path, texts)
+        return frames.parse(path)
     pieces, total = list[pl.DataFrame](), 0.0
-    for piece in _pieces(path, kind, texts=texts):
+    for piece in _pieces(path, kind, whole=True):
         total += piece.estimated_size()
         if max_size is not None and total > max_size:
             raise TooMany
@@ -72,15 +69,12 @@ def check_table(path: Path) -> str:
     return kind
 
 
-def blocks(path: Path, commas: Sequence[str] = ()) -> Iterator[pl.DataFrame]:
+def blocks(path: Path) -> Iterator[pl.DataFrame]:
     """Yield a table in blocks, read by a child process one ahead; a CSV file's columns are texts.
-
-    Args:
-        commas: columns of a CSV file whose numbers have decimal commas.
 
     Raises ValueError if it does not parse.
     """
-    yield from _pieces(path, check_table(path), commas=commas)
+    yield from _pieces(path, check_table(path))
 
 
 def picture_blocks(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
@@ -88,24 +82,10 @@ def picture_blocks(path: Path, columns: Sequence[str]) -> Iterator[pl.DataFrame]
     yield from _pieces(path, check_table(path), pictured=columns)
 
 
-def _pieces(
-    path: Path,
-    kind: str,
-    *,
-    texts: Sequence[str] | None = None,
-    commas: Sequence[str] = (),
-    pictured: Sequence[str] = (),
-) -> Iterator[pl.DataFrame]:
-    """Yield the rows of a table in pieces, which a child process reads, lazily unless `texts` are given."""
+def _pieces(path: Path, kind: str, *, whole: bool = False, pictured: Sequence[str] = ()) -> Iterator[pl.DataFrame]:
+    """Yield the rows of a table in pieces, which a child process reads, lazily unless `whole`."""
     limit = max_bytes(path.stat().st_size)
-    words = [
-        json.dumps(sys.path),
-        str(path),
-        json.dumps(texts),
-        str(limit),
-        json.dumps(list(commas)),
-        json.dumps(list(pictured)),
-    ]
+    words = [json.dumps(sys.path), str(path), json.dumps(whole), str(limit), json.dumps(list(pictured))]
     environment = {**os.environ, "POLARS_MAX_THREADS": str(min(THREADS, os.cpu_count() or 1)), "RUST_BACKTRACE": "0"}
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, *words],
@@ -163,7 +143,7 @@ def _send(stream: Stream, tag: bytes, content: bytes | memoryview) -> None:
 def main() -> None:
     """Read the table that the command line names, and write its rows to the standard output in messages."""
     path, limit = Path(sys.argv[2]), int(sys.argv[4])
-    texts, commas, pictured = (json.loads(sys.argv[i]) for i in (3, 5, 6))
+    whole, pictured = (json.loads(sys.argv[i]) for i in (3, 5))
     with os.fdopen(os.dup(1), "wb") as out:
         os.dup2(2, 1)  # nothing else goes there
         _restrict(limit, path.stat().st_size)
@@ -174,7 +154,7 @@ def main() -> None:
             if pictured:
                 found = pictures(path, pictured)
             else:
-                found = _parsed(path, texts, limit) if texts is not None else _scanned(path, commas)
+                found = _parsed(path, limit) if whole else _scanned(path)
             for piece in found:
                 content = io.BytesIO()
                 piece.write_ipc(content)
@@ -186,15 +166,15 @@ def main() -> None:
             _send(out, ERROR, f"{path}: {too_large('needs more memory', limit)}".encode())
 
 
-def _parsed(path: Path, texts: Sequence[str], limit: int) -> Iterator[pl.DataFrame]:
-    frame = frames.parse(path, texts, limit)
+def _parsed(path: Path, limit: int) -> Iterator[pl.DataFrame]:
+    frame = frames.parse(path, limit)
     check_bytes(_size_of(frame), path.stat().st_size, path)
     yield from frame.iter_slices(max(1, PIECE // max(1, frame.width))) if frame.height else [frame]
 
 
-def _scanned(path: Path, commas: Sequence[str]) -> Iterator[pl.DataFrame]:
+def _scanned(path: Path) -> Iterator[pl.DataFrame]:
     total, on_disk = 0, path.stat().st_size
-    for frame in frames.scan(path, PIECE, commas):
+    for frame in frames.scan(path, PIECE):
         total += _size_of(frame)
         check_bytes(total, on_disk, path, in_memory=False)
         yield from frame.iter_slices(max(1, PIECE // max(1, frame.width)))

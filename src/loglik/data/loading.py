@@ -18,7 +18,9 @@ from loglik.data.items import load_items
 from loglik.data.limits import quote, shorten, some
 from loglik.data.shard_names import expand, is_shard
 from loglik.data.spec import DataSpec
+from loglik.data.table_settings import TableSettings
 from loglik.data.text_settings import TextSettings
+from loglik.data.values import from_values, is_frame
 
 __all__ = ["as_data", "load"]
 
@@ -36,6 +38,7 @@ def load(
     seed: int = 0,
     like: DataSpec | None = None,
     text: TextSettings | None = None,
+    table: TableSettings | None = None,
     cache: Path | None = None,
 ) -> Data:
     """Read data from a name, `hf:NAME`, a file or a folder.
@@ -52,13 +55,15 @@ def load(
         seed: fixes the random split.
         like: the spec of an existing model, which the data must fit; it determines their codes.
         text: the tokenizer, window and split of text.
+        table: what becomes of a table's missing values, unseen categories, and columns.
         cache: the folder that keeps the tokens of text; one in the user's cache if None.
 
     Raises:
         FileNotFoundError: there is no such file, folder or name.
         ValueError: the data are not readable, or do not fit.
     """
-    data = _load(source, label=label, seed=seed, like=like, text=text, cache=cache)
+    data = _load(source, label=label, seed=seed, like=like, text=text, table=table, cache=cache)
+    _check_is_table(data, table, str(source))
     if text is not None and data.spec.kind != "text" and like is None:
         raise ValueError(
             f"{source}: {', '.join(text.names())} are settings of text, and this is {data.spec.describe()}"
@@ -74,22 +79,30 @@ def as_data(
     seed: int = 0,
     like: DataSpec | None = None,
     text: TextSettings | None = None,
+    table: TableSettings | None = None,
     beside: Path | None = None,
 ) -> Data:
-    """Return `Data` from a path or name, an array, a tensor, a pair (x, y), or a `torch.utils.data.Dataset`.
+    """Return `Data` from a path or name, an array, a tensor, a data frame, a pair (x, y), or a `Dataset`.
 
-    With `like`, the data must fit the spec of an existing model, which determines their codes. `text` says how text is
-    read, and its tokens are kept beside the folder of a run.
+    A data frame is one of pandas or polars, an Arrow table, or a dictionary of columns; `label` names a column. With
+    `like`, the data must fit the spec of an existing model, which determines their codes. `text` says how text is read,
+    and its tokens are kept beside the folder of a run; `table` says how tables are read.
     """
     if isinstance(data, Data):
         if text is not None and text != data.text:
             raise ValueError(f"{data.name}: {', '.join(text.names())} were settled when the data were read")
+        if table is not None and like is None and table != data.table:
+            raise ValueError(f"{data.name}: {', '.join(table.names())} were settled when the data were read")
         return data
     if isinstance(data, (str, Path)):
         cache = None if beside is None else beside.parent / ".tokens"
-        return load(data, label=label, seed=seed, like=like, text=text, cache=cache)
+        return load(data, label=label, seed=seed, like=like, text=text, table=table, cache=cache)
     if text is not None and like is None:
         raise ValueError(f"{', '.join(text.names())} are settings of text files: pass a path")
+    if is_frame(data[0] if isinstance(data, tuple) and len(data) == 2 else data):
+        return from_values(data, label=label, seed=seed, like=like, table=table)
+    if table is not None and like is None:
+        raise ValueError(f"{', '.join(table.names())} are settings of tables: pass a path or a data frame")
     if isinstance(data, tuple) and len(data) == 2:
         return from_arrays(data[0], data[1], seed=seed, like=like)
     if isinstance(data, (np.ndarray, Tensor)):
@@ -97,7 +110,8 @@ def as_data(
     if isinstance(data, Dataset) or type(data).__module__.startswith("datasets."):  # Hugging Face's are none of torch's
         return load_items(data, seed=seed, like=like)
     raise ValueError(
-        f"data must be a path, a name, an array, a pair (x, y), a Dataset or Data, got {type(data).__name__}"
+        "data must be a path, a name, an array, a data frame, a pair (x, y), a Dataset or Data, got "
+        f"{type(data).__name__}"
     )
 
 
@@ -108,19 +122,20 @@ def _load(
     seed: int,
     like: DataSpec | None,
     text: TextSettings | None,
+    table: TableSettings | None,
     cache: Path | None,
 ) -> Data:
     word, path = str(source), _path(source)
     if word.startswith("hf:"):
         from loglik.data.hub import load_hub
 
-        return load_hub(word[3:], label=label, seed=seed, like=like, text=text)
+        return load_hub(word[3:], label=label, seed=seed, like=like, text=text, table=table)
     if word in names():
         from loglik.data.named import load_named
 
         if label is not None and word in ("digits", "fashion-mnist"):
             _no_label(word, label)
-        return load_named(word, label=label, seed=seed, like=like)
+        return load_named(word, label=label, seed=seed, like=like, table=table)
     if is_shard(word) and not path.exists() and re.search(r"[{*?\[]", word):
         return _load_shards(path, {"train": expand(str(path))}, label=label, seed=seed, like=like)
     if not path.exists():
@@ -139,7 +154,7 @@ def _load(
             from loglik.data.tables import load_table
 
             try:
-                return load_table(path, label=label, seed=seed, like=like, text=text)
+                return load_table(path, label=label, seed=seed, like=like, text=text, table=table)
             except HasPictures as found:
                 return load_image_table(path, found, label=label, seed=seed, like=like)
         if is_shard(path):
@@ -160,6 +175,13 @@ def _load(
 
         return load_array_file(path, seed=seed, like=like)
     return _load_text_file(path, like=like, text=text, cache=cache)
+
+
+def _check_is_table(data: Data, table: TableSettings | None, source: str) -> None:
+    """Raise ValueError for settings of tables where the data are no table, unless they have their defaults."""
+    if table is not None and table != TableSettings() and data.spec.kind != "table":
+        names = ", ".join(table.names())
+        raise ValueError(f"{source}: {names} are settings of tables, and this is {data.spec.describe()}")
 
 
 def _path(source: str | Path) -> Path:

@@ -12,6 +12,7 @@ import numpy as np
 from loglik.data.arrays import assemble
 from loglik.data.dataset import Data
 from loglik.data.spec import DataSpec
+from loglik.data.table_settings import TableSettings
 
 __all__ = ["load_named"]
 
@@ -21,7 +22,14 @@ FASHION = (
 )  # fmt: skip
 
 
-def load_named(name: str, *, label: str | None = None, seed: int = 0, like: DataSpec | None = None) -> Data:
+def load_named(
+    name: str,
+    *,
+    label: str | None = None,
+    seed: int = 0,
+    like: DataSpec | None = None,
+    table: TableSettings | None = None,
+) -> Data:
     """Read a data set by a name of the catalogue.
 
     Raises:
@@ -34,10 +42,10 @@ def load_named(name: str, *, label: str | None = None, seed: int = 0, like: Data
         return assemble(digits.images.astype(np.uint8), digits.target, seed=seed, name=name, like=like)
     if name == "fashion-mnist":
         return _fashion_mnist(seed, like)
-    return _sklearn_table(name, label, seed, like)
+    return _sklearn_table(name, label, seed, like, table)
 
 
-def _sklearn_table(name: str, label: str | None, seed: int, like: DataSpec | None) -> Data:
+def _sklearn_table(name: str, label: str | None, seed: int, like: DataSpec | None, table: TableSettings | None) -> Data:
     """scikit-learn's tables hold integers as floats; here they are integers again."""
     import polars as pl
     from sklearn import datasets
@@ -55,7 +63,7 @@ def _sklearn_table(name: str, label: str | None, seed: int, like: DataSpec | Non
     columns = [
         s.cast(pl.Int64) if s.dtype.is_float() and bool((s == s.floor()).all()) else s for s in [*columns, target]
     ]
-    return from_frame(pl.DataFrame(columns), name=name, source=name, label=label, seed=seed, like=like)
+    return from_frame(pl.DataFrame(columns), name=name, source=name, label=label, seed=seed, like=like, table=table)
 
 
 def _fashion_mnist(seed: int, like: DataSpec | None) -> Data:

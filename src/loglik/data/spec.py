@@ -32,6 +32,7 @@ class Column:
         origin: the moment 0 of a temporal column, in ISO 8601; empty for times of day and durations.
         zone: the time zone of a temporal column, as `Europe/Paris`; empty if it has none.
         decimals: the number of decimals of a numeric column that has at most so many; None if it has more than 7.
+        written: the strptime format of a temporal column's texts, as %d/%m/%Y; empty for ISO 8601.
         indicates: the name of the column of which this boolean column says that its value is missing.
     """
 
@@ -44,6 +45,7 @@ class Column:
     origin: str = ""
     zone: str = ""
     decimals: int | None = None
+    written: str = ""
     indicates: str = ""
 
     @property

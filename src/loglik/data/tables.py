@@ -2,29 +2,33 @@
 
 A column of integers is `integer`, or `numeric` beyond ±2²³, where float32 no longer holds each of them;
 of real numbers `numeric`; of strings `categorical`; of booleans `boolean`. The last two become codes into
-their categories, sorted. Strings that are nearly all distinct are text: one such column beside the label, and no other,
-makes a data set of texts, each a row of T tokens; else they are refused.
+their categories, sorted. Dates and times are numbers of a unit (`moments`). A missing value is NaN. Strings that are
+nearly all distinct are text: one such column beside the label, and no other, makes a data set of texts, each a row of T
+tokens; else the column is left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import torch
 
-from loglik.data.codes import check_label, encode, label_of, labels
+from loglik.data.codes import check_label_values, encode_frame, label_of, labels, typed
 from loglik.data.dataset import Data, check_kind, into_splits
 from loglik.data.frames import COMPRESSED, is_lines
 from loglik.data.isolated import TooMany, read_frame
 from loglik.data.large_tables import IsText, load_large
 from loglik.data.limits import check_bytes, quote, some
-from loglik.data.profile import Profile, Where, check_missing
+from loglik.data.profile import Where, check_missing
+from loglik.data.reading import Profiles, empty_rows, refused
 from loglik.data.spec import DataSpec
 from loglik.data.store import in_memory, is_large
+from loglik.data.table_settings import TableSettings
 from loglik.data.text_settings import TextSettings
 
 __all__ = ["from_frame", "load_table"]
@@ -39,11 +43,12 @@ def load_table(
     seed: int = 0,
     like: DataSpec | None = None,
     text: TextSettings | None = None,
+    table: TableSettings | None = None,
 ) -> Data:
     """Read a table's file; the column `label` becomes the classes and is not in x.
 
     Raises:
-        ValueError: the file does not parse, has no rows, a value is missing, or a column's type is unknown.
+        ValueError: the file does not parse, has no rows, no column can be modelled, or a value does not fit.
     """
     in_lines = is_lines(path)
 
@@ -54,15 +59,26 @@ def load_table(
     source, large = str(path), path.is_file() and is_large(path.stat().st_size)
     if not large:
         try:
-            frame = read_frame(path, like, max_size=in_memory())
+            frame = read_frame(path, max_size=in_memory())
         except TooMany:
             large = True
     if large and not (like and like.padded):
         with suppress(IsText):
-            return load_large(path, name=name, where=where, label=label, seed=seed, like=like)
+            return load_large(path, name=name, where=where, label=label, seed=seed, like=like, table=table)
     if large:
-        frame = read_frame(path, like)
-    return from_frame(frame, name=name, source=source, where=where, label=label, seed=seed, like=like, text=text)
+        frame = read_frame(path)
+    return from_frame(
+        frame,
+        name=name,
+        source=source,
+        where=where,
+        label=label,
+        seed=seed,
+        like=like,
+        text=text,
+        table=table,
+        typed=not in_lines,
+    )
 
 
 def from_frame(
@@ -76,6 +92,8 @@ def from_frame(
     like: DataSpec | None = None,
     sizes: Mapping[str, int] | None = None,
     text: TextSettings | None = None,
+    table: TableSettings | None = None,
+    typed: bool = True,
 ) -> Data:
     """Return data from a polars frame.
 
@@ -84,43 +102,46 @@ def from_frame(
         where: describes a row and a column, for errors.
         sizes: the number of rows of each split that exists already, in order.
         text: how a column of text is read.
+        table: how the columns are read.
+        typed: whether the columns have types; else they are texts of a CSV file.
     """
     where = where or (lambda row, column: f"{source}: row {row + 1}, column {quote(column)}")
+    settings = table or TableSettings()
     if frame.height == 0:
         raise ValueError(f"{source}: the table has no rows")
-    check_label(label, frame.columns, source)
-    if like.padded if like else _is_text(frame, label, where):
+    if like is not None and not like.padded:
+        check_kind("table", like, source)
+        label = label_of(like, label, frame.columns, source)
+        needed = [column.name for column in like.columns if not column.indicates]
+        frame, settings = frame.select(*needed, *([label] if label else [])), replace(settings, columns={})
+    profiles = Profiles(source, typed=typed, label=label, settings=settings)
+    if like is None or not like.padded:
+        profiles.add(frame)
+    if like.padded if like else profiles.is_text:
         return _texts(
             frame, name=name, source=source, where=where, label=label, seed=seed, like=like, sizes=sizes, text=text
         )
-    check_kind("table", like, source)
-    if like is not None:
-        label = label_of(like, label, frame.columns, source)
-        columns = like.columns
-    else:
-        columns = tuple(_profile(s, where).column(source, where) for s in frame.iter_columns() if s.name != label)
-        if not columns:
-            raise ValueError(f"{source}: no columns besides the label {quote(label)}")
-    x = torch.from_numpy(np.stack([encode(frame[c.name], c, where) for c in columns], axis=1))
-    y, classes = None, tuple[str, ...]()
     if label is not None:
-        y, classes = labels(frame[label], where, like)
-    spec = like or DataSpec(kind="table", event_shape=(len(columns),), classes=classes, columns=columns, label=label)
-    return into_splits(name, spec, x, y, seed=seed, sizes=sizes)
+        check_label_values(frame[label], where)
+    notes, spec, y = tuple[str, ...](), like, None
+    if spec is None:
+        read = profiles.read(where)
+        notes, spec = tuple(read.lines()), read.spec(label)
+    if label is not None:
+        y, classes = labels(_label(frame[label], typed, like), where, like)
+        spec = like or replace(spec, classes=classes)
+    found, refuse = profiles.found(spec.columns), refused(settings, like)
+    x = torch.from_numpy(encode_frame(frame, spec.columns, where, found=found, refuse=refuse))
+    data = into_splits(name, spec, x, y, seed=seed, sizes=sizes)
+    notes += empty_rows(int(x.isnan().all(1).sum()))
+    return replace(data, table=table if like else settings, notes=notes)
 
 
-def _profile(series: pl.Series, where: Where) -> Profile:
-    profile = Profile(series.name)
-    profile.add(series, where)
-    return profile
-
-
-def _is_text(frame: pl.DataFrame, label: str | None, where: Where) -> bool:
-    """Return whether the only column beside the label has texts that are nearly all distinct."""
-    others = [series for series in frame.iter_columns() if series.name != label]
-    if label is None or len(others) != 1 or others[0].dtype != pl.String:
-        return False
-    return _profile(others[0], where).is_text
+def _label(series: pl.Series, is_typed: bool, like: DataSpec | None) -> pl.Series:
+    """Return labels in the type that all of them have; texts that are a model's classes stay texts."""
+    if is_typed or (like is not None and series.is_in(list(like.classes)).fill_null(True).all()):
+        return series
+    return typed(series)
 
 
 def _texts(

@@ -29,6 +29,7 @@ def evaluate(
     per_row: str | Path | None = None,
     method: str | None = None,
     steps: int | None = None,
+    unseen: str | None = None,
     device: str | torch.device | None = None,
 ) -> Result:
     """Score a run or a density on data, in nats per example or token.
@@ -43,6 +44,7 @@ def evaluate(
             log-probability in nats, and its standard error. `row_scores` says how many draws each row needs.
         method: of a diffusion: `vlb`, a lower bound, or `ode`, an estimate; the density's own if None.
         steps: of the method: T for `vlb` (continuous time if None), or the solver steps for `ode`.
+        unseen: of a table, whether a category that the run has not seen is scored (`score`) or an error (`refuse`).
         device: the density is moved there first, and stays there: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto` for a CUDA
             GPU if there is one, else the CPU; where it is if None.
 
@@ -56,7 +58,7 @@ def evaluate(
     if method is not None or steps is not None:
         density = with_likelihood(density, method or "vlb", steps)
     if run is not None:
-        dataset = run.data_for(data)
+        dataset = run.data_for(data, unseen=unseen)
     elif data is not None:
         dataset = as_data(data)
     else:

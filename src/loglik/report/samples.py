@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 
 from loglik import files
 from loglik.data.dataset import Split
+from loglik.data.decode import TABLES, decode, write_table
 from loglik.data.spec import Column, DataSpec
 from loglik.tasks import Samples
 
@@ -100,7 +100,7 @@ def samples_file(folder: Path, spec: DataSpec) -> Path:
 
 
 def write_samples(x: Shaped[Tensor, "n ..."] | Samples, spec: DataSpec, path: Path) -> None:
-    """Write samples: images as a `.png` grid, tables as `.csv`, text as `.txt`, arrays as `.npy`.
+    """Write samples: images as a `.png` grid, text as `.txt`, arrays as `.npy`, tables in the format of the suffix.
 
     Data of any kind can be written as `.npy`, and images as a folder of `.png` files: a path without a suffix. Samples
     that are not drawn yet are written block by block, except a grid.
@@ -109,11 +109,15 @@ def write_samples(x: Shaped[Tensor, "n ..."] | Samples, spec: DataSpec, path: Pa
         ValueError: the file's suffix does not fit the kind of data, or a grid would be too large.
     """
     suffix, usual = path.suffix.lower(), SUFFIXES[spec.kind]
-    allowed = dict.fromkeys([usual, ".npy", *([""] if usual == ".png" else [])])
+    allowed = dict.fromkeys([*(TABLES if usual == ".csv" else [usual]), ".npy", *([""] if usual == ".png" else [])])
     if suffix not in allowed:
         names = " or ".join(name or "a folder of pictures" for name in allowed)
         raise ValueError(f"samples of {spec.kind} data are written as {names}, got {path.name!r}")
     blocks = iter([x.detach().cpu()]) if isinstance(x, Tensor) else iter(x)
+    if suffix in TABLES:
+        columns = spec.columns or tuple(Column(name=f"x{i}", type="numeric") for i in range(spec.dims))
+        write_table((decode(block, columns) for block in blocks), path)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     if suffix == "":
         _write_pictures(blocks, spec, path)
@@ -124,11 +128,8 @@ def write_samples(x: Shaped[Tensor, "n ..."] | Samples, spec: DataSpec, path: Pa
         if suffix == ".npy":
             _write_array(blocks, len(x), temporary)
         elif suffix == ".png":
-            columns = max(1, round(len(x) ** 0.5))
-            grid = image_grid(torch.cat(list(blocks)), spec, columns=columns)
+            grid = image_grid(torch.cat(list(blocks)), spec, columns=max(1, round(len(x) ** 0.5)))
             Image.fromarray(grid).save(temporary, format="png")
-        elif suffix == ".csv":
-            _write_table(blocks, spec, temporary)
         else:
             _write_texts(blocks, len(x), spec, temporary)
 
@@ -164,27 +165,8 @@ def _write_pictures(blocks: Iterator[Tensor], spec: DataSpec, folder: Path) -> N
                 Image.fromarray(pixels).save(folder / f"{number:07}.png")
 
 
-def _write_table(blocks: Iterator[Tensor], spec: DataSpec, path: Path) -> None:
-    columns = spec.columns or tuple(Column(name=f"x{i}", type="numeric") for i in range(spec.dims))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([column.name for column in columns])
-        for block in blocks:
-            for row in block.tolist():
-                writer.writerow([_cell(value, column) for value, column in zip(row, columns, strict=True)])
-
-
 def _write_texts(blocks: Iterator[Tensor], n: int, spec: DataSpec, path: Path) -> None:
     with path.open("w", encoding="utf-8") as file:
         for i, row in enumerate(chain.from_iterable(blocks), 1):
             head = f"--- sample {i} ---\n" if n > 1 else ""
             file.write(f"{head}{text_of(row, spec)}\n")
-
-
-def _cell(value: float, column: Column) -> str | int | float:
-    """Return a value as it is written in a table: a number, an integer or a category."""
-    if column.type == "numeric" or value != value:
-        return float(f"{value:.7g}")  # as many digits as float32 holds
-    code = int(value)
-    assert code == value, f"column {column.name!r} holds integers, got {value}"
-    return column.categories[code] if column.categories else code

@@ -7,16 +7,18 @@ is exact, or the logarithm of an importance weight, it weights several candidate
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import polars as pl
 import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
-from loglik import files
 from loglik.baselines import Independent
 from loglik.checks import data_checked
-from loglik.data.incomplete import Incomplete, decode_column
+from loglik.data.decode import write_table
+from loglik.data.incomplete import Incomplete
 from loglik.density import Density, evaluation_mode, sample_categories
 from loglik.diffusion import Diffusion
 from loglik.evaluation.scores import evaluating
@@ -131,12 +133,12 @@ def _start(density: Density, x: Tensor, missing: Tensor, sample: Tensor) -> Tens
 
 
 def fill_table(run: Run, table: Path, out: Path, *, seed: int = 0) -> int:
-    """Fill a table's missing values with draws given the rest of each row, write it as CSV, and return their number.
+    """Fill a table's missing values with draws given the rest of each row, write it, and return their number.
 
     Args:
         run: a run of a table.
         table: the file with missing values.
-        out: the file to write.
+        out: the file to write, in the format of its suffix.
         seed: of the draws.
 
     Blocks of 4,096 rows are filled and written one after the other, so that memory does not grow with the table; a
@@ -152,22 +154,20 @@ def fill_table(run: Run, table: Path, out: Path, *, seed: int = 0) -> int:
         raise ValueError(f"fill needs a run of a table, and this run's data are {run.spec.describe()}")
     if density.conditional:
         raise ValueError("fill needs a density p(row), and this is p(row | label): train one without conditional=True")
-    incomplete, count = Incomplete(table, run.spec), 0
+    incomplete, counts = Incomplete(table, run.spec), [0]
+    write_table(_filled_blocks(run, incomplete, seed, counts), out)
+    return sum(counts)
+
+
+def _filled_blocks(run: Run, incomplete: Incomplete, seed: int, counts: list[int]) -> Iterator[pl.DataFrame]:
+    """Yield the rows of a table, filled; the number of values that each block fills is appended to `counts`."""
+    density = run.density
     pieces = Pieces(lambda piece: _filled(density, x, missing, first, piece, seed), density.device)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with files.replacing(out) as temporary, temporary.open("wb") as file:
-        for first, frame, x, missing in incomplete.blocks(BLOCK):
-            count += int(missing.sum())
-            for start in range(0, len(x), BLOCK):
-                for piece, filled in pieces(slice(start, min(len(x), start + BLOCK))):
-                    part = frame[piece]
-                    columns = [
-                        decode_column(part[column.name], column, filled[:, d], missing[piece, d])
-                        for d, column in enumerate(run.spec.columns)
-                        if d in incomplete.gaps
-                    ]
-                    part.with_columns(columns).write_csv(file, include_header=first + piece.start == 0)
-    return count
+    for first, frame, x, missing in incomplete.blocks(BLOCK):  # noqa: B007 (pieces uses it)
+        counts.append(int(missing[:, incomplete.gaps].sum()))
+        for start in range(0, len(x), BLOCK):
+            for piece, filled in pieces(slice(start, min(len(x), start + BLOCK))):
+                yield incomplete.filled(frame[piece], filled, missing[piece])
 
 
 def _filled(
