@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from loglik.baselines import Independent
     from loglik.classification import Classifier
     from loglik.comparison import compare
+    from loglik.data.description import describe
     from loglik.data.spec import DataSpec
     from loglik.density import Bound, Density, StandardNormal
     from loglik.diffusion import Diffusion
@@ -48,6 +49,7 @@ _HOME = {
     "VAE": "vae",
     "compare": "comparison",
     "continue_text": "tasks",
+    "describe": "data.description",
     "encode": "tasks",
     "evaluate": "evaluation",
     "fill": "tasks",
@@ -77,6 +79,7 @@ __all__ = [
     "VAE",
     "compare",
     "continue_text",
+    "describe",
     "encode",
     "evaluate",
     "fill",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from loglik.cli.look import inspect, list_data, list_models, verify
+from loglik.cli.look import describe, inspect, list_data, list_models, verify
 from loglik.cli.train import compare, fit
 from loglik.cli.use import encode, evaluate, fill, sample
 
@@ -17,7 +17,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-for command in (compare, fit, evaluate, sample, encode, fill, inspect, verify):
+for command in (compare, fit, evaluate, sample, encode, fill, describe, inspect, verify):
     app.command()(command)
 
 listing = typer.Typer(no_args_is_help=True, help="List the models or the named data sets.")

@@ -1,4 +1,4 @@
-"""The commands that look at models: `inspect`, `verify` and `list`."""
+"""The commands that look at data and models: `describe`, `inspect`, `verify` and `list`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,50 @@ from typing import Annotated
 
 import typer
 
-from loglik.cli.options import Device, Json, Label, Out, Seed, folder_for, show
+from loglik.cli.options import (
+    Columns,
+    DataArgument,
+    Device,
+    Json,
+    Label,
+    Missing,
+    Out,
+    Seed,
+    Settings,
+    as_options,
+    folder_for,
+    settings_of,
+    show,
+    table_of,
+)
 
-__all__ = ["inspect", "list_data", "list_models", "verify"]
+__all__ = ["describe", "inspect", "list_data", "list_models", "verify"]
+
+
+def describe(
+    data: DataArgument,
+    label: Label = None,
+    column: Columns = None,
+    missing: Missing = None,
+    set_: Settings = None,
+    json: Json = None,
+) -> None:
+    """Show what data are read as: each column of a table, its type, missing values, range and examples."""
+    from json import dumps
+
+    from loglik import files
+    from loglik.data import TextSettings
+    from loglik.data import describe as describe_data
+
+    text, rest = TextSettings.split_options(settings_of(set_))
+    if rest:
+        raise ValueError(f"--set {next(iter(rest))}: only the settings of text, {', '.join(TextSettings.names())}")
+    found = describe_data(data, label=label, text=text, table=table_of(column, missing))
+    for line in str(found).splitlines():
+        show(as_options(line))
+    if json is not None:
+        with files.replacing(json) as temporary:
+            temporary.write_text(dumps(found.to_dict(), indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def inspect(

@@ -8,20 +8,26 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from loglik.terminal import printable
 
+if TYPE_CHECKING:
+    from loglik.data.dataset import Data
+    from loglik.data.table_settings import TableSettings
+
 __all__ = [
     "MAX_COUNT",
     "Accumulate",
+    "Columns",
     "DataArgument",
     "Device",
     "Devices",
     "Json",
     "Label",
+    "Missing",
     "Nodes",
     "Out",
     "RunArgument",
@@ -36,6 +42,8 @@ __all__ = [
     "resume_command",
     "settings_of",
     "show",
+    "show_data",
+    "table_of",
     "without_none",
 ]
 
@@ -95,6 +103,24 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A training setting or recipe option; repeatable."),
 ]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column",
+        metavar="NAME=KIND",
+        help="What a table's column is read as: category, integer, numeric, boolean, date, ignore, or the form of its "
+        "dates such as %d/%m/%Y; repeatable.",
+    ),
+]
+Missing = Annotated[
+    str | None,
+    typer.Option(
+        metavar="model|refuse|indicator",
+        help="A table's missing values: modelled (the default), an error, or modelled with a column each that says "
+        "whether a value is missing.",
+        show_default=False,
+    ),
+]
 
 # Options of fit and compare, which --set refuses.
 OWN_OPTIONS = {
@@ -110,13 +136,17 @@ OWN_OPTIONS = {
     "accumulate": "--accumulate",
     "keep": "--keep",
     "models": "--models",
+    "missing": "--missing",
+    "columns": "--column",
+    "unseen": "--unseen of evaluate",
     "budget": "--budget",
     "max_time": "--max-time or --budget",
 }
 # Python's arguments in messages, such as `resume=True` or `label="COLUMN"`: options of the commands, and of --set
 OPTION = re.compile(
-    r'(?<![\w./-])(accumulate|device|devices|keep|label|models|num_nodes|out|per_row|resume|samples|seed|split|strategy)=(?:"([^"]*)"|(\w*))'
+    r'(?<![\w./-])(accumulate|device|devices|keep|label|missing|models|num_nodes|out|per_row|resume|samples|seed|split|strategy|unseen)=(?:"([^"]*)"|(\w*))'
 )
+COLUMN = re.compile(r"columns=\{(['\"])(.*?)\1: (['\"])(.*?)\3\}")
 SETTING = re.compile(r"(?<![\w./-])(conditional|window)=(\w+)")
 NOT_SETTINGS = {"data", "density", "settings", "progress", "report"}
 
@@ -161,12 +191,32 @@ def as_options(message: str) -> str:
     def setting(found: re.Match[str]) -> str:
         return f"--set {found[1]}={found[2].lower() if found[2] in ('True', 'False') else found[2]}"
 
+    message = COLUMN.sub(lambda found: f"--column {shlex.quote(f'{found[2]}={found[4]}')}", message)
     return SETTING.sub(setting, OPTION.sub(option, message))
+
+
+def table_of(columns: Sequence[str] | None, missing: str | None) -> TableSettings | None:
+    """Return the settings of the options --column and --missing; None if there are none."""
+    from loglik.data.table_settings import TableSettings
+
+    kinds = {}
+    for pair in columns or ():
+        name, equals, kind = pair.rpartition("=")
+        if not equals or not name:
+            raise ValueError(f"--column needs NAME=KIND, got {pair!r}")
+        kinds[name] = kind
+    return TableSettings(**without_none(missing=missing, columns=kinds or None)) if kinds or missing else None
 
 
 def show(line: str = "") -> None:
     """Print a line; control characters in it, which may come from data, are printed as escapes."""
     print(printable(line))
+
+
+def show_data(data: Data) -> None:
+    """Print one line that describes data, and one for each column that is left out or not read as it stands."""
+    for line in [data.describe(), *data.notes]:
+        show(as_options(line))
 
 
 def ranks_of(devices: str | None, nodes: int | None, strategy: str | None, accumulate: int | None) -> dict[str, Any]:

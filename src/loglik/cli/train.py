@@ -11,11 +11,13 @@ import typer
 from loglik.cli.options import (
     MAX_COUNT,
     Accumulate,
+    Columns,
     DataArgument,
     Device,
     Devices,
     Json,
     Label,
+    Missing,
     Nodes,
     Out,
     Samples,
@@ -28,6 +30,8 @@ from loglik.cli.options import (
     resume_command,
     settings_of,
     show,
+    show_data,
+    table_of,
     without_none,
 )
 from loglik.ranks import is_first_rank, restarted
@@ -49,6 +53,8 @@ def compare(
     out: Out = None,
     json: Json = None,
     label: Label = None,
+    column: Columns = None,
+    missing: Missing = None,
     samples: Samples = None,
     seed: Seed = 0,
     set_: Settings = None,
@@ -73,16 +79,17 @@ def compare(
     max_time = seconds(budget)
     resolve_device(device)
     text, options = TextSettings.split_options(settings_of(set_))
+    table = table_of(column, missing)
     options |= ranks_of(devices, nodes, strategy, None)
     folder = folder_for(out, data, before="compare-")
     if is_first_rank():
         check_free(folder, resumable=False)  # before the data are read
-    dataset = as_data(data, label=label, seed=seed, text=text, beside=folder)
+    dataset = as_data(data, label=label, seed=seed, text=text, table=table, beside=folder)
     with ExitStack() as stack:
         if is_first_rank():
             new_folder(folder, resumable=False)
             stack.enter_context(locked(folder))
-        show(dataset.describe())
+        show_data(dataset)
         try:
             rows = run_comparison(
                 dataset,
@@ -126,6 +133,8 @@ def fit(
         typer.Option(help="Size of the networks: small, medium or large; by default small, or medium on a fast GPU."),
     ] = None,
     label: Label = None,
+    column: Columns = None,
+    missing: Missing = None,
     seed: Seed = 0,
     set_: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
@@ -152,13 +161,14 @@ def fit(
     if resume and out is None:
         raise ValueError("--resume needs --out RUN, the run to continue")
     text, options = TextSettings.split_options(settings_of(set_))
+    table = table_of(column, missing)
     folder = folder_for(out, data, after=f"-{model.replace(':', '-')}")
     if not (resume or restarted()) and is_first_rank():
         check_free(folder)  # before the data are read
-    dataset = as_data(data, label=label, seed=seed, text=text, beside=folder)
+    dataset = as_data(data, label=label, seed=seed, text=text, table=table, beside=folder)
     options = {**options, **without_none(size=size, max_time=max_time, max_steps=max_steps)}
     options |= ranks_of(devices, nodes, strategy, accumulate) | without_none(keep=keep)
-    show(dataset.describe())
+    show_data(dataset)
     try:
         run = train(model, dataset, out=folder, resume=resume, seed=seed, device=device, report=_report, **options)
     except Interrupted as stopped:

@@ -52,6 +52,12 @@ def evaluate(
             help="Number of steps: T for `vlb` (continuous time if omitted), or solver steps for `ode`.",
         ),
     ] = None,
+    unseen: Annotated[
+        str | None,
+        typer.Option(
+            metavar="score|refuse", help="A table's categories that the run has not seen: scored, or an error."
+        ),
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Score a run's density on data, in nats and bits/dim."""
@@ -62,7 +68,8 @@ def evaluate(
     from loglik.runs import load
 
     trained = load(run, device=device)
-    result = score(trained, data, split=split, samples=samples, seed=seed, per_row=per_row, method=method, steps=steps)
+    how = without_none(method=method, steps=steps, unseen=unseen)
+    result = score(trained, data, split=split, samples=samples, seed=seed, per_row=per_row, **how)
     draws = "" if result.unit == "token" else f", {result.samples} sample{'s' * (result.samples > 1)} each"
     if draws and per_row is not None and samples is None and result.samples > 1:
         draws += " on average"
@@ -88,7 +95,8 @@ def sample(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="A .png, .csv, .txt or .npy file; without a suffix, a folder with a .png of each image.",
+            help="A .png, .txt or .npy file, or a table (.csv, .parquet, .feather, .json, .jsonl); without a suffix, "
+            "a folder with a .png of each image.",
         ),
     ] = None,
     label: Annotated[str | None, typer.Option(help="For a conditional density: the class to draw from.")] = None,
@@ -174,7 +182,9 @@ def fill(
     data: Annotated[
         Path, typer.Argument(metavar="TABLE", help="A table with missing values: .csv, .json, .parquet, ...")
     ],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The filled table, a .csv file.")] = Path("filled.csv"),
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The filled table: .csv, .parquet, .json, ...")] = Path(
+        "filled.csv"
+    ),
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:

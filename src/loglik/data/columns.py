@@ -139,6 +139,9 @@ def _number(profile: Profile, source: str, notes: list[str]) -> Column:
         )
     if form != "point":
         notes.append(f"numbers with {FORMS[form]}, as {quote(profile.forms.first)}")
+    if profile.forms.zeros and not kind:
+        first = quote(profile.forms.zeros)
+        notes.append(f"{first} is read as a number; if it is a code, pass columns={{{quote(name)}: 'category'}}")
     shown = profile.numbers
     exact = shown.integral and shown.low >= -EXACT and shown.high <= EXACT
     if kind == "integer" and not exact:

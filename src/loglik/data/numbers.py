@@ -87,11 +87,12 @@ class NumberForms:
         possible: the forms that all texts so far have, and what the numbers show if they have that form.
         first: the first number with a comma or another mark; empty if there is none.
         dotted: whether a number has a point.
+        zeros: the first number that begins with a zero before another digit, as codes do; empty if there is none.
     """
 
     def __init__(self) -> None:
         self.possible = {form: Numbers() for form in FORMS}
-        self.first, self.dotted = "", False
+        self.first, self.dotted, self.zeros = "", False, ""
 
     def add(self, texts: pl.Series) -> None:
         """Add texts, none of them missing."""
@@ -100,6 +101,8 @@ class NumberForms:
         if marked.any():
             self.first = self.first or texts.filter(marked).item(0)
         self.dotted = self.dotted or has_points
+        if not self.zeros and (zeros := texts.filter(texts.str.contains(r"^0\d"))).len():
+            self.zeros = zeros.item(0)
         found: Numbers | None = None
         for form in list(self.possible):
             plain = found is not None and not marked.any() and not (form == "comma" and has_points)

@@ -255,7 +255,7 @@ def as_texts(series: pl.Series) -> pl.Series:
     """Return values as texts; integers in a floating-point type have no decimals."""
     if series.dtype.is_float() and bool((series.fill_null(0) == series.fill_null(0).floor()).all()):
         series = series.cast(pl.Int64, strict=False)
-    return series.cast(pl.String)
+    return series.dt.to_string("iso") if series.dtype in TEMPORAL else series.cast(pl.String)
 
 
 def is_missing(series: pl.Series) -> pl.Series:

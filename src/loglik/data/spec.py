@@ -138,10 +138,16 @@ class DataSpec:
             parts = [f"{words} {shape} tokens", f"{self.levels} tokens ({self.tokenizer.kind})"]
         if self.columns:
             count = sum(column.discrete for column in self.columns)
+            gaps = sum(column.missing for column in self.columns)
             parts = [f"table of {self.dims} columns", f"{count} discrete" if count else "all numeric"]
+            parts += [f"{gaps} with missing values, which are {self._gaps()}"] if gaps else []
         if self.classes:
             parts.append(f"{len(self.classes)} classes")
         return ", ".join(part for part in parts if part)
+
+    def _gaps(self) -> str:
+        own = any(column.indicates for column in self.columns)
+        return f"modelled{' with whether they are missing' if own else ''} (missing={'indicator' if own else 'model'})"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists, numbers and strings, for YAML."""

@@ -19,12 +19,12 @@ __all__ = ["as_frame", "as_series", "from_values", "is_frame"]
 
 
 def is_frame(data: Any) -> bool:
-    """Return whether a value is a table: a data frame, an Arrow table, or a dictionary of columns."""
+    """Return whether a value is a table: a data frame, an Arrow table, or a dictionary of columns, each (N,)."""
     module = type(data).__module__.partition(".")[0]
     if module == "datasets":  # Hugging Face's, whose items are read
         return False
     if isinstance(data, Mapping):
-        return True
+        return bool(data) and all(getattr(column, "ndim", 1) == 1 for column in data.values())
     return _is_pandas(data, "DataFrame") or module == "polars" or hasattr(data, "__arrow_c_stream__")
 
 
