@@ -305,9 +305,9 @@ BAD_DATA = {
         lambda root: lines(root, "a,b", *numbers(20), "4.5,many"),
         "row 21 (line 22), column 'b': 'many' is not a number",
     ),
-    "NaN in a table": (
-        lambda root: lines(root, "a,b", *numbers(12), "NaN,3", *numbers(3)),
-        "row 13 (line 14), column 'a': the value is missing",
+    "infinity in a table": (
+        lambda root: lines(root, "a,b", *numbers(12), "inf,3", *numbers(3)),
+        "row 13 (line 14), column 'a': inf is not a finite number in float32",
     ),
     "a single class": (lambda root: images(root / "x", ("only",)), "'only' is the only class"),
     "an empty text file": (lambda root: text(root, ""), "x.txt: the text is empty"),

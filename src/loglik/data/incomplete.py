@@ -16,10 +16,11 @@ from loglik.data.decode import as_text, decode_column
 from loglik.data.frames import format_of
 from loglik.data.isolated import TooMany, blocks, check_table, read_frame
 from loglik.data.limits import quote, some
+from loglik.data.moments import from_numbers, parse_text, to_numbers
 from loglik.data.numbers import numbers
-from loglik.data.profile import STRINGS
+from loglik.data.profile import STRINGS, Found
 from loglik.data.reading import Profiles
-from loglik.data.spec import DataSpec
+from loglik.data.spec import Column, DataSpec
 from loglik.data.store import in_memory, is_large
 from loglik.data.table_settings import TableSettings
 
@@ -96,25 +97,43 @@ class Incomplete:
                 missing[:, d] = missing[:, names.index(column.indicates)]
         return x.masked_fill(missing, 0), missing
 
-    def filled(self, frame: pl.DataFrame, values: Float[Tensor, "B D"], chosen: Bool[Tensor, "B D"]) -> pl.DataFrame:
-        """Return cells with the chosen ones replaced by values, in the type that the cells have.
+    def filled(
+        self, frame: pl.DataFrame, values: Float[Tensor, "B D"], chosen: Bool[Tensor, "B D"], *, texts: bool
+    ) -> pl.DataFrame:
+        """Return cells with the chosen ones replaced by values.
 
-        In texts, numbers get a decimal point, and dates keep their form.
+        If `texts`, the cells of a CSV file stay texts: numbers get a decimal point, and dates keep their form. Else
+        they get the types of the model's columns.
         """
         columns = []
         for d, column in enumerate(self.like.columns):
             if column.indicates:
                 continue
-            series, found = frame[column.name], self._found[column.name]
-            if series.dtype == pl.String and not column.categories and found.number != "point":
-                known = numbers(series, found.number)
-                series = as_text(known.cast(pl.Int64) if column.type == "integer" else known)
+            series = _cells(frame[column.name], column, self._found[column.name], texts=texts)
             if d in self.gaps:
                 drawn = decode_column(values[:, d].double().numpy(), column)
                 if series.dtype in STRINGS:
-                    written = found.moment.format if found.moment else ""
-                    drawn = drawn.dt.strftime(written) if written and column.temporal else as_text(drawn)
+                    moment = self._found[column.name].moment
+                    dated = column.temporal and moment is not None and moment.format
+                    drawn = drawn.dt.strftime(dated) if dated else as_text(drawn)
                     series = series.cast(pl.String)
                 series = series.zip_with(pl.Series(~chosen[:, d].numpy()), drawn.cast(series.dtype))
             columns.append(series.alias(column.name))
         return frame.with_columns(columns)
+
+
+def _cells(series: pl.Series, column: Column, found: Found, *, texts: bool) -> pl.Series:
+    """Return the cells of a column; those of a CSV file as texts, or in the type of the model's column."""
+    if series.dtype != pl.String:
+        return series
+    if column.temporal:
+        moments = None if texts or found.moment is None else parse_text(series, found.moment)
+        return series if moments is None else from_numbers(to_numbers(moments, column), column)
+    if column.categories:
+        is_word = column.categories == ("false", "true") and not texts
+        return series.str.to_lowercase() == "true" if is_word else series
+    if texts and found.number == "point":
+        return series
+    known = numbers(series, found.number)
+    known = known.cast(pl.Int64) if column.type == "integer" else known
+    return as_text(known) if texts else known

@@ -115,6 +115,8 @@ def as_series(name: Any, values: Any) -> Any:
         values = values.detach().cpu().numpy()
     if hasattr(values, "__arrow_c_stream__") or hasattr(values, "__arrow_c_array__"):
         return pl.Series(str(name), values)
+    if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__iter__"):
+        raise ValueError(f"column {quote(name)} holds {type(values).__name__}: give one value a row")
     array = values if isinstance(values, np.ndarray) else None
     if array is None:
         return _of_objects(name, list(values))

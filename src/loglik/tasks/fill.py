@@ -155,11 +155,14 @@ def fill_table(run: Run, table: Path, out: Path, *, seed: int = 0) -> int:
     if density.conditional:
         raise ValueError("fill needs a density p(row), and this is p(row | label): train one without conditional=True")
     incomplete, counts = Incomplete(table, run.spec), [0]
-    write_table(_filled_blocks(run, incomplete, seed, counts), out)
+    texts = out.suffix.lower() in (".csv", ".tsv")
+    write_table(_filled_blocks(run, incomplete, seed, counts, texts), out)
     return sum(counts)
 
 
-def _filled_blocks(run: Run, incomplete: Incomplete, seed: int, counts: list[int]) -> Iterator[pl.DataFrame]:
+def _filled_blocks(
+    run: Run, incomplete: Incomplete, seed: int, counts: list[int], texts: bool
+) -> Iterator[pl.DataFrame]:
     """Yield the rows of a table, filled; the number of values that each block fills is appended to `counts`."""
     density = run.density
     pieces = Pieces(lambda piece: _filled(density, x, missing, first, piece, seed), density.device)
@@ -167,7 +170,7 @@ def _filled_blocks(run: Run, incomplete: Incomplete, seed: int, counts: list[int
         counts.append(int(missing[:, incomplete.gaps].sum()))
         for start in range(0, len(x), BLOCK):
             for piece, filled in pieces(slice(start, min(len(x), start + BLOCK))):
-                yield incomplete.filled(frame[piece], filled, missing[piece])
+                yield incomplete.filled(frame[piece], filled, missing[piece], texts=texts)
 
 
 def _filled(
