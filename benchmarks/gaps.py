@@ -1,14 +1,14 @@
 """Rows with missing values: nats of the observed cells, and the error of imputed ones, beside other libraries.
 
-    python benchmarks/gaps.py write FOLDER                 the tables and their gaps, as .npz files
-    python benchmarks/gaps.py peers FOLDER [--hyper]       scikit-learn's and HyperImpute's imputations, in their environment
-    python benchmarks/gaps.py ours FOLDER MODEL            train, score and impute, in ours
-    python benchmarks/gaps.py report FOLDER                the table
+    python benchmarks/gaps.py write FOLDER    the tables and their gaps, as .npz files; in the peers' environment
+    python benchmarks/gaps.py peers FOLDER    impute by scikit-learn and HyperImpute; in the peers' environment
+    python benchmarks/gaps.py ours FOLDER     train, score and impute
+    python benchmarks/gaps.py report FOLDER   a table of all results
 
-A table's cells are hidden at random, or by value: then a cell is hidden with a probability in proportion to its rank in
-its column, so that the largest are hidden most. Training, validation and test rows all have gaps; test rows score by the
-mean log p of their observed cells, in nats per row, and by the cells hidden in them: RMSE of numbers in standard deviations
-of the training rows, accuracy of categories.
+A table's cells are hidden at random, or by value: then with a probability in proportion to the rank in the column, so
+that the largest are hidden most. Training, validation and test rows have gaps. Test rows are scored by the mean log p
+of their observed cells, in nats per row, and the imputation of their hidden cells by the RMSE of numbers, in standard
+deviations of the training rows, and the accuracy of categories.
 """
 
 from __future__ import annotations

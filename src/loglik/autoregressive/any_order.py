@@ -27,6 +27,8 @@ MAX_VARIABLES = 128  # of the Gaussian
 EMBEDDING = 16  # of a category of a column with more
 FLOOR = 0.05  # a category's smallest starting probability, as a part of its frequency
 REACH = 6.0  # beyond it the network sees no difference in a score
+FEW_ROWS = 1000  # at which the network's output is halved, so that it learns more slowly than few rows overfit
+REST = 0.1  # weight of the component for outliers of a conditional, times the square root of the number of rows
 WIDE = math.log(3.0)  # log-scale of the second component, for outliers
 
 
@@ -69,6 +71,12 @@ class AnyOrder(Density):
     marginalises = True
     spread: Tensor
     centre: Tensor
+    marginal: Tensor
+    log_rest: Tensor
+    trust: Tensor
+    start: Tensor
+    owner: Tensor
+    at: Tensor
 
     def __init__(
         self,
@@ -90,7 +98,7 @@ class AnyOrder(Density):
         self.components, self.in_order, self.splits, self.context = components, in_order, splits, context
         self.numbers = [d for d, count in enumerate(self.categories) if not count]
         most = max(MAX_VARIABLES - len(self.numbers), 0)
-        self.indicated = []
+        self.indicated: list[int] = []
         for d, count in enumerate(self.categories):
             if 0 < count <= MAX_INDICATORS and sum(self.categories[i] for i in self.indicated) + count <= most:
                 self.indicated.append(d)
@@ -107,6 +115,9 @@ class AnyOrder(Density):
             3 * components if not count else count if d in self.indicated else EMBEDDING
             for d, count in enumerate(self.categories)
         ]
+        self.register_buffer("log_rest", torch.full((2,), -6.0))
+        self.register_buffer("trust", torch.ones(()))
+        self.register_buffer("marginal", torch.zeros(2, len(self.numbers)))
         self.network = network(inputs, sum(self.sizes))
         for layer in self.output_layers():
             assert isinstance(layer, nn.Linear)
@@ -116,8 +127,14 @@ class AnyOrder(Density):
         start[0, 1:] = -4.0
         start[2, 1:] = torch.linspace(-0.7, WIDE, max(components - 1, 1))[: components - 1].flip(0)
         self.register_buffer("start", start.flatten(), persistent=False)
-        owner = [d for d in self.numbers] + [d for d in self.indicated for _ in range(self.categories[d])]
+        owner = list(self.numbers) + [d for d in self.indicated for _ in range(self.categories[d])]
+        self.register_buffer("at", torch.tensor(self.numbers, dtype=torch.long), persistent=False)
         self.register_buffer("owner", torch.tensor(owner, dtype=torch.long), persistent=False)
+
+    @property
+    def log_kept(self) -> Tensor:
+        """Return the log of the weight of the components that the network sets."""
+        return torch.log1p(-self.log_rest.exp().sum())
 
     # ---- evaluation
 
@@ -264,8 +281,8 @@ class AnyOrder(Density):
         """Return what the factors need of rows; zeros stand for missing values."""
         missing = rows.isnan()
         rows = torch.where(missing, 0.0, rows.to(torch.float64))
-        cells = self.scores(rows[:, self.numbers])
-        score, middle, width, log_det = (torch.where(missing[:, self.numbers], 0.0, part) for part in cells)
+        cells = self.scores(rows.index_select(1, self.at))
+        score, middle, width, log_det = (torch.where(missing.index_select(1, self.at), 0.0, part) for part in cells)
         flags = [nn.functional.one_hot(rows[:, d].long(), self.categories[d]) for d in self.indicated]
         indicators = [(torch.cat(flags, 1) - self.centre) / self.spread] if flags else []
         variables = torch.cat([score, *indicators], 1)
@@ -276,7 +293,7 @@ class AnyOrder(Density):
     ) -> tuple[list[Tensor], Tensor, Tensor]:
         """Return the network's output for each column, and the copula's mean and log-scale of each variable."""
         dtype = self.spread.dtype
-        seen = known[:, self.owner]
+        seen = known.index_select(1, self.owner)
         mean, variance = self.copula(encoded["variables"], seen)
         filled = torch.where(seen, encoded["variables"], mean).to(dtype).clamp(-REACH, REACH)
         vectors = [
@@ -286,7 +303,7 @@ class AnyOrder(Density):
         features = torch.cat([filled, *vectors, known.to(dtype)], 1)
         vector = embed(self.context, context)
         raw = self.network(features) if vector is None else self.network(features, vector)
-        return list(raw.to(dtype).split(self.sizes, 1)), mean.to(dtype), 0.5 * variance.log().to(dtype)
+        return list((self.trust * raw.to(dtype)).split(self.sizes, 1)), mean.to(dtype), 0.5 * variance.log().to(dtype)
 
     def _distribution(self, prediction: tuple[list[Tensor], Tensor, Tensor], d: int) -> ColumnDistribution:
         """Return the distribution of a column."""
@@ -296,10 +313,11 @@ class AnyOrder(Density):
             j = self.numbers.index(d)
             log_weight, shift, log_scale = (raw + self.start).unflatten(1, (3, self.components)).unbind(1)
             m, log_s = mean[:, j, None], log_std[:, j, None]
+            marginal = self.marginal[:, j, None, None].expand(2, len(m), 1)
             return NumberDistribution(
-                log_weight.log_softmax(-1),
-                m + log_s.exp() * shift,
-                log_s + tanh_bound(log_scale, 5.0),
+                torch.cat([log_weight.log_softmax(-1) + self.log_kept, self.log_rest.expand(len(m), 2)], 1),
+                torch.cat([m + log_s.exp() * shift, m, marginal[0]], 1),
+                torch.cat([log_s + tanh_bound(log_scale, 5.0), log_s + WIDE, marginal[1]], 1),
                 self.scores,
                 j,
             )
@@ -344,7 +362,7 @@ class AnyOrder(Density):
         """Fit the normal scores, the frequencies of codes and the copula to rows, which may have gaps."""
         self.check(x, context)
         rows = x.flatten(1)
-        self.scores.initialise(rows[:, self.numbers])
+        self.scores.initialise(rows.index_select(1, self.at))
         frequency = {d: _frequencies(rows[:, d], count) for d, count in enumerate(self.categories) if count}
         for parameter, d in zip(self.frequencies, self.embedded, strict=True):
             parameter.copy_(frequency[d].log())
@@ -354,7 +372,13 @@ class AnyOrder(Density):
             self.spread.copy_((p * (1 - p)).sqrt().clamp_min(1e-3))
         step = -(-len(rows) // 2**13)
         known = ~rows[:: max(step, 1)].isnan()
-        self.copula.initialise(self._encode(rows[:: max(step, 1)])["variables"], known[:, self.owner])
+        self.copula.initialise(self._encode(rows[:: max(step, 1)])["variables"], known.index_select(1, self.owner))
+        n = len(self.numbers)
+        variance = self.copula.covariance.diagonal()[:n]
+        self.marginal.copy_(torch.stack([self.copula.mean[:n], 0.5 * variance.log() + math.log(1.5)]))
+        rest = REST / len(rows) ** 0.5
+        self.log_rest[0], self.log_rest[1] = math.log(rest), math.log(rest / 4)
+        self.trust.fill_(len(rows) / (len(rows) + FEW_ROWS))
         fade_dropout(self.network, len(rows))
 
 

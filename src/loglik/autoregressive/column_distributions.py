@@ -1,4 +1,4 @@
-"""The distribution of one column given others: of numbers, a mixture of Gaussians in normal scores; of codes, a mass."""
+"""The distribution of one column given others: a mixture of Gaussians in normal scores, or the masses of codes."""
 
 from __future__ import annotations
 
@@ -95,10 +95,16 @@ class NumberDistribution:
         return self.scores.decode(self._inverse(p.double()[:, None]), self._at)[:, 0].float()
 
     def mean_value(self) -> Float[Tensor, " B"]:
-        """Return E[X | x_S], by 32 nodes for each component."""
+        """Return E[X | x_S], by 32 nodes for each component, without what lies beyond the training data.
+
+        The tails beyond the outermost knots are heavier than the data say; a mean would be of them.
+        """
         nodes = torch.special.ndtri((torch.arange(NODES, dtype=torch.float64, device=self.mean.device) + 0.5) / NODES)
         nodes = nodes / nodes.square().mean().sqrt()
         z = self.mean.double()[..., None] + self.log_scale.double().exp()[..., None] * nodes
+        last = self.scores.size[self.column] - 1
+        ends = self.scores.z[self.column].index_select(0, torch.stack([torch.zeros_like(last), last]))
+        z = z.maximum(ends[0]).minimum(ends[1])
         x = self.scores.decode(z.reshape(-1, 1), self._at).view(z.shape).mean(-1)
         return (self.log_weight.double().exp() * x).sum(-1).float()
 

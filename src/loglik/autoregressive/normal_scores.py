@@ -144,10 +144,11 @@ class NormalScores(nn.Module):
             knots_x, p = _integer_knots(values, width, self.knots) if width else _knots(values, self.knots)
             knots_z = torch.special.ndtri(p)
             size = len(knots_x)
+            unused = torch.full((self.knots - size,), torch.inf, dtype=torch.float64)
             self.width[d], self.size[d] = width, size
-            self.x[d], self.z[d], self.slope[d] = torch.inf, torch.inf, 1.0
-            self.x[d, :size], self.z[d, :size] = knots_x, knots_z
-            self.slope[d, :size] = _slopes(knots_x, knots_z)
+            self.x[d].copy_(torch.cat([knots_x, unused]))
+            self.z[d].copy_(torch.cat([knots_z, unused]))
+            self.slope[d].copy_(torch.cat([_slopes(knots_x, knots_z), torch.ones_like(unused)]))
 
 
 def _ends(knots: Float[Tensor, "D M"], k: Tensor) -> tuple[Tensor, Tensor]:

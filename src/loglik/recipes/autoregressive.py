@@ -100,7 +100,7 @@ def training(spec: DataSpec) -> dict[str, Any]:
 
 def training_in_any_order(spec: DataSpec) -> dict[str, Any]:
     """Return the training settings of `autoregressive:any-order`."""
-    return {"learning_rate": 2e-3, "weight_decay": 0.05, "batch_size": 128}
+    return {"learning_rate": 4e-3, "weight_decay": 0.05, "batch_size": 128}
 
 
 AUTOREGRESSIVE = Recipe(
