@@ -40,7 +40,7 @@ class NormalScores(nn.Module):
     z: Tensor
     slope: Tensor
 
-    def __init__(self, integer: list[bool], knots: int = 64) -> None:
+    def __init__(self, integer: list[bool], knots: int = 8) -> None:
         super().__init__()
         self.knots = knots
         columns = len(integer)
@@ -184,8 +184,8 @@ def _integer_knots(values: Float[Tensor, " N"], width: float, knots: int) -> tup
     unit, count = (values / width).round().unique(return_counts=True)
     below = count.cumsum(0) - count
     n = len(values)
-    if 2 * len(unit) > knots:
-        ranks = torch.linspace(0, n - 1, knots // 2, dtype=torch.float64).long()
+    if 2 * len(unit) > _count(n, knots):
+        ranks = torch.linspace(0, n - 1, _count(n, knots) // 2, dtype=torch.float64).long()
         at = torch.searchsorted(below, ranks, right=True) - 1
         kept = at.unique()
     else:
@@ -195,6 +195,10 @@ def _integer_knots(values: Float[Tensor, " N"], width: float, knots: int) -> tup
     edges, order = edges.unique(return_inverse=True)
     p = torch.zeros_like(edges).scatter_(0, order, p)
     return edges * width, _increasing((p + 0.5) / (n + 1), 0.25 / (n + 1))
+
+
+def _count(rows: int, knots: int) -> int:
+    return max(4, min(knots, round(KNOTS * rows ** (1 / 3))))
 
 
 def _increasing(p: Tensor, step: float) -> Tensor:
@@ -207,7 +211,7 @@ def _increasing(p: Tensor, step: float) -> Tensor:
 def _knots(values: Float[Tensor, " N"], knots: int) -> tuple[Tensor, Tensor]:
     """Return knots at distinct quantiles, and the distribution function there: the middle of its step."""
     n = len(values)
-    m = max(4, min(knots, round(KNOTS * n ** (1 / 3))))
+    m = _count(n, knots)
     # evenly spaced quantiles, and finer ones at both ends
     low, high = torch.tensor([0.5 / n]).logit().item(), torch.tensor([1 - 0.5 / n]).logit().item()
     levels = torch.special.ndtr(torch.linspace(-1, 1, m, dtype=torch.float64) * min(3.0, max(-low, high) / 1.7))
