@@ -14,6 +14,7 @@ from torch import nn
 
 from helpers.densities import CASES, SPECS, Case, draw, ready, shorten, tiny
 from helpers.elsewhere import DEVICE, second_device, there
+from loglik.autoregressive import AnyOrder
 from loglik.baselines import Independent
 from loglik.density import StandardNormal
 from loglik.diffusion import ODE, VLB, Diffusion, Sampler
@@ -45,7 +46,7 @@ def needs_numbers(density) -> bool:
     """Whether `initialise` is one of the EXCEPTIONS."""
     base = density.base if isinstance(density, Flow) else density
     bins = isinstance(density, Flow) and any(isinstance(transform, Bins) for transform in density.transforms)
-    return bins or isinstance(base, (Independent, Diffusion))
+    return bins or isinstance(base, (Independent, Diffusion, AnyOrder))
 
 
 def step(density, event, context=None):
@@ -124,6 +125,10 @@ EXCEPTIONS = {
     "initialise, bins": (
         initialise("table", "autoregressive"),
         "edges are distinct quantiles, split until enough",
+    ),
+    "initialise, any order": (
+        initialise("table", "autoregressive:any-order"),
+        "knots are distinct quantiles, and iterations end when nothing changes",
     ),
     "initialise, diffusion": (initialise("table", "diffusion"), "dimensions are grouped by their distinct values"),
 }

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from loglik.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from loglik.autoregressive import Autoregressive
+    from loglik.autoregressive import AnyOrder, Autoregressive
     from loglik.baselines import Independent
     from loglik.classification import Classifier
     from loglik.comparison import compare
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from loglik.verification.verify import verify
 
 _HOME = {
+    "AnyOrder": "autoregressive",
     "Autoregressive": "autoregressive",
     "Bound": "density",
     "Classifier": "classification",
@@ -65,6 +66,7 @@ _ROOMS = (
 )  # fmt: skip
 
 __all__ = [
+    "AnyOrder",
     "Autoregressive",
     "Bound",
     "Classifier",

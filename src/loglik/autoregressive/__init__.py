@@ -1,5 +1,7 @@
-"""Autoregressive densities over sequences of integers."""
+"""Autoregressive densities over sequences of integers, and over the columns of a table in any order."""
 
+from loglik.autoregressive.any_order import AnyOrder
 from loglik.autoregressive.autoregressive import Autoregressive
+from loglik.autoregressive.column_distributions import CodeDistribution, ColumnDistribution, NumberDistribution
 
-__all__ = ["Autoregressive"]
+__all__ = ["AnyOrder", "Autoregressive", "CodeDistribution", "ColumnDistribution", "NumberDistribution"]
