@@ -12,6 +12,7 @@ from torch import Tensor
 
 from loglik.data import as_data
 from loglik.data.dataset import Data, Split
+from loglik.data.image_settings import ImageSettings
 from loglik.data.text_settings import TextSettings
 from loglik.evaluation import Result, StreamScores, baseline_scores, compress, evaluate_split, summary
 from loglik.recipes import RECIPES, Unsuitable, build, recipe
@@ -74,7 +75,9 @@ def compare(
     requested models fits the data.
     """
     text, options = TextSettings.split_options(options)
-    dataset: Data = as_data(data, label=label, seed=seed, text=text, beside=None if out is None else Path(out))
+    images, options = ImageSettings.split_options(options)
+    beside = None if out is None else Path(out)
+    dataset: Data = as_data(data, label=label, seed=seed, text=text, images=images, beside=beside)
     names = list(RECIPES) if models is None else [BASELINE, *(m for m in models if m != BASELINE)]
     _check_options(names, options)
     with_device(device, options)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from loglik import files, schema
-from loglik.data import TextSettings, as_data
+from loglik.data import ImageSettings, TextSettings, as_data
 from loglik.data.dataset import Data
 from loglik.data.limits import first_line
 from loglik.data.spec import DataSpec
@@ -102,13 +102,14 @@ class Run:
             raise ValueError(
                 f"{self.path}: its data, {self.config['source']}, is the folder of all your files: pass data"
             )
-        own = data is None and self.config.get("text")
+        own, images = data is None and self.config.get("text"), self.config.get("images")
         return as_data(
             self.config["source"] if data is None else data,
             label=label or self.config["label"],
             seed=self.config["training"]["seed"],
             like=self.spec,
             text=TextSettings(**self.config["text"]) if own else None,
+            images=ImageSettings(**images) if images else None,
             beside=self.path,
         )
 

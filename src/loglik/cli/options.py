@@ -117,7 +117,7 @@ OWN_OPTIONS = {
 OPTION = re.compile(
     r'(?<![\w./-])(accumulate|device|devices|keep|label|models|num_nodes|out|per_row|resume|samples|seed|split|strategy)=(?:"([^"]*)"|(\w*))'
 )
-SETTING = re.compile(r"(?<![\w./-])(conditional|window)=(\w+)")
+SETTING = re.compile(r"(?<![\w./-])(alpha|bits|colour|conditional|fit|resize|window)=(\w+)")
 NOT_SETTINGS = {"data", "density", "settings", "progress", "report"}
 
 

@@ -59,7 +59,7 @@ def compare(
 ) -> int:
     """Train one density of each family and compare them: one table, one page."""
     from loglik.comparison import compare as run_comparison
-    from loglik.data import TextSettings, as_data
+    from loglik.data import ImageSettings, TextSettings, as_data
     from loglik.devices import resolve_device
     from loglik.evaluation import write_json
     from loglik.lock import locked
@@ -73,16 +73,19 @@ def compare(
     max_time = seconds(budget)
     resolve_device(device)
     text, options = TextSettings.split_options(settings_of(set_))
+    images, options = ImageSettings.split_options(options)
     options |= ranks_of(devices, nodes, strategy, None)
     folder = folder_for(out, data, before="compare-")
     if is_first_rank():
         check_free(folder, resumable=False)  # before the data are read
-    dataset = as_data(data, label=label, seed=seed, text=text, beside=folder)
+    dataset = as_data(data, label=label, seed=seed, text=text, images=images, beside=folder)
     with ExitStack() as stack:
         if is_first_rank():
             new_folder(folder, resumable=False)
             stack.enter_context(locked(folder))
         show(dataset.describe())
+        for note in dataset.notes:
+            _report(note)
         try:
             rows = run_comparison(
                 dataset,
@@ -141,7 +144,7 @@ def fit(
 ) -> int:
     """Train one density and write it as a run."""
     from loglik.comparison import evaluate_run
-    from loglik.data import TextSettings, as_data
+    from loglik.data import ImageSettings, TextSettings, as_data
     from loglik.evaluation import summary
     from loglik.report import samples_file, write_report, write_samples
     from loglik.runs import check_free
@@ -152,13 +155,16 @@ def fit(
     if resume and out is None:
         raise ValueError("--resume needs --out RUN, the run to continue")
     text, options = TextSettings.split_options(settings_of(set_))
+    images, options = ImageSettings.split_options(options)
     folder = folder_for(out, data, after=f"-{model.replace(':', '-')}")
     if not (resume or restarted()) and is_first_rank():
         check_free(folder)  # before the data are read
-    dataset = as_data(data, label=label, seed=seed, text=text, beside=folder)
+    dataset = as_data(data, label=label, seed=seed, text=text, images=images, beside=folder)
     options = {**options, **without_none(size=size, max_time=max_time, max_steps=max_steps)}
     options |= ranks_of(devices, nodes, strategy, accumulate) | without_none(keep=keep)
     show(dataset.describe())
+    for note in dataset.notes:
+        _report(note)
     try:
         run = train(model, dataset, out=folder, resume=resume, seed=seed, device=device, report=_report, **options)
     except Interrupted as stopped:

@@ -15,6 +15,7 @@ from loglik.cli.options import (
     RunArgument,
     Samples,
     Seed,
+    as_options,
     prompt_of,
     show,
     without_none,
@@ -67,6 +68,8 @@ def evaluate(
     if draws and per_row is not None and samples is None and result.samples > 1:
         draws += " on average"
     show(f"{result.n} {result.unit}s{draws}: {summary(result)}")
+    for note in result.notes:
+        show(as_options(note))
     for name, value in result.terms.items():
         show(f"  {name}: {value:.3f} nats")
     if result.numerical_error is not None:

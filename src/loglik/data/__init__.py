@@ -14,14 +14,27 @@ from loglik.data.spec import Column, DataSpec, Kind
 if TYPE_CHECKING:
     from loglik.data.arrays import from_arrays
     from loglik.data.dataset import Data, Split
+    from loglik.data.image_settings import ImageSettings
     from loglik.data.loading import as_data, load
     from loglik.data.text_settings import TextSettings
 
-__all__ = ["Column", "Data", "DataSpec", "Kind", "Split", "TextSettings", "as_data", "from_arrays", "load", "names"]
+__all__ = [
+    "Column",
+    "Data",
+    "DataSpec",
+    "ImageSettings",
+    "Kind",
+    "Split",
+    "TextSettings",
+    "as_data",
+    "from_arrays",
+    "load",
+    "names",
+]
 
 _LATE = {
     "Data": "dataset", "Split": "dataset", "TextSettings": "text_settings", "as_data": "loading",
-    "from_arrays": "arrays", "load": "loading",
+    "from_arrays": "arrays", "load": "loading", "ImageSettings": "image_settings",
 }  # fmt: skip
 
 

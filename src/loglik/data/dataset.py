@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
+from loglik.data.image_settings import ImageSettings
 from loglik.data.limits import quote, shorten
 from loglik.data.spec import DataSpec, Kind
 from loglik.data.store import Rows
@@ -133,6 +134,8 @@ class Data:
         source: where `load` found it, a name or an absolute path; None for data in memory.
         full: all of a text, in windows side by side; None for other data.
         text: how a text was read; None for other data.
+        images: how image files were read; None for other data.
+        notes: what was done to the data as they were read, each in one line.
     """
 
     name: str
@@ -143,6 +146,8 @@ class Data:
     source: str | None = None
     full: TextSplit | None = None
     text: TextSettings | None = None
+    images: ImageSettings | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def scored_split(self) -> Literal["test", "validation"]:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from loglik.data.dataset import Data
 from loglik.data.image_sets import ImageSet, load_image_set
+from loglik.data.image_settings import ImageSettings
 from loglik.data.limits import TooLarge, quote, reading, shorten, some
 from loglik.data.pixels import Label, Sample, opened
 from loglik.data.spec import DataSpec
@@ -39,6 +40,7 @@ def load_shards(
     label: str | None = None,
     seed: int = 0,
     like: DataSpec | None = None,
+    settings: ImageSettings | None = None,
 ) -> Data:
     """Read the images of tar shards.
 
@@ -66,8 +68,9 @@ def load_shards(
         on_disk=sum(path.stat().st_size for _, path in files),
         files=[path for _, path in files],
         settings=[[split for split, _ in files], label],
+        label=label,
     )
-    data = load_image_set(images, seed=seed, like=like)
+    data = load_image_set(images, seed=seed, like=like, settings=settings)
     if label is not None and like is None and not data.spec.classes:
         raise ValueError(
             f"{where}: no .json member has {quote(label)}: leave the label out, and .cls members are labels"
