@@ -85,7 +85,7 @@ def compare(
             stack.enter_context(locked(folder))
         show(dataset.describe())
         for note in dataset.notes:
-            _report(note)
+            show(note)
         try:
             rows = run_comparison(
                 dataset,
@@ -164,7 +164,7 @@ def fit(
     options |= ranks_of(devices, nodes, strategy, accumulate) | without_none(keep=keep)
     show(dataset.describe())
     for note in dataset.notes:
-        _report(note)
+        show(note)
     try:
         run = train(model, dataset, out=folder, resume=resume, seed=seed, device=device, report=_report, **options)
     except Interrupted as stopped:

@@ -15,7 +15,6 @@ from loglik.cli.options import (
     RunArgument,
     Samples,
     Seed,
-    as_options,
     prompt_of,
     show,
     without_none,
@@ -69,7 +68,7 @@ def evaluate(
         draws += " on average"
     show(f"{result.n} {result.unit}s{draws}: {summary(result)}")
     for note in result.notes:
-        show(as_options(note))
+        show(note)
     for name, value in result.terms.items():
         show(f"  {name}: {value:.3f} nats")
     if result.numerical_error is not None:

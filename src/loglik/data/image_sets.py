@@ -158,8 +158,8 @@ def _common_size(images: ImageSet) -> tuple[int, int]:
     least, most = (pick(sizes, key=lambda size: size[0] * size[1]) for pick in (min, max))
     raise ValueError(
         f"{images.where}: {n:,} images of {len(sizes):,} sizes, {least[0]}×{least[1]} to {most[0]}×{most[1]} pixels, "
-        f"and at most {count:,} of one size: set resize=64, or resize=64x48 for another width and height; fit=crop, "
-        "fit=pad or fit=stretch says how"
+        f"and at most {count:,} of one size: choose resize=64, or resize=64x48 as WIDTHxHEIGHT, and fit=pad or "
+        "fit=stretch unless all are to be cropped"
     )
 
 

@@ -190,14 +190,15 @@ def _decoded(sample: Sample, form: Form) -> tuple[UInt8[np.ndarray, "H W C"], se
 
 def _upright(image: Image.Image, facts: set[str]) -> Image.Image:
     """Return the first frame, decoded and turned as EXIF says."""
-    with suppress(Exception):  # a second frame that is damaged is not read
-        facts |= {"frames"} if getattr(image, "is_animated", False) else set()
     tiles: Any = getattr(image, "tile", None)
     if tiles and image.mode[0] != "I" and ";16B" in str(tiles[0][3]):
         facts.add("deep")  # Pillow reads 16-bit colours as 8-bit ones
     image.load()
     facts |= {"turned"} if image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9) else set()
-    return ImageOps.exif_transpose(image)
+    upright = ImageOps.exif_transpose(image)  # a copy: looking for more frames moves to the second one
+    with suppress(Exception):  # which may be damaged, and is not read
+        facts |= {"frames"} if getattr(image, "is_animated", False) else set()
+    return upright
 
 
 def _eight_bits(image: Image.Image, settings: ImageSettings, facts: set[str]) -> Image.Image | None:

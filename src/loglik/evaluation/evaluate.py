@@ -84,4 +84,4 @@ def evaluate(
         train_seconds=run.train_seconds if run else 0.0,
         steps=run.steps if run else 0,
     )
-    return replace(result, notes=(*dataset.notes, *result.notes))
+    return result if data is None else replace(result, notes=(*dataset.notes, *result.notes))

@@ -15,6 +15,7 @@ from loglik import recipes, runs
 from loglik.cpu.allocator import keep_freed_memory
 from loglik.cpu.choices import choices, use_choices
 from loglik.data import as_data
+from loglik.data.dataset import Data
 from loglik.data.image_settings import ImageSettings
 from loglik.data.text_settings import TextSettings
 from loglik.density import Density
@@ -63,8 +64,8 @@ def fit(
         device: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto` for a CUDA GPU if there is one, else the CPU; it sets
             `accelerator` and, with a number, `devices`. The settings' own if None.
         progress: show a progress bar; on a terminal only if None.
-        report: called with one line about where a resumed training begins, for each checkpoint that is skipped, and
-            about compilation.
+        report: called with one line for each of the data's notes, about where a resumed training begins, for each
+            checkpoint that is skipped, and about compilation.
         **options: fields of `TrainingSettings` (`max_time="30s"`, `batch_size=64`, ...), of `TextSettings` for text
             (`tokenizer="characters"`, ...), of `ImageSettings` for image files (`resize=64`, ...) and, for a family's
             name, options of its recipe (`size="medium"`, ...).
@@ -85,7 +86,10 @@ def fit(
     resume = resume or (restarted() and path is not None and (path / runs.CONFIG).is_file())
     run = config_to_resume(path) if resume else None
     base = settings or (recorded_settings(run, chosen) if run else TrainingSettings())
+    notes_said = isinstance(data, Data)
     data = as_data(data, label=label, seed=replace(base, **chosen).seed, text=text, images=images, beside=path)
+    for note in () if notes_said else data.notes:
+        report(note)
     trained = path is not None and run is not None and (path / runs.WEIGHTS).exists()
     if run and name == run["model"]:  # without weights, whose header bounds the network, only the size is believed
         known = run["options"] if trained else {k: v for k, v in run["options"].items() if k == "size"}
