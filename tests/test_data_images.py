@@ -296,6 +296,12 @@ def test_dictionaries_lists_and_keys(tmp_path) -> None:
     np.savez(tmp_path / "b.npz", images=X, kind=y)
     data = load(tmp_path / "b.npz", label="kind")
     assert (data.spec.classes, data.spec.label) == (("0", "1", "2"), "kind")
+    np.save(tmp_path / "c.npy", X)
+    for other in (
+        load(tmp_path / "c.npy", label="kind", like=data.spec),
+        as_data({"x": X}, label="kind", like=data.spec),
+    ):
+        assert other.train.y is None  # a run's own name for its labels, which other data need not have
     for keys, label, words in (
         (["images", "kind"], None, 'found the keys images, kind; expected one array, or x and y.* label="NAME"'),
         (["images", "y"], "kind", "no array 'kind' for the label; found the keys images, y"),

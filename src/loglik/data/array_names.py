@@ -25,25 +25,33 @@ def is_examples(key: str) -> bool:
     return _parts(key)[1].lower() in EXAMPLES
 
 
-def label_key(keys: Sequence[str], label: str | None, where: str) -> str | None:
-    """Return the key of an item's label; None if it has none. Raise ValueError if there is no key `label`."""
-    if label is not None and label not in keys:
+def label_key(keys: Sequence[str], label: str | None, where: str, *, strict: bool = True) -> str | None:
+    """Return the key of an item's label: `label`, or one of the usual names; None if there is none.
+
+    Raises ValueError if there is no key `label` and it is strict. It is not where a run's own name for its labels is
+    looked for in other data.
+    """
+    if label is not None and strict and label not in keys:
         raise ValueError(f"{where}: no {quote(label)} for the label; found {some(list(keys))}")
-    return label or next((name for name in LABELS if name in keys), None)
+    return next((name for name in (label, *LABELS) if name in keys), None)
 
 
-def named_splits(keys: Sequence[str], label: str | None, where: Path | str) -> dict[str, tuple[str, str | None]]:
+def named_splits(
+    keys: Sequence[str], label: str | None, where: Path | str, *, strict: bool = True
+) -> dict[str, tuple[str, str | None]]:
     """Return the key of the examples and of the labels of each split.
 
     Keys are `x`, `images` and the like and `y`, `labels` and the like or `label`, each alone or with a split's name:
     `x_train`, `test_images`. One key alone may have any name.
 
-    Raises ValueError if keys are unknown, double, or missing.
+    Raises ValueError if keys are unknown, double, or missing; `label` may be missing if it is not strict.
 
     >>> named_splits(["train_images", "train_labels", "test_images", "test_labels"], None, "a.npz")
     {'train': ('train_images', 'train_labels'), 'test': ('test_images', 'test_labels')}
     """
     if label is not None and not any(label in (key, _parts(key)[1]) for key in keys):
+        if not strict:
+            return named_splits(keys, None, where)
         raise ValueError(f"{where}: no array {quote(label)} for the label; found the keys {some(sorted(keys))}")
     if len(keys) == 1 and label is None:
         return {"train": (keys[0], None)}

@@ -89,7 +89,7 @@ def from_named(
         ValueError: the keys are unclear, or an array does not fit the rules, or `like`.
     """
     name = "arrays"
-    keys = named_splits([str(key) for key in arrays], label, name)
+    keys = named_splits([str(key) for key in arrays], label, name, strict=like is None)
     parts = {
         split: (as_array(arrays[x], f"{name}: {x}"), None if y is None else as_array(arrays[y], f"{name}: {y}"))
         for split, (x, y) in keys.items()
@@ -103,7 +103,9 @@ def load_array_file(path: Path, *, label: str | None = None, seed: int = 0, like
     Raises:
         ValueError: the file is not readable, holds Python objects, or has other keys.
     """
-    return _of_splits(_read(path, label), name=path.stem, where=str(path), label=label, seed=seed, like=like)
+    return _of_splits(
+        _read(path, label, strict=like is None), name=path.stem, where=str(path), label=label, seed=seed, like=like
+    )
 
 
 def _of_splits(
@@ -309,19 +311,19 @@ def as_array(values: Any, where: str) -> np.ndarray:
     return array if array.flags.writeable else array.copy()
 
 
-def _read(path: Path, label: str | None) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
+def _read(path: Path, label: str | None, *, strict: bool) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
     """Return the splits in a file, each with examples and labels; only `train` where the file names no splits."""
     size = path.stat().st_size
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
-            if label is not None:
+            if label is not None and strict:
                 raise ValueError(f"{path}: one array has no {quote(label)} for the label: leave the label out")
             file.seek(0)
             return {"train": (_read_array(file, path, size), None)}
         with reading(path, "NumPy file"):
             archive = zipfile.ZipFile(file)
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        keys = named_splits(list(members), label, path)
+        keys = named_splits(list(members), label, path, strict=strict)
         check_bytes(sum(info.file_size for info in members.values()), size, path)
 
         def array(key: str) -> np.ndarray:

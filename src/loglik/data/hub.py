@@ -105,7 +105,7 @@ def _load(
     if len(parts) == 1 and (getattr(train, "format", None) or {}).get("type") == "custom":  # the user's set_transform
         return load_items(train, label=label, seed=seed, like=like, images=images)
     if (picture := _picture(train, columns, first)) is not None:
-        pictures = _images(parts, picture, label_key(columns, label, source), source, lasting)
+        pictures = _images(parts, picture, label_key(columns, label, source, strict=like is None), source, lasting)
         return load_image_set(replace(pictures, label=label), seed=seed, like=like, settings=images)
     if "text" in columns and label is None:
         from loglik.data.text import load_text

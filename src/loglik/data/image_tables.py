@@ -35,9 +35,9 @@ def load_image_table(
         ValueError: there is no such column, a row has no image, and as for other images.
     """
     picture, *others = found.columns
-    if label is not None and label not in others:
+    if label is not None and label not in others and like is None:
         raise ValueError(f"{path}: no column {quote(label)} for the label; the columns are {some(found.columns)}")
-    key = label or next((name for name in LABELS if name in others), None)
+    key = next((name for name in (label, *LABELS) if name in others), None)
     columns = [picture] if key is None else [picture, key]
 
     def samples() -> Iterator[Sample]:

@@ -62,6 +62,8 @@ def load_items(
     if first is None:
         raise ValueError(f"{name}: no items")
     items = chain([first], items)
+    if like is not None and not (isinstance(first, Mapping) and label in first):
+        label = None  # which the run's own data had
     if isinstance(_pair(first, label, f"{name}[0]")[0], Image.Image):
         return load_image_set(_pictures(dataset, items, name, label), seed=seed, like=like, settings=images)
     data = _of_arrays(_blocks(items, name, label), name, seed, like, _classes(dataset))

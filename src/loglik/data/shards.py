@@ -54,6 +54,8 @@ def load_shards(
         ValueError: a shard is damaged, or contains links, devices or paths that lead out of it; a label is not
             readable; and as for other images.
     """
+    if like is not None and not like.classes:
+        label = None  # which is not needed
     splits = _by_name(paths["train"]) if set(paths) == {"train"} else paths
     files = [(split, path) for split, members in splits.items() for path in members]
 
