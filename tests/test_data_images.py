@@ -8,6 +8,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 import loglik
 from helpers.commands import refused, well
+from loglik.cli.options import settings_of
 from loglik.data import DataSpec, ImageSettings, array_names, as_data, eight_bit, from_arrays, load
 from loglik.data.store import Rows
 
@@ -60,19 +61,20 @@ def test_sizes_that_differ_need_a_setting(tmp_path) -> None:
     line = refused("fit", tmp_path, "--model", "independent")
     assert "12 images of 12 sizes, 40×20 to 62×31 pixels, and at most 1 of one size: choose --set resize=64," in line
     for value in ("0", "64x", "3000", "x", "-4", "8x3000", "true"):
-        line = refused("fit", tmp_path, "--model", "independent", "--set", f"resize={value}")
-        assert "resize must be a size in pixels such as 64 or 64x48" in line
+        with pytest.raises(ValueError, match="resize must be a size in pixels such as 64 or 64x48, WIDTHxHEIGHT"):
+            ImageSettings(**settings_of([f"resize={value}"]))
     for setting, words in (
         ("fit=zoom", "fit must be crop, pad, stretch, got 'zoom'"),
         ("alpha=red", "alpha must be white, black, keep"),
         ("bits=12", "bits must be 8, got 12"),
     ):
-        assert words in refused("fit", tmp_path, "--model", "independent", "--set", setting)
+        with pytest.raises(ValueError, match=words):
+            ImageSettings(**settings_of([setting]))
     with pytest.raises(ValueError, match="alpha=keep reads RGBA, and colour=grey has no colours"):
         ImageSettings(alpha="keep", colour="grey")
-    assert "are settings of image files, and this is images 1×8×8, 17 levels" in refused(
-        "fit", "digits", "--model", "vae", "--set", "resize=8"
-    )
+    np.save(tmp_path / "a.npy", noise(12, 4, 4))
+    with pytest.raises(ValueError, match="are settings of image files, and this is images 1×4×4, 256 levels"):
+        load(tmp_path / "a.npy", images=ImageSettings(resize=8))
 
 
 @pytest.mark.parametrize("stores", [False, True])
