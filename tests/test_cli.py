@@ -273,8 +273,10 @@ def corrupt(root: Path) -> Path:
 
 
 def mixed_sizes(root: Path) -> Path:
-    Image.new("L", (5, 4)).save(images(root / "x") / "b" / "7.png")
-    return root / "x"
+    folder = images(root / "x")
+    for i in range(1, 6):
+        Image.new("L", (4 + i, 4)).save(folder / "b" / f"{i}.png")
+    return folder
 
 
 def lines(root: Path, *rows: str) -> Path:
@@ -300,7 +302,7 @@ BAD_DATA = {
     "a missing path": (lambda root: root / "absent", "absent: no such file or folder, nor a known name"),
     "an empty folder": (empty_folder, "x: no images and no text files in this folder"),
     "a corrupt image": (corrupt, "a/3.png: not a readable image"),
-    "images of mixed sizes": (mixed_sizes, "b/7.png is 5×4 pixels but"),
+    "images of mixed sizes": (mixed_sizes, "24 images of 6 sizes, 4×4 to 9×4 pixels"),
     "a text in a column of numbers": (
         lambda root: lines(root, "a,b", *numbers(20), "4.5,many"),
         "row 21 (line 22), column 'b': 'many' is not a number",

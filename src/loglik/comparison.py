@@ -12,6 +12,7 @@ from torch import Tensor
 
 from loglik.data import as_data
 from loglik.data.dataset import Data, Split
+from loglik.data.image_settings import ImageSettings
 from loglik.data.table_settings import TableSettings
 from loglik.data.text_settings import TextSettings
 from loglik.evaluation import Result, StreamScores, baseline_scores, compress, evaluate_split, summary
@@ -76,8 +77,9 @@ def compare(
     """
     text, options = TextSettings.split_options(options)
     table, options = TableSettings.split_options(options)
+    images, options = ImageSettings.split_options(options)
     beside = None if out is None else Path(out)
-    dataset: Data = as_data(data, label=label, seed=seed, text=text, table=table, beside=beside)
+    dataset: Data = as_data(data, label=label, seed=seed, text=text, table=table, images=images, beside=beside)
     names = list(RECIPES) if models is None else [BASELINE, *(m for m in models if m != BASELINE)]
     _check_options(names, options)
     with_device(device, options)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from loglik import files, schema
-from loglik.data import TableSettings, TextSettings, as_data
+from loglik.data import ImageSettings, TableSettings, TextSettings, as_data
 from loglik.data.dataset import Data
 from loglik.data.limits import first_line
 from loglik.data.spec import DataSpec
@@ -103,7 +103,7 @@ class Run:
             raise ValueError(
                 f"{self.path}: its data, {self.config['source']}, is the folder of all your files: pass data"
             )
-        own = data is None and self.config.get("text")
+        own, images = data is None and self.config.get("text"), self.config.get("images")
         table = TableSettings(**(self.config.get("table") or {})) if self.spec.kind == "table" else None
         if unseen is not None:
             if table is None:
@@ -116,6 +116,7 @@ class Run:
             like=self.spec,
             text=TextSettings(**self.config["text"]) if own else None,
             table=table,
+            images=ImageSettings(**images) if images else None,
             beside=self.path,
         )
 

@@ -14,6 +14,7 @@ import yaml
 from msgspec import Meta, Struct
 
 from loglik.data.catalogue import names
+from loglik.data.image_settings import ImageSettings
 from loglik.data.limits import first_line, quote, shorten
 from loglik.data.table_settings import TableSettings
 from loglik.data.text_settings import TextSettings
@@ -147,6 +148,7 @@ class Config(Struct, forbid_unknown_fields=True):
     versions: dict[Text, Text]
     text: dict[Text, Scalar] | None = None
     table: _Table | None = None
+    images: dict[Text, Scalar] | None = None
     chosen: dict[Text, Scalar] = {}
     cpu: dict[Text, Scalar] = {}
     steps: Annotated[int, Meta(ge=0, le=2**62)] = 0
@@ -158,16 +160,19 @@ class Config(Struct, forbid_unknown_fields=True):
             raise ValueError(f"training.seed must be an integer of at least 0, got {seed!r:.60}")
         if not isinstance(self.training.get("precision"), str):
             raise ValueError(f"training.precision must be a text, got {self.training.get('precision')!r:.60}")
-        if self.text is not None:
-            unknown = sorted(set(self.text) - set(TextSettings.names()))
-            if unknown:
-                raise ValueError(
-                    f"text has an unknown key {unknown[0]!r:.60}: it has {', '.join(TextSettings.names())}"
-                )
-            TextSettings(**self.text)  # type: ignore[arg-type]
+        _check_settings("text", self.text, TextSettings)
+        _check_settings("images", self.images, ImageSettings)
         known = self.source is None or self.source in names() or self.source.startswith("hf:")
         if not known and not Path(self.source or "").is_absolute():
             raise ValueError(f"source must be a name, hf:NAME or an absolute path, got {self.source!r:.60}")
+
+
+def _check_settings(kind: str, values: dict[str, Any] | None, settings: type[TextSettings | ImageSettings]) -> None:
+    """Raise ValueError unless values are settings of this kind of data."""
+    if unknown := sorted(set(values or {}) - set(settings.names())):
+        known = ", ".join(settings.names())
+        raise ValueError(f"{kind} has an unknown key {unknown[0]!r:.60}: it has {known}")
+    settings(**values or {})
 
 
 def parse(text: bytes, where: Path) -> dict[str, Any]:

@@ -201,8 +201,6 @@ def image_folders() -> dict[str, dict[str, bytes]]:
         "body": ("x.png", flip(png, 45, b"\xff" * 8)),
         "sixteen-bits": ("x.png", image_bytes(dtype=np.uint16)),
         "floats": ("x.tif", image_bytes(kind="tiff", dtype=np.float32)),
-        "other-size": ("x.png", image_bytes((9, 8))),
-        "turned": ("x.png", image_bytes((8, 9))),
         "ppm-size": ("x.ppm", b"P6\n99999 99999\n255\n" + bytes(99)),
         "ppm-huge": ("x.ppm", b"P6\n" + b"9" * 50 + b" 1\n255\n"),
         "bmp-negative": ("x.bmp", flip(image_bytes(kind="bmp"), 18, b"\xff\xff\xff\xff\xff\xff\xff\x7f")),

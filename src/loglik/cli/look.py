@@ -123,6 +123,7 @@ def list_models(
 ) -> None:
     """List the models and their options; with NAME, describe each option of one model."""
     from loglik.cli.reference import describe, overview
+    from loglik.data.image_settings import ImageSettings
     from loglik.data.text_settings import TextSettings
     from loglik.data.tokenizers import KINDS
 
@@ -132,6 +133,8 @@ def list_models(
     print(overview())
     options = ", ".join(f"{k}={v}" for k, v in TextSettings().to_dict().items() if v is not None)
     print(f"\ntext, for any of them: {options}, window; tokenizer is {', '.join(KINDS)}")
+    options = ", ".join(f"{k}={v}" for k, v in ImageSettings().to_dict().items() if v is not None)
+    print(f"images, for any of them: resize, {options}, bits; fit is crop, pad or stretch")
     show("`loglik list models NAME` describes the options of a model.")
 
 

@@ -147,7 +147,7 @@ OPTION = re.compile(
     r'(?<![\w./-])(accumulate|device|devices|keep|label|missing|models|num_nodes|out|per_row|resume|samples|seed|split|strategy|unseen)=(?:"([^"]*)"|(\w*))'
 )
 COLUMN = re.compile(r"columns=\{(['\"])(.*?)\1: (['\"])(.*?)\3\}")
-SETTING = re.compile(r"(?<![\w./-])(conditional|window)=(\w+)")
+SETTING = re.compile(r"(?<![\w./-])(alpha|bits|colour|conditional|fit|resize|window)=(\w+)")
 NOT_SETTINGS = {"data", "density", "settings", "progress", "report"}
 
 

@@ -65,7 +65,7 @@ def compare(
 ) -> int:
     """Train one density of each family and compare them: one table, one page."""
     from loglik.comparison import compare as run_comparison
-    from loglik.data import TextSettings, as_data
+    from loglik.data import ImageSettings, TextSettings, as_data
     from loglik.devices import resolve_device
     from loglik.evaluation import write_json
     from loglik.lock import locked
@@ -80,11 +80,12 @@ def compare(
     resolve_device(device)
     text, options = TextSettings.split_options(settings_of(set_))
     table = table_of(column, missing)
+    images, options = ImageSettings.split_options(options)
     options |= ranks_of(devices, nodes, strategy, None)
     folder = folder_for(out, data, before="compare-")
     if is_first_rank():
         check_free(folder, resumable=False)  # before the data are read
-    dataset = as_data(data, label=label, seed=seed, text=text, table=table, beside=folder)
+    dataset = as_data(data, label=label, seed=seed, text=text, table=table, images=images, beside=folder)
     with ExitStack() as stack:
         if is_first_rank():
             new_folder(folder, resumable=False)
@@ -150,7 +151,7 @@ def fit(
 ) -> int:
     """Train one density and write it as a run."""
     from loglik.comparison import evaluate_run
-    from loglik.data import TextSettings, as_data
+    from loglik.data import ImageSettings, TextSettings, as_data
     from loglik.evaluation import summary
     from loglik.report import samples_file, write_report, write_samples
     from loglik.runs import check_free
@@ -162,10 +163,11 @@ def fit(
         raise ValueError("--resume needs --out RUN, the run to continue")
     text, options = TextSettings.split_options(settings_of(set_))
     table = table_of(column, missing)
+    images, options = ImageSettings.split_options(options)
     folder = folder_for(out, data, after=f"-{model.replace(':', '-')}")
     if not (resume or restarted()) and is_first_rank():
         check_free(folder)  # before the data are read
-    dataset = as_data(data, label=label, seed=seed, text=text, table=table, beside=folder)
+    dataset = as_data(data, label=label, seed=seed, text=text, table=table, images=images, beside=folder)
     options = {**options, **without_none(size=size, max_time=max_time, max_steps=max_steps)}
     options |= ranks_of(devices, nodes, strategy, accumulate) | without_none(keep=keep)
     show_data(dataset)

@@ -15,18 +15,20 @@ if TYPE_CHECKING:
     from loglik.data.arrays import from_arrays
     from loglik.data.dataset import Data, Split
     from loglik.data.description import describe
+    from loglik.data.image_settings import ImageSettings
     from loglik.data.loading import as_data, load
     from loglik.data.table_settings import TableSettings
     from loglik.data.text_settings import TextSettings
 
 __all__ = [
-    "Column", "Data", "DataSpec", "Kind", "Split", "TableSettings", "TextSettings", "as_data", "describe",
-    "from_arrays", "load", "names",
+    "Column", "Data", "DataSpec", "ImageSettings", "Kind", "Split", "TableSettings", "TextSettings", "as_data",
+    "describe", "from_arrays", "load", "names",
 ]  # fmt: skip
 
 _LATE = {
-    "Data": "dataset", "Split": "dataset", "TableSettings": "table_settings", "TextSettings": "text_settings",
-    "as_data": "loading", "describe": "description", "from_arrays": "arrays", "load": "loading",
+    "Data": "dataset", "ImageSettings": "image_settings", "Split": "dataset", "TableSettings": "table_settings",
+    "TextSettings": "text_settings", "as_data": "loading", "describe": "description", "from_arrays": "arrays",
+    "load": "loading",
 }  # fmt: skip
 
 

@@ -2,9 +2,11 @@
 
 The type and the shape of an array decide what it holds:
 
-- floating point (N, ...): continuous, float32;
-- 8-bit unsigned or boolean (N, H, W), (N, C, H, W) or (N, H, W, C) with C = 1 or 3: images, with 256 levels,
+- 8-bit unsigned or boolean (N, H, W), (N, C, H, W) or (N, H, W, C) with C = 1, 3 or 4: images, with 256 levels,
   or one more than the largest value where that is at most 16;
+- floating point of these shapes whose values are all k/255, or 2k/255 - 1, up to rounding: images, with 256 levels;
+  zeros and ones are images with 2 levels;
+- other floating point (N, ...): continuous, float32;
 - other integers or booleans (N, ...): discrete, with one level more than the largest value;
 - a vector (N,) is N examples of one dimension.
 """
@@ -16,21 +18,36 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from loglik.data import eight_bit
+from loglik.data.array_names import is_examples, named_splits
 from loglik.data.dataset import Data, into_splits
 from loglik.data.labels import code_labels
-from loglik.data.limits import Stream, check_bytes, quote, reading, shorten, some
+from loglik.data.limits import Stream, check_bytes, quote, reading, shorten
 from loglik.data.spec import DataSpec
 
-__all__ = ["assemble", "channels_first", "conform", "from_arrays", "infer", "load_array_file"]
+__all__ = [
+    "as_array",
+    "assemble",
+    "channels_first",
+    "conform",
+    "from_arrays",
+    "from_named",
+    "has_arrays",
+    "infer",
+    "is_array",
+    "load_array_file",
+    "what_was_read",
+]
 
 MAX_LEVELS = 65_536
+CHANNELS = (1, 3, 4)
 
 
 def from_arrays(
@@ -41,8 +58,9 @@ def from_arrays(
     name: str = "array",
     like: DataSpec | None = None,
     classes: Sequence[str] | None = None,
+    kind: Literal["array"] | None = None,
 ) -> Data:
-    """Return data from arrays or tensors in memory, split 80/10/10 at random.
+    """Return data from arrays, tensors or lists in memory, split 80/10/10 at random.
 
     Args:
         x: examples (N, ...): see the module for what their type and shape mean.
@@ -50,30 +68,67 @@ def from_arrays(
         seed: fixes the split.
         like: the spec of an existing model, which x and y must fit.
         classes: the names of the classes 0, 1, ...; by default the distinct labels, sorted.
+        kind: `array` keeps numbers that look like images as they are: real numbers, or integers in an array.
 
     Raises:
         ValueError: x or y does not fit the rules, or `like`.
     """
-    return assemble(_numpy(x), None if y is None else _numpy(y), seed=seed, name=name, like=like, classes=classes)
+    x, y = as_array(x, name), None if y is None else as_array(y, f"{name}: labels")
+    if kind not in (None, "array"):
+        raise ValueError(f"kind must be array or None, got {quote(kind)}")
+    spec = _plain(x, name) if kind and like is None else None
+    return assemble(x, y, seed=seed, name=name, spec=spec, like=like, classes=classes)
 
 
-def load_array_file(path: Path, *, seed: int = 0, like: DataSpec | None = None) -> Data:
-    """Read a .npy file, or a .npz file with x and optional y, or with x_train, x_test and optional labels.
+def from_named(
+    arrays: Mapping[str, Any], *, label: str | None = None, seed: int = 0, like: DataSpec | None = None
+) -> Data:
+    """Return data from a dictionary of arrays, such as {"image": x, "label": y}; see `array_names` for the keys.
+
+    Raises:
+        ValueError: the keys are unclear, or an array does not fit the rules, or `like`.
+    """
+    name = "arrays"
+    keys = named_splits([str(key) for key in arrays], label, name, strict=like is None)
+    parts = {
+        split: (as_array(arrays[x], f"{name}: {x}"), None if y is None else as_array(arrays[y], f"{name}: {y}"))
+        for split, (x, y) in keys.items()
+    }
+    return _of_splits(parts, name=name, where=name, label=label, seed=seed, like=like)
+
+
+def load_array_file(path: Path, *, label: str | None = None, seed: int = 0, like: DataSpec | None = None) -> Data:
+    """Read a .npy file, or a .npz file of examples and labels, of which `array_names` lists the keys.
 
     Raises:
         ValueError: the file is not readable, holds Python objects, or has other keys.
     """
-    parts = _read(path)
+    return _of_splits(
+        _read(path, label, strict=like is None), name=path.stem, where=str(path), label=label, seed=seed, like=like
+    )
+
+
+def _of_splits(
+    parts: dict[str, tuple[np.ndarray, np.ndarray | None]],
+    *,
+    name: str,
+    where: str,
+    label: str | None,
+    seed: int,
+    like: DataSpec | None,
+) -> Data:
+    """Return data from the examples and the labels of each split."""
     if scalar := next((split for split, pair in parts.items() if pair[0].ndim == 0), None):
-        raise ValueError(f"{path}: no examples: the {scalar} array is a single value")
+        raise ValueError(f"{where}: no examples: the {scalar} array is a single value")
     sizes = {split: len(pair[0]) for split, pair in parts.items()}
     shapes = {split: pair[0].shape[1:] for split, pair in parts.items()}
     if len(set(shapes.values())) > 1:
-        raise ValueError(f"{path}: the splits' examples differ in shape: {shapes}")
+        raise ValueError(f"{where}: the splits' examples differ in shape: {shapes}")
     x = np.concatenate([pair[0] for pair in parts.values()]) if len(parts) > 1 else parts["train"][0]
     labels = [pair[1] for pair in parts.values() if pair[1] is not None]
     y = np.concatenate(labels) if labels else None
-    return assemble(x, y, seed=seed, name=path.stem, where=str(path), like=like, sizes=sizes)
+    data = assemble(x, y, seed=seed, name=name, where=where, like=like, sizes=sizes)
+    return data if like is not None else replace(data, spec=replace(data.spec, label=label))
 
 
 def assemble(
@@ -112,19 +167,51 @@ def assemble(
         codes, found = code_labels(y, lambda row: f"{where}: y[{row}]", classes)
         spec = like or replace(spec, classes=found)
     tensor = conform(x, spec, where)
-    return into_splits(name, spec, tensor, codes, seed=seed, sizes=sizes)
+    data = into_splits(name, spec, tensor, codes, seed=seed, sizes=sizes)
+    return replace(data, notes=what_was_read(x.shape, x.dtype, spec))
+
+
+def what_was_read(shape: tuple[int, ...], dtype: np.dtype[Any], spec: DataSpec) -> tuple[str, ...]:
+    """Return what the rules made of an array that could have meant something else, each in one line."""
+    notes, size = [], " × ".join(map(str, shape[1:]))
+    if spec.kind != "image":
+        return ()
+    if dtype.kind == "f":
+        values = "zeros and ones" if spec.levels == 2 else "multiples of 1/255"
+        notes.append(
+            f"the floating-point numbers are all {values}: read as images of {spec.levels} levels; "
+            'loglik.data.from_arrays(x, kind="array") keeps real numbers'
+        )
+    if len(shape) == 4 and shape[1] in CHANNELS and shape[3] in CHANNELS:
+        first = shape[1:] == spec.event_shape
+        notes.append(
+            f"arrays of {size} read with their channels {'first' if first else 'last'}: transpose them to (N, C, H, W) "
+            "with C = 1 or 3 if they are otherwise"
+        )
+    elif len(shape) == 4 and shape[1:] != spec.event_shape:
+        notes.append(f"arrays of {size} read as images with their channels last")
+    return tuple(notes)
 
 
 def infer(x: np.ndarray, where: str) -> DataSpec:
     """Return the spec of an array by the module's rules."""
+    images = channels_first(x)
+    shaped = images.ndim == 4 and images.shape[1] in CHANNELS
+    if shaped and x.dtype in (np.uint8, np.bool_):
+        top = int(x.max()) if x.size else 0
+        return DataSpec(kind="image", event_shape=images.shape[1:], levels=256 if top > 16 else max(top + 1, 2))
+    if shaped and x.dtype.kind == "f" and (scales := eight_bit.fitting_scales(x)) and x.min() < x.max():
+        return DataSpec(kind="image", event_shape=images.shape[1:], levels=eight_bit.levels_of(scales))
+    return _plain(x, where)
+
+
+def _plain(x: np.ndarray, where: str) -> DataSpec:
+    """Return the spec of an array that is no images."""
     if x.dtype.kind not in "fiub":
         raise ValueError(f"{where}: an array of type {x.dtype}: loglik reads real numbers, integers, booleans")
     if x.dtype.kind == "f":
         return DataSpec(kind="array", event_shape=x.shape[1:] or (1,))
     top = int(x.max()) if x.size else 0
-    images = channels_first(x)
-    if x.dtype in (np.uint8, np.bool_) and images.ndim == 4 and images.shape[1] in (1, 3):
-        return DataSpec(kind="image", event_shape=images.shape[1:], levels=256 if top > 16 else max(top + 1, 2))
     if top >= MAX_LEVELS:
         raise ValueError(
             f"{where}: the value {top} at {_where(x == top)}: discrete arrays have at most {MAX_LEVELS:,} "
@@ -151,7 +238,11 @@ def conform(x: np.ndarray, spec: DataSpec, where: str) -> Shaped[Tensor, "N ..."
         _check_codes(x, spec, where)
         return torch.from_numpy(np.ascontiguousarray(x))
     if x.dtype.kind == "f":
-        raise ValueError(f"{where}: floating-point numbers, expected integers 0 to {spec.levels - 1}")
+        scales = eight_bit.fitting_scales(x) if spec.kind == "image" else set()
+        scales = {name for name in scales if eight_bit.SCALES[name][2] == spec.levels - 1}
+        if not scales:
+            raise ValueError(f"{where}: floating-point numbers, expected integers 0 to {spec.levels - 1}")
+        x = eight_bit.encode(x, scales)
     if x.dtype.kind == "i" and (x < 0).any():
         raise ValueError(
             f"{where}: a negative value at index {_where(x < 0)}: integers start at 0; "
@@ -178,7 +269,8 @@ def channels_first(x: np.ndarray) -> np.ndarray:
     """Return (N, H, W) and (N, H, W, C) as (N, C, H, W); other arrays unchanged."""
     if x.ndim == 3:
         return x[:, None]
-    if x.ndim == 4 and x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
+    first = x.ndim == 4 and (x.shape[1] in (1, 3) or (x.shape[1] == 4 and x.shape[3] not in (1, 3)))
+    if x.ndim == 4 and x.shape[3] in CHANNELS and not first:
         return x.transpose(0, 3, 1, 2)
     return x
 
@@ -188,48 +280,59 @@ def _where(mask: np.ndarray) -> tuple[int, ...]:
     return tuple(int(i) for i in np.unravel_index(int(mask.argmax()), mask.shape))
 
 
-def _numpy(values: Any) -> np.ndarray:
+def is_array(values: Any) -> bool:
+    """Return whether values are an array, a tensor, or a list of numbers or of such lists."""
+    if isinstance(values, np.ndarray | Tensor):
+        return True
+    leaf = values
+    while isinstance(leaf, list) and leaf:
+        leaf = leaf[0]
+    return leaf is not values and isinstance(leaf, bool | int | float | np.generic)
+
+
+def has_arrays(values: Mapping[Any, Any]) -> bool:
+    """Return whether a dictionary holds an array of two or more dimensions under a name for examples."""
+    return any(is_examples(str(key)) and len(getattr(values[key], "shape", ())) > 1 for key in values)
+
+
+def as_array(values: Any, where: str) -> np.ndarray:
+    """Return an array, a tensor or lists as an array that may be written to."""
+    if isinstance(values, list) and any(isinstance(value, Tensor) for value in values):
+        values = [value.detach().cpu().numpy() if isinstance(value, Tensor) else value for value in values]
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         values = values.float() if values.dtype is torch.bfloat16 else values
         values = values.numpy()
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError:  # lists of several lengths
+        raise ValueError(f"{where}: the rows of the lists differ in length: give all one shape") from None
     # torch shares the memory and must be able to write to it.
     return array if array.flags.writeable else array.copy()
 
 
-def _read(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
+def _read(path: Path, label: str | None, *, strict: bool) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
     """Return the splits in a file, each with examples and labels; only `train` where the file names no splits."""
     size = path.stat().st_size
     with path.open("rb") as file:
         if not zipfile.is_zipfile(file):
+            if label is not None and strict:
+                raise ValueError(f"{path}: one array has no {quote(label)} for the label: leave the label out")
             file.seek(0)
             return {"train": (_read_array(file, path, size), None)}
         with reading(path, "NumPy file"):
             archive = zipfile.ZipFile(file)
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        _check_keys(list(members), path)
+        keys = named_splits(list(members), label, path, strict=strict)
         check_bytes(sum(info.file_size for info in members.values()), size, path)
-        arrays = {}
-        for key, info in members.items():
+
+        def array(key: str) -> np.ndarray:
             with reading(path, "NumPy file"):
-                member = archive.open(info)
+                member = archive.open(members[key])
             with member:
-                arrays[key] = _read_array(member, path, info.file_size)
-    if len(arrays) == 1:
-        return {"train": (next(iter(arrays.values())), None)}
-    if "x" in arrays:
-        return {"train": (arrays["x"], arrays["y"])}
-    return {s: (arrays[f"x_{s}"], arrays.get(f"y_{s}")) for s in ("train", "test")}
+                return _read_array(member, path, members[key].file_size)
 
-
-def _check_keys(keys: list[str], path: Path) -> None:
-    if len(keys) == 1 or set(keys) in ({"x", "y"}, {"x_train", "x_test"}, {"x_train", "y_train", "x_test", "y_test"}):
-        return
-    raise ValueError(
-        f"{path}: found the keys {some(sorted(keys)) or '(none)'}; expected one array, or x and y, "
-        "or x_train, y_train, x_test and y_test"
-    )
+        return {split: (array(x), None if y is None else array(y)) for split, (x, y) in keys.items()}
 
 
 def _read_array(file: Stream, path: Path, size: int) -> np.ndarray:

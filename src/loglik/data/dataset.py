@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
+from loglik.data.image_settings import ImageSettings
 from loglik.data.limits import quote, shorten
 from loglik.data.spec import DataSpec, Kind
 from loglik.data.store import Rows
@@ -135,7 +136,8 @@ class Data:
         full: all of a text, in windows side by side; None for other data.
         text: how a text was read; None for other data.
         table: how a table was read; None for other data.
-        notes: what was decided in reading a table, a line for each column that is left out or not read as it stands.
+        images: how image files were read; None for other data.
+        notes: what was decided in reading the data, each in one line.
     """
 
     name: str
@@ -147,6 +149,7 @@ class Data:
     full: TextSplit | None = None
     text: TextSettings | None = None
     table: TableSettings | None = None
+    images: ImageSettings | None = None
     notes: tuple[str, ...] = ()
 
     @property

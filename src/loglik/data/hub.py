@@ -1,21 +1,28 @@
-"""Data sets of the Hugging Face Hub, streamed by its package `datasets` (the extra `loglik[hub]`)."""
+"""Data sets of Hugging Face's package `datasets`: by name, streamed from the Hub, or objects in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
+from loglik.data.array_names import EXAMPLES, label_key
 from loglik.data.dataset import Data
 from loglik.data.image_sets import ImageSet, load_image_set
-from loglik.data.limits import first_line, quote, reading, some
+from loglik.data.image_settings import ImageSettings
+from loglik.data.items import load_items
+from loglik.data.limits import first_line, reading, some
 from loglik.data.pixels import Sample, opened
 from loglik.data.spec import DataSpec
 from loglik.data.table_settings import TableSettings
 from loglik.data.text_settings import TextSettings
 
-__all__ = ["load_hub"]
+__all__ = ["load_datasets", "load_hub"]
 
 KNOWN = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 ROWS = 4096  # of a table, read at once
@@ -29,11 +36,11 @@ def load_hub(
     like: DataSpec | None = None,
     text: TextSettings | None = None,
     table: TableSettings | None = None,
+    images: ImageSettings | None = None,
 ) -> Data:
     """Read the data set NAME, or NAME:CONFIGURATION: images with labels, a table, or text.
 
-    It is images where it has a column `image` or `img`, a table where all columns hold single values, and
-    text where there is a column `text` besides. Its own splits are kept.
+    Its own splits are kept; see `load_datasets` for what it is.
 
     Raises:
         ValueError: the package is not installed, the data set is not found, or it is none of these.
@@ -48,24 +55,85 @@ def load_hub(
         found = datasets.load_dataset(repository, configuration or None, streaming=True)
     except Exception as error:  # from the network, the Hub, or the data set itself
         raise ValueError(f"{source}: {first_line(error)}") from None
+    return _load(
+        _splits(found, source), source, True, label=label, seed=seed, like=like, text=text, table=table, images=images
+    )
+
+
+def load_datasets(
+    dataset: Any,
+    *,
+    label: str | None = None,
+    seed: int = 0,
+    like: DataSpec | None = None,
+    text: TextSettings | None = None,
+    table: TableSettings | None = None,
+    images: ImageSettings | None = None,
+) -> Data:
+    """Return data from a `datasets.Dataset`, `DatasetDict`, or one of their iterable variants.
+
+    It is images where it has a column of images, text where it has a column `text`, and a table where all columns hold
+    single values; else its items are arrays. A `DatasetDict` keeps its splits.
+
+    Raises:
+        ValueError: it is empty, an image is damaged, there is no column `label`, or as for tables, text and images.
+    """
+    name = type(dataset).__name__
+    parts = _splits(dataset, name) if isinstance(dataset, Mapping) else {"train": dataset}
+    return _load(parts, name, False, label=label, seed=seed, like=like, text=text, table=table, images=images)
+
+
+def _splits(found: Any, source: str) -> dict[str, Any]:
     parts = {s: found[key] for s, keys in KNOWN.items() for key in keys if key in found}
     if "train" not in parts:
         raise ValueError(f"{source}: no split named train; found {some(list(found))}")
+    return parts
+
+
+def _load(
+    parts: dict[str, Any],
+    source: str,
+    lasting: bool,
+    *,
+    label: str | None,
+    seed: int,
+    like: DataSpec | None,
+    text: TextSettings | None,
+    table: TableSettings | None,
+    images: ImageSettings | None,
+) -> Data:
+    train = parts["train"]
     with reading(source, "data set"):
-        columns = list(parts["train"].column_names or next(iter(parts["train"]), {}))
-    if picture := next((c for c in ("image", "img") if c in columns), None):
-        label = label or next((c for c in ("label", "labels") if c in columns), None)
-        if label is not None and label not in columns:
-            raise ValueError(f"{source}: no column {quote(label)}; found {some(columns)}")
-        encoded = {s: part.cast_column(picture, datasets.Image(decode=False)) for s, part in parts.items()}
-        return load_image_set(_images(encoded, picture, label, source), seed=seed, like=like)
-    if "text" in columns:
+        first: dict[str, Any] = next(iter(train), {})
+        columns = list(train.column_names or first)
+    if not first:
+        raise ValueError(f"{source}: no rows")
+    if len(parts) == 1 and (getattr(train, "format", None) or {}).get("type") == "custom":  # the user's set_transform
+        return load_items(train, label=label, seed=seed, like=like, images=images)
+    if (picture := _picture(train, columns, first)) is not None:
+        pictures = _images(parts, picture, label_key(columns, label, source, strict=like is None), source, lasting)
+        return load_image_set(replace(pictures, label=label), seed=seed, like=like, settings=images)
+    if "text" in columns and label is None:
         from loglik.data.text import load_text
 
         strings = {s: ["\n".join(row["text"] for row in _rows(part, source, s)).encode()] for s, part in parts.items()}
         return load_text(strings, name=source, where=source, like=like, settings=text)
-    label = label or ("label" if "label" in columns else None)
-    return _table(parts, label, source=source, seed=seed, like=like, table=table)
+    if any(isinstance(value, list | dict | np.ndarray | Image.Image) for value in first.values()):
+        if len(parts) > 1:
+            raise ValueError(f"{source}: its splits hold arrays: pass one of them, such as its train split")
+        return load_items(train.with_format("numpy"), label=label, seed=seed, like=like, images=images)
+    key = label or ("label" if "label" in columns else None)
+    return _table(parts, key, source=source, seed=seed, like=like, text=text, table=table)
+
+
+def _picture(part: Any, columns: list[str], first: dict[str, Any]) -> str | None:
+    """Return the first column of encoded images, the usual names before others; None if there is none."""
+    features = part.features or {}
+    for name in dict.fromkeys([*(c for c in EXAMPLES if c in columns), *columns]):
+        value, typed = first.get(name), type(features.get(name)).__name__ == "Image"
+        if typed or (isinstance(value, dict) and set(value) == {"bytes", "path"}):
+            return name
+    return None
 
 
 def _rows(part: Any, source: str, split: str) -> Iterator[dict[str, Any]]:
@@ -79,9 +147,15 @@ def _rows(part: Any, source: str, split: str) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _images(parts: dict[str, Any], picture: str, label: str | None, source: str) -> ImageSet:
+def _images(parts: dict[str, Any], picture: str, label: str | None, source: str, lasting: bool) -> ImageSet:
+    import datasets
+
+    features = parts["train"].features or {}
+    image = datasets.Image(decode=False)
+    encoded = {s: part.with_format(None).cast_column(picture, image) for s, part in parts.items()}
+
     def samples() -> Iterator[Sample]:
-        for split, part in parts.items():
+        for split, part in encoded.items():
             for number, row in enumerate(_rows(part, source, split)):
                 name = f"{source} {split}[{number}]"
                 with reading(name, "image"):
@@ -90,9 +164,19 @@ def _images(parts: dict[str, Any], picture: str, label: str | None, source: str)
 
     info = parts["train"].info
     sizes = {split: known.num_examples for split, known in (info.splits or {}).items()}
-    classes = getattr((info.features or {}).get(label), "names", None) if label else None
+    classes = getattr(features.get(label), "names", None) if label else None
     settings = [source, picture, label, str(info.version), info.download_size, sizes]
-    return ImageSet(source, source, samples, on_disk=0, settings=settings, classes=classes)
+    count = sum(map(len, parts.values())) if all(hasattr(part, "__len__") for part in parts.values()) else None
+    return ImageSet(
+        source,
+        source,
+        samples,
+        on_disk=0,
+        settings=settings,
+        count=None if lasting else count,
+        classes=classes,
+        lasting=lasting,
+    )
 
 
 def _table(
@@ -102,6 +186,7 @@ def _table(
     source: str,
     seed: int,
     like: DataSpec | None,
+    text: TextSettings | None,
     table: TableSettings | None,
 ) -> Data:
     import polars as pl
@@ -116,4 +201,6 @@ def _table(
     if label is not None and (names := getattr((parts["train"].features or {}).get(label), "names", None)):
         frame = frame.with_columns(pl.col(label).replace_strict(dict(enumerate(names)), return_dtype=pl.String))
     sizes = {split: part.height for split, part in frames.items()}
-    return from_frame(frame, name=source, source=source, label=label, seed=seed, like=like, sizes=sizes, table=table)
+    return from_frame(
+        frame, name=source, source=source, label=label, seed=seed, like=like, sizes=sizes, text=text, table=table
+    )

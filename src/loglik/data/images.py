@@ -10,6 +10,7 @@ from PIL import Image
 
 from loglik.data.dataset import Data, check_kind
 from loglik.data.image_sets import ImageSet, load_image_set
+from loglik.data.image_settings import ImageSettings
 from loglik.data.limits import quote, some
 from loglik.data.pixels import Sample
 from loglik.data.spec import DataSpec
@@ -24,6 +25,7 @@ def load_images(
     *,
     seed: int = 0,
     like: DataSpec | None = None,
+    settings: ImageSettings | None = None,
 ) -> Data:
     """Read the image files of each split; a split's subfolders are its classes.
 
@@ -32,8 +34,8 @@ def load_images(
         roots: the folder of each split.
 
     Raises:
-        ValueError: an image is corrupt, has another size than the first, or is 16-bit; some images lie in
-            class subfolders and some beside them; there is only one class.
+        ValueError: an image is corrupt or 16-bit; sizes differ and none is set; some images lie in class
+            subfolders and some beside them; there is only one class.
     """
     check_kind("image", like, str(folder))
     paths = [path for split in files.values() for path in split]
@@ -55,7 +57,7 @@ def load_images(
         [[split, len(files[split])] for split in files],
         len(paths),
     )
-    return load_image_set(images, seed=seed, like=like)
+    return load_image_set(images, seed=seed, like=like, settings=settings)
 
 
 def _check_classes(

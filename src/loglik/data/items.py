@@ -1,12 +1,13 @@
-"""Datasets of PyTorch, read once, item by item: into memory, or into a store on disk if they are large.
+"""Datasets of PyTorch, and lists, read once, item by item: into memory, or into a store on disk if they are large.
 
-An item is x, (x,), (x, y) or a dict with them; x is a tensor, an array or an 8-bit PIL image, y a label. The rules for
-arrays say what x is; PIL images have 256 levels.
+An item is x, (x,), (x, y) or a dict with them; x is a tensor, an array or a PIL image, y a label. The rules for arrays
+say what x is; PIL images are read as image files are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
@@ -15,91 +16,156 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from loglik.data.arrays import assemble, channels_first, conform, infer
+from loglik.data import eight_bit
+from loglik.data.array_names import EXAMPLES, label_key
+from loglik.data.arrays import assemble, channels_first, conform, infer, what_was_read
 from loglik.data.dataset import Data, into_splits
+from loglik.data.image_sets import ImageSet, load_image_set
+from loglik.data.image_settings import ImageSettings
 from loglik.data.labels import code_labels
 from loglik.data.limits import first_line, some
-from loglik.data.pixels import read
+from loglik.data.pixels import Sample
 from loglik.data.spec import DataSpec
 from loglik.data.store import Writer, is_large, temporary
 
 __all__ = ["load_items"]
 
-INPUTS = ("image", "img", "x")  # of a dict
-LABELS = ("label", "labels", "y")
 BLOCK = 1024  # items
 
 
 class _Block(NamedTuple):
     x: np.ndarray
     y: list[Any]
-    pictures: bool  # whether x were PIL images
 
 
-def load_items(dataset: Any, *, seed: int = 0, like: DataSpec | None = None) -> Data:
-    """Return data from the items of a Dataset, in order; an IterableDataset is iterated once.
+def load_items(
+    dataset: Any,
+    *,
+    label: str | None = None,
+    seed: int = 0,
+    like: DataSpec | None = None,
+    images: ImageSettings | None = None,
+) -> Data:
+    """Return data from the items of a Dataset or a list, in order.
+
+    Items are read once; PIL images of several sizes twice.
+
+    Args:
+        label: the key of the labels, where items are dicts.
 
     Raises:
-        ValueError: there are no items, they differ in shape or type, or break the rules for arrays.
+        ValueError: there are no items, they differ in shape or type, or break the rules for arrays or images.
     """
     name = type(dataset).__name__
-    blocks = _blocks(dataset, name)
+    items = _items(dataset, name)
+    first = next(items, None)
+    if first is None:
+        raise ValueError(f"{name}: no items")
+    items = chain([first], items)
+    if like is not None and not (isinstance(first, Mapping) and label in first):
+        label = None  # which the run's own data had
+    if isinstance(_pair(first, label, f"{name}[0]")[0], Image.Image):
+        return load_image_set(_pictures(dataset, items, name, label), seed=seed, like=like, settings=images)
+    data = _of_arrays(_blocks(items, name, label), name, seed, like, _classes(dataset))
+    return data if like is not None else replace(data, spec=replace(data.spec, label=label))
+
+
+def _classes(dataset: Any) -> list[str] | None:
+    """Return the names of the classes that a dataset of torchvision has; None if it has none."""
+    names = getattr(dataset, "classes", None)
+    return list(names) if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names) else None
+
+
+def _pictures(dataset: Any, items: Iterator[Any], name: str, label: str | None) -> ImageSet:
+    """Return the PIL images of a dataset, whose items were begun to be read."""
+    begun = [items]
+
+    def samples() -> Iterator[Sample]:
+        for number, item in enumerate(begun.pop() if begun else _items(dataset, name)):
+            where = f"{name}[{number}]"
+            x, y = _pair(item, label, where)
+            if not isinstance(x, Image.Image):
+                raise ValueError(f"{where} is {type(x).__name__}, but {name}[0] is a PIL image: give images only")
+            y = _label(y)
+            if not (y is None or isinstance(y, str | int)):
+                raise ValueError(f"{where}: a label of type {type(y).__name__}: give integers, strings or booleans")
+            yield Sample(where, x.copy, x.width * x.height * len(x.getbands()), y)
+
+    count = len(dataset) if hasattr(dataset, "__len__") else None
+    classes = _classes(dataset)
+    return ImageSet(name, name, samples, on_disk=0, count=count, classes=classes, label=label, lasting=False)
+
+
+def _of_arrays(
+    blocks: Iterator[_Block], name: str, seed: int, like: DataSpec | None, classes: list[str] | None
+) -> Data:
+    """Return data from items that are arrays."""
     first: list[_Block] = []
     while (block := next(blocks, None)) is not None:
         first.append(block)
         if is_large(sum(block.x.nbytes for block in first)):
-            return _from_store(chain(first, blocks), name, seed, like)
-    if not first:
-        raise ValueError(f"{name}: no items")
+            return _from_store(chain(first, blocks), name, seed, like, classes)
     x, y = np.concatenate([block.x for block in first]), [label for block in first for label in block.y]
-    spec = _of_pictures(first[0])
-    return assemble(x, np.array(y) if y else None, seed=seed, name=name, spec=spec, like=like)
+    return assemble(x, np.array(y) if y else None, seed=seed, name=name, like=like, classes=classes)
 
 
-def _of_pictures(block: _Block) -> DataSpec | None:
-    return DataSpec(kind="image", event_shape=block.x.shape[1:], levels=256) if block.pictures else None
-
-
-def _from_store(blocks: Iterator[_Block], name: str, seed: int, like: DataSpec | None) -> Data:
+def _from_store(
+    blocks: Iterator[_Block], name: str, seed: int, like: DataSpec | None, classes: list[str] | None
+) -> Data:
     labels: list[Any] = []
     found: list[DataSpec] = []
+    notes: list[tuple[str, ...]] = []
 
     def write(writer: Writer) -> None:
-        top, start, spec = 0, 0, like
+        low, high, start, scales = np.inf, -np.inf, 0, set(eight_bit.SCALES)
         for block in blocks:
             x, where = block.x, f"{name}: items from {start} on"
-            spec = spec or _of_pictures(block) or (infer(x, where) if x.dtype.kind == "f" else None)
-            if spec is not None:
-                x = conform(x, spec, where).numpy()
-            else:  # the number of levels is known at the end
+            if like is not None:
+                x = conform(x, like, where).numpy()
+            elif x.dtype.kind == "f":
+                scales = eight_bit.fitting_scales(x) & scales if scales else scales
+                x = conform(x, DataSpec(kind="array", event_shape=x.shape[1:] or (1,)), where).numpy()
+            else:
                 if x.dtype.kind == "i" and (x < 0).any():
                     conform(x, infer(x, where), where)  # raises
-                top = max(top, int(x.max()))
                 x = channels_first(x) if x.dtype in (np.uint8, np.bool_) else x
+            low, high = min(low, block.x.min().item()), max(high, block.x.max().item())
             writer.append(x=x)
             labels.extend(block.y)
             start += len(x)
-        if spec is None:
-            whole = np.full((1, *x.shape[1:]), top, x.dtype)
-            spec = infer(whole, name)
-            if conform(whole, spec, name).numpy().dtype != x.dtype:
-                writer.change("x", lambda block: conform(block, spec, name).numpy())
+        spec = like or _of_store(block.x, low, high, scales, name)
+        real = block.x.dtype.kind == "f"
+        if like is None and real and spec.kind == "image":
+            writer.change("x", lambda rows: channels_first(eight_bit.encode(rows, scales)))
+        elif like is None and not real and conform(x, spec, name).numpy().dtype != x.dtype:
+            writer.change("x", lambda rows: conform(rows, spec, name).numpy())
         found.append(spec)
+        notes.append(what_was_read(block.x.shape, block.x.dtype, spec))
 
     x = temporary(write).rows("x")
-    spec, codes, classes = found[0], None, tuple[str, ...]()
+    spec, codes, names = found[0], None, tuple[str, ...]()
     if labels and not (like is not None and not like.classes):
-        codes, classes = code_labels(np.array(labels), lambda row: f"{name}: y[{row}]", like.classes if like else None)
-    if like is None:
-        spec = DataSpec(kind=spec.kind, event_shape=spec.event_shape, levels=spec.levels, classes=classes)
-    return into_splits(name, spec, x, codes, seed=seed)
+        known = like.classes if like else classes
+        codes, names = code_labels(np.array(labels), lambda row: f"{name}: y[{row}]", known)
+    return replace(into_splits(name, like or replace(spec, classes=names), x, codes, seed=seed), notes=notes[0])
 
 
-def _blocks(dataset: Any, name: str) -> Iterator[_Block]:
+def _of_store(last: np.ndarray, low: float, high: float, scales: set[str], name: str) -> DataSpec:
+    """Return the spec of blocks like the last, between two values; all real numbers fit the scales."""
+    ends = np.stack([np.full(last.shape[1:], value, last.dtype) for value in (low, high)])
+    spec = infer(ends, name)
+    if last.dtype.kind != "f" or spec.kind != "image":
+        return spec
+    if not scales:
+        return DataSpec(kind="array", event_shape=last.shape[1:])
+    return replace(spec, levels=eight_bit.levels_of(scales))
+
+
+def _blocks(items: Iterator[Any], name: str, label: str | None) -> Iterator[_Block]:
     """Yield items in blocks, as arrays of one shape and type."""
-    items, shape, start = _items(dataset, name), None, 0
+    shape, start = None, 0
     while part := list(islice(items, BLOCK)):
-        pairs = [_pair(item, f"{name}[{start + i}]") for i, item in enumerate(part)]
+        pairs = [_pair(item, label, f"{name}[{start + i}]") for i, item in enumerate(part)]
         arrays = [_array(x, f"{name}[{start + i}]") for i, (x, _) in enumerate(pairs)]
         labels = [_label(y) for _, y in pairs if y is not None]
         shape = shape or (arrays[0].shape, arrays[0].dtype, bool(labels))
@@ -107,11 +173,11 @@ def _blocks(dataset: Any, name: str) -> Iterator[_Block]:
             if (array.shape, array.dtype) != shape[:2]:
                 raise ValueError(
                     f"{name}[{start + i}] has the shape {array.shape} and the type {array.dtype}, but {name}[0] has "
-                    f"{shape[0]} and {shape[1]}: give all items one shape and type"
+                    f"{shape[0]} and {shape[1]}: give all items one shape and type, or PIL images and resize=64"
                 )
         if len(labels) != (len(arrays) if shape[2] else 0):
             raise ValueError(f"{name}: some items have a label and some have none: label all items, or none")
-        yield _Block(np.stack(arrays), labels, isinstance(pairs[0][0], Image.Image))
+        yield _Block(np.stack(arrays), labels)
         start += len(arrays)
 
 
@@ -129,13 +195,16 @@ def _items(dataset: Any, name: str) -> Iterator[Any]:
         number += 1
 
 
-def _pair(item: Any, where: str) -> tuple[Any, Any]:
+def _pair(item: Any, label: str | None, where: str) -> tuple[Any, Any]:
     """Return the x and the label of an item; None where it has no label."""
     if isinstance(item, Mapping):
-        names = [next((name for name in known if name in item), None) for known in (INPUTS, LABELS)]
-        if names[0] is None:
-            raise ValueError(f"{where} has none of the keys {', '.join(INPUTS)}; found {some(list(item))}")
-        return item[names[0]], None if names[1] is None else item[names[1]]
+        picture = next((name for name in EXAMPLES if name in item), None)
+        if picture is None:
+            raise ValueError(f"{where} has none of the keys {', '.join(EXAMPLES)}; found {some(list(item))}")
+        key = label_key(list(item), label, where)
+        return item[picture], None if key is None else item[key]
+    if label is not None:
+        raise ValueError(f'{where} is no dict, so it has no key label="{label}": leave the label out, or give dicts')
     if isinstance(item, tuple | list):
         if len(item) not in (1, 2):
             raise ValueError(f"{where} is a {type(item).__name__} of {len(item)}: give x, (x,), (x, y) or a dict")
@@ -144,9 +213,6 @@ def _pair(item: Any, where: str) -> tuple[Any, Any]:
 
 
 def _array(x: Any, where: str) -> np.ndarray:
-    if isinstance(x, Image.Image):
-        pixels = read(where, x)
-        return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     if isinstance(x, Tensor):
         x = x.detach().cpu()
         x = (x.float() if x.dtype is torch.bfloat16 else x).numpy()

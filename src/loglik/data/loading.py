@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from torch import Tensor
 from torch.utils.data import Dataset
 
-from loglik.data.arrays import from_arrays
+from loglik.data.arrays import from_arrays, from_named, has_arrays, is_array
 from loglik.data.catalogue import names
 from loglik.data.dataset import Data
+from loglik.data.image_settings import ImageSettings
 from loglik.data.items import load_items
 from loglik.data.limits import quote, shorten, some
 from loglik.data.shard_names import expand, is_shard
@@ -39,6 +39,7 @@ def load(
     like: DataSpec | None = None,
     text: TextSettings | None = None,
     table: TableSettings | None = None,
+    images: ImageSettings | None = None,
     cache: Path | None = None,
 ) -> Data:
     """Read data from a name, `hf:NAME`, a file or a folder.
@@ -56,17 +57,22 @@ def load(
         like: the spec of an existing model, which the data must fit; it determines their codes.
         text: the tokenizer, window and split of text.
         table: what becomes of a table's missing values, unseen categories, and columns.
+        images: the size, fit, alpha, colour and bits of image files.
         cache: the folder that keeps the tokens of text; one in the user's cache if None.
 
     Raises:
         FileNotFoundError: there is no such file, folder or name.
         ValueError: the data are not readable, or do not fit.
     """
-    data = _load(source, label=label, seed=seed, like=like, text=text, table=table, cache=cache)
+    data = _load(source, label=label, seed=seed, like=like, text=text, table=table, images=images, cache=cache)
     _check_is_table(data, table, str(source))
     if text is not None and data.spec.kind != "text" and like is None:
         raise ValueError(
             f"{source}: {', '.join(text.names())} are settings of text, and this is {data.spec.describe()}"
+        )
+    if images is not None and data.images is None and like is None:
+        raise ValueError(
+            f"{source}: {', '.join(images.names())} are settings of image files, and this is {data.spec.describe()}"
         )
     known = str(source) in names() or str(source).startswith("hf:")
     return replace(data, source=str(source) if known else str(_path(source).resolve()))
@@ -80,37 +86,69 @@ def as_data(
     like: DataSpec | None = None,
     text: TextSettings | None = None,
     table: TableSettings | None = None,
+    images: ImageSettings | None = None,
     beside: Path | None = None,
 ) -> Data:
-    """Return `Data` from a path or name, an array, a tensor, a data frame, a pair (x, y), or a `Dataset`.
+    """Return `Data` from a path or name, arrays or tensors, a data frame, a pair (x, y), or a Dataset.
 
-    A data frame is one of pandas or polars, an Arrow table, or a dictionary of columns; `label` names a column. With
-    `like`, the data must fit the spec of an existing model, which determines their codes. `text` says how text is read,
-    and its tokens are kept beside the folder of a run; `table` says how tables are read.
+    A data frame is one of pandas or polars, an Arrow table, or a dictionary of columns; a Dataset is PyTorch's or
+    Hugging Face's. With `like`, the data must fit the spec of an existing model, which determines their codes. `label`
+    names the column or the key that holds labels. `text`, `table` and `images` say how these are read; tokens are kept
+    beside the folder of a run.
     """
     if isinstance(data, Data):
-        if text is not None and text != data.text:
-            raise ValueError(f"{data.name}: {', '.join(text.names())} were settled when the data were read")
-        if table is not None and like is None and table != data.table:
-            raise ValueError(f"{data.name}: {', '.join(table.names())} were settled when the data were read")
+        for given, own in ((text, data.text), (images, data.images), (None if like else table, data.table)):
+            if given is not None and given != own:
+                raise ValueError(f"{data.name}: {', '.join(given.names())} were settled when the data were read")
         return data
     if isinstance(data, (str, Path)):
         cache = None if beside is None else beside.parent / ".tokens"
-        return load(data, label=label, seed=seed, like=like, text=text, table=table, cache=cache)
-    if text is not None and like is None:
-        raise ValueError(f"{', '.join(text.names())} are settings of text files: pass a path")
+        return load(data, label=label, seed=seed, like=like, text=text, table=table, images=images, cache=cache)
+    found = _from_object(data, label=label, seed=seed, like=like, text=text, table=table, images=images)
+    for given, own, what in (
+        (text, found.text, "text"),
+        (table, found.table, "tables"),
+        (images, found.images, "images that are files or PIL images"),
+    ):
+        if given is not None and own is None and like is None:
+            raise ValueError(
+                f"{', '.join(given.names())} are settings of {what}, and {found.name} is {found.spec.describe()}"
+            )
+    return found
+
+
+def _from_object(
+    data: Any,
+    *,
+    label: str | None,
+    seed: int,
+    like: DataSpec | None,
+    text: TextSettings | None,
+    table: TableSettings | None,
+    images: ImageSettings | None,
+) -> Data:
+    """Return data from an object in memory."""
+    if type(data).__module__.partition(".")[0] == "datasets":  # Hugging Face's are none of torch's
+        from loglik.data.hub import load_datasets
+
+        return load_datasets(data, label=label, seed=seed, like=like, text=text, table=table, images=images)
+    if isinstance(data, Mapping) and has_arrays(data):
+        return from_named(data, label=label, seed=seed, like=like)
     if is_frame(data[0] if isinstance(data, tuple) and len(data) == 2 else data):
         return from_values(data, label=label, seed=seed, like=like, table=table)
-    if table is not None and like is None:
-        raise ValueError(f"{', '.join(table.names())} are settings of tables: pass a path or a data frame")
-    if isinstance(data, tuple) and len(data) == 2:
-        return from_arrays(data[0], data[1], seed=seed, like=like)
-    if isinstance(data, (np.ndarray, Tensor)):
+    if is_array(data):
         return from_arrays(data, seed=seed, like=like)
-    if isinstance(data, Dataset) or type(data).__module__.startswith("datasets."):  # Hugging Face's are none of torch's
-        return load_items(data, seed=seed, like=like)
+    if isinstance(data, tuple) and len(data) == 2:
+        x, y = data
+        if not isinstance(x, list) or is_array(x):
+            return from_arrays(x, y, seed=seed, like=like)
+        if len(x) != len(y):
+            raise ValueError(f"{len(x)} examples but {len(y)} labels: give one label an example")
+        return load_items([*zip(x, y, strict=True)], seed=seed, like=like, images=images)
+    if isinstance(data, (Dataset, list)):
+        return load_items(data, label=label, seed=seed, like=like, images=images)
     raise ValueError(
-        "data must be a path, a name, an array, a data frame, a pair (x, y), a Dataset or Data, got "
+        "data must be a path, a name, an array, a data frame, a pair (x, y), a dict of arrays, a Dataset or Data, got "
         f"{type(data).__name__}"
     )
 
@@ -123,13 +161,14 @@ def _load(
     like: DataSpec | None,
     text: TextSettings | None,
     table: TableSettings | None,
+    images: ImageSettings | None,
     cache: Path | None,
 ) -> Data:
     word, path = str(source), _path(source)
     if word.startswith("hf:"):
         from loglik.data.hub import load_hub
 
-        return load_hub(word[3:], label=label, seed=seed, like=like, text=text, table=table)
+        return load_hub(word[3:], label=label, seed=seed, like=like, text=text, table=table, images=images)
     if word in names():
         from loglik.data.named import load_named
 
@@ -137,7 +176,7 @@ def _load(
             _no_label(word, label)
         return load_named(word, label=label, seed=seed, like=like, table=table)
     if is_shard(word) and not path.exists() and re.search(r"[{*?\[]", word):
-        return _load_shards(path, {"train": expand(str(path))}, label=label, seed=seed, like=like)
+        return _load_shards(path, {"train": expand(str(path))}, label=label, seed=seed, like=like, images=images)
     if not path.exists():
         raise FileNotFoundError(
             f"{shorten(word, 200)}: no such file or folder, nor a known name: the names are {', '.join(names())}, "
@@ -156,24 +195,24 @@ def _load(
             try:
                 return load_table(path, label=label, seed=seed, like=like, text=text, table=table)
             except HasPictures as found:
-                return load_image_table(path, found, label=label, seed=seed, like=like)
+                return load_image_table(path, found, label=label, seed=seed, like=like, settings=images)
         if is_shard(path):
-            return _load_shards(path, {"train": [path]}, label=label, seed=seed, like=like)
+            return _load_shards(path, {"train": [path]}, label=label, seed=seed, like=like, images=images)
     if path.is_dir():
         roots = _roots(path)
         files = {split: _files(root) for split, root in roots.items()}
         shards = {split: [file for file in members if is_shard(file)] for split, members in files.items()}
         if sum(map(len, shards.values())) > sum(map(len, files.values())) // 2:
             _check_splits(shards, roots, "tar shards")
-            return _load_shards(path, shards, label=label, seed=seed, like=like)
-    if label is not None:
-        _no_label(word, label)
-    if path.is_dir():
-        return _load_folder(path, files, roots, seed=seed, like=like, text=text, cache=cache)
-    if path.suffix.lower() in ARRAYS:
+            return _load_shards(path, shards, label=label, seed=seed, like=like, images=images)
+    if path.suffix.lower() in ARRAYS and path.is_file():
         from loglik.data.arrays import load_array_file
 
-        return load_array_file(path, seed=seed, like=like)
+        return load_array_file(path, label=label, seed=seed, like=like)
+    if label is not None and like is None:
+        _no_label(word, label)
+    if path.is_dir():
+        return _load_folder(path, files, roots, seed=seed, like=like, text=text, images=images, cache=cache)
     return _load_text_file(path, like=like, text=text, cache=cache)
 
 
@@ -211,11 +250,18 @@ def _load_text_file(path: Path, *, like: DataSpec | None, text: TextSettings | N
 
 
 def _load_shards(
-    path: Path, shards: dict[str, list[Path]], *, label: str | None, seed: int, like: DataSpec | None
+    path: Path,
+    shards: dict[str, list[Path]],
+    *,
+    label: str | None,
+    seed: int,
+    like: DataSpec | None,
+    images: ImageSettings | None,
 ) -> Data:
     from loglik.data.shards import load_shards
 
-    return load_shards(shards, name=path.stem or path.name, where=str(path), label=label, seed=seed, like=like)
+    name = path.stem or path.name
+    return load_shards(shards, name=name, where=str(path), label=label, seed=seed, like=like, settings=images)
 
 
 def _load_folder(
@@ -226,26 +272,27 @@ def _load_folder(
     seed: int,
     like: DataSpec | None,
     text: TextSettings | None,
+    images: ImageSettings | None,
     cache: Path | None,
 ) -> Data:
     """Read a folder of images, or of text if it contains more text files than images."""
     from loglik.data.frames import is_table
     from loglik.data.text import is_text, load_text
 
-    images = {s: [p for p in paths if p.suffix.lower() in IMAGES] for s, paths in files.items()}
+    pictures = {s: [p for p in paths if p.suffix.lower() in IMAGES] for s, paths in files.items()}
     texts = {s: [p for p in paths if p.suffix.lower() not in IMAGES and is_text(p)] for s, paths in files.items()}
-    n_images, n_texts = (sum(map(len, found.values())) for found in (images, texts))
+    n_images, n_texts = (sum(map(len, found.values())) for found in (pictures, texts))
     if not n_images and not n_texts:
         raise ValueError(f"{folder}: no images and no text files in this folder")
-    found = images if n_images >= n_texts else texts
+    found = pictures if n_images >= n_texts else texts
     every = [path for paths in found.values() for path in paths]
     if all(map(is_table, every)):
         raise ValueError(f"{folder}: a folder of tables: give one file, as {every[0]}, or rename text to .txt")
-    _check_splits(found, roots, "images" if found is images else "text files")
-    if found is images:
+    _check_splits(found, roots, "images" if found is pictures else "text files")
+    if found is pictures:
         from loglik.data.images import load_images
 
-        return load_images(folder, images, roots, seed=seed, like=like)
+        return load_images(folder, pictures, roots, seed=seed, like=like, settings=images)
     return load_text(texts, name=folder.name, where=str(folder), like=like, settings=text, cache=cache)
 
 

@@ -1,29 +1,30 @@
 """Encoded images as pixels: each is opened, checked by its header and decoded; blocks of images by several threads.
 
-Grey images have one channel. If any image is in colour all have three, RGB. A palette counts as grey where
-all its pixels are; what is transparent shows white; of an animation the first frame is read. 16-bit and
-floating-point images are rejected, for 8 bits would lose what they hold.
+Grey images have one channel, colour images three, RGB. A palette counts as grey where all its pixels are; what is
+transparent shows the background, or stays as a fourth channel; of several frames the first is read; EXIF's orientation
+is applied. Pixels of 16 bits or floating-point numbers are refused, for 8 bits would lose what they hold.
 """
 
 from __future__ import annotations
 
 import io
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
+from loglik.data.image_settings import ImageSettings
 from loglik.data.limits import check_bytes, converting, silent
 from loglik.data.spec import DataSpec
 
-__all__ = ["Label", "Sample", "Size", "decode", "decoded_bytes", "opened", "read"]
+__all__ = ["Block", "Form", "Label", "MixedSizes", "Sample", "decode", "decoded_bytes", "opened", "upright_size"]
 
 GREY = ("1", "L", "LA", "La")
 BLOCK = 2**22  # bytes of pixels, or of files, that a thread decodes at once
@@ -50,33 +51,43 @@ class Sample(NamedTuple):
     split: str = "train"
 
 
-@dataclass
-class Size:
-    """The size that all images must have: that of a model, or of the first image."""
+class Block(NamedTuple):
+    """Some images, their pixels (B, C, H, W), and how many of them were resized, turned and the like."""
 
-    width: int
-    height: int
-    of: str = ""  # the first image's name
-    grey: bool = False  # a model accepts grey images only
+    samples: list[Sample]
+    pixels: UInt8[np.ndarray, "B C H W"]
+    facts: Counter[str]
+
+
+class MixedSizes(Exception):
+    """Two images differ in size, and nothing says which size all shall have."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What every image becomes.
+
+    Attributes:
+        settings: how images are read.
+        size: width and height, to which images of another size are resized; None for the first image's.
+        grey: a model accepts grey images only.
+        first: whether the size is that of the first image, from which no other may differ.
+    """
+
+    settings: ImageSettings
+    size: tuple[int, int] | None = None
+    grey: bool = False
+    first: bool = False
 
     @classmethod
-    def like(cls, spec: DataSpec) -> Size:
-        return cls(spec.event_shape[2], spec.event_shape[1], grey=spec.event_shape[0] == 1)
-
-    def check(self, name: str, width: int, height: int, *, turned: bool = False) -> None:
-        """Raise ValueError for another size; before EXIF turns an image, width and height may change places."""
-        own, required = (width, height), (self.width, self.height)
-        if own == required or (turned and own == required[::-1]):
-            return
-        if not self.of:
-            raise ValueError(
-                f"{name}: {width}×{height} pixels; the model accepts {self.width}×{self.height}: resize or crop it "
-                "first"
-            )
-        raise ValueError(
-            f"{name} is {width}×{height} pixels but {self.of} is {self.width}×{self.height}: resize or crop all images "
-            "to one size"
-        )
+    def of(cls, settings: ImageSettings, like: DataSpec | None) -> Form:
+        """Return the form that settings say, or that of a model's images."""
+        if like is None:
+            return cls(settings, settings.size)
+        channels, height, width = like.event_shape
+        if channels == 4:
+            settings = replace(settings, alpha="keep", colour="auto")
+        return cls(settings, (width, height), grey=channels == 1)
 
 
 def opened(content: bytes) -> Image.Image:
@@ -84,42 +95,50 @@ def opened(content: bytes) -> Image.Image:
     return Image.open(io.BytesIO(content))
 
 
-def decoded_bytes(sample: Sample) -> int:
+def decoded_bytes(sample: Sample, form: Form) -> int:
     """Return the bytes of an image's pixels by its header."""
     with silent(), converting(sample.name, "image"), sample.opened() as image:
-        return image.width * image.height * (1 if image.mode in GREY else 3)
+        width, height = form.size or image.size
+        return width * height * (4 if form.settings.alpha == "keep" else 1 if image.mode in GREY else 3)
 
 
-def decode(samples: Iterable[Sample], size: Size | None = None) -> Iterator[tuple[list[Sample], np.ndarray]]:
-    """Yield blocks of samples, in order, with their pixels (B, C, H, W); C is 1 if all images of a block are grey.
+def upright_size(sample: Sample) -> tuple[int, int]:
+    """Return an image's width and height by its header, after EXIF turned it."""
+    with silent(), converting(sample.name, "image"), sample.opened() as image:
+        turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        return (image.height, image.width) if turned else image.size
 
-    Raises ValueError for the first image that is damaged, is too large, is 16-bit, or has another size than the first.
+
+def decode(samples: Iterable[Sample], form: Form) -> Iterator[Block]:
+    """Yield the pixels of samples, in order; C is 1 if all images of a block are grey.
+
+    Raises ValueError for the first image that is damaged, too large or 16-bit, and MixedSizes for one of another size
+    than the first where the form has no size.
     """
     threads = min(THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    pending: deque[tuple[list[Sample], Future[np.ndarray]]] = deque()
+    pending: deque[Future[Block]] = deque()
     with silent(), ThreadPoolExecutor(threads) as pool:
         try:
-            for block in _blocks(samples):
-                if size is None:  # of the first image; the others are compared with it before they are decoded
-                    height, width = _decoded(block[0], None).shape[:2]
-                    size = Size(width, height, of=block[0].name)
-                pending.append((block, pool.submit(_decode, block, size)))
+            for block in _blocks(samples, form):
+                if form.size is None:
+                    pixels, _ = _decoded(block[0], form)
+                    form = replace(form, size=(pixels.shape[1], pixels.shape[0]), first=True)
+                pending.append(pool.submit(_decode, block, form))
                 if len(pending) > 2 * threads:
-                    done, pixels = pending.popleft()
-                    yield done, pixels.result()
-            for done, pixels in pending:
-                yield done, pixels.result()
+                    yield pending.popleft().result()
+            for done in pending:
+                yield done.result()
         finally:
-            for _, pixels in pending:
-                pixels.cancel()
+            for done in pending:
+                done.cancel()
 
 
-def _blocks(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
+def _blocks(samples: Iterable[Sample], form: Form) -> Iterator[list[Sample]]:
     """Yield lists of samples of about BLOCK bytes."""
     block: list[Sample] = []
     room, each = BLOCK, 0
     for sample in samples:
-        each = each or decoded_bytes(sample)
+        each = each or decoded_bytes(sample, form)
         block.append(sample)
         room -= max(each, sample.size)
         if room <= 0 or len(block) == BLOCK_IMAGES:
@@ -129,55 +148,108 @@ def _blocks(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
         yield block
 
 
-def _decode(block: list[Sample], size: Size) -> UInt8[np.ndarray, "B C H W"]:
-    arrays = [_decoded(sample, size) for sample in block]
-    if all(array.ndim == 2 for array in arrays):
-        return np.stack(arrays)[:, None]
-    out = np.empty((len(arrays), 3, size.height, size.width), dtype=np.uint8)
+def _decode(block: list[Sample], form: Form) -> Block:
+    arrays, facts = zip(*[_decoded(sample, form) for sample in block], strict=True)
+    channels = max(array.shape[2] for array in arrays)
+    out = np.empty((len(arrays), channels, *arrays[0].shape[:2]), dtype=np.uint8)
     for i, array in enumerate(arrays):
-        out[i] = array.transpose(2, 0, 1) if array.ndim == 3 else array
-    return out
+        out[i] = array.transpose(2, 0, 1)  # grey fills all channels
+    return Block(block, out, Counter(fact for found in facts for fact in found))
 
 
-def _decoded(sample: Sample, size: Size | None) -> UInt8[np.ndarray, "H W *C"]:
-    name = sample.name
+def _decoded(sample: Sample, form: Form) -> tuple[UInt8[np.ndarray, "H W C"], set[str]]:
+    """Return an image's pixels, and what was done to it."""
+    name, facts = sample.name, set[str]()
     with converting(name, "image"):
         image = sample.opened()
     with image:
-        if size is not None:
-            size.check(name, image.width, image.height, turned=True)
+        if form.first and sorted(image.size) != sorted(form.size or ()):  # EXIF may turn it
+            raise MixedSizes
         check_bytes(image.width * image.height * (1 if image.mode in GREY else 3), sample.size, name)
-        pixels = read(name, image)
-    if size is not None:
-        size.check(name, pixels.shape[1], pixels.shape[0])
-        if size.grey and pixels.ndim == 3:
-            raise ValueError(f"{name}: a colour image; the model accepts grey ones: convert it first")
-    return pixels
+        with converting(name, "image"):
+            if form.size and not form.first:
+                image.draft(None, (2 * max(form.size),) * 2)  # a photo is decoded at an eighth of its size, if it can
+            upright = _upright(image, facts)
+        if (eight := _eight_bits(upright, form.settings, facts)) is None:
+            raise ValueError(
+                f"{name}: pixels of mode {image.mode}, more than 8 bits: set bits=8 to read 16 bits as 8, value // 256,"
+                " or give them as a .npy array"
+            )
+        with converting(name, "image"):
+            picture = _converted(eight, form.settings, facts)
+    if form.grey and picture.mode != "L":
+        raise ValueError(f"{name}: a colour image; the model accepts grey ones: convert it first")
+    if form.first and picture.size != form.size:
+        raise MixedSizes
+    if form.size and picture.size != form.size:
+        with converting(name, "image"):
+            picture = _resized(picture, form.size, form.settings, facts)
+    pixels = np.asarray(picture)
+    return pixels.reshape(*pixels.shape[:2], -1), facts
 
 
-def read(name: Path | str, image: Image.Image) -> UInt8[np.ndarray, "H W *C"]:
-    """Return an opened image's pixels: (H, W) for grey, (H, W, 3) for colour."""
-    with converting(name, "image"):
-        image.load()
-        mode = image.mode
-        upright = ImageOps.exif_transpose(image)
-        # 16-bit and floating-point images are refused below; everything else is 8 bits a channel.
-        pixels = None if mode[0] in "IF" else _grey_or_rgb(upright)
-    if pixels is None:
-        raise ValueError(
-            f"{name}: pixels of mode {mode}, more than 8 bits: convert to 8 bits, or give them as a .npy array"
-        )
-    return pixels
+def _upright(image: Image.Image, facts: set[str]) -> Image.Image:
+    """Return the first frame, decoded and turned as EXIF says."""
+    tiles: Any = getattr(image, "tile", None)
+    if tiles and image.mode[0] != "I" and ";16B" in str(tiles[0][3]):
+        facts.add("deep")  # Pillow reads 16-bit colours as 8-bit ones
+    image.load()
+    facts |= {"turned"} if image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9) else set()
+    upright = ImageOps.exif_transpose(image)  # a copy: looking for more frames moves to the second one
+    with suppress(Exception):  # which may be damaged, and is not read
+        facts |= {"frames"} if getattr(image, "is_animated", False) else set()
+    return upright
 
 
-def _grey_or_rgb(image: Image.Image) -> np.ndarray:
+def _eight_bits(image: Image.Image, settings: ImageSettings, facts: set[str]) -> Image.Image | None:
+    """Return an image of 8 bits a channel; None if it has more and the settings do not say how to read them."""
+    if image.mode[0] not in "IF":
+        return image
+    values = np.asarray(image)
+    if settings.bits is None or image.mode == "F" or values.min() < 0 or values.max() >= 2**16:
+        return None
+    facts.add("deep")
+    return Image.fromarray((values // 256).astype(np.uint8))
+
+
+def _converted(image: Image.Image, settings: ImageSettings, facts: set[str]) -> Image.Image:
+    """Return an image in mode L or RGB, or all in mode RGBA for alpha=keep."""
     grey, palette = image.mode in GREY, image.mode in ("P", "PA")
+    facts |= {"cmyk"} if image.mode == "CMYK" else set()
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    elif grey:
-        return np.asarray(image.convert("L"))
-    pixels = np.asarray(image.convert("RGB"))
-    if grey or (palette and (pixels == pixels[..., :1]).all()):
-        return pixels[..., 0]
-    return pixels
+        facts |= {"transparent"} if np.asarray(image.getchannel(3)).min() < 255 else set()
+        if settings.alpha != "keep":
+            image = Image.alpha_composite(Image.new("RGBA", image.size, settings.alpha), image)
+    if settings.alpha == "keep":
+        return image.convert("RGBA")
+    image = image.convert("L" if image.mode in GREY else "RGB")
+    if image.mode == "RGB" and (grey or (palette and _is_grey(image))):
+        image = image.getchannel(0)
+    if settings.colour == "grey":
+        facts |= {"to grey"} if image.mode == "RGB" else set()
+        return image.convert("L")
+    facts |= {"colour"} if image.mode == "RGB" else {"grey"}
+    return image.convert("RGB") if settings.colour == "rgb" else image
+
+
+def _is_grey(image: Image.Image) -> bool:
+    pixels = np.asarray(image)
+    return bool((pixels == pixels[..., :1]).all())
+
+
+def _resized(image: Image.Image, size: tuple[int, int], settings: ImageSettings, facts: set[str]) -> Image.Image:
+    """Return an image of a size, by the settings' rule and Lanczos resampling."""
+    scales = [new / old for new, old in zip(size, image.size, strict=True)]
+    scale = min(scales) if settings.fit == "pad" else max(scales)
+    facts |= {"resized", "enlarged"} if scale > 1 else {"resized"}
+    if settings.fit == "crop":
+        return ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+    if settings.fit == "stretch":
+        return image.resize(size, Image.Resampling.LANCZOS)
+    width, height = (max(1, min(new, round(old * scale))) for old, new in zip(image.size, size, strict=True))
+    empty = (0, 0, 0, 0) if image.mode == "RGBA" else "black" if settings.alpha == "black" else "white"
+    out = Image.new(image.mode, size, empty)
+    inner = image.resize((width, height), Image.Resampling.LANCZOS)
+    out.paste(inner, ((size[0] - width) // 2, (size[1] - height) // 2))
+    return out

@@ -19,6 +19,7 @@ from PIL import Image
 
 from loglik.data.dataset import Data
 from loglik.data.image_sets import ImageSet, load_image_set
+from loglik.data.image_settings import ImageSettings
 from loglik.data.limits import TooLarge, quote, reading, shorten, some
 from loglik.data.pixels import Label, Sample, opened
 from loglik.data.spec import DataSpec
@@ -39,6 +40,7 @@ def load_shards(
     label: str | None = None,
     seed: int = 0,
     like: DataSpec | None = None,
+    settings: ImageSettings | None = None,
 ) -> Data:
     """Read the images of tar shards.
 
@@ -52,6 +54,8 @@ def load_shards(
         ValueError: a shard is damaged, or contains links, devices or paths that lead out of it; a label is not
             readable; and as for other images.
     """
+    if like is not None and not like.classes:
+        label = None  # which is not needed
     splits = _by_name(paths["train"]) if set(paths) == {"train"} else paths
     files = [(split, path) for split, members in splits.items() for path in members]
 
@@ -66,8 +70,9 @@ def load_shards(
         on_disk=sum(path.stat().st_size for _, path in files),
         files=[path for _, path in files],
         settings=[[split for split, _ in files], label],
+        label=label,
     )
-    data = load_image_set(images, seed=seed, like=like)
+    data = load_image_set(images, seed=seed, like=like, settings=settings)
     if label is not None and like is None and not data.spec.classes:
         raise ValueError(
             f"{where}: no .json member has {quote(label)}: leave the label out, and .cls members are labels"

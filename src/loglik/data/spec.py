@@ -73,7 +73,7 @@ class DataSpec:
         levels: integers 0 ... levels-1 in every dimension; None where data are continuous or mixed.
         classes: the names of the labels 0, 1, ...; empty where there are none.
         columns: of a table, in the order of the dimensions; the label is not among them.
-        label: the name of a table's label column.
+        label: the name of a table's label column, or the name that the user gave for the labels of images or arrays.
         inputs: the columns that a density of targets p(columns | inputs) is given, in the order of its context; empty
             for p(columns).
         left_out: the table's columns that are not modelled, each with the reason.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def evaluate(
         write_rows(rows, part.index, Path(per_row))
     elif samples is None and method is not None and density.bound is Bound.ESTIMATE:
         samples = 1
-    return evaluate_split(
+    result = evaluate_split(
         density,
         part,
         dataset.spec,
@@ -85,3 +86,4 @@ def evaluate(
         train_seconds=run.train_seconds if run else 0.0,
         steps=run.steps if run else 0,
     )
+    return result if data is None else replace(result, notes=(*dataset.notes, *result.notes))

@@ -51,17 +51,17 @@ def image_grid(
     span: tuple[float, float] | None = None,
     cell: int = CELL,
 ) -> UInt8[np.ndarray, "..."]:
-    """Return a grid of images on white, row after row: (height, width), and 3 at the end for colours.
+    """Return a grid of images on white, row after row: (height, width), and 3 or 4 at the end for colours.
 
     `span` are the values of black and white: by default 0 and the highest level; for continuous data 0 and 1, or the
     lowest and highest value where some lie outside. Smaller images are enlarged to about `cell` pixels.
 
     Raises:
-        ValueError: the images have neither one nor three channels.
+        ValueError: the images have neither one, three nor four channels.
     """
     b, c, h, w = x.shape
-    if c not in (1, 3):
-        raise ValueError(f"a picture needs 1 or 3 channels, got images of shape {tuple(x.shape[1:])}; use .npy")
+    if c not in (1, 3, 4):
+        raise ValueError(f"a picture needs 1, 3 or 4 channels, got images of shape {tuple(x.shape[1:])}; use .npy")
     values = x.double().nan_to_num()
     if span is None:
         span = (0.0, spec.levels - 1.0) if spec.levels else (0.0, 1.0)

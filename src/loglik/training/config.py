@@ -12,6 +12,7 @@ import torch
 from loglik import recipes, schema
 from loglik.cpu.choices import Choices, choices
 from loglik.data.dataset import Data
+from loglik.data.image_settings import ImageSettings
 from loglik.data.limits import shorten
 from loglik.data.table_settings import TableSettings
 from loglik.data.text_settings import TextSettings
@@ -46,7 +47,8 @@ def split_options(density: Density | str, options: dict[str, Any]) -> tuple[dict
         allowed = f"{density} has {', '.join(known)}; training has" if known else "training has"
         raise ValueError(
             f"unknown option {unknown[0]!r}: {allowed} {', '.join(TrainingSettings.names())}; text has "
-            f"{', '.join(TextSettings.names())}; a table has {', '.join(TableSettings.names())}"
+            f"{', '.join(TextSettings.names())}; a table has {', '.join(TableSettings.names())}; images have "
+            f"{', '.join(ImageSettings.names())}"
         )
     if recipe:
         recipe.parse(rest)
@@ -69,6 +71,7 @@ def run_config(
         "label": data.spec.label,
         "text": None if data.text is None else data.text.to_dict(),
         "table": None if data.table is None else data.table.to_dict(),
+        "images": None if data.images is None else data.images.to_dict(),
         "spec": data.spec.to_dict(),
         "training": settings.to_dict(),
         "chosen": chosen,
@@ -100,7 +103,7 @@ def recorded_settings(config: dict[str, Any], chosen: dict[str, Any]) -> Trainin
 def check_same_config(old: dict[str, Any], new: dict[str, Any], path: Path) -> None:
     """Raise ValueError unless a run is resumed with its own configuration; limits and ranks may differ."""
     in_memory = old["source"] is None or new["source"] is None  # whose name says nothing
-    for key in ("model", "options", "data", "label", "text", "table", "spec"):
+    for key in ("model", "options", "data", "label", "text", "table", "images", "spec"):
         if key == "options" and old["model"] is not None:
             chosen = recipes.recipe(old["model"])
             if chosen.parse(old["options"]) == chosen.parse(new["options"]):  # a default may be passed or left out

@@ -15,6 +15,8 @@ from loglik import recipes, runs
 from loglik.cpu.allocator import keep_freed_memory
 from loglik.cpu.choices import choices, use_choices
 from loglik.data import as_data
+from loglik.data.dataset import Data
+from loglik.data.image_settings import ImageSettings
 from loglik.data.table_settings import TableSettings
 from loglik.data.text_settings import TextSettings
 from loglik.density import Density
@@ -53,7 +55,8 @@ def fit(
 
     Args:
         density: a density, trained in place, or a family's name for its recipe's default.
-        data: a name, a path, an array, a data frame, a pair (x, y), a `torch.utils.data.Dataset`, or `Data`.
+        data: a name, a path, an array, a data frame, a pair (x, y), a dict of arrays, a `torch.utils.data.Dataset`, a
+            Hugging Face `Dataset`, or `Data`.
         out: the run's folder; None keeps the run in memory.
         resume: continue the run in `out` from its newest checkpoint; also where torchrun or Slurm started it again.
             Settings and options that are not passed are the run's own; a limit replaces all of its limits.
@@ -62,10 +65,11 @@ def fit(
         device: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto` for a CUDA GPU if there is one, else the CPU; it sets
             `accelerator` and, with a number, `devices`. The settings' own if None.
         progress: show a progress bar; on a terminal only if None.
-        report: called with one line about where a resumed training begins, for each checkpoint that is skipped, and
-            about compilation.
+        report: called with one line for each of the data's notes, about where a resumed training begins, for each
+            checkpoint that is skipped, and about compilation.
         **options: fields of `TrainingSettings` (`max_time="30s"`, `batch_size=64`, ...), of `TextSettings` for text
-            (`tokenizer="characters"`, ...), of `TableSettings` for tables (`missing="refuse"`, ...) and, for a family's
+            (`tokenizer="characters"`, ...), of `TableSettings` for tables (`missing="refuse"`, ...), of `ImageSettings`
+            for image files (`resize=64`, ...) and, for a family's
             name, options of its recipe (`size="medium"`, ...).
 
     Returns the run, with the weights of the best validation.
@@ -79,12 +83,17 @@ def fit(
     name = density if isinstance(density, str) else None
     text, options = TextSettings.split_options(options)
     table, options = TableSettings.split_options(options)
+    images, options = ImageSettings.split_options(options)
     chosen, options = split_options(density, options)
     chosen = with_device(device, chosen)
     resume = resume or (restarted() and path is not None and (path / runs.CONFIG).is_file())
     run = config_to_resume(path) if resume else None
     base = settings or (recorded_settings(run, chosen) if run else TrainingSettings())
-    data = as_data(data, label=label, seed=replace(base, **chosen).seed, text=text, table=table, beside=path)
+    notes_said = isinstance(data, Data)
+    seed = replace(base, **chosen).seed
+    data = as_data(data, label=label, seed=seed, text=text, table=table, images=images, beside=path)
+    for note in () if notes_said else data.notes:
+        report(note)
     trained = path is not None and run is not None and (path / runs.WEIGHTS).exists()
     if run and name == run["model"]:  # without weights, whose header bounds the network, only the size is believed
         known = run["options"] if trained else {k: v for k, v in run["options"].items() if k == "size"}
