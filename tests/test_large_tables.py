@@ -125,6 +125,26 @@ def test_texts_with_a_label_are_read_in_memory(tmp_path, monkeypatch):
     assert plain.spec == large.spec and torch.equal(plain.train.x, large.train.x)
 
 
+def test_gaps_dates_and_forms_in_blocks_are_those_in_memory(tmp_path, monkeypatch):
+    lines = [
+        f"{i if i % 9 else '?'};{1000 + i},5;{1 + i % 28:02}.0{1 + i // 28}.2024;id {i};{'ab'[i % 2] if i % 7 else ''}"
+        for i in range(200)
+    ]
+    path = tmp_path / "a.csv"
+    path.write_text("\n".join(["n;amount;day;id;k", *lines[:150], ";;;;", *lines[150:]]))
+    for missing in ("model", "indicator"):
+        table = TableSettings(missing=missing, columns={"n": "numeric"})
+        plain, large = both(path, monkeypatch, table=table)
+        assert plain.spec == large.spec and plain.notes == large.notes and plain.spec.left_out
+        for one, two in ((plain, large), both(path, monkeypatch, like=plain.spec)):
+            x, y = one.split("all").tensor(), two.split("all").tensor()
+            assert torch.equal(x.nan_to_num(-1), y.nan_to_num(-1)) and x.isnan().any()
+    assert [c.name for c in plain.spec.columns if c.indicates] == [
+        f"{c} is missing" for c in ("n", "amount", "day", "k")
+    ]
+    assert plain.spec.columns[4].written == "%d.%m.%Y"
+
+
 ROWS = [f"{i},{'ab'[i % 2]},{i % 3}" for i in range(100)]
 
 
