@@ -11,6 +11,7 @@ from loglik.density import Density
 from loglik.flows import Flow
 from loglik.networks.transformer import CausalTransformer
 from loglik.recipes import text
+from loglik.recipes.incomplete import with_imputer
 from loglik.recipes.options import option
 from loglik.recipes.recipe import Recipe, Unsuitable, label_embedding, pick
 from loglik.transforms import Bins
@@ -53,7 +54,7 @@ def build(spec: DataSpec, options: AutoregressiveOptions) -> Density:
     columns = Autoregressive(
         network, (spec.dims,), tokens.levels, context=context, dropout=dropout, allowed=tokens.allowed
     )
-    return Flow([tokens], columns)
+    return with_imputer(Flow([tokens], columns), spec, size=options.size, conditional=options.conditional)
 
 
 def training(spec: DataSpec) -> dict[str, Any]:
