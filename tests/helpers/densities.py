@@ -50,7 +50,8 @@ SPECS = {
     "text": DataSpec(kind="text", event_shape=(6,), levels=256, classes=LABELS),
     "texts": DataSpec(kind="text", event_shape=(6,), levels=257, classes=LABELS, tokenizer=Bytes(), padded=True),
 }
-CONDITIONED = {"image", "mixed table", "incomplete table", "whole array", "text"}  # the specs tried with a label as the context too
+# the specs tried with a label as the context too
+CONDITIONED = {"image", "mixed table", "incomplete table", "whole array", "text"}
 TWO_PIXELS = DataSpec(kind="image", event_shape=(1, 1, 2), levels=3, classes=LABELS)
 
 REFUSED = {(family, text) for family in ("flow", "vae", "diffusion") for text in ("text", "texts")}

@@ -33,6 +33,8 @@ class Column:
         zone: the time zone of a temporal column, as `Europe/Paris`; empty if it has none.
         decimals: the number of decimals of a numeric column that has at most so many; None if it has more than 7.
         indicates: the name of the column of which this boolean column says that its value is missing.
+        novelty: of a categorical column, the probability of a category that the training data did not have; 0 where it
+            is not known.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Column:
     zone: str = ""
     decimals: int | None = None
     indicates: str = ""
+    novelty: float = 0.0
 
     @property
     def discrete(self) -> bool:

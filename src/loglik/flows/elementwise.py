@@ -24,8 +24,6 @@ class Elementwise(Transform):
     The training data's marginal distributions initialise the free parameters (`Map.start`).
     """
 
-    columnwise = True
-
     def __init__(self, dims: int, map: Map, *, network: nn.Module | None = None) -> None:
         super().__init__()
         self.map, self.network = map, network
@@ -45,9 +43,8 @@ class Elementwise(Transform):
     def encode(
         self, x: Float[Tensor, "B D"], context: Float[Tensor, "B E"] | None = None
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, " B"]]:
-        missing = x.isnan()
-        z, log_slope = self.map.encode(x.masked_fill(missing, 0).T, self._parameters_for(x, context))
-        return z.T.masked_fill(missing, torch.nan), log_slope.masked_fill(missing.T, 0).sum(0)
+        z, log_slope = self.map.encode(x.T, self._parameters_for(x, context))
+        return z.T, log_slope.sum(0)
 
     def decode(self, z: Float[Tensor, "B D"], context: Float[Tensor, "B E"] | None = None) -> Float[Tensor, "B D"]:
         return self.map.decode(z.T, self._parameters_for(z, context))[0].T

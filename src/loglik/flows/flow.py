@@ -161,11 +161,14 @@ class Flow(Density):
         max_events = max(1024, 2**21 // max(1, math.prod(self.event_shape)))
         every = slice(None, None, math.ceil(len(x) / max_events))
         x, context = x[every], None if context is None else context[every]
-        vector, filled = embed(self.context, context), hot_deck(x)
+        vector, z = embed(self.context, context), hot_deck(x)
+        gaps = None if z is x else x.isnan().flatten(1)
         for transform in self.transforms:
-            transform.initialise(filled)
-            x, filled = transform.encode(x, vector)[0], transform.encode(filled, vector)[0]
-        self.base.initialise(x, context)
+            transform.initialise(z)
+            z, _ = transform.encode(z, vector)
+        if gaps is not None:
+            z = z.masked_fill(gaps.view(z.shape), torch.nan)
+        self.base.initialise(z, context)
 
     def fill_with_log_prob(
         self, x: Float[Tensor, "B D"], context: Tensor | None = None

@@ -15,6 +15,7 @@ from loglik import recipes, runs
 from loglik.cpu.allocator import keep_freed_memory
 from loglik.cpu.choices import choices, use_choices
 from loglik.data import as_data
+from loglik.data.novelty import with_novelty
 from loglik.data.text_settings import TextSettings
 from loglik.density import Density
 from loglik.devices import fork_generators
@@ -81,7 +82,7 @@ def fit(
     resume = resume or (restarted() and path is not None and (path / runs.CONFIG).is_file())
     run = config_to_resume(path) if resume else None
     base = settings or (recorded_settings(run, chosen) if run else TrainingSettings())
-    data = as_data(data, label=label, seed=replace(base, **chosen).seed, text=text, beside=path)
+    data = with_novelty(as_data(data, label=label, seed=replace(base, **chosen).seed, text=text, beside=path))
     trained = path is not None and run is not None and (path / runs.WEIGHTS).exists()
     if run and name == run["model"]:  # without weights, whose header bounds the network, only the size is believed
         known = run["options"] if trained else {k: v for k, v in run["options"].items() if k == "size"}

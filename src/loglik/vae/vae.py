@@ -361,7 +361,7 @@ class VAE(Density):
     def fill_with_log_prob(
         self, x: Float[Tensor, "B D"], context: Tensor | None = None
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, " B"]]:
-        r"""Draw the missing values from $q(x_m) = \tfrac1S \sum_s p(x_m \mid z_s)$: (rows, log q), as an `Imputer` does.
+        r"""Draw the missing values from $q = \tfrac1S \sum_s p(x_m \mid z_s)$: (rows, log q), as an `Imputer` does.
 
         $z_1, \dots, z_S$ are draws from $q(z \mid x_o)$, S = 16. Given them q is a mixture, of which $p(x_m \mid z_1)$
         is as good a component to draw from as any.
