@@ -42,7 +42,7 @@ def hot_deck(x: Shaped[Tensor, "N ..."]) -> Shaped[Tensor, "N ..."]:
 
     Reference: Andridge and Little 2010, "A review of hot deck imputation for survey non-response".
     """
-    if not x.is_floating_point():
+    if not x.is_floating_point() or x.is_meta:
         return x
     missing = x.isnan()
     if not missing.any():
@@ -205,7 +205,7 @@ class Imputed(Density):
         self.imputer.initialise(x, context if self.imputer.conditional else None)
         complete = ~x.isnan().any(1)
         own = self._own(context)
-        if complete.double().mean() >= COMPLETE and complete.sum() >= 10 * x.shape[1]:
+        if not x.is_meta and complete.double().mean() >= COMPLETE and complete.sum() >= 10 * x.shape[1]:
             self.density.initialise(x[complete], None if own is None else own[complete])
         else:
             self.density.initialise(hot_deck(x), own)
