@@ -294,7 +294,7 @@ def check_samples_of_the_bound(case: Case) -> None:
     difference = (more - one).mean().item()
     assert difference > -error
     assert density.importance_weighted or difference < error
-    assert more.var(0).mean() < one.var(0).mean()
+    assert more.var(0).median() < one.var(0).median()  # of most rows: an imputer's far draw outweighs all others
 
 
 def check_accepts_arrays(case: Case) -> None:
