@@ -20,6 +20,7 @@ from loglik.density import StandardNormal
 from loglik.diffusion import ODE, VLB, Diffusion, Sampler
 from loglik.diffusion.sampler import METHODS
 from loglik.flows import Flow, LogisticMixture, autoregressions, couplings
+from loglik.missing import Imputed
 from loglik.networks import MLP
 from loglik.recipes.priors import PRIORS, prior_of
 from loglik.tasks import Latents, fill
@@ -44,6 +45,7 @@ def on_meta(case: Case, n: int = 4):
 
 def needs_numbers(density) -> bool:
     """Whether `initialise` is one of the EXCEPTIONS."""
+    density = density.density if isinstance(density, Imputed) else density
     base = density.base if isinstance(density, Flow) else density
     bins = isinstance(density, Flow) and any(isinstance(transform, Bins) for transform in density.transforms)
     return bins or isinstance(base, (Independent, Diffusion, AnyOrder))

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
-__all__ = ["check_codes", "check_labels", "check_levels", "data_checked", "needs_check"]
+__all__ = ["check_codes", "check_complete", "check_labels", "check_levels", "data_checked", "needs_check"]
 
 _data_checked: ContextVar[bool] = ContextVar("data_checked", default=False)
 
@@ -46,18 +46,33 @@ def check_levels(x: Shaped[Tensor, "B ..."], levels: int | None, what: str = "da
         raise ValueError(f"{what} must hold integers 0 ... {levels - 1}, got {low:g} ... {high:g}")
 
 
-def check_codes(x: Shaped[Tensor, "B D"], counts: Sequence[int]) -> None:
+def check_codes(x: Shaped[Tensor, "B D"], counts: Sequence[int], *, missing: bool = False) -> None:
     """Raise ValueError unless each column d with a count C_d above 0 holds codes 0 ... C_d - 1 only.
 
-    Skipped where `check_levels` is.
+    `missing` accepts NaN, a missing value, too. Skipped where `check_levels` is.
     """
     if not any(counts) or not needs_check(x):
         return
     count = torch.tensor(counts, device=x.device)
     wrong = (count > 0) & ~((x >= 0) & (x <= count - 1))
+    if missing:
+        wrong &= ~x.isnan()
     if wrong.any():
         row, d = wrong.nonzero()[0].tolist()
         raise ValueError(f"column {d} must hold codes 0 ... {counts[d] - 1}, got {x[row, d].item():g}")
+
+
+def check_complete(x: Shaped[Tensor, "B ..."]) -> None:
+    """Raise ValueError for NaN, a missing value. Skipped where `check_levels` is."""
+    if not x.is_floating_point() or not needs_check(x):
+        return
+    missing = x.flatten(1).isnan()
+    if missing.any():
+        row, d = missing.nonzero()[0].tolist()
+        raise ValueError(
+            f"row {row}, column {d} is NaN, a missing value, and this density is of complete rows: fit it to data with "
+            "missing values, or leave such rows out"
+        )
 
 
 def check_labels(network: nn.Module | None, context: Tensor | None) -> None:

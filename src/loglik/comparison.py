@@ -152,7 +152,7 @@ def evaluate_run(
         baseline=baseline,
     )
     latents = diagnose_latents(run.density, data, data.scored_split, seed)
-    notes = (undertrained(run, data, result.stderr), latents.collapse if latents else None)
+    notes = (*result.notes, undertrained(run, data, result.stderr), latents.collapse if latents else None)
     return Row(replace(result, notes=tuple(filter(None, notes))), run, latents)
 
 

@@ -55,6 +55,7 @@ class _Column(Struct, forbid_unknown_fields=True):
     decimals: Annotated[int, Meta(ge=0, le=7)] | None = None
     written: Annotated[str, Meta(max_length=64)] = ""
     indicates: Text = ""
+    novelty: Annotated[float, Meta(ge=0, lt=1)] = 0.0
 
 
 class _Bytes(Struct, forbid_unknown_fields=True, tag="bytes", tag_field="kind"):

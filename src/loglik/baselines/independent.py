@@ -29,6 +29,7 @@ class Independent(Density):
     smoothed with a Gaussian kernel of bandwidth h bins, plus a pseudo-count a per bin:
     $m_k \propto \sum_j n_j W_h(j, k) + a$ with $\sum_k W_h(j, k) = 1$. The leave-one-out likelihood of each dimension
     selects even or quantile-spaced edges, h (0 to 16) and a ($\tfrac12$ or $1/M$). There is no training by gradients.
+    Missing values, NaN, are left out, in training and in `log_prob`.
 
     Args:
         event_shape: of the data, D numbers in total.
@@ -43,6 +44,7 @@ class Independent(Density):
         ValueError: a value outside the levels or codes.
     """
 
+    marginalises = True
     discrete_rows: Tensor
     count: Tensor
     size: Tensor
@@ -102,7 +104,8 @@ class Independent(Density):
         low, high = self.edges[:, :1], self._upper_edge()
         inside = (self.log_mass - self.edges.diff(dim=1).log()).gather(1, k)
         below, above = tail_log_probs(columns, (low, high), self.tail_scale, self.discrete_rows, self.log_tail)
-        return torch.where(columns < low, below, torch.where(columns >= high, above, inside))
+        log_p = torch.where(columns < low, below, torch.where(columns >= high, above, inside))
+        return log_p.masked_fill(columns.isnan(), 0)
 
     def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Shaped[Tensor, "n ..."]:
         count = n * (torch.Size(self.event_shape).numel() if self.shared else 1)
@@ -122,19 +125,32 @@ class Independent(Density):
             return x.float()
         return x.to(torch.uint8 if self.levels <= 256 else torch.int64)
 
+    def fill_with_log_prob(
+        self, x: Float[Tensor, "B D"], context: Tensor | None = None
+    ) -> tuple[Float[Tensor, "B D"], Float[Tensor, " B"]]:
+        """Draw the missing values, each from its column's distribution: (rows, log q), as an `Imputer` does."""
+        missing = x.isnan()
+        filled = torch.where(missing, self.sample(len(x)).to(x.dtype), x)
+        return filled, self.log_prob(filled.masked_fill(~missing, torch.nan))
+
     def check(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> None:
         check_levels(x, self.levels)
-        check_codes(x.flatten(1), self.categories)
+        check_codes(x.flatten(1), self.categories, missing=True)
 
     @torch.no_grad()
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
         columns = self._columns(x)
         self.check(x)
-        codes = self.count > 0
-        if codes.any():
-            self._count_codes(columns[codes], codes)
-        if not codes.all():
-            self._fit_numeric(columns[~codes], ~codes)
+        codes, gaps = self.count > 0, columns.isnan()
+        incomplete = gaps.any(1)
+        # complete columns together, and each other one by itself
+        for rows in (~incomplete, *torch.diag(incomplete)[incomplete]):
+            values = columns[rows] if not incomplete[rows].any() else columns[rows][~gaps[rows]][None]
+            if values.shape[1] == 0:
+                continue  # no value at all
+            for of, fit in ((rows & codes, self._count_codes), (rows & ~codes, self._fit_numeric)):
+                if of.any():
+                    fit(values[of[rows]], of)
 
     def _count_codes(self, columns: Float[Tensor, "R N"], rows: Shaped[Tensor, " rows"]) -> None:
         """Set P(k) = (n_k + ½) / (N + C/2)."""

@@ -104,7 +104,7 @@ class Classifier(Density):
 
     def check_context(self, context: Shaped[Tensor, "B ..."] | None) -> None:
         if isinstance(self.prepare, Columns) and context is not None:
-            check_codes(context.flatten(1), self.prepare.categories)
+            check_codes(context.flatten(1), self.prepare.categories, missing=True)
 
     def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Int64[Tensor, " n"]:
         return sample_categories(self.probabilities(_require(context)))

@@ -74,8 +74,10 @@ def evaluate(
     if draws and per_row is not None and samples is None and result.samples > 1:
         draws += " on average"
     show(f"{result.n} {result.unit}s{draws}: {summary(result)}")
+    if result.incomplete:
+        show(f"  {result.incomplete:,} of the rows have missing values, and are scored by their observed values")
     for note in result.notes:
-        show(note)
+        show(f"  {note}")
     for name, value in result.terms.items():
         show(f"  {name}: {value:.3f} nats")
     if result.numerical_error is not None:

@@ -34,6 +34,8 @@ class Column:
         decimals: the number of decimals of a numeric column that has at most so many; None if it has more than 7.
         written: the strptime format of a temporal column's texts, as %d/%m/%Y; empty for ISO 8601.
         indicates: the name of the column of which this boolean column says that its value is missing.
+        novelty: of a categorical column, the probability of a category that the training data did not have; 0 where it
+            is not known.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Column:
     decimals: int | None = None
     written: str = ""
     indicates: str = ""
+    novelty: float = 0.0
 
     @property
     def discrete(self) -> bool:

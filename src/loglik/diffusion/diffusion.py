@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
-from loglik.checks import check_labels
+from loglik.checks import check_complete, check_labels
 from loglik.density import Bound, Density, output_layer, sum_terms
 from loglik.diffusion.chain import prior_term
 from loglik.diffusion.control import Control, bins_of, split
@@ -140,6 +140,7 @@ class Diffusion(Density):
         return loss
 
     def check(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> None:
+        check_complete(x)
         self.reconstruction.check(x)
         self.check_context(context)
 

@@ -30,10 +30,10 @@ def compress(split: Split, spec: DataSpec, baseline: Tensor | StreamScores | Non
 
     Args:
         split: the data.
-        spec: what is known of the data; only integer data can be coded.
+        spec: what is known of the data; only complete integer data can be coded.
         baseline: a density's `baseline_scores` of the same split, from which gains are counted.
     """
-    if spec.levels is None or len(split) == 0:
+    if spec.levels is None or spec.incomplete or len(split) == 0:
         return []
     if split.stream is not None:
         assert not isinstance(baseline, Tensor)

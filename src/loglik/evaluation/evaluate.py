@@ -12,6 +12,7 @@ from loglik.data import as_data
 from loglik.density import Bound, Density
 from loglik.devices import resolve_device
 from loglik.diffusion import with_likelihood
+from loglik.evaluation.incomplete import scorable
 from loglik.evaluation.result import Result
 from loglik.evaluation.rows import row_scores, write_rows
 from loglik.evaluation.split import evaluate_split
@@ -71,7 +72,7 @@ def evaluate(
     if per_row is not None and len(part):
         if part.unit == "token":
             raise ValueError("per_row= accepts tables, images and arrays: a text has no rows")
-        rows = row_scores(density, part, samples=samples, seed=seed)
+        rows = row_scores(scorable(density, part, dataset.spec)[0], part, samples=samples, seed=seed)
         write_rows(rows, part.index, Path(per_row))
     elif samples is None and method is not None and density.bound is Bound.ESTIMATE:
         samples = 1

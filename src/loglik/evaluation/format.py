@@ -53,6 +53,8 @@ def summary(result: Result) -> str:
         bits = f", perplexity {result.perplexity:.3f}{bits}"
     accuracy = "" if result.accuracy is None else f", accuracy {share(result.accuracy, result.accuracy_interval)}"
     nats = with_error(result.nats, result.stderr, minimum)
+    if result.nats_per_cell is not None:
+        bits = f", {result.nats_per_cell:.3f} per observed value{bits}"
     return (
         f"{result.model}: {nats} nats{per} ({result.bound}){bits}{accuracy}, "
         f"{result.steps} steps in {result.train_seconds:.1f} s"

@@ -44,6 +44,8 @@ class Result:
         perplexity: exp(-nats) where the unit is a token.
         rank: the rank by `nats` in a comparison, 1 is best, among all rows of log p(x), compressors too; None
             elsewhere, and for a number given the label, unless all numbers are.
+        incomplete: the number of rows with missing values or unseen categories.
+        nats_per_cell: mean log p per observed value, where rows are incomplete; None elsewhere.
         notes: reasons to doubt the number: the model is undertrained, its posterior collapsed.
     """
 
@@ -72,6 +74,8 @@ class Result:
     perplexity: float | None = None
     numerical_error: float | None = None
     rank: int | None = None
+    incomplete: int = 0
+    nats_per_cell: float | None = None
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from loglik.data.dataset import Split
 from loglik.data.spec import DataSpec
 from loglik.data.windows import Stream
 from loglik.density import Bound, Density, evaluation_mode, sum_terms
+from loglik.evaluation.incomplete import scorable
 from loglik.evaluation.result import Result, bits_per_dim
 from loglik.evaluation.rows import RowScores
 from loglik.evaluation.scores import (
@@ -62,6 +63,7 @@ def evaluate_split(
     """
     if len(split) == 0:
         raise ValueError("the split is empty: nothing to evaluate")
+    own, (density, gaps) = density, scorable(density, split, spec)
     samples = default_samples(density, len(split), samples)
     scored: dict[str, Any]
     if split.stream is not None:
@@ -82,10 +84,13 @@ def evaluate_split(
         event=density.event,
         unit=split.unit,
         samples=samples,
-        params=sum(p.numel() for p in density.parameters() if p.requires_grad),
+        params=sum(p.numel() for p in own.parameters() if p.requires_grad),
         train_seconds=train_seconds,
         steps=steps,
         samples_per_second=_sampling_rate(density, split, spec, seed),
+        incomplete=gaps.rows,
+        nats_per_cell=scored["nats"] * len(split) / gaps.cells if gaps.rows and density.event == "x" else None,
+        notes=tuple(gaps.lines(spec)),
         **scored,
     )
 
@@ -94,7 +99,7 @@ def baseline_scores(density: Density, split: Split, spec: DataSpec) -> Tensor | 
     """Return a density's scores of a split, from which others' gains are counted."""
     if split.stream is not None:
         return stream_scores(density, split.stream, spec)
-    return log_probs(density, split)
+    return log_probs(scorable(density, split, spec)[0], split)
 
 
 def _score_stream(density: Density, stream: Stream, spec: DataSpec, baseline: StreamScores | None) -> dict[str, Any]:

@@ -30,6 +30,7 @@ class VariationalDequantize(Dequantize):
     Reference: Ho et al. 2019, section 3.1.
     """
 
+    columnwise = False  # the noise reads the whole row
     integers: Tensor
 
     def __init__(

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from loglik.checks import check_labels, check_levels, data_checked
+from loglik.checks import check_complete, check_labels, check_levels, data_checked
 from loglik.density import Bound, Density, draw_terms, draw_weights, embed, output_layer
 from loglik.graphs import graphed
+from loglik.missing import Imputer, hot_deck
 from loglik.transforms import Dequantize, Standardise, Transform
 
 __all__ = ["Flow"]
@@ -23,7 +24,8 @@ class Flow(Density):
     $\log p(x) = \log p_0(z) + \sum_i \log \lvert \det J_{T_i} \rvert,\quad z = T_n \circ \dots \circ T_1(x)$.
 
     Log-probabilities are exact, or a lower bound if a transform dequantizes or the base is a lower bound. With
-    `samples=K`, a dequantized flow averages K importance weights.
+    `samples=K`, a dequantized flow averages K importance weights. Of rows with missing values, NaN, it returns log p of
+    the observed ones if the base marginalises and every transform changes each column by itself.
 
     Args:
         transforms: applied in order, from data to noise.
@@ -42,6 +44,7 @@ class Flow(Density):
             shape, discrete = transform.decoded_shape(shape), transform.decoded_discrete(discrete)
         self.event_shape, self.discrete = shape, discrete
         self.conditional = context is not None or base.conditional
+        self.marginalises = base.marginalises and all(transform.columnwise for transform in transforms)
         first = transforms[0] if transforms else None
         self.levels = first.levels if isinstance(first, Dequantize) and first.all_integers else None
 
@@ -125,6 +128,8 @@ class Flow(Density):
     def check(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> None:
         check_levels(x, self.levels)
         self.check_context(context)
+        if not self.marginalises:
+            check_complete(x)
         for transform in self.transforms[:1]:
             transform.check(x)
         if all(isinstance(transform, (Dequantize, Standardise)) for transform in self.transforms):
@@ -156,11 +161,28 @@ class Flow(Density):
         max_events = max(1024, 2**21 // max(1, math.prod(self.event_shape)))
         every = slice(None, None, math.ceil(len(x) / max_events))
         x, context = x[every], None if context is None else context[every]
-        vector = embed(self.context, context)
+        vector, z = embed(self.context, context), hot_deck(x)
+        gaps = None if z is x else x.isnan().flatten(1)
         for transform in self.transforms:
-            transform.initialise(x)
-            x, _ = transform.encode(x, vector)
-        self.base.initialise(x, context)
+            transform.initialise(z)
+            z, _ = transform.encode(z, vector)
+        if gaps is not None:
+            z = z.masked_fill(gaps.view(z.shape), torch.nan)
+        self.base.initialise(z, context)
+
+    def fill_with_log_prob(
+        self, x: Float[Tensor, "B D"], context: Tensor | None = None
+    ) -> tuple[Float[Tensor, "B D"], Float[Tensor, " B"]]:
+        """Fill missing values by the base, an `Imputer`, behind transforms of each column by itself: (rows, log q).
+
+        Raises ValueError for other bases and transforms.
+        """
+        if not (self.marginalises and self._draws_only_in_base and isinstance(self.base, Imputer)):
+            raise ValueError("this flow cannot fill missing values: its transforms or its base need complete rows")
+        z, log_det = self.encode(x, context)
+        z, log_q = self.base.fill_with_log_prob(z, context)
+        filled = torch.where(x.isnan(), self.decode(z, context).to(x.dtype), x)
+        return filled, log_q + self.encode(filled, context)[1] - log_det
 
     def numerical_error(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None

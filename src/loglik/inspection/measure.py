@@ -23,6 +23,7 @@ from loglik.inspection.layers import device_of, evaluating, first_tensor, hooked
 from loglik.inspection.measured_fields import effective_field, measured_fields
 from loglik.inspection.permutation import Permutation, permutation_errors
 from loglik.inspection.receptive import ReceptiveField, receptive_fields
+from loglik.missing import hot_deck
 from loglik.networks.attention import SelfAttention
 from loglik.recipes import RECIPES, build
 from loglik.runs import Run, load
@@ -126,7 +127,7 @@ def inspect(
     against length.
     """
     part, device = data.split(split or data.scored_split), device_of(density)
-    x, y = part.x[:EXAMPLES].to(device), _rows(part.y, EXAMPLES)
+    x, y = hot_deck(part.x[:EXAMPLES]).to(device), _rows(part.y, EXAMPLES)
     event, context = arguments(density, x, y)
 
     def loss() -> Tensor:

@@ -16,6 +16,7 @@ from loglik.networks.dropout import FadingDropout
 from loglik.networks.mlp import ResidualMLP
 from loglik.networks.transformer import CausalTransformer
 from loglik.recipes import text
+from loglik.recipes.incomplete import with_imputer
 from loglik.recipes.options import option
 from loglik.recipes.recipe import Recipe, Unsuitable, label_embedding, pick
 from loglik.transforms import Bins
@@ -64,7 +65,7 @@ def build(spec: DataSpec, options: AutoregressiveOptions) -> Density:
     columns = Autoregressive(
         network, (spec.dims,), tokens.levels, context=context, dropout=dropout, allowed=tokens.allowed
     )
-    return Flow([tokens], columns)
+    return with_imputer(Flow([tokens], columns), spec, size=options.size, conditional=options.conditional)
 
 
 def _any_order(spec: DataSpec, options: AutoregressiveOptions) -> Density:

@@ -132,7 +132,7 @@ def _mlp(spec: DataSpec, options: ClassifierOptions) -> Features:
     if spec.levels is not None:
         prepare, inputs = Levels(spec.levels), spec.dims
     else:
-        prepare = Columns(spec.categories)
+        prepare = Columns(spec.categories, [column.missing for column in spec.columns])
         inputs = prepare.outputs
     features = MLP(inputs, width, (width,) * (options.depth or 2), **shared)
     head = nn.Sequential(activation(), nn.Dropout(rate), MLP(width, len(spec.classes), (width,), **shared))

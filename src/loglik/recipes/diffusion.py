@@ -29,6 +29,7 @@ from loglik.diffusion import (
 )
 from loglik.flows import Flow
 from loglik.networks import DiT, ResidualMLP, UNet
+from loglik.recipes.incomplete import with_imputer
 from loglik.recipes.options import Options, option
 from loglik.recipes.recipe import Recipe, from_zero, label_embedding, pick, refuse_unused
 from loglik.recipes.vectors import refuse_text, to_vector
@@ -114,7 +115,8 @@ def build(spec: DataSpec, options: DiffusionOptions) -> Density:
     if spec.levels is not None:
         return diffusion
     transforms = [Standardise(shape)] if image else to_vector(spec)
-    return Flow(transforms, diffusion) if transforms else diffusion
+    density = Flow(transforms, diffusion) if transforms else diffusion
+    return with_imputer(density, spec, size=options.size, conditional=options.conditional)
 
 
 def _denoiser(spec: DataSpec, options: DiffusionOptions, kind: str, shape: tuple[int, ...], by_level: bool) -> Denoiser:

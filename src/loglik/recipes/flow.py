@@ -28,6 +28,7 @@ from loglik.flows import (
     couplings,
     glow,
 )
+from loglik.recipes.incomplete import with_imputer
 from loglik.recipes.options import Options, option
 from loglik.recipes.recipe import Recipe, from_zero, label_embedding, pick
 from loglik.recipes.vectors import refuse_text, to_vector
@@ -94,7 +95,8 @@ def build(spec: DataSpec, options: FlowOptions) -> Density:
         transforms += [Whitening(spec.dims), Jitter(options.jitter)]
     if spec.dims > 1:
         transforms += _joint(spec, kind, options)
-    return Flow(transforms, _base(spec, options), context=embedding)
+    flow = Flow(transforms, _base(spec, options), context=embedding)
+    return with_imputer(flow, spec, size=options.size, conditional=conditional)
 
 
 def _base(spec: DataSpec, options: FlowOptions) -> Density:

@@ -97,6 +97,9 @@ def _mlps(spec: DataSpec, options: VAEOptions, objective: KLWeighting) -> Densit
     latent = options.latent or min(pick(options.size, small=16, medium=32, large=64), max(2, spec.dims // 2))
     observation = _columns(spec) if spec.levels is None else _levels(spec.levels, spec.dims, spec.event_shape)
     inputs = (observation.inputs,) if spec.levels is None else spec.event_shape
+    missing = [column.missing for column in spec.columns] if spec.incomplete else None
+    if missing is not None:
+        inputs = (observation.inputs + sum(missing),)
     hidden = (width,) * (options.depth or 2)
     shared: dict[str, Any] = {
         "context": EMBEDDING if options.conditional else 0,
@@ -107,12 +110,13 @@ def _mlps(spec: DataSpec, options: VAEOptions, objective: KLWeighting) -> Densit
     decoder = MLP(latent, observation.outputs, hidden, **shared)
     from_zero(decoder.output)
     vae = VAE(
-        MLP(observation.inputs, 2 * latent, hidden, **shared),
+        MLP(observation.inputs + sum(missing or ()), 2 * latent, hidden, **shared),
         decoder,
         observation,
         prior_of(options.prior, latent, width // 2, inputs),
         context=label_embedding(spec, EMBEDDING, options.conditional),
         objective=objective,
+        missing=missing,
     )
     if spec.levels is not None:
         return vae

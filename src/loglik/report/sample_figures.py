@@ -46,6 +46,8 @@ def scatter(data: Float[np.ndarray, "N 2"], samples: Float[np.ndarray, "M 2"], l
     data = data[np.isfinite(data).all(1)]
 
     def draw(axes: Any) -> None:
+        if not len(data):
+            return
         axes.scatter(*data.T, s=6, color=INK["data"], linewidths=0)
         finite = samples[np.isfinite(samples).all(1)]
         axes.scatter(*finite.T, s=4, color=INK["model"], alpha=0.6, linewidths=0)

@@ -1,18 +1,20 @@
 """Missing values: drawn from a density given the rest of each row.
 
-The method depends on the density. For independent columns a sample is a draw. A VAE draws latents and values in turn
-(`Latents.fill`). A diffusion denoises the missing values beside the known ones (`Diffusion.inpaint`). Where `log_prob`
-is exact, or the logarithm of an importance weight, it weights several candidates for a missing value.
+The method depends on the density. One with a `fill` of its own, as an any-order one or an `Imputed` of an exact or
+importance weighted density, fills by it. For independent columns a sample is a draw. A VAE draws latents and values in
+turn (`Latents.fill`). A diffusion denoises the missing values beside the known ones (`Diffusion.inpaint`). Where
+`log_prob` is exact, or the logarithm of an importance weight, it weights several candidates for a missing value.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import polars as pl
 import torch
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from loglik.baselines import Independent
@@ -24,6 +26,7 @@ from loglik.diffusion import Diffusion
 from loglik.evaluation.scores import evaluating
 from loglik.flows import Flow
 from loglik.memory import Pieces
+from loglik.missing import Imputed
 from loglik.runs import Run
 from loglik.tasks.latents import ELEMENTWISE, Latents
 from loglik.transforms import PartialOut
@@ -32,7 +35,17 @@ __all__ = ["fill", "fill_table"]
 
 BATCH = 2**14  # rows in one call of log_prob
 BLOCK = 4096  # rows of a table that are filled and written together
+PIECE = 1024  # rows in one call of a density's own fill
 REPEATS = 20  # of each step of a diffusion: with more repeats the missing values agree better with the known ones
+
+
+@runtime_checkable
+class Fills(Protocol):
+    """A density that fills missing values itself."""
+
+    def fill(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """Return x with NaN replaced by draws from p(missing | observed)."""
+        ...
 
 
 @torch.no_grad()
@@ -53,12 +66,16 @@ def fill(density: Density, x: Shaped[Tensor, "B D"], missing: Bool[Tensor, "B D"
         raise ValueError("missing values are filled in rows (B, D), by a density p(row)")
     density.check(x.masked_fill(missing, 0))
     with evaluation_mode(density), data_checked():
-        return _fill(density, x.to(density.device), missing.to(density.device)).to(x.device)
+        return _fill(density, x.to(density.device), missing.to(density.device)).to(x)
 
 
 def _fill(density: Density, x: Tensor, missing: Tensor) -> Tensor:
     """Fill by the method that fits the density."""
+    if isinstance(density, Imputed) and not density.importance_weighted:
+        density = density.density  # whose own method beats weights that are no importance weights
     transforms, base = (density.transforms, density.base) if isinstance(density, Flow) else ((), density)
+    if isinstance(density, Fills):
+        return torch.where(missing, _in_pieces(density, x.masked_fill(missing, torch.nan)), x)
     if isinstance(density, Independent):
         return torch.where(missing, density.sample(len(x)).to(x.dtype), x)
     if Latents.has(density):
@@ -72,6 +89,11 @@ def _fill(density: Density, x: Tensor, missing: Tensor) -> Tensor:
             "not the log of an importance weight"
         )
     return _weighted(density, x, missing)
+
+
+def _in_pieces(density: Fills, x: Tensor) -> Tensor:
+    """Fill a few rows at a time: a density may draw many candidates of each."""
+    return torch.cat([density.fill(rows).to(x.dtype) for rows in torch.split(x, PIECE)])
 
 
 def _denoised(density: Density, diffusion: Diffusion, x: Tensor, missing: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from loglik.transforms.transform import Transform, zeros
+from loglik.transforms.transform import Transform, sum_missing, zeros
 
 __all__ = ["Scale", "Standardise"]
 
@@ -23,6 +23,8 @@ class Scale(Transform):
         ValueError: a scale of 0.
     """
 
+    columnwise = True
+
     def __init__(self, scale: float, shift: float = 0.0) -> None:
         super().__init__()
         if scale == 0:
@@ -32,8 +34,9 @@ class Scale(Transform):
     def encode(
         self, x: Float[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> tuple[Float[Tensor, "B ..."], Float[Tensor, " B"]]:
-        dims = math.prod(x.shape[1:])
-        return self.scale * x + self.shift, zeros(x) + dims * math.log(abs(self.scale))
+        dims, log_scale = math.prod(x.shape[1:]), math.log(abs(self.scale))
+        missing = sum_missing(torch.full((), log_scale, device=x.device), x)
+        return self.scale * x + self.shift, zeros(x) + dims * log_scale - missing
 
     def decode(
         self, z: Float[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
@@ -54,6 +57,7 @@ class Standardise(Transform):
             are unchanged.
     """
 
+    columnwise = True
     mean: Tensor
     std: Tensor
     dims: Tensor | None
@@ -82,7 +86,8 @@ class Standardise(Transform):
     def encode(
         self, x: Float[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> tuple[Float[Tensor, "B ..."], Float[Tensor, " B"]]:
-        return (x - self.mean) / self.std, zeros(x) - self.std.log().sum()
+        log_std = self.std.log()
+        return (x - self.mean) / self.std, zeros(x) - log_std.sum() + sum_missing(log_std, x)
 
     def decode(
         self, z: Float[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None

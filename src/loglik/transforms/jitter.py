@@ -23,6 +23,7 @@ class Jitter(Transform):
     Reference: Rothfuss et al. 2019, "Noise regularization for conditional density estimation", with a rate of our own.
     """
 
+    columnwise = True
     scale: Tensor
 
     def __init__(self, strength: float = 80.0) -> None:

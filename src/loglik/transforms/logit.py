@@ -27,6 +27,8 @@ class Logit(Transform):
     Reference: Dinh et al. 2017, "Density estimation using Real NVP", section 4.1.
     """
 
+    columnwise = True
+
     def __init__(self, alpha: float = 1e-2) -> None:
         super().__init__()
         if not 0 < alpha < 0.5:
@@ -42,7 +44,7 @@ class Logit(Transform):
         s = self.alpha + width * inside
         z = s.log() - (-s).log1p()
         log_det = F.softplus(-z) + F.softplus(z) + math.log(width)
-        return z + self.slope * (x - inside), log_det.flatten(1).sum(1)
+        return z + self.slope * (x - inside), log_det.masked_fill(x.isnan(), 0).flatten(1).sum(1)
 
     def decode(
         self, z: Float[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None

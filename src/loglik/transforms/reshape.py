@@ -22,6 +22,8 @@ class Reshape(Transform):
         ValueError: shapes of different sizes.
     """
 
+    columnwise = True
+
     def __init__(self, before: tuple[int, ...], after: tuple[int, ...]) -> None:
         super().__init__()
         if math.prod(before) != math.prod(after):

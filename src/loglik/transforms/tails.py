@@ -24,6 +24,8 @@ class SoftTails(Transform):
         ValueError: a start of at most 0.
     """
 
+    columnwise = True
+
     def __init__(self, start: float = 4.0) -> None:
         super().__init__()
         if start <= 0:
@@ -35,7 +37,7 @@ class SoftTails(Transform):
     ) -> tuple[Float[Tensor, "B ..."], Float[Tensor, " B"]]:
         beyond = (x.abs().clamp_min(self.start) / self.start).log()
         z = torch.where(beyond > 0, x.sign() * self.start * (1 + beyond), x)
-        return z, -beyond.flatten(1).sum(1)
+        return z, -beyond.masked_fill(x.isnan(), 0).flatten(1).sum(1)
 
     def decode(
         self, z: Float[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None

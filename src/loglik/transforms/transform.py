@@ -14,11 +14,18 @@ from torch import Tensor, nn
 
 from loglik.density import Bound
 
-__all__ = ["Transform", "zeros"]
+__all__ = ["Transform", "sum_missing", "zeros"]
 
 
 class Transform(nn.Module, ABC):
-    """An invertible map; `bound` is `LOWER` if `encode` is random, as in a dequantization."""
+    """An invertible map; `bound` is `LOWER` if `encode` is random, as in a dequantization.
+
+    Attributes:
+        columnwise: the map changes each dimension by itself and keeps their order. It maps NaN, a missing value, to
+            NaN, whose log-determinant is 0.
+    """
+
+    columnwise: bool = False
 
     @property
     def bound(self) -> Bound:
@@ -51,6 +58,16 @@ class Transform(nn.Module, ABC):
     def initialise(self, x: Shaped[Tensor, "N ..."]) -> None:
         """Set constants and initial parameters from training data, before the first step."""
         return None
+
+
+def sum_missing(values: Float[Tensor, "..."], x: Shaped[Tensor, "B ..."]) -> Float[Tensor, " B"]:
+    """Return for each row of x the sum of the values of the dimensions in which x is NaN, a missing value.
+
+    A columnwise transform takes it from the log-determinant of all dimensions.
+    """
+    if not x.is_floating_point():
+        return zeros(x)
+    return torch.where(x.isnan(), values, 0.0).flatten(1).sum(1)
 
 
 def zeros(x: Tensor) -> Float[Tensor, " B"]:

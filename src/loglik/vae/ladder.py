@@ -60,6 +60,7 @@ class LadderVAE(VAE):
             encoder, decoder, observation, prior, latent=self.sizes[0], context=context, objective=objective
         )
         self.latent = sum(self.sizes)
+        self.marginalises = False
 
     def _infer(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
         return tuple(self._call(self.encoder, self.observation.centre(x), context))

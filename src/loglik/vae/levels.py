@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from loglik.checks import check_levels
+from loglik.checks import check_levels, needs_check
 from loglik.density import sample_categories
 from loglik.networks.soft_bound import inverse_tanh_bound, tanh_bound
-from loglik.vae.observation import Observation
+from loglik.vae.observation import Observation, observed
 
 __all__ = ["Bernoulli", "BetaBinomial", "Categorical", "Codes", "DiscretisedLogistic", "Integers"]
 
@@ -39,10 +39,12 @@ class _Levels(Observation):
         """Return log p(x_d | θ) of each dimension in nats."""
 
     def log_prob(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
-        return self.log_prob_dims(x, theta).sum(1)
+        x, missing = observed(x)
+        log_p = self.log_prob_dims(x, theta)
+        return (log_p if missing is None else log_p.masked_fill(missing, 0)).sum(1)
 
     def check(self, x: Shaped[Tensor, "B ..."]) -> None:
-        check_levels(x, self.levels)
+        check_levels(observed(x)[0] if needs_check(x) else x, self.levels)
 
     def centre(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
         self.check(x)
@@ -113,7 +115,11 @@ class Codes(Categorical):
 
     def centre(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B KD"]:
         self.check(x)
-        return F.one_hot(x.flatten(1).long(), self.levels).flatten(1).to(torch.get_default_dtype())
+        x, missing = observed(x)
+        codes = F.one_hot(x.flatten(1).long(), self.levels)
+        if missing is not None:
+            codes = codes.masked_fill(missing.unsqueeze(2), 0)
+        return codes.flatten(1).to(torch.get_default_dtype())
 
     def mean(self, theta: Float[Tensor, "B P"]) -> Float[Tensor, "B ..."]:
         return self._event(self._per_dim(theta).argmax(1)).to(theta.dtype)
@@ -238,8 +244,10 @@ class Integers(Observation):
     def log_prob(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
         log_weight, mean, log_scale = self._split(theta)
         inverse = (-log_scale).exp()
+        x, missing = observed(x)
         upper = (self.centre(x).flatten(1).unsqueeze(1) - mean + 0.5 / self.scale) * inverse
-        return (log_weight + _log_mass(upper, inverse / self.scale)).logsumexp(1).sum(1)
+        log_p = (log_weight + _log_mass(upper, inverse / self.scale)).logsumexp(1)
+        return (log_p if missing is None else log_p.masked_fill(missing, 0)).sum(1)
 
     def sample(self, theta: Float[Tensor, "B P"]) -> Shaped[Tensor, "B ..."]:
         return self._event((_draw(*self._split(theta)) * self.scale).round() + self.shift)

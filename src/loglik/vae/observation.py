@@ -13,13 +13,13 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from loglik.checks import needs_check
 from loglik.networks.soft_bound import inverse_tanh_bound, tanh_bound
 
-__all__ = ["Gaussian", "Mixed", "Observation", "to_float32"]
+__all__ = ["Gaussian", "Mixed", "Observation", "observed", "to_float32"]
 
 
 class Observation(nn.Module, ABC):
@@ -28,10 +28,12 @@ class Observation(nn.Module, ABC):
     Attributes:
         discrete: `log_prob` is the logarithm of a probability.
         adds_marginal: the VAE adds the decoder's outputs to the `marginal` parameters of the training data.
+        marginalises: `log_prob` leaves out missing values, NaN; `centre` keeps them NaN, or makes their codes 0.
     """
 
     discrete: bool
     adds_marginal = True
+    marginalises = True
 
     def __init__(self, event_shape: tuple[int, ...], per_dim: int) -> None:
         super().__init__()
@@ -116,16 +118,21 @@ class Gaussian(Observation):
 
     def log_prob(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
         mean, log_scale = self._split(theta)
+        values, left_out = x.flatten(1).to(mean.dtype), torch.zeros((), device=mean.device)
+        if x.is_floating_point():
+            missing = values.isnan()
+            values = torch.where(missing, mean.detach(), values)
+            left_out = torch.where(missing, log_scale + 0.5 * math.log(2 * math.pi), 0.0).sum(1)
         # one pass over the data, and one for its gradient
-        squares = F.mse_loss(mean, x.flatten(1).to(mean.dtype), reduction="none")
+        squares = F.mse_loss(mean, values, reduction="none")
         if isinstance(self.scale, (int, float)):
             constant = self.dims * (math.log(self.scale) + 0.5 * math.log(2 * math.pi))
-            return -0.5 * self.scale**-2 * squares.sum(1) - constant
+            return -0.5 * self.scale**-2 * squares.sum(1) - constant + left_out
         precision = (-2 * log_scale).exp()
         # a shared scale factors out of the sum, which saves a pass over the data
         distance = squares.sum(1) * precision if log_scale.shape == (1,) else (squares * precision).sum(1)
         log_scales = log_scale.sum(-1) * (self.dims // log_scale.shape[-1])
-        return -0.5 * distance - log_scales - 0.5 * self.dims * math.log(2 * math.pi)
+        return -0.5 * distance - log_scales - 0.5 * self.dims * math.log(2 * math.pi) + left_out
 
     def sample(self, theta: Float[Tensor, "B P"]) -> Shaped[Tensor, "B ..."]:
         mean, log_scale = self._split(theta)
@@ -181,6 +188,7 @@ class Mixed(Observation):
         self.parts: Sequence[Observation] = nn.ModuleList(parts)  # type: ignore[assignment]
         self.outputs = sum(part.outputs for part in parts)
         self.discrete = all(part.discrete for part in parts)
+        self.marginalises = all(part.marginalises for part in parts)
         self.column_order: list[int] = order.tolist()  # `check` reads data on other devices than the model's
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("position", order.argsort(), persistent=False)
@@ -229,6 +237,14 @@ class Mixed(Observation):
     def initialise(self, x: Shaped[Tensor, "N ..."]) -> None:
         for part, columns in zip(self.parts, self._columns(x), strict=True):
             part.initialise(columns)
+
+
+def observed(x: Shaped[Tensor, "B ..."]) -> tuple[Shaped[Tensor, "B ..."], Bool[Tensor, "B D"] | None]:
+    """Return x with 0 for missing values, NaN, and where these are; None for integers, which have none."""
+    if not x.is_floating_point():
+        return x, None
+    missing = x.isnan()
+    return x.masked_fill(missing, 0), missing.flatten(1)
 
 
 def to_float32(x: Tensor) -> Tensor:

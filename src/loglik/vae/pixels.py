@@ -38,6 +38,7 @@ class LocalPixels(Observation):
     """
 
     adds_marginal = False
+    marginalises = False
     offset: Tensor
     mask: Tensor
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from loglik.checks import check_labels
+from loglik.checks import check_complete, check_labels
 from loglik.density import (
     Bound,
     Density,
@@ -21,9 +21,11 @@ from loglik.density import (
     draw_terms,
     draw_weights,
     embed,
+    expand_context,
     output_layer,
     sum_terms,
 )
+from loglik.missing import hot_deck
 from loglik.networks.soft_bound import tanh_bound
 from loglik.noise import is_first_part, mean_over_ranks
 from loglik.transforms import Transform
@@ -33,6 +35,7 @@ from loglik.vae.vamp import VampPrior
 
 __all__ = ["VAE", "Draw"]
 
+MIXED = 16  # draws of the latents in the distribution of filled values
 CACHED = 2**19  # decoder outputs that fit in a CPU's cache
 
 
@@ -74,6 +77,10 @@ class VAE(Density):
     $\log p(x)$ with K (Burda et al. 2016). `loss` uses the closed form of the KL where q is a Gaussian and the prior
     N(0, I).
 
+    Given z the dimensions are independent, so missing values, NaN, drop out of $\log p(x \mid z)$: of a row with some,
+    `log_prob` and `loss` return the bound of log p of the observed ones. The encoder reads 0 in their place (Mattei and
+    Frellsen 2019, "MIWAE"). `LocalPixels` and `LadderVAE` accept complete events only.
+
     Args:
         encoder: from events (B, ...) of order one, and the context if there is one, to (B, 2L):
             the mean and the log-scale of q; or to (B, 2L + E), where the `posterior` has a context of E values.
@@ -86,11 +93,14 @@ class VAE(Density):
         posterior: transforms whose `encode` maps the Gaussian draw to z, so that q is a flow. With masked
             autoregressive transforms it is the inverse autoregressive flow of Kingma et al. 2016.
         objective: the KL's weight in training; the ELBO by default.
+        missing: for each dimension, whether the encoder reads a flag that its value is missing; the flags come after
+            the values. None for no flags.
 
     Sources: Kingma and Welling 2014; Rezende et al. 2014.
     """
 
     offset: Tensor | None
+    flags: Tensor | None
     trained: Tensor
     part: Tensor
 
@@ -105,6 +115,7 @@ class VAE(Density):
         context: nn.Module | None = None,
         posterior: Sequence[Transform] = (),
         objective: KLWeighting | None = None,
+        missing: Sequence[bool] | None = None,
     ) -> None:
         super().__init__()
         if prior is None:
@@ -126,6 +137,7 @@ class VAE(Density):
         self.event_shape = observation.event_shape
         self.discrete = observation.discrete
         self.conditional = context is not None or prior.conditional
+        self.marginalises = observation.marginalises
         if isinstance(prior, VampPrior):
             if len(self.posterior_flow):
                 raise ValueError(
@@ -133,6 +145,8 @@ class VAE(Density):
                 )
             prior.bind(self._component)
         self.register_buffer("offset", torch.zeros(observation.outputs) if observation.adds_marginal else None)
+        flags = None if missing is None else torch.tensor(list(missing)).nonzero().squeeze(1)
+        self.register_buffer("flags", flags, persistent=False)
         self.register_buffer("trained", torch.zeros((), dtype=torch.int64))  # steps, for the warm-up
         self.register_buffer("part", torch.zeros(()), persistent=False)  # of a `fit`
 
@@ -172,7 +186,18 @@ class VAE(Density):
 
     def _infer(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
         """Return the encoder's results, which all draws share, one row per example."""
-        return self._split(self._call(self.encoder, self.observation.centre(x), context))
+        return self._split(self._call(self.encoder, self._read(x), context))
+
+    def _read(self, x: Tensor) -> Tensor:
+        """Return what the encoder reads: values of order one, 0 where they are missing, and the flags."""
+        values = self.observation.centre(x)
+        if not self.marginalises or not x.is_floating_point():
+            return values
+        values = values.masked_fill(values.isnan(), 0)
+        if self.flags is None:
+            return values
+        flags = x.flatten(1).index_select(1, self.flags).isnan()
+        return torch.cat([values.flatten(1), flags.to(values.dtype)], 1)
 
     def _draw(self, inferred: tuple[Tensor, ...], context: Tensor | None) -> Draw:
         mean, log_scale, *extra = inferred
@@ -296,6 +321,8 @@ class VAE(Density):
         )
 
     def check(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> None:
+        if not self.marginalises:
+            check_complete(x)
         self.observation.check(x)
         self.check_context(context)
 
@@ -308,11 +335,12 @@ class VAE(Density):
 
     @torch.no_grad()
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
-        self.observation.initialise(x)
+        filled = hot_deck(x)
+        self.observation.initialise(filled)
         if self.offset is not None:
-            self.offset.copy_(self.observation.marginal(x))
+            self.offset.copy_(self.observation.marginal(filled))
         if isinstance(self.prior, VampPrior):
-            self.prior.initialise(self.observation.centre(x))
+            self.prior.initialise(self._read(x))
 
     # ---- use
 
@@ -328,6 +356,25 @@ class VAE(Density):
         for transform in self.posterior_flow:
             z, _ = transform.encode(z, extra[0] if extra else None)
         return z
+
+    @torch.no_grad()
+    def fill_with_log_prob(
+        self, x: Float[Tensor, "B D"], context: Tensor | None = None
+    ) -> tuple[Float[Tensor, "B D"], Float[Tensor, " B"]]:
+        r"""Draw the missing values from $q = \tfrac1S \sum_s p(x_m \mid z_s)$: (rows, log q), as an `Imputer` does.
+
+        $z_1, \dots, z_S$ are draws from $q(z \mid x_o)$, S = 16. Given them q is a mixture, of which $p(x_m \mid z_1)$
+        is as good a component to draw from as any.
+        """
+        if not self.marginalises:
+            raise ValueError("missing values are filled by a VAE whose dimensions are independent given the latents")
+        missing = x.isnan()
+        inferred = tuple(t.repeat_interleave(MIXED, 0) for t in self._infer(x, context))
+        theta = self._draw(inferred, expand_context(context, MIXED)).theta
+        filled = torch.where(missing, self.observation.sample(theta[::MIXED]).to(x.dtype), x)
+        drawn = filled.masked_fill(~missing, torch.nan).repeat_interleave(MIXED, 0)
+        log_q = self.observation.log_prob(drawn, theta).view(-1, MIXED).logsumexp(1) - math.log(MIXED)
+        return filled, torch.where(missing.any(1), log_q, 0.0)
 
     def decode(self, z: Float[Tensor, "B L"], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, "B ..."]:
         """Return the expected data given latents, in the units of the data."""

@@ -15,6 +15,7 @@ from loglik.data.dataset import Data, Split
 from loglik.density import Density
 from loglik.evaluation.scores import arguments, evaluating
 from loglik.flows import Flow
+from loglik.missing import hot_deck
 
 __all__ = ["DoesNotApply", "Part", "Subject"]
 
@@ -58,9 +59,9 @@ class Subject:
 
     @cached_property
     def examples(self) -> Split:
-        """The first examples of the split, at most 256."""
+        """The first examples of the split, at most 256, without missing values."""
         split = self.data.split(self.split)
-        return Split(split.x[:EXAMPLES], None if split.y is None else split.y[:EXAMPLES])
+        return Split(hot_deck(split.x[:EXAMPLES]), None if split.y is None else split.y[:EXAMPLES])
 
     @cached_property
     def arguments(self) -> tuple[Tensor, Tensor | None]:

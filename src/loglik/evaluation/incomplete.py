@@ -1,0 +1,185 @@
+r"""Rows with missing values and with categories that were not in the training data: what they score.
+
+A missing value, NaN, is integrated out: the row's score is log p of its observed values. A category that the model has
+not seen is one more level of its column c, whose probability is the column's `novelty` $\epsilon_c$: the row scores
+$\log \epsilon_c$ and its other values with that cell left out. Where an evaluation has such a category in a column,
+each row with a known one scores $\log (1 - \epsilon_c)$ beside, so that the levels' probabilities still sum to 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from loglik.data.dataset import Split
+from loglik.data.limits import quote
+from loglik.data.spec import Column, DataSpec
+from loglik.density import Bound, Density
+
+__all__ = ["Gaps", "Scorer", "gaps_of", "scorable"]
+
+BLOCK_VALUES = 2**22  # that are read from a split at once
+UNSEEN = "unseen categories"  # the term's name
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """The missing values and the unseen categories of a split's rows.
+
+    Attributes:
+        rows: the number of rows with a missing value or an unseen category in the event.
+        cells: the number of observed values of the event, over all rows.
+        unseen: the number of cells with an unseen category, of each column that has some.
+    """
+
+    rows: int = 0
+    cells: int = 0
+    unseen: Mapping[str, int] = field(default_factory=dict)
+
+    def lines(self, spec: DataSpec) -> list[str]:
+        """Return one line for each column with unseen categories, of the event and of its context."""
+        found = [column for column in (*spec.columns, *spec.inputs) if column.name in self.unseen]
+        return [
+            f"column {quote(column.name)}: {self.unseen[column.name]:,} values are categories that the training data "
+            f"did not have, {_how(column, spec)}"
+            for column in found
+        ]
+
+
+def _how(column: Column, spec: DataSpec) -> str:
+    if column in spec.inputs:
+        return "read as missing"
+    return f"scored with the probability {column.novelty:.2g}"
+
+
+def gaps_of(split: Split, spec: DataSpec) -> Gaps:
+    """Count a table's missing values and unseen categories, in one pass over the split where it is stored."""
+    if not spec.columns or split.stream is not None:
+        return Gaps()
+    rows = cells = 0
+    unseen: dict[str, int] = {}
+    size = max(1, BLOCK_VALUES // len(spec.columns))
+    for start in range(0, len(split), size):
+        x = split.x[start : start + size]
+        new = _unseen(x, spec.columns)
+        rows += int((new | x.isnan()).any(1).sum()) if x.is_floating_point() else 0
+        cells += int((~x.isnan()).sum())
+        parts = [(new, spec.columns)]
+        if spec.inputs and split.y is not None:
+            parts.append((_unseen(split.y[start : start + size], spec.inputs), spec.inputs))
+        for found, columns in parts:
+            for d in found.any(0).nonzero().flatten().tolist():
+                unseen[columns[d].name] = unseen.get(columns[d].name, 0) + int(found[:, d].sum())
+    return Gaps(rows, cells, unseen)
+
+
+def _unseen(x: Shaped[Tensor, "B D"], columns: Sequence[Column]) -> Tensor:
+    """Return where x is the code after the last one of its column."""
+    counts = torch.tensor([len(column.categories) for column in columns], device=x.device)
+    return (counts > 0) & (x == counts)
+
+
+def scorable(density: Density, split: Split, spec: DataSpec) -> tuple[Density, Gaps]:
+    """Return a density that scores a split's rows, and the split's gaps.
+
+    It is the density itself where all rows are complete and all categories are known.
+
+    Raises ValueError where an unseen category has no probability, and where a density of complete rows meets others.
+    """
+    gaps = gaps_of(split, spec)
+    reads_labels = density.event == "y"
+    if not gaps.rows and not gaps.unseen:
+        return density, gaps
+    if not (density.marginalises or reads_labels) and gaps.rows:
+        raise ValueError(
+            f"{gaps.rows:,} of {len(split):,} rows have missing values or unseen categories, and this density is of "
+            "complete rows: fit it to data with missing values, or leave these rows out"
+        )
+    log_novelty = {}
+    for d, column in enumerate(spec.columns):
+        if column.name in gaps.unseen and not reads_labels:
+            if not 0 < column.novelty < 1:
+                raise ValueError(
+                    f"column {quote(column.name)} has categories that the training data did not have, and the run does "
+                    "not say how probable these are: train it again, or leave these rows out"
+                )
+            log_novelty[d] = math.log(column.novelty), math.log1p(-column.novelty)
+    return Scorer(density, spec, log_novelty), gaps
+
+
+class Scorer(Density):
+    """A density's scores of rows with missing values and unseen categories.
+
+    Args:
+        density: a density of a table's rows, or of labels or targets given a table's columns.
+        spec: the table's.
+        log_novelty: the logarithms of the probability of an unseen category and of a known one, of each column of the
+            event that has unseen ones.
+    """
+
+    def __init__(self, density: Density, spec: DataSpec, log_novelty: Mapping[int, tuple[float, float]]) -> None:
+        super().__init__()
+        self.density, self.log_novelty = density, dict(log_novelty)
+        self.event_columns = () if density.event == "y" else spec.columns
+        self.context_columns = spec.columns if density.event == "y" else spec.inputs
+        self.event_shape, self.discrete, self.conditional = density.event_shape, density.discrete, density.conditional
+        self.event, self.marginalises = density.event, density.marginalises
+
+    @property
+    def bound(self) -> Bound:
+        return self.density.bound
+
+    @property
+    def importance_weighted(self) -> bool:
+        return self.density.importance_weighted
+
+    def _event(self, x: Shaped[Tensor, "B ..."]) -> Shaped[Tensor, "B ..."]:
+        return x.masked_fill(_unseen(x, self.event_columns), torch.nan) if self.event_columns else x
+
+    def _context(self, context: Tensor | None) -> Tensor | None:
+        if context is None or not self.context_columns:
+            return context
+        return context.masked_fill(_unseen(context, self.context_columns), torch.nan)
+
+    def _unseen_score(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, " B"]:
+        """Return log ε of each unseen category and log(1 - ε) of each known one, summed over the columns."""
+        score = torch.zeros(len(x), device=x.device, dtype=torch.get_default_dtype())
+        for d, (new, known) in self.log_novelty.items():
+            own = torch.where(x[:, d] == len(self.event_columns[d].categories), new, known)
+            score = score + torch.where(x[:, d].isnan(), 0.0, own)
+        return score
+
+    def log_prob(
+        self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
+    ) -> Float[Tensor, " B"]:
+        log_p = self.density.log_prob(self._event(x), self._context(context), samples=samples)
+        return log_p + self._unseen_score(x) if self.log_novelty else log_p
+
+    def terms(
+        self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
+    ) -> dict[str, Float[Tensor, " B"]]:
+        terms = self.density.terms(self._event(x), self._context(context), samples=samples)
+        return {**terms, UNSEEN: self._unseen_score(x)} if terms and self.log_novelty else terms
+
+    def probabilities(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B C"]:
+        """Return a classifier's p(y | x) for each class."""
+        probabilities: Any = self.density.probabilities
+        p: Tensor = probabilities(self._context(x))
+        return p
+
+    def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Shaped[Tensor, "n ..."]:
+        return self.density.sample(n, self._context(context))
+
+    def check(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> None:
+        self.density.check(self._event(x), self._context(context))
+
+    def numerical_error(
+        self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
+    ) -> Float[Tensor, " B"] | None:
+        return self.density.numerical_error(self._event(x), self._context(context))
