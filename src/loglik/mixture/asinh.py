@@ -44,19 +44,6 @@ class Asinh(nn.Module):
         """Return y, in float64."""
         return self.at + self.width * torch.sinh(self.center + self.scale * u.double())
 
-    def moments(
-        self, mean: Float[Tensor, "... D"], std: Float[Tensor, "... D"]
-    ) -> tuple[Float[Tensor, "... D"], Float[Tensor, "... D"]]:
-        r"""Return the mean and the second moment about a of y, in float64, where u is normal.
-
-        $\mathbb E \sinh(z) = e^{v/2} \sinh \mu$ and $\mathbb E \sinh^2(z) = (e^{2v} \cosh 2\mu - 1) / 2$ for
-        $z \sim \mathcal N(\mu, v)$.
-        """
-        mu, v = self.center + self.scale * mean.double(), (self.scale * std.double()).square()
-        first = self.width * torch.exp(v / 2) * torch.sinh(mu)
-        second = self.width.square() * 0.5 * (torch.exp(2 * v) * torch.cosh(2 * mu) - 1)
-        return first, second
-
     @torch.no_grad()
     def initialise(self, y: Float[Tensor, "N D"]) -> None:
         """Choose the map of each column from training data."""

@@ -25,6 +25,7 @@ NOISE = 0.1  # of the offsets, by which the members differ at the start
 SMOOTHING = 0.5  # added to the count of a code
 TEMPERATURES = torch.linspace(-0.5, 1.0, 31, dtype=torch.float64)
 INITIAL_ROWS = 2**14
+POINTS = 64  # of the integrals of the moments
 
 
 @dataclass(frozen=True)
@@ -265,15 +266,25 @@ class Mixture(Density):
     def marginal_moments(
         self, n: int, context: Shaped[Tensor, "n ..."] | None = None
     ) -> tuple[Float[Tensor, "n D"], Float[Tensor, "n D"]]:
-        """Return the mean and the standard deviation of each number; NaN for codes."""
+        """Return the mean and the standard deviation of each number; NaN for codes.
+
+        Values further from the training data than their range count as at that distance: after an asinh, a component of
+        tiny weight can have a mean without bound.
+        """
         parts = self.mixture(n, context)
+        out = parts.mean.new_full((2, n, *self.event_shape), math.nan, dtype=torch.float64)
         weight = parts.log_weight.exp().double()[:, :, None] / self.members
-        first, second = self.map.moments(parts.mean.movedim(-2, -1), parts.log_scale.exp().movedim(-2, -1))
-        weight = weight.movedim(-2, -1)
-        mean, square = (weight * first).sum((0, 2)), (weight * second).sum((0, 2))
-        out = mean.new_full((2, n, *self.event_shape), math.nan)
-        out[0][:, self.real] = self.map.at + mean
-        out[1][:, self.real] = (square - mean.square()).clamp_min(0).sqrt()
+        low, high, at = (bound.double()[:, None] for bound in (self.low, self.high, self.map.at))
+        reach, first, second = high - low, 0.0, 0.0
+        for z in _normal_points():  # one point at a time: memory stays that of the components
+            u = (parts.mean.double() + parts.log_scale.double().exp() * z).movedim(-2, -1)
+            y = self._in_units(u).movedim(-1, -2)
+            v = torch.maximum(torch.minimum(y, high + reach), low - reach) - at
+            first = first + (weight * v).sum((0, 3)) / POINTS
+            second = second + (weight * v.square()).sum((0, 3)) / POINTS
+        if self.real:
+            out[0][:, self.real] = first + self.map.at
+            out[1][:, self.real] = (second - first.square()).clamp_min(0).sqrt()
         return out[0], out[1]
 
     @torch.no_grad()
@@ -287,6 +298,14 @@ class Mixture(Density):
             d: (log_weight[..., None] + log_codes).logsumexp((0, 2)).exp().double()
             for d, log_codes in zip(self.codes, parts.log_codes, strict=True)
         }
+
+
+def _normal_points() -> list[float]:
+    """Return points of equal weight with the mean and the variance of N(0, 1)."""
+    place = (torch.arange(POINTS, dtype=torch.float64) + 0.5) / POINTS
+    z = torch.special.ndtri(place)
+    points: list[float] = (z / z.std(correction=0)).tolist()
+    return points
 
 
 def _cdf(parts: Components, u: Float[Tensor, "B R"]) -> Float[Tensor, "B R"]:
