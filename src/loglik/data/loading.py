@@ -91,7 +91,7 @@ def as_data(
     if isinstance(data, Data):
         if text is not None and text != data.text:
             raise ValueError(f"{data.name}: {', '.join(text.names())} were settled when the data were read")
-        return data if data.spec.inputs else _targets(data, target, None)
+        return data if data.spec.inputs else _targets(data, target, like)
     if isinstance(data, (str, Path)):
         cache = None if beside is None else beside.parent / ".tokens"
         return load(data, label=label, target=target, seed=seed, like=like, text=text, cache=cache)

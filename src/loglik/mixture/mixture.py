@@ -275,7 +275,8 @@ class Mixture(Density):
         out = parts.mean.new_full((2, n, *self.event_shape), math.nan, dtype=torch.float64)
         weight = parts.log_weight.exp().double()[:, :, None] / self.members
         low, high, at = (bound.double()[:, None] for bound in (self.low, self.high, self.map.at))
-        reach, first, second = high - low, 0.0, 0.0
+        reach = high - low
+        first, second = parts.mean.new_zeros(2, n, len(self.real), dtype=torch.float64)
         for z in _normal_points():  # one point at a time: memory stays that of the components
             u = (parts.mean.double() + parts.log_scale.double().exp() * z).movedim(-2, -1)
             y = self._in_units(u).movedim(-1, -2)
