@@ -85,6 +85,8 @@ def _exact(density: Marginals, context: Tensor, levels: Sequence[float]) -> Pred
 
 
 def _draw(density: Density, context: Tensor, draws: int) -> Float[Tensor, "B S D"]:
+    if isinstance(density, Marginals):
+        return density.sample_each(len(context), draws, context).double().cpu()
     n = len(context) * draws
     drawn = density.sample(n, context.repeat_interleave(draws, 0) if density.conditional else None)
     return drawn.view(len(context), draws, -1).double().cpu()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
 from loglik.checks import check_codes
@@ -165,11 +165,20 @@ class Mixture(Density):
         return torch.where(known[..., None], log_p, 0.0)
 
     def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Shaped[Tensor, "n D"]:
-        parts = self.mixture(n, context)
-        rows = torch.arange(n, device=parts.mean.device)
-        m = torch.randint(self.members, (n,), device=rows.device)
+        return self._draw(self.mixture(n, context), torch.arange(n, device=self.offsets.device))
+
+    @torch.no_grad()
+    def sample_each(
+        self, n: int, draws: int, context: Shaped[Tensor, "n ..."] | None = None
+    ) -> Shaped[Tensor, "n draws D"]:
+        """Draw several samples for each of n rows, whose components are computed once."""
+        rows = torch.arange(n, device=self.offsets.device).repeat_interleave(draws)
+        return self._draw(self.mixture(n, context), rows).view(n, draws, -1)
+
+    def _draw(self, parts: Components, rows: Int64[Tensor, " N"]) -> Shaped[Tensor, "N D"]:
+        m = torch.randint(self.members, (len(rows),), device=rows.device)
         k = sample_categories(parts.log_weight[m, rows].exp())
-        x = parts.mean.new_empty(n, *self.event_shape)
+        x = parts.mean.new_empty(len(rows), *self.event_shape)
         mean, scale = parts.mean[m, rows, :, k], parts.log_scale[m, rows, :, k].exp()
         x[:, self.real] = self._in_units(mean + scale * torch.randn_like(mean)).to(x.dtype)
         for d, log_codes in zip(self.codes, parts.log_codes, strict=True):

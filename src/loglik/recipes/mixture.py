@@ -31,6 +31,8 @@ class MixtureOptions(Options):
 
 def build(spec: DataSpec, options: MixtureOptions) -> Density:
     """Return a mixture density network for targets given inputs, else a mixture of products of distributions."""
+    if spec.kind == "text":
+        raise Unsuitable("mixture models tables; for text use autoregressive")
     if spec.kind not in ("table", "array") or spec.levels is not None or len(spec.event_shape) != 1:
         raise Unsuitable(f"mixture models tables, and these are {spec.describe()}; use flow, vae or diffusion")
     if not spec.inputs:
