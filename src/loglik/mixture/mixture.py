@@ -35,13 +35,13 @@ class Components:
     Attributes:
         log_weight: log π, normalised over K.
         mean, log_scale: of the numbers after their map.
-        log_codes: the log-probabilities of each column of codes.
+        log_codes: the log-probabilities of each column of C codes, (M, B, K, C).
     """
 
     log_weight: Float[Tensor, "M B K"]
     mean: Float[Tensor, "M B R K"]
     log_scale: Float[Tensor, "M B R K"]
-    log_codes: list[Float[Tensor, "M B K C"]]
+    log_codes: list[Tensor]
 
 
 class Mixture(Density):
@@ -68,6 +68,8 @@ class Mixture(Density):
 
     marginalises = True
     log_temperature: Tensor
+    real: Tensor
+    integers: Tensor
     low: Tensor
     high: Tensor
 
@@ -87,10 +89,13 @@ class Mixture(Density):
         self.event_shape, self.categories = (len(discrete_dims),), tuple(categories)
         self.discrete, self.conditional = all(discrete_dims), inputs is not None
         self.members, self.components = (members if inputs is not None else 1), components
-        self.real = [d for d, count in enumerate(categories) if count == 0]
+        real = [d for d, count in enumerate(categories) if count == 0]
         self.codes = [d for d, count in enumerate(categories) if count]
-        self.integers = [i for i, d in enumerate(self.real) if discrete_dims[d]]  # among the numbers
-        r, k = len(self.real), components
+        integers = [i for i, d in enumerate(real) if discrete_dims[d]]  # among the numbers
+        # a list as an index would make a GPU wait
+        self.register_buffer("real", torch.tensor(real, dtype=torch.long), persistent=False)
+        self.register_buffer("integers", torch.tensor(integers, dtype=torch.long), persistent=False)
+        r, k = len(real), components
         self.sizes = [k, r * k, r * k, *[k * categories[d] for d in self.codes]]
         self.inputs = inputs
         self.network: EnsembleMLP | None = None
@@ -142,7 +147,7 @@ class Mixture(Density):
     def _by_member(self, x: Tensor, context: Tensor | None) -> Float[Tensor, "M B"]:
         parts = self.mixture(len(x), context)
         total = parts.log_weight
-        if self.real:
+        if len(self.real):
             total = total + self._numbers(x[:, self.real].to(parts.mean.dtype), parts).sum(-2)
         for d, log_codes in zip(self.codes, parts.log_codes, strict=True):
             known = ~x[:, d].isnan() if x.is_floating_point() else torch.ones_like(x[:, d], dtype=torch.bool)
@@ -156,12 +161,12 @@ class Mixture(Density):
         u, log_slope = self.map.encode(x)
         log_p = normal_log_prob((u[..., None] - parts.mean) * torch.exp(-parts.log_scale)) - parts.log_scale
         log_p = log_p + log_slope[..., None]
-        if self.integers:
+        if len(self.integers):
             i = self.integers
             mean, inverse = parts.mean[..., i, :], torch.exp(-parts.log_scale[..., i, :])
             ends = [self.map.encode(x + side)[0][..., i, None] for side in (-0.5, 0.5)]
             mass = interval_log_prob(*[(end - mean) * inverse for end in ends])
-            log_p = log_p.index_copy(-2, torch.tensor(i, device=x.device), mass)
+            log_p = log_p.index_copy(-2, i, mass)
         return torch.where(known[..., None], log_p, 0.0)
 
     def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Shaped[Tensor, "n D"]:
@@ -247,7 +252,7 @@ class Mixture(Density):
     ) -> Float[Tensor, "B D"]:
         r"""Return $P(X_d \le x_d \mid c)$ of each number, in float64; NaN for codes."""
         out = x.new_full(x.shape, math.nan, dtype=torch.float64)
-        if self.real:
+        if len(self.real):
             y = x[:, self.real].double()
             y[:, self.integers] += 0.5
             out[:, self.real] = _cdf(self.mixture(len(x), context), self.map.encode(y)[0])
@@ -292,7 +297,7 @@ class Mixture(Density):
             v = torch.maximum(torch.minimum(y, high + reach), low - reach) - at
             first = first + (weight * v).sum((0, 3)) / POINTS
             second = second + (weight * v.square()).sum((0, 3)) / POINTS
-        if self.real:
+        if len(self.real):
             out[0][:, self.real] = first + self.map.at
             out[1][:, self.real] = (second - first.square()).clamp_min(0).sqrt()
         return out[0], out[1]
