@@ -180,7 +180,7 @@ def test_a_mixed_table_and_what_is_left_out() -> None:
     held = from_frame(frame, name="things", source="things")
     said: list[str] = []
     entries = loglik.compare(held, report=said.append, **BUDGET)
-    assert [e.result.model for e in entries] == ["independent", "autoregressive", "flow", "vae", "diffusion"]
+    assert [e.result.model for e in entries] == ["independent", "autoregressive", "flow", "vae", "diffusion", "mixture"]
     assert [e.result.bound for e in entries][:2] == ["exact", "exact"]
     left = [line for line in said if "left out" in line]
     assert len(left) == 1 and left[0].startswith("classifier is left out: classifier needs labels")

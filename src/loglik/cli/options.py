@@ -35,6 +35,7 @@ __all__ = [
     "Seed",
     "Settings",
     "Strategy",
+    "Target",
     "as_options",
     "folder_for",
     "prompt_of",
@@ -59,6 +60,13 @@ DataArgument = Annotated[
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `loglik fit` wrote.")]
 Label = Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of a table that holds the labels.")]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COLUMN[,COLUMN]",
+        help="Columns of a table to model given all others: p(targets | inputs). Rows without them are left out.",
+    ),
+]
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write; a new folder under runs/ by default.")]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the numbers as JSON.")]
 MAX_COUNT = 2**31 - 1  # of steps, samples and tokens: an int32
@@ -126,6 +134,7 @@ Missing = Annotated[
 OWN_OPTIONS = {
     "seed": "--seed",
     "label": "--label",
+    "target": "--target",
     "out": "--out",
     "resume": "--resume",
     "samples": "--samples",
@@ -144,7 +153,7 @@ OWN_OPTIONS = {
 }
 # Python's arguments in messages, such as `resume=True` or `label="COLUMN"`: options of the commands, and of --set
 OPTION = re.compile(
-    r'(?<![\w./-])(accumulate|device|devices|keep|label|missing|models|num_nodes|out|per_row|resume|samples|seed|split|strategy|unseen)=(?:"([^"]*)"|(\w*))'
+    r'(?<![\w./-])(accumulate|device|devices|inputs|keep|label|missing|models|num_nodes|out|per_row|resume|samples|seed|split|strategy|target|unseen)=(?:"([^"]*)"|(\w*))'
 )
 COLUMN = re.compile(r"columns=\{(['\"])(.*?)\1: (['\"])(.*?)\3\}")
 SETTING = re.compile(r"(?<![\w./-])(alpha|bits|colour|conditional|fit|resize|window)=(\w+)")

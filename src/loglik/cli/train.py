@@ -24,6 +24,7 @@ from loglik.cli.options import (
     Seed,
     Settings,
     Strategy,
+    Target,
     as_options,
     folder_for,
     ranks_of,
@@ -53,6 +54,7 @@ def compare(
     out: Out = None,
     json: Json = None,
     label: Label = None,
+    target: Target = None,
     column: Columns = None,
     missing: Missing = None,
     samples: Samples = None,
@@ -85,7 +87,7 @@ def compare(
     folder = folder_for(out, data, before="compare-")
     if is_first_rank():
         check_free(folder, resumable=False)  # before the data are read
-    dataset = as_data(data, label=label, seed=seed, text=text, table=table, images=images, beside=folder)
+    dataset = as_data(data, label=label, target=target, seed=seed, text=text, table=table, images=images, beside=folder)
     with ExitStack() as stack:
         if is_first_rank():
             new_folder(folder, resumable=False)
@@ -121,7 +123,12 @@ def compare(
 
 def fit(
     data: DataArgument,
-    model: Annotated[str, typer.Option(metavar="NAME", help="The family; `loglik list models` lists all.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The family; `loglik list models` lists all. With --target, mixture if omitted."
+        ),
+    ] = None,
     out: Out = None,
     max_time: Annotated[
         str | None, typer.Option(metavar="TIME", help="Longest training time, such as 45s, 5m or 1h.")
@@ -134,6 +141,7 @@ def fit(
         typer.Option(help="Size of the networks: small, medium or large; by default small, or medium on a fast GPU."),
     ] = None,
     label: Label = None,
+    target: Target = None,
     column: Columns = None,
     missing: Missing = None,
     seed: Seed = 0,
@@ -152,13 +160,16 @@ def fit(
     """Train one density and write it as a run."""
     from loglik.comparison import evaluate_run
     from loglik.data import ImageSettings, TextSettings, as_data
-    from loglik.evaluation import summary
+    from loglik.evaluation import score_in_words, summary
     from loglik.report import samples_file, write_report, write_samples
     from loglik.runs import check_free
     from loglik.tasks import draw
     from loglik.training import Interrupted
     from loglik.training import fit as train
 
+    if model is None and target is None:
+        raise ValueError("--model NAME is needed: `loglik list models` lists the families")
+    model = model or "mixture"
     if resume and out is None:
         raise ValueError("--resume needs --out RUN, the run to continue")
     text, options = TextSettings.split_options(settings_of(set_))
@@ -167,7 +178,7 @@ def fit(
     folder = folder_for(out, data, after=f"-{model.replace(':', '-')}")
     if not (resume or restarted()) and is_first_rank():
         check_free(folder)  # before the data are read
-    dataset = as_data(data, label=label, seed=seed, text=text, table=table, images=images, beside=folder)
+    dataset = as_data(data, label=label, target=target, seed=seed, text=text, table=table, images=images, beside=folder)
     options = {**options, **without_none(size=size, max_time=max_time, max_steps=max_steps)}
     options |= ranks_of(devices, nodes, strategy, accumulate) | without_none(keep=keep)
     show_data(dataset)
@@ -181,9 +192,11 @@ def fit(
         return 0
     row, split, spec = evaluate_run(run, dataset, seed=seed), dataset.scored_split, dataset.spec
     show(f"{split} split: {summary(row.result)}")
+    for name, scores in row.result.targets.items():
+        show(f"  {name}: " + ", ".join(score_in_words(key, value) for key, value in scores.items()))
     for line in dict.fromkeys([*(row.latents.lines() if row.latents else []), *row.result.notes]):
         show(line)
-    if row.result.event == "x":
+    if row.result.event == "x" and not spec.inputs:
         write_samples(draw(run.density, spec, 64, seed=seed), spec, samples_file(folder, spec))
     title = f"{model} on {dataset.name}"
     page = write_report(folder / "report.html", dataset, [row], title=title, seed=seed, split=split)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from loglik.data.limits import quote, shorten, some
 from loglik.data.shard_names import expand, is_shard
 from loglik.data.spec import DataSpec
 from loglik.data.table_settings import TableSettings
+from loglik.data.targets import choose_targets, pair_frame, whole_table
 from loglik.data.text_settings import TextSettings
 from loglik.data.values import from_values, is_frame
 
@@ -35,6 +36,7 @@ def load(
     source: str | Path,
     *,
     label: str | None = None,
+    target: str | Sequence[str] | None = None,
     seed: int = 0,
     like: DataSpec | None = None,
     text: TextSettings | None = None,
@@ -53,6 +55,7 @@ def load(
             .arrow; .csv.gz and the like), a .npy, .npz or text file, or tar shards of images: a file, a folder of
             them, or a pattern such as `shards/{000..099}.tar` or `shards/*.tar`.
         label: the column of a table, or the name in the .json files of tar shards, that becomes the label.
+        target: the columns of a table, in a list or a text with commas, that a density models given all others.
         seed: fixes the random split.
         like: the spec of an existing model, which the data must fit; it determines their codes.
         text: the tokenizer, window and split of text.
@@ -64,8 +67,10 @@ def load(
         FileNotFoundError: there is no such file, folder or name.
         ValueError: the data are not readable, or do not fit.
     """
-    data = _load(source, label=label, seed=seed, like=like, text=text, table=table, images=images, cache=cache)
+    whole = whole_table(like) if like and like.inputs else like
+    data = _load(source, label=label, seed=seed, like=whole, text=text, table=table, images=images, cache=cache)
     _check_is_table(data, table, str(source))
+    data = _targets(data, target, like)
     if text is not None and data.spec.kind != "text" and like is None:
         raise ValueError(
             f"{source}: {', '.join(text.names())} are settings of text, and this is {data.spec.describe()}"
@@ -82,6 +87,7 @@ def as_data(
     data: Any,
     *,
     label: str | None = None,
+    target: str | Sequence[str] | None = None,
     seed: int = 0,
     like: DataSpec | None = None,
     text: TextSettings | None = None,
@@ -93,18 +99,24 @@ def as_data(
 
     A data frame is one of pandas or polars, an Arrow table, or a dictionary of columns; a Dataset is PyTorch's or
     Hugging Face's. With `like`, the data must fit the spec of an existing model, which determines their codes. `label`
-    names the column or the key that holds labels. `text`, `table` and `images` say how these are read; tokens are kept
-    beside the folder of a run.
+    names the column or the key that holds labels; `target` names a table's columns that are modelled given all others,
+    or of a pair (x, y) of inputs and targets, the columns of y. `text`, `table` and `images` say how these are read;
+    tokens are kept beside the folder of a run.
     """
     if isinstance(data, Data):
         for given, own in ((text, data.text), (images, data.images), (None if like else table, data.table)):
             if given is not None and given != own:
                 raise ValueError(f"{data.name}: {', '.join(given.names())} were settled when the data were read")
-        return data
+        return data if data.spec.inputs else _targets(data, target, like)
+    settings: dict[str, Any] = {"label": label, "seed": seed, "text": text, "table": table, "images": images}
     if isinstance(data, (str, Path)):
         cache = None if beside is None else beside.parent / ".tokens"
-        return load(data, label=label, seed=seed, like=like, text=text, table=table, images=images, cache=cache)
-    found = _from_object(data, label=label, seed=seed, like=like, text=text, table=table, images=images)
+        return load(data, target=target, like=like, cache=cache, **settings)
+    whole = whole_table(like) if like and like.inputs else like
+    if isinstance(data, tuple) and len(data) == 2 and (target is not None or (like and like.inputs)):
+        names = target if target is not None else [column.name for column in like.columns] if like else "target"
+        data = pair_frame(*data, names)
+    found = _from_object(data, like=whole, **settings)
     for given, own, what in (
         (text, found.text, "text"),
         (table, found.table, "tables"),
@@ -114,7 +126,7 @@ def as_data(
             raise ValueError(
                 f"{', '.join(given.names())} are settings of {what}, and {found.name} is {found.spec.describe()}"
             )
-    return found
+    return _targets(found, target, like)
 
 
 def _from_object(
@@ -151,6 +163,13 @@ def _from_object(
         "data must be a path, a name, an array, a data frame, a pair (x, y), a dict of arrays, a Dataset or Data, got "
         f"{type(data).__name__}"
     )
+
+
+def _targets(data: Data, target: str | Sequence[str] | None, like: DataSpec | None) -> Data:
+    """Return the data as targets given inputs, where `target` names some or a model has some."""
+    if like is not None and like.inputs:
+        return choose_targets(data, [column.name for column in like.columns], like)
+    return data if target is None else choose_targets(data, target)
 
 
 def _load(

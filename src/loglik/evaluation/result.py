@@ -46,6 +46,8 @@ class Result:
             elsewhere, and for a number given the label, unless all numbers are.
         incomplete: the number of rows with missing values or unseen categories.
         nats_per_cell: mean log p per observed value, where rows are incomplete; None elsewhere.
+        targets: of targets given inputs, each target's `rmse`, `mae`, `crps` and `coverage` of the 90 % interval, or
+            its `accuracy`.
         notes: reasons to doubt the number: the model is undertrained, its posterior collapsed.
     """
 
@@ -76,6 +78,7 @@ class Result:
     rank: int | None = None
     incomplete: int = 0
     nats_per_cell: float | None = None
+    targets: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:

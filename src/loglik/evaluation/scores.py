@@ -55,7 +55,7 @@ def evaluating(density: Density, seed: int) -> Iterator[torch.device]:
 
 
 def arguments(
-    density: Density, x: Shaped[Tensor, "B ..."], y: Int64[Tensor, " B"] | None
+    density: Density, x: Shaped[Tensor, "B ..."], y: Shaped[Tensor, "B ..."] | None
 ) -> tuple[Shaped[Tensor, "B ..."], Shaped[Tensor, "B ..."] | None]:
     """Return the event and the context of a batch, on the density's device.
 
@@ -81,7 +81,7 @@ def check_split(density: Density, split: Split) -> None:
 
     One pass over the split where it is stored; afterwards, use it within `data_checked`.
     """
-    parts: list[tuple[Tensor | Rows | Windows, Tensor | None]] = [(split.x, split.y)]
+    parts: list[tuple[Tensor | Rows | Windows, Tensor | Rows | None]] = [(split.x, split.y)]
     if split.stream is not None:  # each token once: windows side by side, and the one that ends the text
         stream, length = split.stream, split.units_per_example
         last = stream.cut(len(stream) - length, len(stream))

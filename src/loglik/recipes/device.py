@@ -18,7 +18,14 @@ __all__ = ["precision_for", "size_for", "training_for"]
 
 BUSY_FLOPS = 400e12  # per second, in bfloat16: the GPU that the factors of batches belong to
 BUSY_MEMORY = 2**35  # bytes of memory; with less, batches are smaller in proportion
-GROWTH = {"classifier": 4, "diffusion": 8, "vae": 16, "flow": 16, "autoregressive": 32}  # largest factor of a batch
+GROWTH = {
+    "classifier": 4,
+    "diffusion": 8,
+    "vae": 16,
+    "flow": 16,
+    "mixture": 16,
+    "autoregressive": 32,
+}  # largest factor of a batch
 SMALL_GROWTH = 16  # of networks of dense layers
 BUSY_TOKENS = 2**16  # positions of a sequence in a batch
 MIN_STEPS_PER_EPOCH = 20  # a larger batch would leave fewer steps than the data suggest

@@ -1,7 +1,7 @@
 """A comparison or a run as one self-contained HTML page: write it, and collect what it shows.
 
-The template is `page.html.jinja`. Each section has a file: `likelihoods`, `sample_pictures`, `latents`, `diffusion`
-and `classifiers`.
+The template is `page.html.jinja`. Each section has a file: `likelihoods`, `sample_pictures`, `latents`, `diffusion`,
+`classifiers` and `targets`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from loglik.report.likelihoods import bar_picture, bound_terms, curve_pictures, 
 from loglik.report.numbers import number, unit_of
 from loglik.report.panel import INK
 from loglik.report.sample_pictures import MAX_COLUMNS, image_samples, marginals, text_windows
+from loglik.report.targets import target_content
 from loglik.runs import Run
 
 __all__ = ["write_report"]
@@ -84,6 +85,7 @@ def _content(data: Data, rows: Sequence[Row], title: str, seed: int, split: str)
         "latents": _latents(data, runs, seed, split),
         "diffusions": _diffusions(data, runs, seed, split),
         "classifiers": [classifier_content(row, data, split) for row in rows if row.result.event == "y"],
+        "targets": target_content(generative, data, split, seed),
         "compressed": any(is_code_length(row, baseline) for row in generative),
         "conditional": any(row.conditional for row in generative),
         "classes": len(data.spec.classes),
@@ -94,6 +96,8 @@ def _content(data: Data, rows: Sequence[Row], title: str, seed: int, split: str)
 
 
 def _can_draw(run: Run, data: Data) -> bool:
+    if data.spec.inputs:  # the section on targets shows predictions instead
+        return False
     return not run.density.conditional or bool(data.spec.classes)
 
 

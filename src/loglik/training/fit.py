@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +46,7 @@ def fit(
     out: str | Path | None = None,
     resume: bool = False,
     label: str | None = None,
+    target: str | Sequence[str] | None = None,
     settings: TrainingSettings | None = None,
     device: str | None = None,
     progress: bool | None = None,
@@ -62,6 +63,7 @@ def fit(
         resume: continue the run in `out` from its newest checkpoint; also where torchrun or Slurm started it again.
             Settings and options that are not passed are the run's own; a limit replaces all of its limits.
         label: the name of the label's column, if data is a table.
+        target: the names of a table's columns to model given all others, in a list or a text with commas.
         settings: how to train; the recipe's own if None.
         device: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto` for a CUDA GPU if there is one, else the CPU; it sets
             `accelerator` and, with a number, `devices`. The settings' own if None.
@@ -91,8 +93,8 @@ def fit(
     run = config_to_resume(path) if resume else None
     base = settings or (recorded_settings(run, chosen) if run else TrainingSettings())
     notes_said = isinstance(data, Data)
-    seed = replace(base, **chosen).seed
-    data = as_data(data, label=label, seed=seed, text=text, table=table, images=images, beside=path)
+    read: dict[str, Any] = {"seed": replace(base, **chosen).seed, "text": text, "table": table, "images": images}
+    data = as_data(data, label=label, target=target, beside=path, **read)
     for note in () if notes_said else data.notes:
         report(note)
     data = with_novelty(data)

@@ -22,6 +22,7 @@ from loglik.density import (
     draw_weights,
     embed,
     expand_context,
+    initialise_context,
     output_layer,
     sum_terms,
 )
@@ -335,6 +336,7 @@ class VAE(Density):
 
     @torch.no_grad()
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
+        initialise_context(self.context, context)
         filled = hot_deck(x)
         self.observation.initialise(filled)
         if self.offset is not None:
