@@ -16,6 +16,8 @@ from loglik.diffusion import with_sampler
 from loglik.evaluation.scores import evaluating, labels_in_turn
 from loglik.memory import Pieces
 from loglik.runs import Run
+from loglik.tasks.condition import sample_given
+from loglik.tasks.condition_text import Given
 
 __all__ = ["Samples", "draw", "labels_of", "sample", "samples_of"]
 
@@ -87,9 +89,17 @@ def samples_of(run: Run, n: int = 64, *, label: str | None = None, seed: int = 0
 
 
 def sample(
-    run: Run, n: int = 64, *, label: str | None = None, seed: int = 0, **sampler: Any
+    run: Run, n: int = 64, *, given: Given | None = None, label: str | None = None, seed: int = 0, **sampler: Any
 ) -> Shaped[Tensor, "n ..."]:
-    """Draw n samples from a run's density, in the units of the data, on the CPU; arguments as of `samples_of`."""
+    """Draw n samples from a run's density, in the units of the data, on the CPU; arguments as of `samples_of`.
+
+    `given` has conditions on the columns of a table, such as `{"carat": (1, 2), "cut": "Ideal"}`: see `sample_given`,
+    which also says how many independent samples they are worth.
+    """
+    if given:
+        if sampler:
+            raise ValueError("given= does not go with the settings of a diffusion's sampler")
+        return sample_given(run, n, given, seed=seed, label=label).x
     return samples_of(run, n, label=label, seed=seed, **sampler).tensor()
 
 
