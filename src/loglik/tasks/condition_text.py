@@ -121,11 +121,13 @@ def _intervals(column: Column, operator: str, value: Any) -> list[Interval]:
     if operator == "=":
         return [_one(column, part.strip()) for part in text.split("|")]
     start, end = _number(column, text)
-    step = 1.0 if column.discrete else 0.0
+    below, above = start, end
+    if column.discrete:  # the integers beside the ends
+        below, above = math.ceil(start) - 1.0, math.floor(end) + 1.0
     ends = {
-        "<": (-math.inf, start - step),
+        "<": (-math.inf, below),
         "<=": (-math.inf, end),
-        ">": (end + step, math.inf),
+        ">": (above, math.inf),
         ">=": (start, math.inf),
     }
     return [ends[operator]]
@@ -134,7 +136,12 @@ def _intervals(column: Column, operator: str, value: Any) -> list[Interval]:
 def _one(column: Column, text: str) -> Interval:
     """Return a value, or the ends of a range `a..b`, `a..` or `..b`."""
     low, dots, high = text.partition("..")
-    return _between(column, low.strip() or None, high.strip() or None) if dots else _number(column, text)
+    if dots:
+        return _between(column, low.strip() or None, high.strip() or None)
+    start, end = _number(column, text)
+    if column.discrete and start == end != round(start):
+        raise ValueError(f"column {quote(column.name)} has integers: no row has {text}")
+    return start, end
 
 
 def _between(column: Column, low: Any, high: Any) -> Interval:
@@ -172,8 +179,6 @@ def _number(column: Column, text: str) -> Interval:
         raise ValueError(f"column {quote(column.name)}: {quote(text)} is not a number") from None
     if not math.isfinite(number):
         raise ValueError(f"column {quote(column.name)}: {quote(text)} is not a finite number")
-    if column.discrete and number != round(number) and "." in text:
-        raise ValueError(f"column {quote(column.name)} has integers: no row has {text}")
     return number, number
 
 

@@ -58,7 +58,7 @@ def _fill(density: Density, x: Tensor, missing: Tensor) -> Tensor:
     """Fill by the method that fits the density."""
     transforms, base = (density.transforms, density.base) if isinstance(density, Flow) else ((), density)
     if isinstance(density, Independent):
-        return torch.where(missing, density.sample(len(x)).to(x.dtype), x)
+        return density.fill(x, missing)
     if Latents.has(density):
         return Latents(density).fill(x, missing)
     x = x.masked_fill(missing, 0)
