@@ -64,7 +64,7 @@ def test_conditions_are_read(text, value, column, intervals):
     [
         ("weight=3", "no column 'weight'; the columns are carat"),
         ("note=x", r"no column 'note': it is not modelled \(text\)"),
-        ("y=1", "column 'y' is the label: use --label"),
+        ("y=1", "column 'y' is the label: pass label="),
         ("carat", "a condition is COLUMN=VALUE, such as 'carat=1..2', got 'carat'"),
         ("carat=big", "column 'carat': 'big' is not a number"),
         ("carat=nan", "'nan' is not a finite number"),

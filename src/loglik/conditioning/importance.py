@@ -105,7 +105,7 @@ def draw_given(
     proposer: RowProposer | BaseProposer = of_rows
     q, share, log_mass = _adapt(of_rows)
     have_mass = all(condition.has_mass for condition in conditions)
-    if share < GOOD and have_mass and context is None and BaseProposer.fits(density):
+    if share * rows.affordable(FINAL) < 2 * n and have_mass and context is None and BaseProposer.fits(density):
         base = BaseProposer(rows, conditions, None if met >= SEEDS else of_rows.best_rows(SEEDS))
         base_q, base_share, base_mass = _adapt(base)
         if base_share > share:

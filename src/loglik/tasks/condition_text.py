@@ -75,7 +75,8 @@ def column_of(name: str, spec: DataSpec) -> Column:
             f"column {quote(name)} is an input of this run, p(targets | inputs): conditions are on targets"
         )
     if name == spec.label:
-        raise ValueError(f"column {quote(name)} is the label: use --label on a run trained with conditional=True")
+        message = f'column {quote(name)} is the label: pass label="CLASS" instead, to a run with conditional=True'
+        raise ValueError(message)
     reasons = dict(spec.left_out)
     why = f": it is not modelled ({reasons[name]})" if name in reasons else ""
     raise ValueError(f"no column {quote(name)}{why}; the columns are {some([c.name for c in spec.columns])}")
