@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from loglik.flows import Flow
     from loglik.mixture import Mixture
     from loglik.runs import Run, load
+    from loglik.tasks.condition import log_prob_given
     from loglik.tasks.continue_text import continue_text
     from loglik.tasks.encode import encode
     from loglik.tasks.fill import fill
@@ -59,14 +60,16 @@ _HOME = {
     "fit": "training",
     "kl_divergence": "divergence",
     "load": "runs",
+    "log_prob_given": "tasks",
     "Mixture": "mixture",
     "predict": "tasks",
     "sample": "tasks",
     "verify": "verification.verify",
 }
 _ROOMS = (
-    "autoregressive", "baselines", "classification", "data", "diffusion", "divergence", "evaluation", "flows",
-    "inspection", "mixture", "networks", "recipes", "report", "tasks", "training", "transforms", "vae", "verification",
+    "autoregressive", "baselines", "classification", "conditioning", "data", "diffusion", "divergence", "evaluation",
+    "flows", "inspection", "mixture", "networks", "recipes", "report", "tasks", "training", "transforms", "vae",
+    "verification",
 )  # fmt: skip
 
 __all__ = [
@@ -93,6 +96,7 @@ __all__ = [
     "fit",
     "kl_divergence",
     "load",
+    "log_prob_given",
     "predict",
     "sample",
     "verify",

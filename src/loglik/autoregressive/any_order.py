@@ -16,7 +16,7 @@ from loglik.autoregressive.column_distributions import CodeDistribution, ColumnD
 from loglik.autoregressive.copula import GaussianCopula
 from loglik.autoregressive.normal_scores import NormalScores
 from loglik.checks import check_codes, check_labels
-from loglik.density import Density, embed
+from loglik.density import Density, embed, initialise_context
 from loglik.networks.dropout import fade_dropout
 from loglik.networks.soft_bound import tanh_bound
 
@@ -362,6 +362,7 @@ class AnyOrder(Density):
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
         """Fit the normal scores, the frequencies of codes and the copula to rows, which may have gaps."""
         self.check(x, context)
+        initialise_context(self.context, context)
         rows = x.flatten(1)
         self.scores.initialise(rows.index_select(1, self.at))
         frequency = {d: _frequencies(rows[:, d], count) for d, count in enumerate(self.categories) if count}

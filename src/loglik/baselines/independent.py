@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from loglik.baselines.column import HistogramColumn
 from loglik.checks import check_codes, check_levels
 from loglik.density import Density
 from loglik.transforms.exponential_tails import sample_tails, tail_log_probs
@@ -132,6 +133,18 @@ class Independent(Density):
         missing = x.isnan()
         filled = torch.where(missing, self.sample(len(x)).to(x.dtype), x)
         return filled, self.log_prob(filled.masked_fill(~missing, torch.nan))
+
+    def column(self, x: Shaped[Tensor, "B D"], d: int) -> HistogramColumn:
+        """Return the distribution of column d, whatever the other columns of x are."""
+        row, size = (0, self.size[0]) if self.shared else (d, self.size[d])
+        mass = torch.cat([self.log_tail[row, :1], self.log_mass[row, :size], self.log_tail[row, 1:]]).exp()
+        return HistogramColumn(
+            self.edges[row, : size + 1], mass / mass.sum(), self.tail_scale[row], bool(self.discrete_rows[row])
+        )
+
+    def fill(self, x: Shaped[Tensor, "B D"], missing: Bool[Tensor, "B D"]) -> Shaped[Tensor, "B D"]:
+        """Draw the missing values of rows."""
+        return torch.where(missing, self.sample(len(x)).to(x.dtype), x)
 
     def check(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> None:
         check_levels(x, self.levels)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,12 @@ from loglik.cli.options import (
     without_none,
 )
 from loglik.terminal import printable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loglik.runs import Run
+    from loglik.tasks import Samples as DrawnLater
 
 __all__ = ["encode", "evaluate", "fill", "predict", "sample"]
 
@@ -58,6 +64,17 @@ def evaluate(
             metavar="score|refuse", help="A table's categories that the run has not seen: scored, or an error."
         ),
     ] = None,
+    given: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMNS",
+            help="Of a table: score log p(the other columns | these), as a,b; repeatable, for names with commas.",
+        ),
+    ] = None,
+    of: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMNS", help="With --given: the columns to score; all others by default."),
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Score a run's density on data, in nats and bits/dim."""
@@ -68,6 +85,11 @@ def evaluate(
     from loglik.runs import load
 
     trained = load(run, device=device)
+    if given or of:
+        if per_row is not None or method is not None or steps is not None:
+            raise ValueError("--given and --of score columns: they do not go with --per-row, --method and --steps")
+        _score_columns(trained, data, given, of, split=split, samples=samples, seed=seed, json=json)
+        return
     how = without_none(method=method, steps=steps, unseen=unseen)
     result = score(trained, data, split=split, samples=samples, seed=seed, per_row=per_row, **how)
     draws = "" if result.unit == "token" else f", {result.samples} sample{'s' * (result.samples > 1)} each"
@@ -112,6 +134,13 @@ def sample(
             metavar="DATA", help="For targets given inputs: draw -n samples, 1 by default, for each row of DATA."
         ),
     ] = None,
+    given: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONDITION",
+            help="Of a table: carat=1..2, 'cut=Ideal|Premium', 'price<500', day=2013-07; repeatable, all must hold.",
+        ),
+    ] = None,
     seed: Seed = 0,
     prompt: Annotated[
         str | None, typer.Option(metavar="TEXT", help="For text: the beginning; @FILE reads it from a file.")
@@ -149,7 +178,7 @@ def sample(
     """Draw samples from a run's density, in the units of the data, or continue a text from a prompt."""
     from loglik.report import numbered, samples_file, write_samples
     from loglik.runs import load
-    from loglik.tasks import continue_text, samples_of
+    from loglik.tasks import continue_text, sample_given, samples_of
 
     trained = load(run, device=device)
     options = without_none(length=length, temperature=temperature, top_k=top_k, top_p=top_p, stop=stop)
@@ -164,10 +193,46 @@ def sample(
         print(printable(f"{len(texts)} samples: {out}") if out else shown)
         return
     sampler = without_none(method=method, steps=steps, until=until, guidance=guidance)
-    x = samples_of(trained, n, label=label, inputs=inputs, seed=seed, **sampler)
     path = out or samples_file(run, trained.spec)
+    x: DrawnLater | Tensor
+    if given:
+        if sampler:
+            raise ValueError("--given does not go with --method, --steps, --until and --guidance")
+        under = sample_given(trained, n or 64, given, seed=seed, label=label)
+        x = under.x
+        for line in under.describe():
+            show(line)
+    else:
+        x = samples_of(trained, n, label=label, inputs=inputs, seed=seed, **sampler)
     write_samples(x, trained.spec, path)
     show(f"{len(x)} samples: {path}")
+
+
+def _score_columns(
+    run: Run,
+    data: str | None,
+    given: list[str] | None,
+    of: list[str] | None,
+    *,
+    split: str | None,
+    samples: int | None,
+    seed: int,
+    json: Path | None,
+) -> None:
+    """Print log p(some columns | others)."""
+    from loglik.evaluation import write_json
+    from loglik.tasks import evaluate_given
+
+    names = [column.name for column in run.spec.columns]
+    lists = [
+        None if words is None else [name for word in words for name in ([word] if word in names else word.split(","))]
+        for words in (given, of)
+    ]
+    score = evaluate_given(run, data, given=lists[0] or [], of=lists[1], split=split, samples=samples, seed=seed)
+    for line in score.describe():
+        show(line)
+    if json is not None:
+        write_json([score], json)
 
 
 def encode(

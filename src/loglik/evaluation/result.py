@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from loglik import files
 
@@ -86,6 +86,15 @@ class Result:
         return asdict(self)
 
 
+@runtime_checkable
+class HasDict(Protocol):
+    """A result as plain values."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return numbers, strings and lists by name."""
+        ...
+
+
 def bits_per_dim(nats: float, dims: int) -> float:
     """Return -nats / (dims · ln 2).
 
@@ -95,7 +104,7 @@ def bits_per_dim(nats: float, dims: int) -> float:
     return -nats / (dims * math.log(2)) + 0.0  # no negative zero
 
 
-def write_json(results: Sequence[Result], path: Path) -> None:
+def write_json(results: Sequence[HasDict], path: Path) -> None:
     """Write a list of objects, one a model; numbers that are not finite become null."""
     plain = [
         {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in r.to_dict().items()}

@@ -1,5 +1,7 @@
-"""What is done with a trained density: draw samples, continue a text, encode examples, fill missing values, predict."""
+"""What is done with a trained density: samples, also under conditions, texts, latents, filled gaps, predictions."""
 
+from loglik.tasks.condition import GivenSamples, GivenScore, evaluate_given, log_prob_given, sample_given
+from loglik.tasks.condition_text import conditions_of
 from loglik.tasks.continue_text import continue_text
 from loglik.tasks.encode import encode, write_latents
 from loglik.tasks.fill import fill, fill_table
@@ -8,17 +10,23 @@ from loglik.tasks.predict import inputs_for, predict, write_predictions
 from loglik.tasks.sample import Samples, draw, sample, samples_of
 
 __all__ = [
+    "GivenSamples",
+    "GivenScore",
     "Latents",
     "Samples",
+    "conditions_of",
     "continue_text",
     "diagnose_latents",
     "draw",
     "encode",
+    "evaluate_given",
     "fill",
     "fill_table",
     "inputs_for",
+    "log_prob_given",
     "predict",
     "sample",
+    "sample_given",
     "samples_of",
     "write_latents",
     "write_predictions",

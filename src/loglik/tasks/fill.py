@@ -77,7 +77,7 @@ def _fill(density: Density, x: Tensor, missing: Tensor) -> Tensor:
     if isinstance(density, Fills):
         return torch.where(missing, _in_pieces(density, x.masked_fill(missing, torch.nan)), x)
     if isinstance(density, Independent):
-        return torch.where(missing, density.sample(len(x)).to(x.dtype), x)
+        return density.fill(x, missing)
     if Latents.has(density):
         return Latents(density).fill(x, missing)
     x = x.masked_fill(missing, 0)

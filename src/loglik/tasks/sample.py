@@ -16,6 +16,8 @@ from loglik.diffusion import with_sampler
 from loglik.evaluation.scores import evaluating, labels_in_turn
 from loglik.memory import Pieces
 from loglik.runs import Run
+from loglik.tasks.condition import sample_given
+from loglik.tasks.condition_text import Given
 from loglik.tasks.predict import inputs_for
 
 __all__ = ["Samples", "draw", "labels_of", "sample", "samples_of"]
@@ -106,9 +108,24 @@ def samples_of(
 
 
 def sample(
-    run: Run, n: int | None = None, *, label: str | None = None, inputs: Any = None, seed: int = 0, **sampler: Any
+    run: Run,
+    n: int | None = None,
+    *,
+    given: Given | None = None,
+    label: str | None = None,
+    inputs: Any = None,
+    seed: int = 0,
+    **sampler: Any,
 ) -> Shaped[Tensor, "n ..."]:
-    """Draw n samples from a run's density, in the units of the data, on the CPU; arguments as of `samples_of`."""
+    """Draw n samples from a run's density, in the units of the data, on the CPU; arguments as of `samples_of`.
+
+    `given` has conditions on the columns of a table, such as `{"carat": (1, 2), "cut": "Ideal"}`: see `sample_given`,
+    which also says how many independent samples they are worth.
+    """
+    if given:
+        if sampler:
+            raise ValueError("given= does not go with the settings of a diffusion's sampler")
+        return sample_given(run, n or 64, given, seed=seed, label=label).x
     return samples_of(run, n, label=label, inputs=inputs, seed=seed, **sampler).tensor()
 
 

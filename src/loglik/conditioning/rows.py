@@ -1,0 +1,99 @@
+"""A density over rows as its conditional samplers see it: samples, log p, and the kinds of its columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float64, Shaped
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from loglik.checks import data_checked
+from loglik.conditioning.condition import Condition
+from loglik.conditioning.mixture import RowMixture
+from loglik.density import Density
+
+__all__ = ["PILOT", "Rows", "components_for"]
+
+PILOT = 8192  # samples that show what the density's rows are
+MIN_PILOT = 2048
+BOUND_DRAWS = 16  # of a bound whose draws are not weights, and are noisy
+BLOCK = 4096  # rows in one call
+CHEAP = 2e6  # operations of a row up to which rows are drawn as often as is useful
+COMPONENTS = 32
+
+
+def components_for(rows: float, dims: int) -> int:
+    """Return how many components so many rows can fit."""
+    return int(max(1, min(COMPONENTS, rows / (4 * (dims + 1)))))
+
+
+class Rows:
+    """Samples and log-probabilities of a density over rows (B, D).
+
+    Attributes:
+        pilot: samples of the density.
+        operations: multiplications and additions of log p of a row, which decide how many rows are drawn.
+        discrete, categories: the kinds of its columns.
+    """
+
+    def __init__(
+        self,
+        density: Density,
+        discrete: Sequence[bool] | None = None,
+        categories: Sequence[int] | None = None,
+        context: Shaped[Tensor, "1 ..."] | None = None,
+        *,
+        pilot: int = PILOT,
+    ) -> None:
+        self.density, self.context = density, context
+        self.draws = 1 if density.importance_weighted else BOUND_DRAWS
+        self.operations = self._count()
+        self.pilot = self.sample(max(MIN_PILOT, int(pilot * min(1.0, CHEAP / max(self.operations, 1)))))
+        whole = (self.pilot == self.pilot.round()).all(0).tolist()
+        self.discrete = list(discrete) if discrete is not None else whole
+        self.categories = list(categories) if categories is not None else [0] * len(whole)
+
+    def _count(self) -> float:
+        """Return the operations that log p of a row takes in matrix products."""
+        x = self.sample(2)
+        with FlopCounterMode(display=False) as counter:
+            self.log_prob(x)
+        return counter.get_total_flops() / len(x)
+
+    def affordable(self, n: int) -> int:
+        """Return how many of n rows to compute at most: all, or fewer where log p of a row takes many operations."""
+        return int(max(min(n, len(self.pilot)), n * min(1.0, CHEAP / max(self.operations, 1))))
+
+    def sample(self, n: int) -> Shaped[Tensor, "n D"]:
+        """Draw rows of the density."""
+        parts = []
+        for start in range(0, n, BLOCK):
+            count = min(BLOCK, n - start)
+            context = None if self.context is None else self.context.expand(count, *self.context.shape[1:])
+            drawn = self.density.sample(count, context)
+            parts.append(drawn if drawn.is_floating_point() else drawn.float())
+        return torch.cat(parts) if parts else self.pilot[:0]
+
+    def log_prob(self, x: Shaped[Tensor, "B D"], samples: int | None = None) -> Float64[Tensor, " B"]:
+        """Return log p of rows, -inf where p is not defined; of a bound, the average of some draws."""
+        parts = []
+        with data_checked():
+            for part in torch.split(x, BLOCK):
+                context = None if self.context is None else self.context.expand(len(part), *self.context.shape[1:])
+                parts.append(self.density.log_prob(part, context, samples=samples or self.draws).double())
+        return torch.cat(parts).nan_to_num(nan=-torch.inf, posinf=-torch.inf)
+
+    def mixture(self) -> RowMixture:
+        """Return the mixture fitted to the pilot samples."""
+        n, d = self.pilot.shape
+        even = torch.full((n,), 1 / n, dtype=torch.float64, device=self.pilot.device)
+        return RowMixture(self.pilot, even, self.discrete, self.categories, components_for(n, d))
+
+    def is_far(self, condition: Condition) -> bool:
+        """Whether all values lie further beyond the samples' range than it is wide."""
+        column = self.pilot[:, condition.column]
+        low, high = column.min().item(), column.max().item()
+        width = max(high - low, 1e-6 * max(abs(low), abs(high)))
+        return all(value > high + width or value < low - width for value, _ in condition.intervals)
