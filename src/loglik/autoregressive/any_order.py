@@ -87,7 +87,7 @@ class AnyOrder(Density):
         *,
         categories: Sequence[int] | None = None,
         components: int = 3,
-        knots: int = 8,
+        knots: int = 64,
         in_order: float = 0.5,
         splits: int = 2,
         context: nn.Module | None = None,

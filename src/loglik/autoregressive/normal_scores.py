@@ -40,7 +40,7 @@ class NormalScores(nn.Module):
     z: Tensor
     slope: Tensor
 
-    def __init__(self, integer: list[bool], knots: int = 8) -> None:
+    def __init__(self, integer: list[bool], knots: int = 64) -> None:
         super().__init__()
         self.knots = knots
         columns = len(integer)
