@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from loglik.evaluation.evaluate import evaluate
     from loglik.flows import Flow
     from loglik.runs import Run, load
+    from loglik.tasks.anomalies import anomalies
     from loglik.tasks.continue_text import continue_text
     from loglik.tasks.encode import encode
     from loglik.tasks.fill import fill
@@ -46,6 +47,7 @@ _HOME = {
     "StandardNormal": "density",
     "TrainingSettings": "training",
     "VAE": "vae",
+    "anomalies": "tasks",
     "compare": "comparison",
     "continue_text": "tasks",
     "encode": "tasks",
@@ -75,6 +77,7 @@ __all__ = [
     "StandardNormal",
     "TrainingSettings",
     "VAE",
+    "anomalies",
     "compare",
     "continue_text",
     "encode",

@@ -35,6 +35,7 @@ __all__ = [
     "ranks_of",
     "resume_command",
     "settings_of",
+    "share_of",
     "show",
     "without_none",
 ]
@@ -177,6 +178,18 @@ def ranks_of(devices: str | None, nodes: int | None, strategy: str | None, accum
         )
     number = int(devices) if devices is not None and devices.isdecimal() else devices
     return without_none(devices=number, num_nodes=nodes, strategy=strategy, accumulate=accumulate)
+
+
+def share_of(text: str, option: str) -> float:
+    """Return a share that is written as `1%` or `0.01`.
+
+    Raises ValueError for anything else, and for a share that is not between 0 and 1.
+    """
+    with suppress(ValueError):
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        if 0 < share < 1:
+            return share
+    raise ValueError(f"{option} must be a share between 0 and 1, as 1% or 0.01, got {text!r}")
 
 
 def without_none(**options: Any) -> dict[str, Any]:
