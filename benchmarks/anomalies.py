@@ -1,13 +1,13 @@
 """Find anomalies in tables: our scores beside four detectors of scikit-learn, by the semi-supervised protocol.
 
 `python benchmarks/anomalies.py FOLDER` prints a Markdown table of AUROC in per cent, the mean over seeds, for each
-`.npz` file with rows `X` and labels `y` (1 is an anomaly) in FOLDER.
-Half of the normal rows, drawn by seed, are the data of a
-run of `loglik fit`; the other half and all anomalies are scored by `loglik.anomalies`. scikit-learn's detectors, with
-their defaults and the fifth neighbour, see the same rows in units of their standard deviations. `--models` also scores
-by the density of runs of other families. Last, the Kolmogorov-Smirnov distance of the p-values of the normal rows that
-were scored from a uniform distribution, its mean over seeds, and the p-value of each. The rows share the known scores,
-so the distance is one of two samples. With 18 tables and 5 seeds 4 or 5 are below 0.05 if all is right.
+`.npz` file with rows `X` and labels `y` (1 is an anomaly) in FOLDER. Half of the normal rows, drawn by seed, are the
+data of a run of `loglik fit`; the other half and all anomalies are scored by `loglik.anomalies`. scikit-learn's
+detectors, with their defaults and the fifth neighbour, see the same rows in units of their standard deviations.
+`--models` also scores by the density of runs of other families. Last, the Kolmogorov-Smirnov distance of the p-values
+of the normal rows that were scored from a uniform distribution, its mean over seeds, and the p-value of each. The rows
+share the known scores, so the distance is one of two samples. With 18 tables and 5 seeds 4 or 5 are below 0.05 if all
+is right.
 """
 
 from __future__ import annotations
