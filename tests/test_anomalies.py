@@ -14,7 +14,7 @@ from scipy import stats
 import loglik
 from loglik.cli import main
 from loglik.data.dataset import Data, Split
-from loglik.density import Density
+from loglik.density import Bound, Density
 from loglik.runs import Run
 from loglik.tasks import find_anomalies
 from loglik.tasks.anomalies import flagged_at, p_values
@@ -170,6 +170,14 @@ def test_a_runs_own_rows_are_compared_with_the_others(people) -> None:
     assert frame.equals(loglik.anomalies(run, run.config["source"], rate=0.02, explain=0))
 
 
+def test_a_bound_blames_by_the_kernel_density_without_the_row_itself() -> None:
+    run, data = in_memory(held=10)
+    run.density = Bounded()
+    found = find_anomalies(run, normal=data, score="nats", explain=40)
+    assert found.blame == "each column given the others, by the kernel density of the run's rows"
+    assert found.frame["columns"][0].startswith("value ")
+
+
 class Gaussian(Density):
     """Two dependent normal columns."""
 
@@ -181,6 +189,12 @@ class Gaussian(Density):
 
     def sample(self, n, context=None):  # type: ignore[override]
         raise NotImplementedError
+
+
+class Bounded(Gaussian):
+    """The same, as a bound."""
+
+    bound = Bound.LOWER
 
 
 def test_conditionals_on_a_grid_are_those_of_a_gaussian() -> None:

@@ -242,7 +242,8 @@ def anomalies(
     if explain:
         show(f"  columns: {found.blame}, in nats above usual")
     for row in frame.head(5).iter_rows(named=True):
-        show(f"  row {row['row']}: p {row['p']:.2g}, {row['columns'] or 'no column stands out'}")
+        blamed = f", {row['columns'] or 'no column stands out'}" if explain else ""
+        show(f"  row {row['row']}: p {row['p']:.2g}{blamed}")
 
 
 def _print_piece(text: str) -> None:

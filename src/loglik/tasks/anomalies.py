@@ -35,7 +35,7 @@ from loglik.density import Density
 from loglik.evaluation.scores import default_samples, log_probs
 from loglik.runs import Run
 from loglik.tasks.blame import Blame, blame_of
-from loglik.tasks.kernel import KernelDensity, reference_rows
+from loglik.tasks.kernel import KernelDensity, place_of, reference_rows
 
 __all__ = ["Anomalies", "anomalies", "find_anomalies", "flagged_at", "p_values"]
 
@@ -215,10 +215,7 @@ def _by_kernel(reference: Data, rows: Split, own: bool) -> _Compared:
     if len(split) < 2:
         raise ValueError(f'the run has {len(split)} rows: score="kernel" needs at least 2 to compare with')
     at, x = reference_rows(split)
-    kernel, place = KernelDensity(x, reference.spec.categories), None
-    if own:
-        place = torch.full((len(split),), -1)
-        place[at] = torch.arange(len(at))
+    kernel, place = KernelDensity(x, reference.spec.categories), place_of(at, len(split)) if own else None
     scores, larger, equal = [], [], []
     for start in range(0, len(rows), BLOCK):
         part = torch.arange(start, min(len(rows), start + BLOCK))
@@ -262,7 +259,7 @@ def _by_density(
     ordered = known.sort().values
     at_least, above = (len(known) - torch.searchsorted(ordered, scores, side=side) for side in ("left", "right"))
     equal = (at_least - above - itself).clamp_min(0)
-    return _Compared(scores, above, equal, len(known) - itself, blame_of(run, reference, held))
+    return _Compared(scores, above, equal, len(known) - itself, blame_of(run, reference, held, own=own))
 
 
 def _lengths(split: Split, spec: DataSpec) -> Float64[Tensor, " N"] | float:

@@ -26,7 +26,7 @@ from loglik.data.spec import DataSpec
 from loglik.density import Bound, Density
 from loglik.evaluation.scores import evaluating, log_probs
 from loglik.runs import Run
-from loglik.tasks.kernel import KernelDensity, reference_rows
+from loglik.tasks.kernel import KernelDensity, place_of, reference_rows
 
 __all__ = ["Blame", "blame_of", "conditional_log_probs"]
 
@@ -84,13 +84,14 @@ class Blame:
         )
 
 
-def blame_of(run: Run, reference: Data, held: list[Split]) -> Blame:
+def blame_of(run: Run, reference: Data, held: list[Split], *, own: bool = False) -> Blame:
     """Return the blame of a run's density.
 
     Args:
         run: the run.
         reference: its data.
         held: its validation and test splits, without empty ones.
+        own: whether the rows to blame are all of its rows, in their order.
     """
     density, names = run.density, _names(run.spec)
     plain = density.event == "x" and not density.conditional
@@ -105,7 +106,8 @@ def blame_of(run: Run, reference: Data, held: list[Split]) -> Blame:
         usual = tokens(held[0], torch.arange(min(len(held[0]), MAX_USUAL))).mean(0)
         return Blame(f"each column given {given}, by the run's density", names, tokens, usual)
     exact = plain and density.bound is Bound.EXACT and run.spec.kind in ("table", "array")
-    some = reference_rows(reference.split("all"))[1]
+    split = reference.split("all")
+    at, some = reference_rows(split)
     if exact and run.spec.dims <= MAX_DIMS:
 
         def grids(split: Split, rows: Tensor) -> Tensor:
@@ -113,8 +115,9 @@ def blame_of(run: Run, reference: Data, held: list[Split]) -> Blame:
 
         usual = grids(held[0], torch.arange(min(len(held[0]), MAX_USUAL // 8))).mean(0)
         return Blame("each column given the others, by the run's density on a grid", names, grids, usual)
-    kernel = KernelDensity(some.flatten(1), run.spec.categories)
-    return Blame.by_kernel(kernel, run.spec, some.flatten(1))
+    return Blame.by_kernel(
+        KernelDensity(some, run.spec.categories), run.spec, some, place_of(at, len(split)) if own else None
+    )
 
 
 def conditional_log_probs(

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from loglik.data.dataset import Split
 
-__all__ = ["KernelDensity", "reference_rows"]
+__all__ = ["KernelDensity", "place_of", "reference_rows"]
 
 MAX_ROWS = 2**14  # of reference
 MAX_CHOOSING = 512  # rows whose leave-one-out likelihood chooses the bandwidth
@@ -40,6 +40,13 @@ def reference_rows(split: Split) -> tuple[Int64[Tensor, " M"], Shaped[Tensor, "M
     """Return at most `MAX_ROWS` rows of a split, drawn at random, and their indices in it."""
     at = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:MAX_ROWS]
     return at, split.batch(at)[0].flatten(1)
+
+
+def place_of(at: Int64[Tensor, " M"], n: int) -> Int64[Tensor, " N"]:
+    """Return where each of n rows is among the rows of reference, whose indices are `at`; -1 where it is not."""
+    place = torch.full((n,), -1)
+    place[at] = torch.arange(len(at))
+    return place
 
 
 class KernelDensity:
