@@ -88,7 +88,8 @@ def test_ranks_are_those_of_all_rows_given_the_others() -> None:
     rows = torch.cat([mixed(40), mixed(40)[:15]])  # copies, which tie
     x = torch.cat([mixed(5, seed=1), rows[:1], rows[50:51]])
     kernel = KernelDensity(rows, MIXED)
-    less, equal = kernel.ranks(x)
+    log_p, less, equal = kernel.ranks(x)
+    torch.testing.assert_close(log_p, kernel.log_prob(x))
     for i in range(len(x)):
         together = torch.cat([rows, x[i : i + 1]])
         log_p = torch.stack(
@@ -97,7 +98,8 @@ def test_ranks_are_those_of_all_rows_given_the_others() -> None:
         tie = (log_p[:55] - log_p[55]).abs() < 1e-6
         assert int(((log_p[:55] < log_p[55]) & ~tie).sum()) == int(less[i])
         assert int(tie.sum()) == int(equal[i]) == (2 if i > 4 else 0)
-    own_less, own_equal = kernel.ranks(rows, own=torch.arange(55))
+    log_p, own_less, own_equal = kernel.ranks(rows, own=torch.arange(55))
+    torch.testing.assert_close(log_p, kernel.log_prob(rows, own=torch.arange(55)))
     assert (own_less + own_equal).max() == 54 and own_less.min() == 0 and own_equal[:15].min() == 1
 
 

@@ -220,8 +220,8 @@ def _by_kernel(reference: Data, rows: Split, own: bool) -> _Compared:
     for start in range(0, len(rows), BLOCK):
         part = torch.arange(start, min(len(rows), start + BLOCK))
         block, its = rows.batch(part)[0].flatten(1), None if place is None else place[part]
-        scores.append(-kernel.log_prob(block, own=its))
-        less_likely, as_likely = kernel.ranks(block, own=its)
+        log_p, less_likely, as_likely = kernel.ranks(block, own=its)
+        scores.append(-log_p)
         larger.append(less_likely)
         equal.append(as_likely)
     known = torch.full((len(rows),), len(at))

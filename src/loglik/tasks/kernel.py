@@ -29,7 +29,7 @@ from loglik.data.dataset import Split
 
 __all__ = ["KernelDensity", "place_of", "reference_rows"]
 
-MAX_ROWS = 2**14  # of reference
+MAX_ROWS = 2**13  # of reference
 MAX_CHOOSING = 512  # rows whose leave-one-out likelihood chooses the bandwidth
 MAX_BLOCK = 2**22  # distances in memory
 BANDWIDTHS = 24
@@ -159,8 +159,8 @@ class KernelDensity:
 
     def ranks(
         self, x: Shaped[Tensor, "B D"], *, own: Int64[Tensor, " B"] | None = None
-    ) -> tuple[Int64[Tensor, " B"], Int64[Tensor, " B"]]:
-        r"""Return how many rows of reference are less likely than each row, and how many are as likely.
+    ) -> tuple[Float64[Tensor, " B"], Int64[Tensor, " B"], Int64[Tensor, " B"]]:
+        r"""Return each row's `log_prob`, how many rows of reference are less likely, and how many are as likely.
 
         All are treated alike: with the row x added to the N rows of reference, each of the N + 1 has the density of the
         N others there. So $\sum_{j \ne i} k(r_i, r_j) + k(r_i, x)$ is compared with $\sum_j k(x, r_j)$.
@@ -170,16 +170,18 @@ class KernelDensity:
             own: as for `log_prob`; a row of reference is compared with the other N - 1.
         """
         within = self._others_log_sum
-        less, equal = [], []
+        log_p, less, equal = [], [], []
         for part in self._blocks(len(x)):
             at = torch.full((part.stop - part.start,), -1) if own is None else own[part]
             kernels = self._log_kernels(self._squares(*self._standardised(x[part])))
             mine = torch.where(at >= 0, within[at], kernels.logsumexp(1))[:, None]
             others = torch.where(at[:, None] >= 0, within, torch.logaddexp(within, kernels))
             tie = (others - mine).abs() <= ROUNDING * mine.abs().clamp_min(1)
+            count = len(self.reference) - (at >= 0).double()
+            log_p.append(mine[:, 0] - count.log() - self._log_constants(self.bandwidth).sum())
             less.append(((others < mine) & ~tie).sum(1))
             equal.append(tie.sum(1) - (at >= 0).long())
-        return torch.cat(less), torch.cat(equal)
+        return torch.cat(log_p), torch.cat(less), torch.cat(equal)
 
     @cached_property
     def _others_log_sum(self) -> Float64[Tensor, " N"]:
