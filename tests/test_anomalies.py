@@ -231,7 +231,7 @@ def test_a_run_without_held_out_rows_says_what_to_use() -> None:
     ("options", "message"),
     [
         ({"rate": 1.0}, "rate must be between 0 and 1, got 1.0"),
-        ({"normal": None}, "trained on data in memory: pass data"),
+        ({"normal": None}, "trained on data in memory: pass its rows as normal="),
     ],
 )
 def test_errors_say_what_is_wrong(options, message) -> None:

@@ -119,7 +119,7 @@ def find_anomalies(
     if score not in SCORES:
         raise ValueError(f"score must be one of {', '.join(SCORES)}, got {score!r}")
     own = data is None or _is_source(run, data)
-    reference = run.data_for(normal)
+    reference = _reference(run, normal)
     rows = (reference if own else run.data_for(data)).split("all")
     if len(rows) == 0:
         raise ValueError("there are no rows to score")
@@ -175,6 +175,20 @@ def flagged_at(p: Float64[Tensor, " N"], rate: float, *, fdr: bool = False) -> B
     ordered = p.sort().values
     passing = (ordered <= rate * torch.arange(1, len(p) + 1) / len(p)).nonzero().flatten()
     return p <= (ordered[passing[-1]] if len(passing) else -1.0)
+
+
+def _reference(run: Run, normal: Any) -> Data:
+    """Return the run's data; an error says how to pass them."""
+    if normal is None and run.config.get("source") is None:
+        raise ValueError("this run was trained on data in memory: pass its rows as normal=")
+    try:
+        return run.data_for(normal)
+    except FileNotFoundError as error:
+        if normal is not None:
+            raise
+        raise FileNotFoundError(
+            f"{run.config['source']}, the data of the run, are gone: pass them as normal="
+        ) from error
 
 
 def _is_source(run: Run, data: Any) -> bool:
