@@ -116,7 +116,7 @@ OWN_OPTIONS = {
 }
 # Python's arguments in messages, such as `resume=True` or `label="COLUMN"`: options of the commands, and of --set
 OPTION = re.compile(
-    r'(?<![\w./-])(accumulate|device|devices|keep|label|models|num_nodes|out|per_row|resume|samples|seed|split|strategy)=(?:"([^"]*)"|(\w*))'
+    r'(?<![\w./-])(accumulate|device|devices|keep|label|models|normal|num_nodes|out|per_row|resume|samples|score|seed|split|strategy)=(?:"([^"]*)"|(\w*))'
 )
 SETTING = re.compile(r"(?<![\w./-])(conditional|window)=(\w+)")
 NOT_SETTINGS = {"data", "density", "settings", "progress", "report"}
