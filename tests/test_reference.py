@@ -24,7 +24,8 @@ def page(reference, markdown: str, path: str = "reference/cli.md") -> str:
 @pytest.mark.parametrize(("path", "word"), [("reference/cli.md", "default"), ("reference/cli.zh.md", "默认值")])
 def test_commands_and_their_options(reference, path, word):
     text = page(reference, "[[cli]]", path)
-    for command in ("compare", "fit", "evaluate", "sample", "encode", "fill", "inspect", "verify", "list models"):
+    commands = ["compare", "fit", "evaluate", "sample", "encode", "fill", "anomalies", "inspect", "verify"]
+    for command in (*commands, "list models"):
         assert f"\n## loglik {command}\n" in "\n" + text
     assert "| `--budget TIME` | `40s` | Training time of each model" in text
     assert (

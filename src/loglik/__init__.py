@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from loglik.flows import Flow
     from loglik.mixture import Mixture
     from loglik.runs import Run, load
+    from loglik.tasks.anomalies import anomalies
     from loglik.tasks.condition import log_prob_given
     from loglik.tasks.continue_text import continue_text
     from loglik.tasks.encode import encode
@@ -51,6 +52,7 @@ _HOME = {
     "StandardNormal": "density",
     "TrainingSettings": "training",
     "VAE": "vae",
+    "anomalies": "tasks",
     "compare": "comparison",
     "continue_text": "tasks",
     "describe": "data.description",
@@ -87,6 +89,7 @@ __all__ = [
     "StandardNormal",
     "TrainingSettings",
     "VAE",
+    "anomalies",
     "compare",
     "continue_text",
     "describe",

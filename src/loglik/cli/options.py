@@ -42,6 +42,7 @@ __all__ = [
     "ranks_of",
     "resume_command",
     "settings_of",
+    "share_of",
     "show",
     "show_data",
     "table_of",
@@ -153,7 +154,7 @@ OWN_OPTIONS = {
 }
 # Python's arguments in messages, such as `resume=True` or `label="COLUMN"`: options of the commands, and of --set
 OPTION = re.compile(
-    r'(?<![\w./-])(accumulate|device|devices|inputs|keep|label|missing|models|num_nodes|out|per_row|resume|samples|seed|split|strategy|target|unseen)=(?:"([^"]*)"|(\w*))'
+    r'(?<![\w./-])(accumulate|device|devices|inputs|keep|label|missing|models|normal|num_nodes|out|per_row|resume|samples|score|seed|split|strategy|target|unseen)=(?:"([^"]*)"|(\w*))'
 )
 COLUMN = re.compile(r"columns=\{(['\"])(.*?)\1: (['\"])(.*?)\3\}")
 SETTING = re.compile(r"(?<![\w./-])(alpha|bits|colour|conditional|fit|resize|window)=(\w+)")
@@ -236,6 +237,18 @@ def ranks_of(devices: str | None, nodes: int | None, strategy: str | None, accum
         )
     number = int(devices) if devices is not None and devices.isdecimal() else devices
     return without_none(devices=number, num_nodes=nodes, strategy=strategy, accumulate=accumulate)
+
+
+def share_of(text: str, option: str) -> float:
+    """Return a share that is written as `1%` or `0.01`.
+
+    Raises ValueError for anything else, and for a share that is not between 0 and 1.
+    """
+    with suppress(ValueError):
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        if 0 < share < 1:
+            return share
+    raise ValueError(f"{option} must be a share between 0 and 1, as 1% or 0.01, got {text!r}")
 
 
 def without_none(**options: Any) -> dict[str, Any]:

@@ -35,12 +35,12 @@ def png_picture(pixels: UInt8[np.ndarray, "..."], alt: str, caption: str = "") -
     return Picture("data:image/png;base64," + base64.b64encode(file.getvalue()).decode(), alt, caption)
 
 
-def render(package: str, content: dict[str, Any]) -> str:
-    """Render `page.html.jinja` of a subpackage, which may include the report's `style.html.jinja`."""
+def render(package: str, content: dict[str, Any], template: str = "page.html.jinja") -> str:
+    """Render a template of a subpackage, which may include the report's `style.html.jinja`."""
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     loader = ChoiceLoader([PackageLoader("loglik", package), PackageLoader("loglik", "report")])
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("page.html.jinja").render(content)
+    return environment.get_template(template).render(content)

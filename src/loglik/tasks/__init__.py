@@ -1,5 +1,6 @@
-"""What is done with a trained density: samples, also under conditions, texts, latents, filled gaps, predictions."""
+"""What is done with a trained density: samples, texts, latents, filled gaps, predictions, anomalies."""
 
+from loglik.tasks.anomalies import Anomalies, anomalies, find_anomalies
 from loglik.tasks.condition import GivenSamples, GivenScore, evaluate_given, log_prob_given, sample_given
 from loglik.tasks.condition_text import conditions_of
 from loglik.tasks.continue_text import continue_text
@@ -10,10 +11,12 @@ from loglik.tasks.predict import inputs_for, predict, write_predictions
 from loglik.tasks.sample import Samples, draw, sample, samples_of
 
 __all__ = [
+    "Anomalies",
     "GivenSamples",
     "GivenScore",
     "Latents",
     "Samples",
+    "anomalies",
     "conditions_of",
     "continue_text",
     "diagnose_latents",
@@ -22,6 +25,7 @@ __all__ = [
     "evaluate_given",
     "fill",
     "fill_table",
+    "find_anomalies",
     "inputs_for",
     "log_prob_given",
     "predict",
