@@ -59,7 +59,7 @@ _HOME = {
 }
 _ROOMS = (
     "autoregressive", "baselines", "classification", "data", "diffusion", "divergence", "evaluation", "flows",
-    "inspection", "networks", "recipes", "report", "tasks", "training", "transforms", "vae", "verification",
+    "inspection", "networks", "recipes", "report", "sklearn", "tasks", "training", "transforms", "vae", "verification",
 )  # fmt: skip
 
 __all__ = [
