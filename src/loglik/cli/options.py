@@ -118,7 +118,7 @@ OPTION = re.compile(
     r'(?<![\w./-])(accumulate|device|devices|keep|label|models|num_nodes|out|per_row|resume|samples|seed|split|strategy)=(?:"([^"]*)"|(\w*))'
 )
 SETTING = re.compile(r"(?<![\w./-])(conditional|window)=(\w+)")
-NOT_SETTINGS = {"data", "density", "settings", "progress", "report"}
+NOT_SETTINGS = {"callbacks", "data", "density", "settings", "progress", "report"}
 
 
 def settings_of(pairs: Sequence[str] | None) -> dict[str, Any]:

@@ -138,6 +138,10 @@ def fit(
         int | None,
         typer.Option(metavar="K", min=1, help="Newest checkpoints that stay; 2 by default.", show_default=False),
     ] = None,
+    log: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Where the numbers of the training also go: tensorboard, mlflow, wandb."),
+    ] = None,
 ) -> int:
     """Train one density and write it as a run."""
     from loglik.comparison import evaluate_run
@@ -148,7 +152,9 @@ def fit(
     from loglik.tasks import draw
     from loglik.training import Interrupted
     from loglik.training import fit as train
+    from loglik.training.loggers import loggers_of
 
+    callbacks = loggers_of(log)
     if resume and out is None:
         raise ValueError("--resume needs --out RUN, the run to continue")
     text, options = TextSettings.split_options(settings_of(set_))
@@ -160,7 +166,8 @@ def fit(
     options |= ranks_of(devices, nodes, strategy, accumulate) | without_none(keep=keep)
     show(dataset.describe())
     try:
-        run = train(model, dataset, out=folder, resume=resume, seed=seed, device=device, report=_report, **options)
+        how = {"resume": resume, "seed": seed, "device": device, "report": _report, "callbacks": callbacks}
+        run = train(model, dataset, out=folder, **how, **options)
     except Interrupted as stopped:
         if is_first_rank():
             sys.stderr.write(printable(f"{stopped}; continue with: {resume_command(folder)}") + "\n")

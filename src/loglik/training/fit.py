@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +46,7 @@ def fit(
     device: str | None = None,
     progress: bool | None = None,
     report: Callable[[str], None] = lambda line: None,
+    callbacks: Sequence[Any] = (),
     **options: Any,
 ) -> runs.Run:
     r"""Maximise the likelihood of the training split: minimise `density.loss`, in nats per example.
@@ -63,6 +64,7 @@ def fit(
         progress: show a progress bar; on a terminal only if None.
         report: called with one line about where a resumed training begins, for each checkpoint that is skipped, and
             about compilation.
+        callbacks: instances of `loglik.training.Callback`, called on the first rank after steps and validations and at the end; they may stop the training.
         **options: fields of `TrainingSettings` (`max_time="30s"`, `batch_size=64`, ...), of `TextSettings` for text
             (`tokenizer="characters"`, ...) and, for a family's name, options of its recipe (`size="medium"`, ...).
 
@@ -119,7 +121,7 @@ def fit(
             on_first_rank(fabric, lambda: stack.enter_context(open_folder(path, config, resume)))
         stack.enter_context(explain_full_disk(path))
         stack.enter_context(together(fabric))
-        trainer = Trainer(fabric, built, data, settings, path, report, auto)
+        trainer = Trainer(fabric, built, data, settings, path, report, auto, callbacks, config)
         start = time.perf_counter()
         if trainer.trainable:
             with progress_bar(name or type(built).__name__, progress and fabric.is_global_zero) as bar:
@@ -133,7 +135,9 @@ def fit(
             runs.write_weights(path, built)
             runs.write_metrics(path, trainer.history)
             runs.write_config(path, config)
-    return runs.Run(built.eval(), data.spec, config, trainer.history, path)
+    finished = runs.Run(built.eval(), data.spec, config, trainer.history, path)
+    trainer.callbacks.on_end(trainer.step, trainer.history[-1] if trainer.history else {}, finished)
+    return finished
 
 
 def _run(trainer: Trainer, bar: Progress, resume: bool) -> None:
