@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -166,7 +166,13 @@ def fit(
     options |= ranks_of(devices, nodes, strategy, accumulate) | without_none(keep=keep)
     show(dataset.describe())
     try:
-        how = {"resume": resume, "seed": seed, "device": device, "report": _report, "callbacks": callbacks}
+        how: dict[str, Any] = {
+            "resume": resume,
+            "seed": seed,
+            "device": device,
+            "report": _report,
+            "callbacks": callbacks,
+        }
         run = train(model, dataset, out=folder, **how, **options)
     except Interrupted as stopped:
         if is_first_rank():

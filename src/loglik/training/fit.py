@@ -64,7 +64,8 @@ def fit(
         progress: show a progress bar; on a terminal only if None.
         report: called with one line about where a resumed training begins, for each checkpoint that is skipped, and
             about compilation.
-        callbacks: instances of `loglik.training.Callback`, called on the first rank after steps and validations and at the end; they may stop the training.
+        callbacks: instances of `loglik.training.Callback`, called on the first rank after steps and validations and at
+            the end; they may stop the training.
         **options: fields of `TrainingSettings` (`max_time="30s"`, `batch_size=64`, ...), of `TextSettings` for text
             (`tokenizer="characters"`, ...) and, for a family's name, options of its recipe (`size="medium"`, ...).
 
