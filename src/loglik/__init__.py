@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from loglik.divergence import kl_divergence
     from loglik.evaluation.evaluate import evaluate
     from loglik.flows import Flow
+    from loglik.mixture import Mixture
     from loglik.runs import Run, load
     from loglik.tasks.continue_text import continue_text
     from loglik.tasks.encode import encode
     from loglik.tasks.fill import fill
+    from loglik.tasks.predict import predict
     from loglik.tasks.sample import sample
     from loglik.training import TrainingSettings
     from loglik.training.fit import fit
@@ -54,12 +56,15 @@ _HOME = {
     "fit": "training",
     "kl_divergence": "divergence",
     "load": "runs",
+    "Mixture": "mixture",
+    "predict": "tasks",
     "sample": "tasks",
     "verify": "verification.verify",
 }
 _ROOMS = (
     "autoregressive", "baselines", "classification", "data", "diffusion", "divergence", "evaluation", "flows",
-    "inspection", "networks", "recipes", "report", "sklearn", "tasks", "training", "transforms", "vae", "verification",
+    "inspection", "mixture", "networks", "recipes", "report", "sklearn", "tasks", "training", "transforms", "vae",
+    "verification",
 )  # fmt: skip
 
 __all__ = [
@@ -71,6 +76,7 @@ __all__ = [
     "Diffusion",
     "Flow",
     "Independent",
+    "Mixture",
     "Run",
     "StandardNormal",
     "TrainingSettings",
@@ -83,6 +89,7 @@ __all__ = [
     "fit",
     "kl_divergence",
     "load",
+    "predict",
     "sample",
     "verify",
 ]

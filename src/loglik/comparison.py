@@ -38,7 +38,12 @@ class Row:
     @property
     def conditional(self) -> bool:
         """Whether the number is log p(x | label)."""
-        return self.result.event == "x" and self.run is not None and self.run.density.conditional
+        return (
+            self.result.event == "x"
+            and self.run is not None
+            and bool(self.run.spec.classes)
+            and self.run.density.conditional
+        )
 
 
 def compare(
@@ -50,6 +55,7 @@ def compare(
     samples: int | None = None,
     seed: int = 0,
     label: str | None = None,
+    target: str | Sequence[str] | None = None,
     device: str | None = None,
     progress: bool | None = None,
     report: Callable[[str], None] = lambda line: None,
@@ -65,6 +71,7 @@ def compare(
         samples: Monte Carlo samples per example where `log_prob` is a bound; chosen by the split's size if None.
         seed: of the splits, the initial weights and all noise.
         label: the label's column, where data is a table's path.
+        target: the names of a table's columns to model given all others, in a list or a text with commas.
         device: where the models are trained and scored, as in `fit`.
         progress: show progress bars; on a terminal only if None.
         report: called with one line for each model: its score, or why it is left out.
@@ -74,7 +81,9 @@ def compare(
     requested models fits the data.
     """
     text, options = TextSettings.split_options(options)
-    dataset: Data = as_data(data, label=label, seed=seed, text=text, beside=None if out is None else Path(out))
+    dataset: Data = as_data(
+        data, label=label, target=target, seed=seed, text=text, beside=None if out is None else Path(out)
+    )
     names = list(RECIPES) if models is None else [BASELINE, *(m for m in models if m != BASELINE)]
     _check_options(names, options)
     with_device(device, options)

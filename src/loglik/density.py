@@ -9,11 +9,11 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from itertools import chain
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64, Shaped
@@ -24,6 +24,7 @@ from loglik.inputs import as_tensor, floating_tensor
 __all__ = [
     "Bound",
     "Density",
+    "Marginals",
     "StandardNormal",
     "conditioned",
     "draw_terms",
@@ -31,6 +32,7 @@ __all__ = [
     "embed",
     "evaluation_mode",
     "expand_context",
+    "initialise_context",
     "output_layer",
     "sample_categories",
     "sum_terms",
@@ -222,6 +224,19 @@ def output_layer(network: nn.Module | None) -> tuple[nn.Module, ...]:
     return output_layer(output) if isinstance(output, nn.Module) else ()
 
 
+@runtime_checkable
+class Marginals(Protocol):
+    """A density that knows the distribution of each dimension given a context; see `loglik.mixture.Mixture`."""
+
+    def marginal_cdf(self, x: Tensor, context: Tensor | None = None) -> Tensor: ...
+
+    def marginal_quantiles(self, n: int, levels: Sequence[float], context: Tensor | None = None) -> Tensor: ...
+
+    def marginal_moments(self, n: int, context: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+
+    def marginal_probabilities(self, n: int, context: Tensor | None = None) -> dict[int, Tensor]: ...
+
+
 class StandardNormal(Density):
     r"""$\mathcal N(0, I)$ over events of a shape: $\log p(z) = -\tfrac12 \lVert z \rVert^2 - \tfrac D2 \log 2\pi$.
 
@@ -261,6 +276,13 @@ def embed(network: nn.Module | None, context: Tensor | None) -> Tensor | None:
         raise ValueError("this density is p(x | context): pass a context, one row for each example")
     embedded: Tensor = network(context)
     return embedded
+
+
+def initialise_context(network: nn.Module | None, context: Tensor | None) -> None:
+    """Set what a context's network reads from training contexts, such as the scales of inputs."""
+    initialise = getattr(network, "initialise", None)
+    if initialise is not None and context is not None:
+        initialise(context)
 
 
 def conditioned(network: nn.Module, x: Tensor, context: Tensor | None) -> Any:

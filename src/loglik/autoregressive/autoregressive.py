@@ -14,7 +14,7 @@ from loglik import graphs
 from loglik.autoregressive.generation import Choice, check_prompt, generate
 from loglik.checks import check_labels, check_levels
 from loglik.cpu.threads import threads_for
-from loglik.density import Density, embed
+from loglik.density import Density, embed, initialise_context
 from loglik.networks.attention import KeyValueCache
 from loglik.networks.linear import Linear
 from loglik.networks.positions import sinusoids
@@ -192,6 +192,7 @@ class Autoregressive(Density):
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
         """Set the initial logits to log-frequencies at each position, or over all positions if `shared`."""
         self.check(x, context)
+        initialise_context(self.context, context)
         allowed = self.offset > -torch.inf
         counts = torch.zeros_like(self.offset)
         rows = x[: 2**14].flatten(1).long().T.reshape(len(counts), -1)

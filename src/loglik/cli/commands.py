@@ -6,7 +6,7 @@ import typer
 
 from loglik.cli.look import inspect, list_data, list_models, verify
 from loglik.cli.train import compare, fit
-from loglik.cli.use import encode, evaluate, fill, sample
+from loglik.cli.use import encode, evaluate, fill, predict, sample
 
 __all__ = ["app"]
 
@@ -17,7 +17,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-for command in (compare, fit, evaluate, sample, encode, fill, inspect, verify):
+for command in (compare, fit, evaluate, predict, sample, encode, fill, inspect, verify):
     app.command()(command)
 
 listing = typer.Typer(no_args_is_help=True, help="List the models or the named data sets.")

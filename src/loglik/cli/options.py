@@ -29,6 +29,7 @@ __all__ = [
     "Seed",
     "Settings",
     "Strategy",
+    "Target",
     "as_options",
     "folder_for",
     "prompt_of",
@@ -51,6 +52,13 @@ DataArgument = Annotated[
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `loglik fit` wrote.")]
 Label = Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of a table that holds the labels.")]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COLUMN[,COLUMN]",
+        help="Columns of a table to model given all others: p(targets | inputs). Rows without them are left out.",
+    ),
+]
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write; a new folder under runs/ by default.")]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the numbers as JSON.")]
 MAX_COUNT = 2**31 - 1  # of steps, samples and tokens: an int32
@@ -100,6 +108,7 @@ Settings = Annotated[
 OWN_OPTIONS = {
     "seed": "--seed",
     "label": "--label",
+    "target": "--target",
     "out": "--out",
     "resume": "--resume",
     "samples": "--samples",
@@ -115,7 +124,7 @@ OWN_OPTIONS = {
 }
 # Python's arguments in messages, such as `resume=True` or `label="COLUMN"`: options of the commands, and of --set
 OPTION = re.compile(
-    r'(?<![\w./-])(accumulate|device|devices|keep|label|models|num_nodes|out|per_row|resume|samples|seed|split|strategy)=(?:"([^"]*)"|(\w*))'
+    r'(?<![\w./-])(accumulate|device|devices|inputs|keep|label|models|num_nodes|out|per_row|resume|samples|seed|split|strategy|target)=(?:"([^"]*)"|(\w*))'
 )
 SETTING = re.compile(r"(?<![\w./-])(conditional|window)=(\w+)")
 NOT_SETTINGS = {"callbacks", "data", "density", "settings", "progress", "report"}

@@ -22,6 +22,7 @@ from loglik.cli.options import (
     Seed,
     Settings,
     Strategy,
+    Target,
     as_options,
     folder_for,
     ranks_of,
@@ -49,6 +50,7 @@ def compare(
     out: Out = None,
     json: Json = None,
     label: Label = None,
+    target: Target = None,
     samples: Samples = None,
     seed: Seed = 0,
     set_: Settings = None,
@@ -77,7 +79,7 @@ def compare(
     folder = folder_for(out, data, before="compare-")
     if is_first_rank():
         check_free(folder, resumable=False)  # before the data are read
-    dataset = as_data(data, label=label, seed=seed, text=text, beside=folder)
+    dataset = as_data(data, label=label, target=target, seed=seed, text=text, beside=folder)
     with ExitStack() as stack:
         if is_first_rank():
             new_folder(folder, resumable=False)
@@ -113,7 +115,12 @@ def compare(
 
 def fit(
     data: DataArgument,
-    model: Annotated[str, typer.Option(metavar="NAME", help="The family; `loglik list models` lists all.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The family; `loglik list models` lists all. With --target, mixture if omitted."
+        ),
+    ] = None,
     out: Out = None,
     max_time: Annotated[
         str | None, typer.Option(metavar="TIME", help="Longest training time, such as 45s, 5m or 1h.")
@@ -126,6 +133,7 @@ def fit(
         typer.Option(help="Size of the networks: small, medium or large; by default small, or medium on a fast GPU."),
     ] = None,
     label: Label = None,
+    target: Target = None,
     seed: Seed = 0,
     set_: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
@@ -146,7 +154,7 @@ def fit(
     """Train one density and write it as a run."""
     from loglik.comparison import evaluate_run
     from loglik.data import TextSettings, as_data
-    from loglik.evaluation import summary
+    from loglik.evaluation import score_in_words, summary
     from loglik.report import samples_file, write_report, write_samples
     from loglik.runs import check_free
     from loglik.tasks import draw
@@ -155,13 +163,16 @@ def fit(
     from loglik.training.loggers import loggers_of
 
     callbacks = loggers_of(log)
+    if model is None and target is None:
+        raise ValueError("--model NAME is needed: `loglik list models` lists the families")
+    model = model or "mixture"
     if resume and out is None:
         raise ValueError("--resume needs --out RUN, the run to continue")
     text, options = TextSettings.split_options(settings_of(set_))
     folder = folder_for(out, data, after=f"-{model.replace(':', '-')}")
     if not (resume or restarted()) and is_first_rank():
         check_free(folder)  # before the data are read
-    dataset = as_data(data, label=label, seed=seed, text=text, beside=folder)
+    dataset = as_data(data, label=label, target=target, seed=seed, text=text, beside=folder)
     options = {**options, **without_none(size=size, max_time=max_time, max_steps=max_steps)}
     options |= ranks_of(devices, nodes, strategy, accumulate) | without_none(keep=keep)
     show(dataset.describe())
@@ -182,9 +193,11 @@ def fit(
         return 0
     row, split, spec = evaluate_run(run, dataset, seed=seed), dataset.scored_split, dataset.spec
     show(f"{split} split: {summary(row.result)}")
+    for name, scores in row.result.targets.items():
+        show(f"  {name}: " + ", ".join(score_in_words(key, value) for key, value in scores.items()))
     for line in dict.fromkeys([*(row.latents.lines() if row.latents else []), *row.result.notes]):
         show(line)
-    if row.result.event == "x":
+    if row.result.event == "x" and not spec.inputs:
         write_samples(draw(run.density, spec, 64, seed=seed), spec, samples_file(folder, spec))
     title = f"{model} on {dataset.name}"
     page = write_report(folder / "report.html", dataset, [row], title=title, seed=seed, split=split)

@@ -1,4 +1,4 @@
-"""The commands that use a run's density: `evaluate`, `sample`, `encode` and `fill`."""
+"""The commands that use a run's density: `evaluate`, `sample`, `encode`, `fill` and `predict`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from loglik.cli.options import (
 )
 from loglik.terminal import printable
 
-__all__ = ["encode", "evaluate", "fill", "sample"]
+__all__ = ["encode", "evaluate", "fill", "predict", "sample"]
 
 TEXT = "\n\t"  # the control characters of a text that a terminal shows as they are meant
 
@@ -56,7 +56,7 @@ def evaluate(
 ) -> None:
     """Score a run's density on data, in nats and bits/dim."""
     from loglik.evaluation import evaluate as score
-    from loglik.evaluation import summary, write_json
+    from loglik.evaluation import score_in_words, summary, write_json
     from loglik.evaluation.split import SOLVED_ROWS
     from loglik.report import print_classes
     from loglik.runs import load
@@ -72,6 +72,8 @@ def evaluate(
     if result.numerical_error is not None:
         rows = min(SOLVED_ROWS, result.n)
         show(f"  the solver's error: about {result.numerical_error:.2g} nats per example, on the first {rows}")
+    for name, scores in result.targets.items():
+        show(f"  {name}: " + ", ".join(score_in_words(key, value) for key, value in scores.items()))
     if result.confusion is not None:
         print_classes(result.confusion, trained.spec.classes)
     if json is not None:
@@ -92,6 +94,12 @@ def sample(
         ),
     ] = None,
     label: Annotated[str | None, typer.Option(help="For a conditional density: the class to draw from.")] = None,
+    inputs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA", help="For targets given inputs: draw -n samples, 1 by default, for each row of DATA."
+        ),
+    ] = None,
     seed: Seed = 0,
     prompt: Annotated[
         str | None, typer.Option(metavar="TEXT", help="For text: the beginning; @FILE reads it from a file.")
@@ -144,7 +152,7 @@ def sample(
         print(printable(f"{len(texts)} samples: {out}") if out else shown)
         return
     sampler = without_none(method=method, steps=steps, until=until, guidance=guidance)
-    x = samples_of(trained, n or 64, label=label, seed=seed, **sampler)
+    x = samples_of(trained, n, label=label, inputs=inputs, seed=seed, **sampler)
     path = out or samples_file(run, trained.spec)
     write_samples(x, trained.spec, path)
     show(f"{len(x)} samples: {path}")
@@ -183,6 +191,39 @@ def fill(
     from loglik.tasks import fill_table
 
     show(f"{fill_table(load(run, device=device), data, out, seed=seed)} missing values filled: {out}")
+
+
+def predict(
+    run: RunArgument,
+    data: Annotated[
+        str | None,
+        typer.Argument(metavar="[DATA]", help="A table with the inputs; by default the run's own test split."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A .csv file; predictions.csv in the run by default.")
+    ] = None,
+    quantiles: Annotated[
+        str, typer.Option(metavar="A,B", help="Levels of the quantiles of real and integer targets.")
+    ] = "0.05,0.95",
+    split: Annotated[
+        str | None, typer.Option(help="train, validation, test or all; `all` by default where DATA is passed.")
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Predict targets or classes: the mean, median, std and quantiles, or the probabilities, of each row."""
+    from loglik.runs import load
+    from loglik.tasks import predict as predict_table
+    from loglik.tasks import write_predictions
+
+    try:
+        levels = [float(level) for level in quantiles.split(",")]
+    except ValueError:
+        raise ValueError(f"--quantiles must be numbers between 0 and 1 with commas, got {quantiles!r}") from None
+    table = predict_table(load(run, device=device), data, quantiles=levels, split=split, seed=seed)
+    path = out or run / "predictions.csv"
+    write_predictions(table, path)
+    show(f"{table.height:,} rows of predictions: {path}")
 
 
 def _print_piece(text: str) -> None:

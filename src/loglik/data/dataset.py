@@ -24,16 +24,16 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Split:
-    """The examples of a split, their labels, and their rows in the input.
+    """The examples of a split, their labels or inputs, and their rows in the input.
 
     Attributes:
         x: the examples, (N, *event_shape), in memory or in a store on disk.
-        y: their labels, (N,); None where there are no labels.
+        y: their labels, (N,), or where the examples are targets their inputs, (N, I); None where there are none.
         index: their rows in the input, (N,); None where the order is the input's.
     """
 
     x: Shaped[Tensor, "N ..."] | Rows | Windows
-    y: Int64[Tensor, " N"] | None = None
+    y: Shaped[Tensor, "N ..."] | Rows | None = None
     index: Int64[Tensor, " N"] | None = None
 
     unit: ClassVar[Literal["example", "token"]] = "example"  # what sizes count and scores are means over
@@ -61,14 +61,15 @@ class Split:
         """Return all examples in memory."""
         return self.x[:]
 
-    def batch(self, rows: Int64[Tensor, " B"]) -> tuple[Shaped[Tensor, "B ..."], Int64[Tensor, " B"] | None]:
-        """Return the examples of some rows and their labels, where the split is stored."""
-        y = None if self.y is None else self.y.index_select(0, rows.to(self.y.device))
-        if not isinstance(self.x, Tensor):
-            return self.x[rows], y
-        return self.x.index_select(0, rows.to(self.x.device)), y  # 3x faster than indexing
+    def labels(self) -> Shaped[Tensor, "N ..."] | None:
+        """Return all labels or inputs in memory; None where there are none."""
+        return None if self.y is None else self.y[:]
 
-    def first(self, n: int) -> tuple[Shaped[Tensor, "n ..."], Int64[Tensor, " n"] | None]:
+    def batch(self, rows: Int64[Tensor, " B"]) -> tuple[Shaped[Tensor, "B ..."], Shaped[Tensor, "B ..."] | None]:
+        """Return the examples of some rows and their labels or inputs, where the split is stored."""
+        return _gather(self.x, rows), None if self.y is None else _gather(self.y, rows)
+
+    def first(self, n: int) -> tuple[Shaped[Tensor, "n ..."], Shaped[Tensor, "n ..."] | None]:
         """Return the first n examples and their labels."""
         return self.x[:n], None if self.y is None else self.y[:n]
 
@@ -86,7 +87,7 @@ class Split:
         assert not isinstance(self.x, Windows)
         if device.type == "cpu" or len(self) * self.x[:1].nbytes > max_bytes:
             return self
-        return Split(self.tensor().to(device), None if self.y is None else self.y.to(device))
+        return Split(self.tensor().to(device), None if self.y is None else self.y[:].to(device))
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ class Data:
         source: where `load` found it, a name or an absolute path; None for data in memory.
         full: all of a text, in windows side by side; None for other data.
         text: how a text was read; None for other data.
+        without_target: the number of rows that are left out, since a target is missing.
     """
 
     name: str
@@ -143,6 +145,7 @@ class Data:
     source: str | None = None
     full: TextSplit | None = None
     text: TextSettings | None = None
+    without_target: int = 0
 
     @property
     def scored_split(self) -> Literal["test", "validation"]:
@@ -155,6 +158,8 @@ class Data:
         if self.train.unit == "token":
             sizes = f"{self.train.size:,} tokens to train on, {self.validation.size:,} to validate, "
             sizes += f"{self.test.size:,} to test on"
+        if self.without_target:
+            sizes += f"; {self.without_target:,} rows without a target are left out"
         return f"{shorten(self.name, 200)}: {self.spec.describe()}; {sizes}"
 
     def split(self, name: str) -> Split:
@@ -169,13 +174,13 @@ class Data:
         if self.full is not None:
             return self.full
         parts = [self.train, self.validation, self.test]
-        y = None if self.train.y is None else torch.cat([s.y for s in parts if s.y is not None])
+        y = None if self.train.y is None else _joined([s.y for s in parts if s.y is not None])
         x = _joined([s.x for s in parts])
         if any(s.index is None for s in parts):
             return Split(x, y)
         index = torch.cat([s.index for s in parts if s.index is not None])
         order = index.argsort()
-        return Split(_select(x, order), None if y is None else y[order], index[order])
+        return Split(_select(x, order), None if y is None else _select(y, order), index[order])
 
 
 def check_kind(kind: Kind, like: DataSpec | None, source: str) -> None:
@@ -217,6 +222,13 @@ def into_splits(
         rows[split], rows["train"] = rows["train"][: n // 10], rows["train"][n // 10 :]
     cut = {s: Split(_select(x, rows[s]), None if y is None else y[rows[s]], rows[s]) for s in SPLITS}
     return Data(name, spec, cut["train"], cut["validation"], cut["test"])
+
+
+def _gather(x: Tensor | Rows | Windows, rows: Int64[Tensor, " B"]) -> Shaped[Tensor, "B ..."]:
+    """Return a copy of some rows."""
+    if not isinstance(x, Tensor):
+        return x[rows]
+    return x.index_select(0, rows.to(x.device))  # 3x faster than indexing
 
 
 def _select(x: Tensor | Rows, rows: Int64[Tensor, " B"]) -> Tensor | Rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from loglik.data.items import load_items
 from loglik.data.limits import quote, shorten, some
 from loglik.data.shard_names import expand, is_shard
 from loglik.data.spec import DataSpec
+from loglik.data.targets import choose_targets, pair_frame, whole_table
 from loglik.data.text_settings import TextSettings
 
 __all__ = ["as_data", "load"]
@@ -33,6 +35,7 @@ def load(
     source: str | Path,
     *,
     label: str | None = None,
+    target: str | Sequence[str] | None = None,
     seed: int = 0,
     like: DataSpec | None = None,
     text: TextSettings | None = None,
@@ -49,6 +52,7 @@ def load(
             .arrow; .csv.gz and the like), a .npy, .npz or text file, or tar shards of images: a file, a folder of
             them, or a pattern such as `shards/{000..099}.tar` or `shards/*.tar`.
         label: the column of a table, or the name in the .json files of tar shards, that becomes the label.
+        target: the columns of a table, in a list or a text with commas, that a density models given all others.
         seed: fixes the random split.
         like: the spec of an existing model, which the data must fit; it determines their codes.
         text: the tokenizer, window and split of text.
@@ -58,7 +62,8 @@ def load(
         FileNotFoundError: there is no such file, folder or name.
         ValueError: the data are not readable, or do not fit.
     """
-    data = _load(source, label=label, seed=seed, like=like, text=text, cache=cache)
+    table = whole_table(like) if like and like.inputs else like
+    data = _targets(_load(source, label=label, seed=seed, like=table, text=text, cache=cache), target, like)
     if text is not None and data.spec.kind != "text" and like is None:
         raise ValueError(
             f"{source}: {', '.join(text.names())} are settings of text, and this is {data.spec.describe()}"
@@ -71,6 +76,7 @@ def as_data(
     data: Any,
     *,
     label: str | None = None,
+    target: str | Sequence[str] | None = None,
     seed: int = 0,
     like: DataSpec | None = None,
     text: TextSettings | None = None,
@@ -79,15 +85,18 @@ def as_data(
     """Return `Data` from a path or name, an array, a tensor, a pair (x, y), or a `torch.utils.data.Dataset`.
 
     With `like`, the data must fit the spec of an existing model, which determines their codes. `text` says how text is
-    read, and its tokens are kept beside the folder of a run.
+    read, and its tokens are kept beside the folder of a run. `target` names a table's columns that are modelled given
+    all others; of a pair (x, y) of inputs and targets, it names the columns of y.
     """
     if isinstance(data, Data):
         if text is not None and text != data.text:
             raise ValueError(f"{data.name}: {', '.join(text.names())} were settled when the data were read")
-        return data
+        return data if data.spec.inputs else _targets(data, target, None)
     if isinstance(data, (str, Path)):
         cache = None if beside is None else beside.parent / ".tokens"
-        return load(data, label=label, seed=seed, like=like, text=text, cache=cache)
+        return load(data, label=label, target=target, seed=seed, like=like, text=text, cache=cache)
+    if target is not None or (like and like.inputs):
+        return _targets(_in_memory(data, target, label=label, seed=seed, like=like), target, like)
     if text is not None and like is None:
         raise ValueError(f"{', '.join(text.names())} are settings of text files: pass a path")
     if isinstance(data, tuple) and len(data) == 2:
@@ -99,6 +108,26 @@ def as_data(
     raise ValueError(
         f"data must be a path, a name, an array, a pair (x, y), a Dataset or Data, got {type(data).__name__}"
     )
+
+
+def _targets(data: Data, target: str | Sequence[str] | None, like: DataSpec | None) -> Data:
+    """Return the data as targets given inputs, where `target` names some or a model has some."""
+    if like is not None and like.inputs:
+        return choose_targets(data, [column.name for column in like.columns], like)
+    return data if target is None else choose_targets(data, target)
+
+
+def _in_memory(
+    data: Any, target: str | Sequence[str] | None, *, label: str | None, seed: int, like: DataSpec | None
+) -> Data:
+    """Return a whole table of a frame, or of a pair of arrays of inputs and targets."""
+    from loglik.data.tables import from_frame
+
+    table = whole_table(like) if like else None
+    if isinstance(data, tuple) and len(data) == 2:
+        names = target if target is not None else [column.name for column in like.columns] if like else "target"
+        return from_frame(pair_frame(*data, names), name="arrays", source="arrays", seed=seed, like=table)
+    return as_data(data, label=label, seed=seed, like=table)
 
 
 def _load(

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
+from loglik.data.limits import quote
+
 if TYPE_CHECKING:  # a spec is quick to import, tokenizers are not
     from loglik.data.tokenizers import Tokenizer
 
@@ -137,6 +139,10 @@ class DataSpec:
         if self.columns:
             count = sum(column.discrete for column in self.columns)
             parts = [f"table of {self.dims} columns", f"{count} discrete" if count else "all numeric"]
+        if self.inputs:
+            several = "s" * (self.dims > 1)
+            names = ", ".join(quote(column.name) for column in self.columns[:3]) + ", ..." * (self.dims > 3)
+            parts = [f"target{several} {names} given {len(self.inputs)} inputs"]
         if self.classes:
             parts.append(f"{len(self.classes)} classes")
         return ", ".join(part for part in parts if part)

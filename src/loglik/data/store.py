@@ -39,6 +39,7 @@ IN_MEMORY = 2**28  # decoded bytes that are kept in memory
 RESIDENT = 3 * 2**29  # bytes of a store that stay mapped in this process
 FAULT = 2**16  # bytes that the system maps at once for a row that is read
 BLOCK = 2**24  # bytes that are gathered at once
+CHOSEN = 2**18  # rows that are read whole at once, where only some columns are wanted
 
 
 def user_cache() -> Path:
@@ -66,16 +67,22 @@ class Rows:
     Args:
         array: the memory-mapped array.
         index: the rows of the array, in order; None for all.
+        columns: the second dimension's numbers, in order; None for all.
     """
 
-    def __init__(self, array: _Array, index: Int64[Tensor, " N"] | None = None) -> None:
+    def __init__(
+        self, array: _Array, index: Int64[Tensor, " N"] | None = None, columns: Sequence[int] | Tensor | None = None
+    ) -> None:
         self.array, self.index = array, index
+        self.columns = None if columns is None else torch.as_tensor(columns, dtype=torch.long)
 
     def __len__(self) -> int:
         return len(self.array.values) if self.index is None else len(self.index)
 
     @property
     def shape(self) -> torch.Size:
+        if self.columns is not None:
+            return torch.Size((len(self), len(self.columns)))
         return torch.Size((len(self), *self.array.values.shape[1:]))
 
     @property
@@ -83,17 +90,24 @@ class Rows:
         return self.array.values.dtype
 
     def __getitem__(self, rows: slice | Int64[Tensor, " B"]) -> Shaped[Tensor, "B ..."]:
-        return self.array.gather(self._numbers(rows))
+        numbers = self._numbers(rows)
+        if self.columns is None:
+            return self.array.gather(numbers)
+        return torch.cat([self.array.gather(part)[:, self.columns] for part in numbers.split(CHOSEN)])
 
     def select(self, rows: slice | Int64[Tensor, " B"]) -> Rows:
         """Return some of the rows without reading them."""
-        return Rows(self.array, self._numbers(rows))
+        return Rows(self.array, self._numbers(rows), self.columns)
+
+    def choose(self, columns: Sequence[int]) -> Rows:
+        """Return some columns of all rows (N, D) without reading them."""
+        return Rows(self.array, self.index, columns)
 
     @staticmethod
     def join(parts: Sequence[Rows]) -> Rows:
         """Return the rows of several parts of one array, one part after another."""
         assert all(part.array is parts[0].array for part in parts), "the parts are of several arrays"
-        return Rows(parts[0].array, torch.cat([part._numbers(slice(None)) for part in parts]))
+        return Rows(parts[0].array, torch.cat([part._numbers(slice(None)) for part in parts]), parts[0].columns)
 
     def _numbers(self, rows: slice | Tensor) -> Int64[Tensor, " B"]:
         numbers = torch.arange(*rows.indices(len(self))) if isinstance(rows, slice) else rows.cpu()

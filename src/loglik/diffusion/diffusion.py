@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from loglik.checks import check_labels
-from loglik.density import Bound, Density, output_layer, sum_terms
+from loglik.density import Bound, Density, initialise_context, output_layer, sum_terms
 from loglik.diffusion.chain import prior_term
 from loglik.diffusion.control import Control, bins_of, split
 from loglik.diffusion.denoiser import Denoise, Denoiser, LevelDenoiser, residual_of
@@ -228,6 +228,8 @@ class Diffusion(Density):
         return add_noise(v, torch.randn_like(v), logsnr)
 
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
+        labels = getattr(self.denoiser, "context", None)
+        initialise_context(labels if isinstance(labels, nn.Module) else None, context)
         v = self.reconstruction.embed(x)
         self.control.initialise(v.flatten(1))
         if isinstance(self.denoiser, Denoiser):

@@ -2,7 +2,7 @@
 
 from loglik.evaluation.compressors import compress
 from loglik.evaluation.evaluate import evaluate
-from loglik.evaluation.format import summary
+from loglik.evaluation.format import score_in_words, summary
 from loglik.evaluation.result import Result, bits_per_dim, write_json
 from loglik.evaluation.rows import RowScores, row_scores, write_rows
 from loglik.evaluation.scores import labels_in_turn, log_probs, mean_and_stderr
@@ -22,6 +22,7 @@ __all__ = [
     "log_probs",
     "mean_and_stderr",
     "row_scores",
+    "score_in_words",
     "stream_scores",
     "summary",
     "write_json",

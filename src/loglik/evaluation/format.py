@@ -6,7 +6,7 @@ import math
 
 from loglik.evaluation.result import Result
 
-__all__ = ["decimals", "share", "summary", "with_error"]
+__all__ = ["decimals", "score_in_words", "share", "summary", "with_error"]
 
 
 def decimals(stderr: float | None, minimum: int) -> int:
@@ -37,6 +37,17 @@ def share(value: float, interval: tuple[float, float] | None) -> str:
     '100.0% (95% interval 80.6% to 100.0%)'
     """
     return f"{value:.1%}" + ("" if interval is None else f" (95% interval {interval[0]:.1%} to {interval[1]:.1%})")
+
+
+def score_in_words(name: str, value: float) -> str:
+    """Return a target's score with its name.
+
+    >>> score_in_words("rmse", 4.3211), score_in_words("coverage", 0.9)
+    ('rmse 4.321', '90.0% within the 90% interval')
+    """
+    if name == "coverage":
+        return f"{value:.1%} within the 90% interval"
+    return f"accuracy {value:.1%}" if name == "accuracy" else f"{name} {value:.4g}"
 
 
 def summary(result: Result) -> str:

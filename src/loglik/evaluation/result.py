@@ -44,6 +44,8 @@ class Result:
         perplexity: exp(-nats) where the unit is a token.
         rank: the rank by `nats` in a comparison, 1 is best, among all rows of log p(x), compressors too; None
             elsewhere, and for a number given the label, unless all numbers are.
+        targets: of targets given inputs, each target's `rmse`, `mae`, `crps` and `coverage` of the 90 % interval, or
+            its `accuracy`.
         notes: reasons to doubt the number: the model is undertrained, its posterior collapsed.
     """
 
@@ -72,6 +74,7 @@ class Result:
     perplexity: float | None = None
     numerical_error: float | None = None
     rank: int | None = None
+    targets: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def check_split(density: Density, split: Split) -> None:
 
     One pass over the split where it is stored; afterwards, use it within `data_checked`.
     """
-    parts: list[tuple[Tensor | Rows | Windows, Tensor | None]] = [(split.x, split.y)]
+    parts: list[tuple[Tensor | Rows | Windows, Tensor | Rows | None]] = [(split.x, split.y)]
     if split.stream is not None:  # each token once: windows side by side, and the one that ends the text
         stream, length = split.stream, split.units_per_example
         last = stream.cut(len(stream) - length, len(stream))

@@ -13,6 +13,7 @@ from loglik.data.dataset import Split
 from loglik.data.spec import DataSpec
 from loglik.data.windows import Stream
 from loglik.density import Bound, Density, evaluation_mode, sum_terms
+from loglik.evaluation.predictions import target_scores, target_values
 from loglik.evaluation.result import Result, bits_per_dim
 from loglik.evaluation.rows import RowScores
 from loglik.evaluation.scores import (
@@ -74,6 +75,8 @@ def evaluate_split(
         scored = _score_examples(density, split, spec, samples, seed, baseline, rows)
     if density.discrete and scored["n"] > 1:
         scored["stderr"] = max(scored["stderr"] or 0.0, unseen_error(scored["nats"], scored["n"])) or None
+    if spec.inputs:
+        scored["targets"] = target_scores(target_values(density, split, spec, seed=seed), spec)
     if density.event == "y":
         scored |= _classification(density, split)
     return Result(
@@ -151,13 +154,14 @@ def _score_examples(
 
 
 def _classification(density: Density, split: Split) -> dict[str, Any]:
-    assert split.y is not None
+    labels = split.labels()
+    assert labels is not None
     probabilities: Any = density.probabilities
     pieces = Pieces(lambda rows: probabilities(split.x[rows].to(density.device)), density.device)
     with evaluation_mode(density):
         blocks = [slice(start, min(len(split), start + 1024)) for start in range(0, len(split), 1024)]
         p = torch.cat([part for block in blocks for part in pieces(block)]).cpu()
-    matrix, table = confusion_matrix(p, split.y), reliability(p, split.y)
+    matrix, table = confusion_matrix(p, labels), reliability(p, labels)
     correct = int(matrix.diag().sum())
     return {
         "accuracy": correct / len(p),
@@ -178,10 +182,12 @@ def _numerical_error(density: Density, split: Split, seed: int) -> float | None:
 
 def _sampling_rate(density: Density, split: Split, spec: DataSpec, seed: int) -> float:
     device = density.device
-    n = min(RATE_DRAWS, len(split)) if density.event == "y" else RATE_DRAWS
+    n = min(RATE_DRAWS, len(split)) if density.event == "y" or spec.inputs else RATE_DRAWS
     context = None
     if density.event == "y":
         context = split.first(n)[0].to(device)
+    elif density.conditional and spec.inputs:
+        context = arguments(density, *split.first(n))[1]
     elif density.conditional:
         context = labels_in_turn(spec, n, device)
     with evaluating(density, seed):

@@ -10,7 +10,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from loglik.checks import check_labels, check_levels, data_checked
-from loglik.density import Bound, Density, draw_terms, draw_weights, embed, output_layer
+from loglik.density import Bound, Density, draw_terms, draw_weights, embed, initialise_context, output_layer
 from loglik.graphs import graphed
 from loglik.transforms import Dequantize, Standardise, Transform
 
@@ -156,6 +156,7 @@ class Flow(Density):
         max_events = max(1024, 2**21 // max(1, math.prod(self.event_shape)))
         every = slice(None, None, math.ceil(len(x) / max_events))
         x, context = x[every], None if context is None else context[every]
+        initialise_context(self.context, context)
         vector = embed(self.context, context)
         for transform in self.transforms:
             transform.initialise(x)

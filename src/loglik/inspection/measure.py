@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from loglik.data import as_data
 from loglik.data.dataset import Data
+from loglik.data.store import Rows
 from loglik.density import Density
 from loglik.devices import fork_generators, resolve_device
 from loglik.evaluation.scores import arguments
@@ -243,7 +244,7 @@ def _first_example(value: Any) -> Any:
     return value[:1] if isinstance(value, Tensor) and value.dim() == 4 else value
 
 
-def _rows(y: Tensor | None, n: int) -> Tensor | None:
+def _rows(y: Tensor | Rows | None, n: int) -> Tensor | None:
     return None if y is None else y[:n]
 
 

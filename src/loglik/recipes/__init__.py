@@ -12,6 +12,7 @@ from loglik.recipes.classifier import CLASSIFIER, ClassifierOptions
 from loglik.recipes.diffusion import DIFFUSION, DiffusionOptions
 from loglik.recipes.flow import FLOW, FlowOptions
 from loglik.recipes.independent import INDEPENDENT, IndependentOptions
+from loglik.recipes.mixture import MIXTURE, MixtureOptions
 from loglik.recipes.options import Option, Options, check_types, option
 from loglik.recipes.recipe import Recipe, Unsuitable
 from loglik.recipes.vae import VAE_RECIPE, VAEOptions
@@ -23,6 +24,7 @@ __all__ = [
     "DiffusionOptions",
     "FlowOptions",
     "IndependentOptions",
+    "MixtureOptions",
     "Option",
     "Options",
     "Recipe",
@@ -35,7 +37,7 @@ __all__ = [
 ]
 
 RECIPES: dict[str, Recipe[Any]] = {
-    r.name: r for r in (INDEPENDENT, CLASSIFIER, AUTOREGRESSIVE, FLOW, VAE_RECIPE, DIFFUSION)
+    r.name: r for r in (INDEPENDENT, CLASSIFIER, AUTOREGRESSIVE, FLOW, VAE_RECIPE, DIFFUSION, MIXTURE)
 }
 
 

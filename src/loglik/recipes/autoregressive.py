@@ -12,7 +12,7 @@ from loglik.flows import Flow
 from loglik.networks.transformer import CausalTransformer
 from loglik.recipes import text
 from loglik.recipes.options import option
-from loglik.recipes.recipe import Recipe, Unsuitable, label_embedding, pick
+from loglik.recipes.recipe import Recipe, Unsuitable, conditional_on_inputs, context_network, pick
 from loglik.transforms import Bins
 
 __all__ = ["AUTOREGRESSIVE", "AutoregressiveOptions"]
@@ -30,6 +30,7 @@ class AutoregressiveOptions(text.TextOptions):
 
 def build(spec: DataSpec, options: AutoregressiveOptions) -> Density:
     """Return a causal Transformer, over a table's columns by their bins."""
+    options = conditional_on_inputs(spec, options)
     if spec.levels is None and spec.dims > MAX_COLUMNS:
         raise Unsuitable(
             f"autoregressive models tables and real arrays of at most {MAX_COLUMNS} numbers and these have "
@@ -46,7 +47,7 @@ def build(spec: DataSpec, options: AutoregressiveOptions) -> Density:
     depth = options.depth or pick(options.size, small=2, medium=4, large=6)
     dropout = 0.1 if options.dropout is None else options.dropout
     network = CausalTransformer(width, depth, options.heads or 4, dropout=dropout)
-    context = label_embedding(spec, width, options.conditional)
+    context = context_network(spec, width, options.conditional)
     if spec.levels is not None:
         return Autoregressive(network, spec.event_shape, spec.levels, context=context, dropout=dropout)
     tokens = Bins(spec.event_shape, spec.discrete_dims, categories=spec.categories, bins=options.bins)

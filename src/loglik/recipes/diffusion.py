@@ -30,7 +30,15 @@ from loglik.diffusion import (
 from loglik.flows import Flow
 from loglik.networks import DiT, ResidualMLP, UNet
 from loglik.recipes.options import Options, option
-from loglik.recipes.recipe import Recipe, from_zero, label_embedding, pick, refuse_unused
+from loglik.recipes.recipe import (
+    Recipe,
+    conditional_on_inputs,
+    context_network,
+    context_width,
+    from_zero,
+    pick,
+    refuse_unused,
+)
 from loglik.recipes.vectors import refuse_text, to_vector
 from loglik.transforms import Standardise
 
@@ -91,6 +99,7 @@ class DiffusionOptions(Options):
 def build(spec: DataSpec, options: DiffusionOptions) -> Density:
     """Return a diffusion model; columns of real numbers are standardised before it."""
     refuse_text(spec, "diffusion")
+    options = conditional_on_inputs(spec, options)
     kind = _kind(spec, options.kind)
     image = kind != "mlp"
     if kind != "dit":
@@ -119,7 +128,7 @@ def build(spec: DataSpec, options: DiffusionOptions) -> Density:
 
 def _denoiser(spec: DataSpec, options: DiffusionOptions, kind: str, shape: tuple[int, ...], by_level: bool) -> Denoiser:
     """Return the denoiser: of levels, of rows with codes, or of real numbers."""
-    context = label_embedding(spec, EMBEDDING, options.conditional)
+    context = context_network(spec, context_width(spec, EMBEDDING), options.conditional)
     if kind == "mlp":
         network = _vector_network(spec, options, by_level)
     else:
@@ -192,9 +201,9 @@ def _schedule(spec: DataSpec, options: DiffusionOptions, image: bool, by_level: 
     return Learned(highest)
 
 
-def _context(options: DiffusionOptions) -> int:
-    """The width of the vector of time features and label."""
-    return FEATURES + (EMBEDDING if options.conditional else 0)
+def _context(options: DiffusionOptions, width: int = EMBEDDING) -> int:
+    """The width of the vector of time features and of the label or the inputs."""
+    return FEATURES + (width if options.conditional else 0)
 
 
 def _vector_network(spec: DataSpec, options: DiffusionOptions, by_level: bool) -> nn.Module:
@@ -204,7 +213,7 @@ def _vector_network(spec: DataSpec, options: DiffusionOptions, by_level: bool) -
         inputs * (spec.levels if by_level and spec.levels else 1),
         width=options.width or pick(options.size, small=256, medium=512, large=1024),
         depth=options.depth or 3,
-        context=_context(options),
+        context=_context(options, context_width(spec, EMBEDDING)),
         dropout=0.2 if options.dropout is None else options.dropout,
     )
     from_zero(network.output)

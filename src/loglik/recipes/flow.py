@@ -29,7 +29,7 @@ from loglik.flows import (
     glow,
 )
 from loglik.recipes.options import Options, option
-from loglik.recipes.recipe import Recipe, from_zero, label_embedding, pick
+from loglik.recipes.recipe import Recipe, conditional_on_inputs, context_network, context_width, from_zero, pick
 from loglik.recipes.vectors import refuse_text, to_vector
 from loglik.transforms import Dequantize, Jitter, Logit, PartialOut, Scale, SoftTails, Transform
 
@@ -74,9 +74,11 @@ class FlowOptions(Options):
 def build(spec: DataSpec, options: FlowOptions) -> Density:
     """Return a flow: dequantization and marginal splines, then transforms that make the dimensions dependent."""
     refuse_text(spec, "flow")
+    options = conditional_on_inputs(spec, options)
     conditional = options.conditional
-    context = EMBEDDING if conditional else 0
-    embedding = label_embedding(spec, EMBEDDING, conditional)
+    width = context_width(spec, EMBEDDING)
+    context = width if conditional else 0
+    embedding = context_network(spec, width, conditional)
     kind = _default(spec) if options.kind == "auto" else options.kind
     if kind == "glow":
         return Flow(_glow(spec, options), _base(spec, options), context=embedding)
@@ -87,7 +89,9 @@ def build(spec: DataSpec, options: FlowOptions) -> Density:
         transforms += [Scale(1 / spec.levels), Logit()]
     else:
         transforms += [PartialOut(spec.dims), SoftTails()]
-    marginals = Spline(options.bins if spec.levels else 16, INTERVAL)
+    marginals: Map = Spline(options.bins if spec.levels else 16, INTERVAL)
+    if spec.inputs:  # a target may be a nearly deterministic function of the inputs
+        marginals = Chain(Affine(), marginals)
     reads_label = from_zero(nn.Linear(context, spec.dims * marginals.parameters)) if conditional else None
     transforms.append(Elementwise(spec.dims, marginals, network=reads_label))
     if spec.dims > 1 and spec.levels is None:
@@ -116,7 +120,8 @@ def _default(spec: DataSpec) -> str:
 
 def _joint(spec: DataSpec, kind: str, options: FlowOptions) -> list[Transform]:
     """Return the transforms that make the dimensions depend on one another."""
-    size, context, bins = options.size, EMBEDDING if options.conditional else 0, options.bins
+    size, bins = options.size, options.bins
+    context = context_width(spec, EMBEDDING) if options.conditional else 0
     real = spec.levels is None  # a table's step costs by its number of layers, hardly by their width
     width = options.width or pick(
         size, small=64 if real else 128, medium=128 if real else 256, large=256 if real else 512

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from torch import nn
 
 from loglik.data.spec import DataSpec
 from loglik.density import Density
+from loglik.networks.columns import ColumnFeatures, InputNetwork
 from loglik.recipes.options import Option, Options, Size, options_of
 
-__all__ = ["Recipe", "Unsuitable", "from_zero", "label_embedding", "pick", "refuse_unused"]
+__all__ = [
+    "Recipe",
+    "Unsuitable",
+    "conditional_on_inputs",
+    "context_network",
+    "context_width",
+    "from_zero",
+    "input_features",
+    "pick",
+    "refuse_unused",
+]
+
+INPUT_WIDTH = 64
+CONDITIONAL: dict[str, Any] = {"conditional": True}
 
 Value = TypeVar("Value")
 OptionsT = TypeVar("OptionsT", bound=Options)
@@ -77,13 +91,34 @@ def refuse_unused(options: Options, names: tuple[str, ...], chosen: str, reason:
             raise ValueError(f"{name}={value} has no effect with {chosen}: leave {name} out, or {reason}")
 
 
-def label_embedding(spec: DataSpec, width: int, conditional: bool) -> nn.Module | None:
-    """Return an embedding of the label if the density is to be p(x | label), else None."""
+def conditional_on_inputs(spec: DataSpec, options: OptionsT) -> OptionsT:
+    """Return the options of p(targets | inputs), which are conditional; others as they are."""
+    return replace(options, **CONDITIONAL) if spec.inputs else options
+
+
+def context_width(spec: DataSpec, labels: int) -> int:
+    """Return the width of a context's vector: of inputs, or `labels` of a label."""
+    return INPUT_WIDTH if spec.inputs else labels
+
+
+def context_network(spec: DataSpec, width: int, conditional: bool) -> nn.Module | None:
+    """Return the network from a context to a vector if the density is conditional, else None.
+
+    It embeds a label, or reads the inputs of p(targets | inputs).
+    """
     if not conditional:
         return None
+    if spec.inputs:
+        return InputNetwork(input_features(spec), width)
     if not spec.classes:
         raise Unsuitable('conditional=True needs labels: class folders, label="COLUMN" for a table, or a pair (x, y)')
     return nn.Embedding(len(spec.classes), width)
+
+
+def input_features(spec: DataSpec) -> ColumnFeatures:
+    """Return the features of a spec's inputs."""
+    missing = [column.missing for column in spec.inputs]
+    return ColumnFeatures([len(column.categories) for column in spec.inputs], missing)
 
 
 def from_zero(layer: nn.Linear) -> nn.Linear:

@@ -12,7 +12,7 @@ from loglik.data.spec import DataSpec
 from loglik.density import Density
 from loglik.networks.transformer import BlockSettings, CausalTransformer
 from loglik.recipes.options import Options, option
-from loglik.recipes.recipe import label_embedding, pick
+from loglik.recipes.recipe import context_network, pick
 
 __all__ = ["TextOptions", "build", "training"]
 
@@ -45,7 +45,7 @@ def build(spec: DataSpec, options: TextOptions) -> Density:
         CausalTransformer(width, depth, options.heads or max(1, width // 32), dropout=dropout, settings=BLOCKS),
         spec.event_shape,
         spec.levels,
-        context=label_embedding(spec, width, options.conditional),
+        context=context_network(spec, width, options.conditional),
         dropout=dropout,
         positions="none",
         shared=True,

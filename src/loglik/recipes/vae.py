@@ -13,7 +13,15 @@ from loglik.networks.ladder import Pyramid, TopDown
 from loglik.networks.mlp import ACTIVATIONS, MLP
 from loglik.recipes.options import Options, option
 from loglik.recipes.priors import PRIORS, Prior, prior_of
-from loglik.recipes.recipe import Recipe, from_zero, label_embedding, pick, refuse_unused
+from loglik.recipes.recipe import (
+    Recipe,
+    conditional_on_inputs,
+    context_network,
+    context_width,
+    from_zero,
+    pick,
+    refuse_unused,
+)
 from loglik.recipes.vectors import refuse_text, to_vector
 from loglik.vae import (
     VAE,
@@ -70,6 +78,7 @@ def build(spec: DataSpec, options: VAEOptions) -> Density:
     Codes and integers have discrete observation models, real numbers a Gaussian.
     """
     refuse_text(spec, "vae")
+    options = conditional_on_inputs(spec, options)
     if options.conditional and options.prior == "vamp":
         raise ValueError(
             "prior=vamp is a mixture of posteriors without labels: use another prior, or conditional=false"
@@ -99,7 +108,7 @@ def _mlps(spec: DataSpec, options: VAEOptions, objective: KLWeighting) -> Densit
     inputs = (observation.inputs,) if spec.levels is None else spec.event_shape
     hidden = (width,) * (options.depth or 2)
     shared: dict[str, Any] = {
-        "context": EMBEDDING if options.conditional else 0,
+        "context": context_width(spec, EMBEDDING) if options.conditional else 0,
         "dropout": options.dropout,
         "activation": ACTIVATIONS[options.activation or "silu"],
         "norm": options.norm or "none",
@@ -111,7 +120,7 @@ def _mlps(spec: DataSpec, options: VAEOptions, objective: KLWeighting) -> Densit
         decoder,
         observation,
         prior_of(options.prior, latent, width // 2, inputs),
-        context=label_embedding(spec, EMBEDDING, options.conditional),
+        context=context_network(spec, context_width(spec, EMBEDDING), options.conditional),
         objective=objective,
     )
     if spec.levels is not None:
@@ -169,7 +178,7 @@ def _ladder(spec: DataSpec, options: VAEOptions, objective: KLWeighting) -> Dens
         decoder,
         observation,
         prior_of(options.prior, top, 128, spec.event_shape),
-        context=label_embedding(spec, EMBEDDING, options.conditional),
+        context=context_network(spec, context_width(spec, EMBEDDING), options.conditional),
         objective=objective,
     )
 

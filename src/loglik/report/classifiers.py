@@ -42,10 +42,11 @@ def _pictures(row: Row, data: Data, split: str) -> list[Picture]:
     if row.run is None:
         return []
     model, part, pictures = row.result.model, data.split(split), []
-    if part.y is not None and hasattr(row.run.density, "probabilities"):
+    labels = part.labels()
+    if labels is not None and hasattr(row.run.density, "probabilities"):
         p = _probabilities(row.run.density, part.tensor())
-        matrix = confusion_matrix(p, part.y).numpy()
-        table = reliability(p, part.y)
+        matrix = confusion_matrix(p, labels).numpy()
+        table = reliability(p, labels)
         names = data.spec.classes or tuple(map(str, range(len(matrix))))
         caption = (
             "Confusion matrix: the number of examples of the row's class that are predicted as the column's class. "

@@ -16,6 +16,7 @@ from loglik.diffusion import with_sampler
 from loglik.evaluation.scores import evaluating, labels_in_turn
 from loglik.memory import Pieces
 from loglik.runs import Run
+from loglik.tasks.predict import inputs_for
 
 __all__ = ["Samples", "draw", "labels_of", "sample", "samples_of"]
 
@@ -36,13 +37,23 @@ class Samples:
         n: the number of samples.
         seed: of the samples.
         label: the class of all samples; if None, a conditional density draws the classes in turn.
+        inputs: of targets given inputs, a row of inputs for each sample.
 
     Raises ValueError for a label that the density does not know.
     """
 
-    def __init__(self, density: Density, spec: DataSpec, n: int, *, seed: int = 0, label: str | None = None) -> None:
+    def __init__(
+        self,
+        density: Density,
+        spec: DataSpec,
+        n: int,
+        *,
+        seed: int = 0,
+        label: str | None = None,
+        inputs: Tensor | None = None,
+    ) -> None:
         self.density, self.n, self.seed = density, n, seed
-        self.context = labels_of(density, spec, n, label)
+        self.context = labels_of(density, spec, n, label) if inputs is None else inputs
         self.block = max(64, min(MAX_BLOCK, BLOCK_VALUES // math.prod(density.event_shape)))
 
     def __len__(self) -> int:
@@ -60,17 +71,20 @@ class Samples:
     def _draw(self, rows: slice) -> Tensor:
         seed = self.seed if rows.start == 0 else (self.seed * 1_000_003 + rows.start) % 2**63
         with evaluating(self.density, seed) as device:
-            context = None if self.context is None else self.context[rows].to(device)
+            context = None if self.context is None or not self.density.conditional else self.context[rows].to(device)
             return self.density.sample(rows.stop - rows.start, context).cpu()
 
 
-def samples_of(run: Run, n: int = 64, *, label: str | None = None, seed: int = 0, **sampler: Any) -> Samples:
+def samples_of(
+    run: Run, n: int | None = None, *, label: str | None = None, inputs: Any = None, seed: int = 0, **sampler: Any
+) -> Samples:
     """Return n samples of a run's density, in the units of the data, which are drawn when they are iterated.
 
     Args:
         run: the run.
-        n: the number of samples.
+        n: the number of samples, 64 by default; with `inputs`, of each of their rows, 1 by default.
         label: the class of all samples; if None, a conditional density draws the classes in turn.
+        inputs: of targets given inputs, the data whose rows are the inputs, as of `predict`.
         seed: of the samples.
         **sampler: of a diffusion: settings of `Sampler`, such as `method`, `steps`, `until` and `guidance`.
 
@@ -83,14 +97,19 @@ def samples_of(run: Run, n: int = 64, *, label: str | None = None, seed: int = 0
         )
     if sampler:
         density = with_sampler(density, **sampler)
-    return Samples(density, run.spec, n, seed=seed, label=label)
+    if inputs is None:
+        return Samples(density, run.spec, n or 64, seed=seed, label=label)
+    if not run.spec.inputs:
+        raise ValueError(f"{run.path or 'this run'} has no inputs: leave inputs= out")
+    rows = inputs_for(run, inputs).split("all").tensor().repeat_interleave(n or 1, 0)
+    return Samples(density, run.spec, len(rows), seed=seed, inputs=rows)
 
 
 def sample(
-    run: Run, n: int = 64, *, label: str | None = None, seed: int = 0, **sampler: Any
+    run: Run, n: int | None = None, *, label: str | None = None, inputs: Any = None, seed: int = 0, **sampler: Any
 ) -> Shaped[Tensor, "n ..."]:
     """Draw n samples from a run's density, in the units of the data, on the CPU; arguments as of `samples_of`."""
-    return samples_of(run, n, label=label, seed=seed, **sampler).tensor()
+    return samples_of(run, n, label=label, inputs=inputs, seed=seed, **sampler).tensor()
 
 
 def draw(density: Density, spec: DataSpec, n: int, *, seed: int, label: str | None = None) -> Shaped[Tensor, "n ..."]:
@@ -106,6 +125,8 @@ def labels_of(density: Density, spec: DataSpec, n: int, label: str | None) -> In
 
     Raises ValueError for a label that the density does not know.
     """
+    if spec.inputs and density.conditional:
+        raise ValueError("this density is p(targets | inputs): pass inputs=DATA, whose rows are the inputs")
     if not density.conditional:
         if label is not None:
             raise ValueError("this density is not conditional: train one with conditional=True to draw from a label")

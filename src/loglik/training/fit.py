@@ -42,6 +42,7 @@ def fit(
     out: str | Path | None = None,
     resume: bool = False,
     label: str | None = None,
+    target: str | Sequence[str] | None = None,
     settings: TrainingSettings | None = None,
     device: str | None = None,
     progress: bool | None = None,
@@ -58,6 +59,7 @@ def fit(
         resume: continue the run in `out` from its newest checkpoint; also where torchrun or Slurm started it again.
             Settings and options that are not passed are the run's own; a limit replaces all of its limits.
         label: the name of the label's column, if data is the path of a table.
+        target: the names of a table's columns to model given all others, in a list or a text with commas.
         settings: how to train; the recipe's own if None.
         device: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto` for a CUDA GPU if there is one, else the CPU; it sets
             `accelerator` and, with a number, `devices`. The settings' own if None.
@@ -84,7 +86,7 @@ def fit(
     resume = resume or (restarted() and path is not None and (path / runs.CONFIG).is_file())
     run = config_to_resume(path) if resume else None
     base = settings or (recorded_settings(run, chosen) if run else TrainingSettings())
-    data = as_data(data, label=label, seed=replace(base, **chosen).seed, text=text, beside=path)
+    data = as_data(data, label=label, target=target, seed=replace(base, **chosen).seed, text=text, beside=path)
     trained = path is not None and run is not None and (path / runs.WEIGHTS).exists()
     if run and name == run["model"]:  # without weights, whose header bounds the network, only the size is believed
         known = run["options"] if trained else {k: v for k, v in run["options"].items() if k == "size"}

@@ -250,7 +250,8 @@ class Trainer:
     def _examples(self, split: Split) -> tuple[Tensor, Tensor | None]:
         """Return the event and the context of evenly spaced examples, on the device."""
         split = split.evenly(max(1, min(CALIBRATION_EXAMPLES, CALIBRATION_VALUES // self.data.spec.dims)))
-        y = None if split.y is None else split.y.to(self.fabric.device)
+        y = split.labels()
+        y = None if y is None else y.to(self.fabric.device)
         return arguments(self.density, split.tensor().to(self.fabric.device), y)
 
     def _fraction_done(self) -> float:

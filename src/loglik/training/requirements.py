@@ -20,9 +20,10 @@ def check_fits(density: Density, data: Data) -> None:
             f"shape {tuple(data.spec.event_shape)}"
         )
     arguments(density, data.train.x[:1], None if data.train.y is None else data.train.y[:1])
-    if density.event == "y" and data.train.y is not None and data.spec.classes:
-        absent = torch.bincount(data.train.y, minlength=len(data.spec.classes)).argmin()
-        if not (data.train.y == absent).any():
+    labels = data.train.labels()
+    if density.event == "y" and labels is not None and data.spec.classes:
+        absent = torch.bincount(labels, minlength=len(data.spec.classes)).argmin()
+        if not (labels == absent).any():
             raise ValueError(
                 f"{data.name}: no training example of class {data.spec.classes[absent]!r}: add examples of this class, "
                 "or leave the class out"

@@ -21,6 +21,7 @@ from loglik.density import (
     draw_terms,
     draw_weights,
     embed,
+    initialise_context,
     output_layer,
     sum_terms,
 )
@@ -308,6 +309,7 @@ class VAE(Density):
 
     @torch.no_grad()
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
+        initialise_context(self.context, context)
         self.observation.initialise(x)
         if self.offset is not None:
             self.offset.copy_(self.observation.marginal(x))

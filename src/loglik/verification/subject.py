@@ -65,7 +65,7 @@ class Subject:
     @cached_property
     def arguments(self) -> tuple[Tensor, Tensor | None]:
         """The event and the context of these examples, on the density's device."""
-        return arguments(self.density, self.examples.x[:], self.examples.y)
+        return arguments(self.density, self.examples.x[:], self.examples.labels())
 
     @property
     def event(self) -> Tensor:

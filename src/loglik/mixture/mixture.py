@@ -1,0 +1,296 @@
+"""Mixture densities: an ensemble of networks, each with a mixture of products of simple distributions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from loglik.checks import check_codes
+from loglik.density import Density, initialise_context, sample_categories
+from loglik.mixture.asinh import Asinh
+from loglik.mixture.normal import interval_log_prob, normal_log_prob
+from loglik.networks.ensemble import EnsembleMLP
+
+__all__ = ["Mixture"]
+
+MIN_LOG_SCALE, MAX_LOG_SCALE = -7.0, 3.0
+START_SCALE = 0.5  # of the components, in standard deviations of the data
+SPREAD = 0.7  # of the components' means
+NOISE = 0.1  # of the offsets, by which the members differ at the start
+SMOOTHING = 0.5  # added to the count of a code
+TEMPERATURES = torch.linspace(-0.5, 1.0, 31, dtype=torch.float64)
+INITIAL_ROWS = 2**14
+
+
+@dataclass(frozen=True)
+class Components:
+    """The components of M members for B rows: K each, over R numbers and over codes.
+
+    Attributes:
+        log_weight: log π, normalised over K.
+        mean, log_scale: of the numbers after their map.
+        log_codes: the log-probabilities of each column of codes.
+    """
+
+    log_weight: Float[Tensor, "M B K"]
+    mean: Float[Tensor, "M B R K"]
+    log_scale: Float[Tensor, "M B R K"]
+    log_codes: list[Float[Tensor, "M B K C"]]
+
+
+class Mixture(Density):
+    r"""$p(x \mid c) = \frac1M \sum_m \sum_k \pi_{mk}(c) \prod_d p_{mk}(x_d \mid c)$, exact.
+
+    A number is normal after a monotone map, `Asinh`; an integer has the mass of the interval $[x - \frac12, x +
+    \frac12)$; a code has a probability. A missing value, NaN, is marginalised: its factor is left out. With inputs,
+    each of M networks gives a mixture density; they are trained each on its own likelihood, and their mixture is
+    evaluated. Without inputs there is one mixture of products, M = 1.
+
+    `calibrate` chooses a factor of all scales by the likelihood of the validation split.
+
+    Args:
+        discrete_dims: for each dimension, whether it holds integers.
+        categories: for each dimension, its number of codes 0, 1, ...; 0 for numbers.
+        inputs: a network from a context to `outputs` features, such as `ColumnFeatures`; None for p(x).
+        members: M.
+        components: K.
+        width, depth, dropout: of each member's network.
+
+    Reference: Bishop 1994, "Mixture density networks"; Lakshminarayanan et al. 2017, "Simple and scalable predictive
+    uncertainty estimation using deep ensembles".
+    """
+
+    marginalises = True
+    log_temperature: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(
+        self,
+        discrete_dims: Sequence[bool],
+        categories: Sequence[int],
+        *,
+        inputs: nn.Module | None = None,
+        members: int = 8,
+        components: int = 4,
+        width: int = 64,
+        depth: int = 2,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.event_shape, self.categories = (len(discrete_dims),), tuple(categories)
+        self.discrete, self.conditional = all(discrete_dims), inputs is not None
+        self.members, self.components = (members if inputs is not None else 1), components
+        self.real = [d for d, count in enumerate(categories) if count == 0]
+        self.codes = [d for d, count in enumerate(categories) if count]
+        self.integers = [i for i, d in enumerate(self.real) if discrete_dims[d]]  # among the numbers
+        r, k = len(self.real), components
+        self.sizes = [k, r * k, r * k, *[k * categories[d] for d in self.codes]]
+        self.inputs = inputs
+        self.network: EnsembleMLP | None = None
+        if inputs is not None:
+            features: int = inputs.outputs  # type: ignore[assignment]
+            self.network = EnsembleMLP(members, features, sum(self.sizes), width=width, depth=depth, dropout=dropout)
+        self.offsets = nn.Parameter(torch.zeros(self.members * sum(self.sizes)))
+        self.map = Asinh(r)
+        self.register_buffer("log_temperature", torch.zeros(()))
+        self.register_buffer("low", torch.zeros(r))
+        self.register_buffer("high", torch.zeros(r))
+
+    # ---- the components
+
+    def mixture(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Components:
+        """Return the components of n rows."""
+        raw = self.offsets.view(self.members, 1, -1)
+        if self.network is None or self.inputs is None:
+            raw = raw.expand(-1, n, -1)
+        elif context is None:
+            raise ValueError("this density is p(targets | inputs): pass the inputs as the context, one row each")
+        else:
+            raw = raw + self.network(self.inputs(context))
+        k, r = self.components, len(self.real)
+        weight, mean, log_scale, *codes = raw.split(self.sizes, -1)
+        return Components(
+            weight.log_softmax(-1),
+            mean.unflatten(-1, (r, k)) if r else mean.new_zeros(*mean.shape[:2], 0, k),
+            self._log_scale(log_scale.unflatten(-1, (r, k)) if r else mean.new_zeros(*mean.shape[:2], 0, k)),
+            [c.unflatten(-1, (k, -1)).log_softmax(-1) for c in codes],
+        )
+
+    def _log_scale(self, raw: Tensor) -> Tensor:
+        return raw.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE) + self.log_temperature
+
+    # ---- the density
+
+    def log_prob(
+        self, x: Shaped[Tensor, "B D"], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
+    ) -> Float[Tensor, " B"]:
+        self.check(x, context)
+        return self._by_member(x, context).logsumexp(0) - math.log(self.members)
+
+    def loss(self, x: Shaped[Tensor, "B D"], context: Shaped[Tensor, "B ..."] | None = None) -> Float[Tensor, ""]:
+        """Return the mean of the members' own losses, whose gradients do not mix the members."""
+        self.check(x, context)
+        return -self._by_member(x, context).mean()
+
+    def _by_member(self, x: Tensor, context: Tensor | None) -> Float[Tensor, "M B"]:
+        parts = self.mixture(len(x), context)
+        total = parts.log_weight
+        if self.real:
+            total = total + self._numbers(x[:, self.real].to(parts.mean.dtype), parts).sum(-2)
+        for d, log_codes in zip(self.codes, parts.log_codes, strict=True):
+            known = ~x[:, d].isnan() if x.is_floating_point() else torch.ones_like(x[:, d], dtype=torch.bool)
+            code = torch.where(known, x[:, d], 0).long().view(1, -1, 1, 1).expand(*log_codes.shape[:3], 1)
+            total = total + torch.where(known[:, None], log_codes.gather(-1, code).squeeze(-1), 0.0)
+        return total.logsumexp(-1)
+
+    def _numbers(self, x: Float[Tensor, "B R"], parts: Components) -> Float[Tensor, "M B R K"]:
+        known = ~x.isnan()
+        x = torch.where(known, x, self.map.at.to(x.dtype))  # NaN would reach the gradients
+        u, log_slope = self.map.encode(x)
+        log_p = normal_log_prob((u[..., None] - parts.mean) * torch.exp(-parts.log_scale)) - parts.log_scale
+        log_p = log_p + log_slope[..., None]
+        if self.integers:
+            i = self.integers
+            mean, inverse = parts.mean[..., i, :], torch.exp(-parts.log_scale[..., i, :])
+            ends = [self.map.encode(x + side)[0][..., i, None] for side in (-0.5, 0.5)]
+            mass = interval_log_prob(*[(end - mean) * inverse for end in ends])
+            log_p = log_p.index_copy(-2, torch.tensor(i, device=x.device), mass)
+        return torch.where(known[..., None], log_p, 0.0)
+
+    def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Shaped[Tensor, "n D"]:
+        parts = self.mixture(n, context)
+        rows = torch.arange(n, device=parts.mean.device)
+        m = torch.randint(self.members, (n,), device=rows.device)
+        k = sample_categories(parts.log_weight[m, rows].exp())
+        x = parts.mean.new_empty(n, *self.event_shape)
+        mean, scale = parts.mean[m, rows, :, k], parts.log_scale[m, rows, :, k].exp()
+        x[:, self.real] = self._in_units(mean + scale * torch.randn_like(mean)).to(x.dtype)
+        for d, log_codes in zip(self.codes, parts.log_codes, strict=True):
+            x[:, d] = sample_categories(log_codes[m, rows, k].exp()).to(x.dtype)
+        return x
+
+    def _in_units(self, u: Float[Tensor, "... R"]) -> Float[Tensor, "... R"]:
+        """Return numbers in the units of the data, in float64: integers are rounded."""
+        y = self.map.decode(u)
+        y[..., self.integers] = y[..., self.integers].round()
+        return y
+
+    def check(self, x: Shaped[Tensor, "B D"], context: Shaped[Tensor, "B ..."] | None = None) -> None:
+        if self.codes:
+            check_codes(x.nan_to_num(nan=0.0) if x.is_floating_point() else x, self.categories)
+
+    @torch.no_grad()
+    def initialise(self, x: Shaped[Tensor, "N D"], context: Shaped[Tensor, "N ..."] | None = None) -> None:
+        """Fit the maps of numbers, and start the components from the marginal distributions.
+
+        Without inputs the components start at rows of the data.
+        """
+        initialise_context(self.inputs, context)
+        x = x.to(self.offsets.dtype)
+        numbers = x[:, self.real]
+        self.map.initialise(numbers)
+        if len(self.real):
+            self.low.copy_(numbers.nan_to_num(nan=math.inf).amin(0))
+            self.high.copy_(numbers.nan_to_num(nan=-math.inf).amax(0))
+        m, k = self.members, self.components
+        picked = x[torch.randint(len(x), (k,), device=x.device)]
+        u = self.map.encode(picked[:, self.real])[0].nan_to_num(nan=0.0).T
+        if self.network is not None:
+            place = (torch.arange(k, device=x.device, dtype=x.dtype) + 0.5) / k
+            u = (SPREAD * torch.special.ndtri(place)).expand(len(self.real), k)
+        parts = [x.new_zeros(k), u.flatten(), torch.full_like(u, math.log(START_SCALE)).flatten()]
+        for d in self.codes:
+            column = x[: 2**20, d]
+            counts = torch.bincount(column[~column.isnan()].long(), minlength=self.categories[d]).to(x) + SMOOTHING
+            log_p = (counts / counts.sum()).log().repeat(k, 1)
+            if self.network is None:
+                known = ~picked[:, d].isnan()
+                log_p[known, picked[known, d].long()] += 1.0
+            parts.append(log_p.flatten())
+        offsets = torch.cat(parts).repeat(m)
+        self.offsets.copy_(offsets + NOISE * torch.randn_like(offsets))
+
+    @torch.no_grad()
+    def calibrate(self, x: Shaped[Tensor, "N D"], context: Shaped[Tensor, "N ..."] | None = None) -> None:
+        """Choose the factor of all scales with the highest likelihood of the validation split."""
+        x, context = x[:INITIAL_ROWS], None if context is None else context[:INITIAL_ROWS]
+        scores = []
+        for value in TEMPERATURES.tolist():
+            self.log_temperature.fill_(value)
+            scores.append(self.log_prob(x, context).double().mean())
+        self.log_temperature.fill_(TEMPERATURES[torch.stack(scores).argmax()])
+
+    def output_layers(self) -> tuple[nn.Module, ...]:
+        return ()
+
+    # ---- each dimension by itself
+
+    @torch.no_grad()
+    def marginal_cdf(
+        self, x: Float[Tensor, "B D"], context: Shaped[Tensor, "B ..."] | None = None
+    ) -> Float[Tensor, "B D"]:
+        r"""Return $P(X_d \le x_d \mid c)$ of each number, in float64; NaN for codes."""
+        out = x.new_full(x.shape, math.nan, dtype=torch.float64)
+        if self.real:
+            y = x[:, self.real].double()
+            y[:, self.integers] += 0.5
+            out[:, self.real] = _cdf(self.mixture(len(x), context), self.map.encode(y)[0])
+        return out
+
+    @torch.no_grad()
+    def marginal_quantiles(
+        self, n: int, levels: Sequence[float], context: Shaped[Tensor, "n ..."] | None = None
+    ) -> Float[Tensor, "n Q D"]:
+        """Return the quantiles of each number by bisection of its distribution function; NaN for codes."""
+        parts = self.mixture(n, context)
+        out = parts.mean.new_full((n, len(levels), *self.event_shape), math.nan, dtype=torch.float64)
+        reach = 8 * parts.log_scale.exp()
+        for j, level in enumerate(levels):
+            low = (parts.mean - reach).amin((0, 3)).double()
+            high = (parts.mean + reach).amax((0, 3)).double()
+            for _ in range(40):
+                middle = (low + high) / 2
+                below = _cdf(parts, middle) < level
+                low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+            out[:, j, self.real] = self._in_units((low + high) / 2)
+        return out
+
+    @torch.no_grad()
+    def marginal_moments(
+        self, n: int, context: Shaped[Tensor, "n ..."] | None = None
+    ) -> tuple[Float[Tensor, "n D"], Float[Tensor, "n D"]]:
+        """Return the mean and the standard deviation of each number; NaN for codes."""
+        parts = self.mixture(n, context)
+        weight = parts.log_weight.exp().double()[:, :, None] / self.members
+        first, second = self.map.moments(parts.mean.movedim(-2, -1), parts.log_scale.exp().movedim(-2, -1))
+        weight = weight.movedim(-2, -1)
+        mean, square = (weight * first).sum((0, 2)), (weight * second).sum((0, 2))
+        out = mean.new_full((2, n, *self.event_shape), math.nan)
+        out[0][:, self.real] = self.map.at + mean
+        out[1][:, self.real] = (square - mean.square()).clamp_min(0).sqrt()
+        return out[0], out[1]
+
+    @torch.no_grad()
+    def marginal_probabilities(
+        self, n: int, context: Shaped[Tensor, "n ..."] | None = None
+    ) -> dict[int, Float[Tensor, "n C"]]:
+        """Return the probabilities of the codes, by the number of their dimension."""
+        parts = self.mixture(n, context)
+        log_weight = parts.log_weight - math.log(self.members)
+        return {
+            d: (log_weight[..., None] + log_codes).logsumexp((0, 2)).exp().double()
+            for d, log_codes in zip(self.codes, parts.log_codes, strict=True)
+        }
+
+
+def _cdf(parts: Components, u: Float[Tensor, "B R"]) -> Float[Tensor, "B R"]:
+    """Return the distribution function of each number after its map."""
+    z = (u[..., None] - parts.mean.double()) * torch.exp(-parts.log_scale.double())
+    weight = parts.log_weight.double().exp()[:, :, None]
+    return (weight * torch.special.ndtr(z)).sum(-1).mean(0)
