@@ -20,7 +20,7 @@ __all__ = ["INTERVAL", "Prediction", "TargetValues", "predict_rows", "target_sco
 
 INTERVAL = (0.05, 0.95)  # the quantiles of the 90 % interval
 DRAWS = 200  # for each row
-MAX_DRAWS = 2**14  # of a split that is scored by draws, which take a solver's steps in some families
+MAX_DRAWS = 2**13  # of a split that is scored by draws, which take a solver's steps in some families
 BATCH = 512
 
 

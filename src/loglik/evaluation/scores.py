@@ -55,7 +55,7 @@ def evaluating(density: Density, seed: int) -> Iterator[torch.device]:
 
 
 def arguments(
-    density: Density, x: Shaped[Tensor, "B ..."], y: Int64[Tensor, " B"] | None
+    density: Density, x: Shaped[Tensor, "B ..."], y: Shaped[Tensor, "B ..."] | None
 ) -> tuple[Shaped[Tensor, "B ..."], Shaped[Tensor, "B ..."] | None]:
     """Return the event and the context of a batch, on the density's device.
 

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64, Int64, Shaped
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from loglik.data.dataset import Data, Split
+from loglik.data.spec import DataSpec
 from loglik.data.tables import from_frame
 from loglik.density import Density
 from loglik.evaluation.rows import row_scores
@@ -94,19 +94,21 @@ class Estimator(BaseEstimator):
         """
         self._library = library_of(x)
         frame = columns_of(self, x, reset=True)
-        return self._fit_frame(frame, y, classes, **options)
-
-    def _fit_frame(
-        self, frame: pl.DataFrame, y: Tensor | None = None, classes: tuple[str, ...] = (), **options: Any
-    ) -> tuple[Float[Tensor, "N D"], Int64[Tensor, " M"]]:
         whole = from_frame(frame, name=type(self).__name__, source="X")
-        rows = whole.split("all").tensor()
+        spec = replace(whole.spec, classes=classes)
+        return self._train(whole.split("all").tensor(), spec, y, **options)
+
+    def _train(
+        self, rows: Float[Tensor, "N D"], spec: DataSpec, y: Tensor | None, **options: Any
+    ) -> tuple[Float[Tensor, "N D"], Int64[Tensor, " M"]]:
+        """Train a density on rows, given labels or inputs y where it is conditional."""
         self._seed = _seed(self.random_state)
-        train, held_out = _split_rows(len(rows), y, self._seed)
+        labels = y if spec.classes else None
+        train, held_out = _split_rows(len(rows), labels, self._seed)
         train_split, validation, test = (
             Split(rows[part], None if y is None else y[part], part) for part in (train, held_out, train[:0])
         )
-        data = Data(whole.name, replace(whole.spec, classes=classes), train_split, validation, test)
+        data = Data(type(self).__name__, spec, train_split, validation, test)
         limits = {"max_steps": self.max_steps, "max_time": self.max_time}
         self.run_ = fit(
             self.model,
@@ -129,10 +131,13 @@ class Estimator(BaseEstimator):
 
     def _density(self) -> Density:
         """Return the density in float64. In float32 a product's rounding depends on the number of rows."""
+        check_is_fitted(self, "run_")
         density = copy.deepcopy(self.run_.density)
         return (density.cpu() if density.device.type == "mps" else density).double()
 
-    def _log_probs(self, x: Float[Tensor, "N D"], y: Int64[Tensor, " N"] | None = None) -> Float64[np.ndarray, " N"]:
+    def _log_probs(
+        self, x: Float[Tensor, "N D"], y: Shaped[Tensor, "N ..."] | None = None
+    ) -> Float64[np.ndarray, " N"]:
         """Return log p of each row, given y where the density is conditional, with the noise of the fit's seed."""
         return row_scores(self._density(), Split(x, y), seed=self._seed).nats.numpy()
 

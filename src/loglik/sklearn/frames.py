@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 from jaxtyping import Float
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_array, validate_data
 from torch import Tensor
 
 from loglik.data.spec import DataSpec
+from loglik.data.tables import from_frame
 
-__all__ = ["columns_of", "decoded", "library_of", "like_input"]
+__all__ = ["columns_of", "decoded", "encoded", "library_of", "like_input", "to_library"]
 
 
 def library_of(x: Any) -> str | None:
@@ -71,6 +74,34 @@ def _polars(x: Any) -> pl.DataFrame:
     return pl.DataFrame(columns)
 
 
+def encoded(frame: pl.DataFrame, like: DataSpec | None) -> tuple[Float[Tensor, "N D"], DataSpec]:
+    """Return the rows of a frame in codes, with NaN where a value is missing, and their spec.
+
+    Args:
+        frame: with missing values, null or NaN.
+        like: the spec that the frame must fit; learned from it if None.
+
+    Raises ValueError where a column has no values, at fit.
+    """
+    columns, missing = [], []
+    for d, series in enumerate(frame.iter_columns()):
+        series = series.fill_nan(None) if series.dtype.is_float() else series
+        known = series.drop_nulls()
+        if len(known) == 0 and like is None:
+            raise ValueError(f"column {series.name!r} of X has no values: leave it out")
+        missing.append(series.is_null().to_numpy())
+        if len(known):  # any value that can be encoded stands for the missing ones
+            columns.append(series.fill_null(known[0]))
+        else:
+            categories = like.columns[d].categories if like else ()
+            columns.append(pl.Series(series.name, [categories[0] if categories else 0] * len(series)))
+    whole = from_frame(pl.DataFrame(columns), name="X", source="X", like=like)
+    gaps = torch.from_numpy(np.stack(missing, 1))
+    rows = whole.split("all").tensor().masked_fill(gaps, torch.nan)
+    named = [replace(c, missing=c.missing or bool(gaps[:, d].any())) for d, c in enumerate(whole.spec.columns)]
+    return rows, like or replace(whole.spec, columns=tuple(named))
+
+
 def decoded(x: Float[Tensor, "N D"], spec: DataSpec) -> pl.DataFrame:
     """Return rows as a polars frame: categories by name, integers and booleans as such, missing values as null."""
     columns = []
@@ -90,11 +121,15 @@ def like_input(x: Float[Tensor, "N D"], spec: DataSpec, library: str | None) -> 
     """Return rows as an array, or as a data frame of the library of the training data."""
     if library is None:
         return x.double().cpu().numpy()
-    frame = decoded(x, spec)
+    return to_library(decoded(x, spec), library)
+
+
+def to_library(frame: pl.DataFrame, library: str, index: Any = None) -> Any:
+    """Return a polars frame as one of another library; `index` is that of pandas."""
     if library == "polars":
         return frame
     if library == "pyarrow":
         return frame.to_arrow()
     import pandas
 
-    return pandas.DataFrame({name: frame[name].to_list() for name in frame.columns})
+    return pandas.DataFrame({name: frame[name].to_list() for name in frame.columns}, index=index)

@@ -61,8 +61,8 @@ class Batches:
             rows = self._order(epoch)[number * self.batch_size : (number + 1) * self.batch_size]
         return rows if self.world_size == 1 else rows.chunk(self.world_size)[self.rank]
 
-    def batch(self, step: int) -> tuple[Shaped[Tensor, "B ..."], Int64[Tensor, " B"] | None]:
-        """Return this rank's examples of a step and their labels, on the device."""
+    def batch(self, step: int) -> tuple[Shaped[Tensor, "B ..."], Shaped[Tensor, "B ..."] | None]:
+        """Return this rank's examples of a step and their labels or inputs, on the device."""
         if self._prefetch is not None:
             return self._prefetch.batch(step)
         x, y = self._load(step)
