@@ -142,8 +142,4 @@ def test_help_answers(thing):
     text = pydoc.render_doc(thing, renderer=pydoc.plaintext)
     assert len(text) > 300 and not re.search(r"Unknown|Traceback", text)
     if thing is loglik:
-        assert (
-            "log_prob" in text
-            and "kl_divergence" in text
-            and "def evaluate" in text.replace("evaluate(", "def evaluate(")
-        )
+        assert "kl_divergence(" in text and "evaluate(" in text
