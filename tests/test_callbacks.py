@@ -139,6 +139,10 @@ def test_mlflow_reads_the_run(tmp_path, monkeypatch):
     (kept,) = client.search_runs([client.get_experiment_by_name("tables").experiment_id])
     assert kept.info.status == "FINISHED" and kept.info.run_name == "run"
     assert kept.data.params["model"] == "flow" and kept.data.params["training.max_steps"] == "30"
+    with pytest.raises(
+        ValueError, match=r"MLflow cannot track runs at gopher://x \(.*\): pass MLflowLogger\(uri\), or set"
+    ):
+        MLflowLogger("gopher://x")
     history = client.get_metric_history(kept.info.run_id, "validation_nats")
     assert [(m.step, m.value) for m in history] == [(row["step"], row["validation_nats"]) for row in run.history]
 

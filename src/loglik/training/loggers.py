@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from loglik.data.limits import first_line
 from loglik.runs import Run
 from loglik.training.callbacks import Callback
 
@@ -84,15 +85,22 @@ class MLflowLogger(_Logger):
         uri: where MLflow tracks runs, as `sqlite:///mlflow.db` or a server; MLflow's own choice if None.
         experiment: the experiment's name, which is made if there is none.
 
-    Raises ValueError if MLflow is not installed.
+    Raises ValueError if MLflow is not installed or cannot track runs there.
     """
 
     def __init__(self, uri: str | None = None, experiment: str = "loglik") -> None:
-        self.module = _package("mlflow", "mlflow-skinny")
-        self.uri, self.experiment = uri, experiment
+        mlflow = _package("mlflow", "mlflow")
+        self.experiment = experiment
+        try:
+            self.client = mlflow.MlflowClient(tracking_uri=uri)
+            self.client.get_experiment_by_name(experiment)
+        except mlflow.exceptions.MlflowException as error:
+            raise ValueError(
+                f"MLflow cannot track runs at {uri or mlflow.get_tracking_uri()} ({first_line(error)}): pass "
+                "MLflowLogger(uri), or set MLFLOW_TRACKING_URI"
+            ) from None
 
     def open(self, run: Run) -> None:
-        self.client = self.module.MlflowClient(tracking_uri=self.uri)
         found = self.client.get_experiment_by_name(self.experiment)
         experiment = found.experiment_id if found else self.client.create_experiment(self.experiment)
         name = run.path.name if run.path else run.model
