@@ -70,7 +70,8 @@ _HOME = {
 }
 _ROOMS = (
     "autoregressive", "baselines", "classification", "conditioning", "data", "diffusion", "divergence", "evaluation",
-    "flows", "inspection", "mixture", "networks", "recipes", "report", "tasks", "training", "transforms", "vae",
+    "flows", "inspection", "mixture", "networks", "recipes", "report", "sklearn", "tasks", "training", "transforms",
+    "vae",
     "verification",
 )  # fmt: skip
 

@@ -16,6 +16,8 @@ from loglik.data.image_settings import ImageSettings
 from loglik.data.table_settings import TableSettings
 from loglik.data.text_settings import TextSettings
 from loglik.evaluation import Result, StreamScores, baseline_scores, compress, evaluate_split, summary
+from loglik.notebook import table
+from loglik.plots import plot_bars
 from loglik.recipes import RECIPES, Unsuitable, build, recipe
 from loglik.runs import Run
 from loglik.tasks import diagnose_latents
@@ -23,7 +25,17 @@ from loglik.training import NotFinite, TrainingSettings, fit, undertrained
 from loglik.training.settings import with_device
 from loglik.vae.diagnostics import Diagnosis
 
-__all__ = ["Row", "best_density", "better_compressors", "by_score", "compare", "evaluate_run", "ranked", "scored_part"]
+__all__ = [
+    "Comparison",
+    "Row",
+    "best_density",
+    "better_compressors",
+    "by_score",
+    "compare",
+    "evaluate_run",
+    "ranked",
+    "scored_part",
+]
 
 BASELINE = "independent"
 MAX_TOKENS = 2**18  # of a text, in the score at the end of a training
@@ -48,6 +60,31 @@ class Row:
         )
 
 
+class Comparison(list[Row]):
+    """The rows of a comparison, in the order of training; notebooks show it as a table, best first."""
+
+    def __repr__(self) -> str:
+        lines = (f"  {row.result.rank or '-'}  {summary(row.result)}" for row in by_score(self))
+        return "\n".join([f"Comparison of {len(self)} rows", *lines])
+
+    def _repr_html_(self) -> str:
+        head = ("rank", "model", "nats", "standard error", "number", "bits/dim", "parameters", "seconds")
+        rows = []
+        for row in by_score(self):
+            r = row.result
+            bits = None if r.bits_per_dim is None else f"{r.bits_per_dim:.3f}"
+            error = None if r.stderr is None else f"{r.stderr:.3f}"
+            rows.append(
+                (r.rank, r.model, f"{r.nats:.3f}", error, r.bound, bits, f"{r.params:,}", f"{r.train_seconds:.1f}")
+            )
+        return table(head, rows, caption="comparison")
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the nats of the ranked rows with their standard errors, best on top; return matplotlib's axes."""
+        rows = [row.result for row in by_score(self) if row.result.rank is not None]
+        return plot_bars([r.model for r in rows], [r.nats for r in rows], [r.stderr for r in rows], axes)
+
+
 def compare(
     data: Any,
     *,
@@ -62,7 +99,7 @@ def compare(
     progress: bool | None = None,
     report: Callable[[str], None] = lambda line: None,
     **options: Any,
-) -> list[Row]:
+) -> Comparison:
     """Train each model for the same time and score all on the test split; the independent baseline comes first.
 
     Args:
@@ -112,7 +149,7 @@ def compare(
         if name == BASELINE:
             baseline = baseline_scores(run.density, part, dataset.spec)
             rows += [Row(result) for result in compress(part, dataset.spec, baseline)]
-    return ranked(rows)
+    return Comparison(ranked(rows))
 
 
 def _check_options(names: Sequence[str], options: dict[str, Any]) -> None:

@@ -30,6 +30,8 @@ from loglik.density import Density
 from loglik.devices import resolve_device
 from loglik.lock import LOCK_FILES, in_use, is_locked
 from loglik.model_size import ModelTooLarge, limit_size
+from loglik.notebook import facts, listed
+from loglik.plots import plot_history
 from loglik.recipes import Unsuitable, recipe
 
 __all__ = [
@@ -59,7 +61,7 @@ NUMBER = re.compile(r"-?(?:\d+(?:\.\d+)?(?:e[+-]?\d+)?|inf)|nan")  # as repr wri
 METRICS = ("step", "time", "train_nats", "validation_nats", "learning_rate", "gradient_norm")
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """A trained density with its spec, configuration and history.
 
@@ -86,6 +88,34 @@ class Run:
     def train_seconds(self) -> float:
         """Seconds of training, validations included."""
         return self.config.get("train_seconds", 0.0)
+
+    def __repr__(self) -> str:
+        return listed("Run", {name: value for name, value in self._facts().items() if name not in ("seconds", "seed")})
+
+    def _repr_html_(self) -> str:
+        return facts(self._facts(), caption="run")
+
+    def _facts(self) -> dict[str, Any]:
+        """Return what a person asks first of a run, by name; None where it is unknown."""
+        best = max((row["validation_nats"] for row in self.history), default=None)
+        return {
+            "model": self.model,
+            "data": f"{self.config['data']}: {self.spec.describe()}" if "data" in self.config else self.spec.describe(),
+            "bound": self.density.bound.value,
+            "parameters": f"{sum(p.numel() for p in self.density.parameters() if p.requires_grad):,}",
+            "steps": f"{self.steps:,}",
+            "seconds": f"{self.train_seconds:.1f}",
+            "validation": None if best is None else f"{best:.3f} nats",
+            "seed": self.config.get("training", {}).get("seed"),
+            "path": self.path,
+        }
+
+    def plot(self, axes: Any = None, *, against: str = "step") -> Any:
+        """Draw the training and validation nats against `step` or `time`; return matplotlib's axes.
+
+        Raises ValueError where there is no history.
+        """
+        return plot_history(self.history, axes, against=against)
 
     def data_for(self, data: Any = None, *, label: str | None = None, unseen: str | None = None) -> Data:
         """Read data in the codes of this run's density.

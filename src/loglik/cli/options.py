@@ -158,7 +158,7 @@ OPTION = re.compile(
 )
 COLUMN = re.compile(r"columns=\{(['\"])(.*?)\1: (['\"])(.*?)\3\}")
 SETTING = re.compile(r"(?<![\w./-])(alpha|bits|colour|conditional|fit|resize|window)=(\w+)")
-NOT_SETTINGS = {"data", "density", "settings", "progress", "report"}
+NOT_SETTINGS = {"callbacks", "data", "density", "settings", "progress", "report"}
 
 
 def settings_of(pairs: Sequence[str] | None) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -156,6 +156,10 @@ def fit(
         int | None,
         typer.Option(metavar="K", min=1, help="Newest checkpoints that stay; 2 by default.", show_default=False),
     ] = None,
+    log: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Where the numbers of the training also go: tensorboard, mlflow, wandb."),
+    ] = None,
 ) -> int:
     """Train one density and write it as a run."""
     from loglik.comparison import evaluate_run
@@ -166,7 +170,9 @@ def fit(
     from loglik.tasks import draw
     from loglik.training import Interrupted
     from loglik.training import fit as train
+    from loglik.training.loggers import loggers_of
 
+    callbacks = loggers_of(log)
     if model is None and target is None:
         raise ValueError("--model NAME is needed: `loglik list models` lists the families")
     model = model or "mixture"
@@ -183,7 +189,14 @@ def fit(
     options |= ranks_of(devices, nodes, strategy, accumulate) | without_none(keep=keep)
     show_data(dataset)
     try:
-        run = train(model, dataset, out=folder, resume=resume, seed=seed, device=device, report=_report, **options)
+        how: dict[str, Any] = {
+            "resume": resume,
+            "seed": seed,
+            "device": device,
+            "report": _report,
+            "callbacks": callbacks,
+        }
+        run = train(model, dataset, out=folder, **how, **options)
     except Interrupted as stopped:
         if is_first_rank():
             sys.stderr.write(printable(f"{stopped}; continue with: {resume_command(folder)}") + "\n")

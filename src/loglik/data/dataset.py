@@ -12,12 +12,14 @@ from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from loglik.data.image_settings import ImageSettings
-from loglik.data.limits import quote, shorten
+from loglik.data.limits import quote, shorten, some
 from loglik.data.spec import DataSpec, Kind
 from loglik.data.store import Rows
 from loglik.data.table_settings import TableSettings
 from loglik.data.text_settings import TextSettings
 from loglik.data.windows import Stream, Windows
+from loglik.notebook import facts, table
+from loglik.terminal import printable
 
 __all__ = ["Data", "Split", "TextSplit", "check_kind", "into_splits"]
 
@@ -125,7 +127,7 @@ class TextSplit(Split):
         return self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Data:
     """A named data set with its spec and its training, validation and test splits.
 
@@ -165,6 +167,21 @@ class Data:
             sizes = f"{self.train.size:,} tokens to train on, {self.validation.size:,} to validate, "
             sizes += f"{self.test.size:,} to test on"
         return f"{shorten(self.name, 200)}: {self.spec.describe()}; {sizes}"
+
+    def __repr__(self) -> str:
+        return f"Data({printable(self.describe())})"
+
+    def _repr_html_(self) -> str:
+        sizes = f"{self.describe()}; {self.validation.size:,} to validate"
+        if not self.spec.columns:
+            return facts({"kind": self.spec.describe(), "classes": ", ".join(self.spec.classes) or None}, caption=sizes)
+        role = "target" if self.spec.inputs else "column"
+        columns = [(role, column) for column in self.spec.columns] + [("input", c) for c in self.spec.inputs]
+        rows = [
+            (c.name, role, c.temporal or c.type, some(list(c.categories)), "yes" if c.missing else "")
+            for role, c in columns
+        ]
+        return table(("name", "role", "type", "categories", "missing"), rows, caption=sizes)
 
     def split(self, name: str) -> Split:
         """Return a split by its name; `all` is every example once, in the order of the input."""

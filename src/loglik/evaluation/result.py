@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from loglik import files
+from loglik.notebook import facts
 
 __all__ = ["Result", "bits_per_dim", "write_json"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Result:
     """A density's score on a split.
 
@@ -84,6 +85,18 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
         return asdict(self)
+
+    def __repr__(self) -> str:
+        from loglik.evaluation.format import summary
+
+        return f"Result({summary(self)})"
+
+    def _repr_html_(self) -> str:
+        hidden = ("confusion",)  # a page shows it
+        known = {
+            name: value for name, value in self.to_dict().items() if value not in (None, {}, ()) and name not in hidden
+        }
+        return facts({name: f"{v:.6g}" if isinstance(v, float) else v for name, v in known.items()}, caption="result")
 
 
 @runtime_checkable

@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
@@ -48,6 +49,16 @@ class RowScores:
     nats: Float64[Tensor, " N"]
     stderr: Float64[Tensor, " N"]
     draws: Int64[Tensor, " N"]
+
+    def frame(self, index: Int64[Tensor, " N"] | None = None) -> pl.DataFrame:
+        """Return the columns row, nats and stderr, in the order of the input; rows are counted from 1.
+
+        Args:
+            index: the rows in the input; None where the order is the input's.
+        """
+        numbers = torch.arange(len(self.nats)) if index is None else index
+        columns = {"row": (numbers + 1).numpy(), "nats": self.nats.numpy(), "stderr": self.stderr.numpy()}
+        return pl.DataFrame(columns).sort("row")
 
 
 def row_scores(density: Density, split: Split, *, samples: int | None = None, seed: int = 0) -> RowScores:

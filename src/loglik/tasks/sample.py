@@ -10,11 +10,13 @@ import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
+from loglik.data.limits import some
 from loglik.data.spec import DataSpec
 from loglik.density import Density
 from loglik.diffusion import with_sampler
 from loglik.evaluation.scores import evaluating, labels_in_turn
 from loglik.memory import Pieces
+from loglik.plots import plot_images, plot_rows
 from loglik.runs import Run
 from loglik.tasks.condition import sample_given
 from loglik.tasks.condition_text import Given
@@ -54,7 +56,7 @@ class Samples:
         label: str | None = None,
         inputs: Tensor | None = None,
     ) -> None:
-        self.density, self.n, self.seed = density, n, seed
+        self.density, self.spec, self.n, self.seed = density, spec, n, seed
         self.context = labels_of(density, spec, n, label) if inputs is None else inputs
         self.block = max(64, min(MAX_BLOCK, BLOCK_VALUES // math.prod(density.event_shape)))
 
@@ -69,6 +71,28 @@ class Samples:
     def tensor(self) -> Shaped[Tensor, "n ..."]:
         """Return all samples in memory, on the CPU."""
         return torch.cat(list(self))
+
+    def plot(self, axes: Any = None, *, columns: tuple[str, ...] = ()) -> Any:
+        """Draw the samples, and return matplotlib's axes: images in a grid, rows by one or two columns.
+
+        Args:
+            axes: matplotlib's; new ones if None.
+            columns: the names of one or two columns of a table, or their numbers x0, x1, ... of an array; the first
+                two if empty.
+
+        Raises ValueError for text, and for columns that there are not.
+        """
+        x, spec = self.tensor(), self.spec
+        if spec.kind == "image":
+            return plot_images(x.numpy(), spec.levels or 256, axes)
+        if spec.kind == "text":
+            raise ValueError("samples of text are not plotted: print them with loglik sample")
+        names = [column.name for column in spec.columns] or [f"x{d}" for d in range(spec.dims)]
+        chosen = columns or tuple(names[:2])
+        if len(chosen) > 2 or not set(chosen) <= set(names):
+            raise ValueError(f"columns must be one or two of {some(names)}, got {some(chosen)}")
+        rows = x.flatten(1).numpy()
+        return plot_rows(rows[:, [names.index(name) for name in chosen]], chosen, axes)
 
     def _draw(self, rows: slice) -> Tensor:
         seed = self.seed if rows.start == 0 else (self.seed * 1_000_003 + rows.start) % 2**63

@@ -51,6 +51,7 @@ def fit(
     device: str | None = None,
     progress: bool | None = None,
     report: Callable[[str], None] = lambda line: None,
+    callbacks: Sequence[Any] = (),
     **options: Any,
 ) -> runs.Run:
     r"""Maximise the likelihood of the training split: minimise `density.loss`, in nats per example.
@@ -70,10 +71,11 @@ def fit(
         progress: show a progress bar; on a terminal only if None.
         report: called with one line for each of the data's notes, about where a resumed training begins, for each
             checkpoint that is skipped, and about compilation.
+        callbacks: instances of `loglik.training.Callback`, called on the first rank after steps and validations and at
+            the end; they may stop the training.
         **options: fields of `TrainingSettings` (`max_time="30s"`, `batch_size=64`, ...), of `TextSettings` for text
             (`tokenizer="characters"`, ...), of `TableSettings` for tables (`missing="refuse"`, ...), of `ImageSettings`
-            for image files (`resize=64`, ...) and, for a family's
-            name, options of its recipe (`size="medium"`, ...).
+            for image files (`resize=64`, ...) and, for a family's name, options of its recipe (`size="medium"`, ...).
 
     Returns the run, with the weights of the best validation.
 
@@ -135,7 +137,7 @@ def fit(
             on_first_rank(fabric, lambda: stack.enter_context(open_folder(path, config, resume)))
         stack.enter_context(explain_full_disk(path))
         stack.enter_context(together(fabric))
-        trainer = Trainer(fabric, built, data, settings, path, report, auto)
+        trainer = Trainer(fabric, built, data, settings, path, report, auto, callbacks, config)
         start = time.perf_counter()
         if trainer.trainable:
             with progress_bar(name or type(built).__name__, progress and fabric.is_global_zero) as bar:
@@ -149,7 +151,9 @@ def fit(
             runs.write_weights(path, built)
             runs.write_metrics(path, trainer.history)
             runs.write_config(path, config)
-    return runs.Run(built.eval(), data.spec, config, trainer.history, path)
+    finished = runs.Run(built.eval(), data.spec, config, trainer.history, path)
+    trainer.callbacks.on_end(trainer.step, trainer.history[-1] if trainer.history else {}, finished)
+    return finished
 
 
 def _run(trainer: Trainer, bar: Progress, resume: bool) -> None:

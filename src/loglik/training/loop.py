@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,6 +27,7 @@ from loglik.training import checkpoint
 from loglik.training.average import MovingAverage
 from loglik.training.batch_norm import share_statistics
 from loglik.training.batches import Batches
+from loglik.training.callbacks import Callbacks
 from loglik.training.compilation import Loss, choose_compilation, compiler_settings
 from loglik.training.early_stopping import EarlyStopping
 from loglik.training.learning_rate import rate_factor
@@ -66,6 +67,8 @@ class Trainer:
         path: the run's folder, for checkpoints, metrics and the best weights; None keeps the run in memory.
         report: called with a line about where a resumed training begins, and about compilation.
         chosen: what `auto` chose, as config.yaml records it; a resumed training repeats it, others add to it.
+        callbacks: what is called after steps and validations, and may stop the training.
+        config: of the run that callbacks see.
     """
 
     optimizers: list[Any]
@@ -83,7 +86,10 @@ class Trainer:
         path: Path | None,
         report: Callable[[str], None] = lambda line: None,
         chosen: dict[str, Any] | None = None,
+        callbacks: Sequence[Any] = (),
+        config: dict[str, Any] | None = None,
     ) -> None:
+        self.callbacks, self.config = Callbacks(callbacks, fabric), config or {}
         self.chosen = {} if chosen is None else chosen
         self.report = report if fabric.is_global_zero else lambda line: None
         self.fabric, self.density, self.data, self.settings, self.path = fabric, density, data, settings, path
@@ -122,12 +128,15 @@ class Trainer:
     def train(self, bar: Progress, stop: StopRequest) -> None:
         """Make steps up to the limit or until patience ends, with the validations between."""
         began = time.perf_counter() - self.elapsed
-        while (fraction := self._fraction_done()) < 1 and not self.stopping.out_of_patience:
+        stopped = False
+        while (fraction := self._fraction_done()) < 1 and not (self.stopping.out_of_patience or stopped):
             rate = self.settings.learning_rate * rate_factor(fraction, self.step, self.settings.warmup)
             self.steps.take(self.step, fraction, rate)
             self.step += 1
             self.elapsed = self._agree(time.perf_counter() - began)
-            due = self._fraction_done() >= 1 or self.validation.due(self.step, self.elapsed)
+            self._tell_step(rate)
+            stopped = self.callbacks.stop_at(self.step)
+            due = self._fraction_done() >= 1 or stopped or self.validation.due(self.step, self.elapsed)
             self._check_finite(look=due)
             bar.update(self._fraction_done(), self.step, self.elapsed, self.steps.loss / self.tokens)
             if due:
@@ -137,8 +146,19 @@ class Trainer:
                 self._write()
                 self.elapsed = self._agree(time.perf_counter() - began)
                 self.validation.schedule_next(self.elapsed, self._agree(time.perf_counter() - start))
+                self.callbacks.on_validation(self.step, self.history[-1], self.run_so_far())
+                stopped = stopped or self.callbacks.stop_at(self.step)
             self._stop_if_requested(stop)
         self.elapsed = self._agree(time.perf_counter() - began)
+
+    def _tell_step(self, rate: float) -> None:
+        if self.callbacks.callbacks:
+            metrics = {"loss": self.steps.loss, "learning_rate": rate, "time": self.elapsed}
+            self.callbacks.on_step(self.step, metrics, self.run_so_far())
+
+    def run_so_far(self) -> runs.Run:
+        """Return the run as callbacks see it, with the weights that validations score."""
+        return runs.Run(self.evaluated, self.data.spec, self.config, self.history, self.path)
 
     def _stop_if_requested(self, stop: StopRequest) -> None:
         """Write a checkpoint and raise `Interrupted` if a signal came; several ranks agree on it every few steps."""
