@@ -198,7 +198,7 @@ def test_a_run_reads_other_images_as_its_own(tmp_path) -> None:
     run = tmp_path / "run"
     options = [x for s in ("resize=8x6", "fit=pad", "alpha=black") for x in ("--set", s)]
     printed = well("fit", tmp_path / "photos", "--model", "independent", "--out", run, *options)
-    assert "of 30 images: 30 resized to 8×6 pixels by fit=pad" in printed
+    assert "of 30 images: 30 resized to 8×6 pixels by --set fit=pad" in printed
     assert loglik.load(run).config["images"] == {
         "resize": "8x6", "fit": "pad", "alpha": "black", "colour": "auto", "bits": None,
     }  # fmt: skip

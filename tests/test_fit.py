@@ -212,7 +212,7 @@ def test_settings_are_checked(changes, words) -> None:
         (flow, REAL[:, :1], r"over events of shape \(2,\), the data 'array' have events of shape \(1,\)"),
         (classifier, REAL, "this density needs labels"),
         (lambda: "flaw", REAL, "unknown model 'flaw': use independent, classifier"),
-        (flow, {"x": REAL}, r"data must be a path, a name, an array, a pair \(x, y\), a Dataset or Data, got dict"),
+        (flow, 3, r"data must be a path, a name, an array, .*, a pair \(x, y\), .*, a Dataset or Data, got int"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(density, data, words, tmp_path) -> None:

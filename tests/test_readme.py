@@ -14,6 +14,8 @@ QUICK = {
     "max_steps=500": "max_steps=3",
     'budget="20s"': 'budget="1s"',
     "steps = 200": "steps = 3",
+    'max_time="10s"': "max_steps=20",
+    "max_steps=100": "max_steps=20",
 }
 
 
@@ -70,4 +72,4 @@ def without_comments(code: str) -> str:
 
 def test_there_are_blocks():
     assert [block.id for block in BLOCKS] == ["README-0", "python-0", "python-1", "python-2", "python-3"]
-    assert len(HOWTO) == 15 and sum(bool(blocks_of(page)) for page in PAGES) == 14
+    assert len(HOWTO) == 17 and sum(bool(blocks_of(page)) for page in PAGES) == 16

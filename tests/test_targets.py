@@ -109,7 +109,6 @@ def test_rows_without_a_target_are_left_out() -> None:
     assert len(data.train) == 18 and data.notes[-1] == "2 rows without a target are left out"
     assert 3 not in data.train.index.tolist()
     assert not data.spec.columns[0].missing
-    assert "2 rows without a target are left out" in data.describe()
 
 
 def test_pairs_of_arrays_have_targets() -> None:

@@ -55,7 +55,7 @@ class Row:
         return (
             self.result.event == "x"
             and self.run is not None
-            and bool(self.run.spec.classes)
+            and not self.run.spec.inputs
             and self.run.density.conditional
         )
 
@@ -126,7 +126,8 @@ def compare(
     dataset: Data = as_data(
         data, label=label, target=target, seed=seed, text=text, table=table, images=images, beside=beside
     )
-    names = list(RECIPES) if models is None else [BASELINE, *(m for m in models if m != BASELINE)]
+    every = [name for name, known in RECIPES.items() if dataset.spec.kind == "table" or not known.tables_only]
+    names = every if models is None else [BASELINE, *(m for m in models if m != BASELINE)]
     _check_options(names, options)
     with_device(device, options)
     fitting = _that_fit(names, dataset, report)

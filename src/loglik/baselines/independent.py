@@ -142,9 +142,9 @@ class Independent(Density):
             self.edges[row, : size + 1], mass / mass.sum(), self.tail_scale[row], bool(self.discrete_rows[row])
         )
 
-    def fill(self, x: Shaped[Tensor, "B D"], missing: Bool[Tensor, "B D"]) -> Shaped[Tensor, "B D"]:
-        """Draw the missing values of rows."""
-        return torch.where(missing, self.sample(len(x)).to(x.dtype), x)
+    def fill(self, x: Shaped[Tensor, "B D"], missing: Bool[Tensor, "B D"] | None = None) -> Shaped[Tensor, "B D"]:
+        """Draw the missing values of rows, which are NaN if `missing` does not say where they are."""
+        return torch.where(x.isnan() if missing is None else missing, self.sample(len(x)).to(x.dtype), x)
 
     def check(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> None:
         check_levels(x, self.levels)

@@ -174,8 +174,8 @@ def fit(
 
     callbacks = loggers_of(log)
     if model is None and target is None:
-        raise ValueError("--model NAME is needed: `loglik list models` lists the families")
-    model = model or "mixture"
+        raise typer.BadParameter("--model NAME, or --target COLUMN, is needed; `loglik list models` lists the families")
+    model = "mixture" if model is None else model
     if resume and out is None:
         raise ValueError("--resume needs --out RUN, the run to continue")
     text, options = TextSettings.split_options(settings_of(set_))

@@ -61,4 +61,5 @@ MIXTURE = Recipe(
     options_type=MixtureOptions,
     build=build,
     training=training,
+    tables_only=True,
 )

@@ -47,6 +47,7 @@ class Recipe(Generic[OptionsT]):
         training: from a DataSpec to what overrides the defaults of `TrainingSettings`; it suits a CPU, and
             `loglik.recipes.device` adapts it to others.
         trainable: False for a density without parameters, which `initialise` alone fits.
+        tables_only: whether a comparison of all families of other data leaves it out without a word.
         variant: the option whose values `kinds` are variants with names of their own, such as `flow:glow`.
         training_by_kind: the training of a variant, where it differs.
         preset: options that a variant sets.
@@ -58,6 +59,7 @@ class Recipe(Generic[OptionsT]):
     build: Callable[[DataSpec, OptionsT], Density]
     training: Callable[[DataSpec], dict[str, Any]] = lambda spec: {}
     trainable: bool = True
+    tables_only: bool = False
     variant: str = "kind"
     kinds: tuple[str, ...] = ()
     training_by_kind: Mapping[str, Callable[[DataSpec], dict[str, Any]]] = field(default_factory=dict)
