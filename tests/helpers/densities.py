@@ -55,7 +55,7 @@ CONDITIONED = {"image", "mixed table", "incomplete table", "whole array", "text"
 TWO_PIXELS = DataSpec(kind="image", event_shape=(1, 1, 2), levels=3, classes=LABELS)
 
 REFUSED = {(family, text) for family in ("flow", "vae", "diffusion") for text in ("text", "texts")}
-REFUSED |= {("mixture", spec) for spec in SPECS if spec not in ("table", "mixed table", "one column")}
+REFUSED |= {("mixture", spec) for spec in SPECS if spec not in ("table", "mixed table", "one column", "incomplete table")}
 
 TINY = {"width": 16, "depth": 2, "heads": 2, "steps": 4, "latent": 2}  # those of these that a recipe has
 
@@ -78,7 +78,7 @@ class Case:
         """Whether `log_prob` is exact: `check_declares` asserts it."""
         family, *_ = self.family.split(":")
         if SPECS[self.spec].incomplete:
-            return family in ("independent", "classifier")
+            return family in ("independent", "classifier", "mixture")
         return family in EXACT or (family == "flow" and not any(SPECS[self.spec].discrete_dims))
 
     def __str__(self) -> str:
