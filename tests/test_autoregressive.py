@@ -144,6 +144,21 @@ def test_token_log_probs_are_the_logits_of_the_tokens(float64, positions, shared
     torch.testing.assert_close(density.log_prob(x), truth.sum(1))
 
 
+def test_many_levels_are_scored_by_the_levels_of_each_position(float64):
+    """The log-probability and gradients of softmaxes over all levels; other positions' levels have probability 0."""
+    allowed = torch.zeros(3, 1200, dtype=torch.bool)
+    allowed[0, :3] = allowed[1, 3:1190] = allowed[2, 1190:] = True
+    density = Autoregressive(CausalTransformer(8, 1, 2), (3,), 1200, allowed=allowed)
+    nn.init.normal_(density.head.weight)
+    x = torch.tensor([[2, 700, 1195], [0, 3, 1199], [1, 2, 1190]])
+    own = density.log_prob(x)
+    whole = density.logits(x).log_softmax(-1).gather(2, x[:, :, None]).sum((1, 2))
+    torch.testing.assert_close(own, whole)
+    assert own[2] == -torch.inf
+    grads = [torch.autograd.grad(p[:2].sum(), density.head.weight)[0] for p in (own, whole)]
+    torch.testing.assert_close(*grads)
+
+
 def test_levels_that_are_not_allowed_have_probability_zero(float64):
     allowed = torch.tensor([[True, True, False, False], [False, True, True, True]])
     density = Autoregressive(CausalTransformer(8, 1, 2), (2,), 4, allowed=allowed)

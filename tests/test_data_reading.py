@@ -259,4 +259,15 @@ def test_describe_and_the_commands(tmp_path, own_folder) -> None:
     assert load("s.csv", like=load("b.parquet").spec).split("all").x.shape == (5, 4)
     assert "a table is" not in run("describe", "digits")[1]
     assert "--column needs NAME=KIND" in run("describe", "a.csv", "--column", "count")[2]
-    assert "missing must be one of model, refuse, indicator" in run("describe", "a.csv", "--missing", "no")[2]
+    assert "--missing must be one of model, refuse, indicator" in run("describe", "a.csv", "--missing", "no")[2]
+
+
+def test_columns_that_are_read_alike_share_a_line(tmp_path: Path):
+    rows = "1,5;2,5;0,5;7,25;3,5;02136\n" + "2,25;1,5;4,5;1,5;0,5;10001\n"
+    (tmp_path / "a.csv").write_text("a;b;c;d;e;zip\n" + rows * 20)
+    data = load(tmp_path / "a.csv")
+    assert len(data.notes) == 6
+    assert data.grouped_notes() == [
+        "columns 'a', 'b', 'c', ... (5 in all): numbers with a decimal comma, as '1,5'",
+        data.notes[-1],
+    ]

@@ -83,6 +83,12 @@ def test_wrong_targets_are_refused_in_one_line(table: Path, target: str, message
     assert "\n" not in str(error.value)
 
 
+def test_a_target_that_is_left_out_is_refused_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x,note\n" + "".join(f"{i},words of row {i}\n" for i in range(100)))
+    with pytest.raises(ValueError, match="the target 'note' is left out: it has 100 distinct texts"):
+        load(tmp_path / "a.csv", target="note")
+
+
 def test_a_constant_target_a_label_and_images_are_refused(table: Path, tmp_path: Path) -> None:
     path = tmp_path / "constant.csv"
     path.write_text("a,b\n" + "".join(f"{i},3\n" for i in range(30)))

@@ -119,8 +119,16 @@ class Imputed(Density):
 
     def _fill(self, x: Tensor, context: Tensor | None) -> tuple[Float[Tensor, "B D"], Float[Tensor, " B"]]:
         """Draw the missing values from q: (rows, log q)."""
-        filled, log_q = self.imputer.fill_with_log_prob(x, context if self.imputer.conditional else None)  # type: ignore[operator]
-        return filled, log_q
+        context = context if self.imputer.conditional else None
+        if not x.is_cpu or (gaps := x.isnan().any(1)).all():  # other devices would wait for the number of rows
+            return self.imputer.fill_with_log_prob(x, context)  # type: ignore[operator, no-any-return]
+        log_q = x.new_zeros(len(x))
+        if gaps.any():
+            own = None if context is None else context[gaps]
+            drawn, log_q_drawn = self.imputer.fill_with_log_prob(x[gaps], own)  # type: ignore[operator]
+            x, log_q = x.clone(), log_q.to(log_q_drawn.dtype)
+            x[gaps], log_q[gaps] = drawn, log_q_drawn
+        return x, log_q
 
     def _own(self, context: Tensor | None) -> Tensor | None:
         return context if self.density.conditional else None

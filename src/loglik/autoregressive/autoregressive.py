@@ -21,6 +21,8 @@ from loglik.networks.positions import sinusoids
 
 __all__ = ["Autoregressive"]
 
+MANY_LEVELS = 1024  # from which each position computes the logits of its own levels only
+
 
 class Autoregressive(Density):
     r"""The density $p(x) = \prod_t p(x_t \mid x_{<t})$ over the T integers 0 ... K-1 of an event, in row-major order.
@@ -81,6 +83,7 @@ class Autoregressive(Density):
         self.head = Linear(width, levels)
         start = torch.zeros(1 if shared else self.length, levels)
         self.register_buffer("offset", start if allowed is None else start.masked_fill(~allowed, -torch.inf))
+        self.ranges = [] if allowed is None or levels < MANY_LEVELS else _ranges(allowed)
         if self.tokens is not None:
             nn.init.normal_(self.tokens.weight, std=0.02)
         nn.init.zeros_(self.head.weight)
@@ -94,16 +97,34 @@ class Autoregressive(Density):
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> Float[Tensor, "B T K"]:
         """Return the logits of p(x_t = k | x_<t) for all positions in one pass."""
+        return self.head(self._features(x, context)) + self.offset
+
+    def _features(self, x: Shaped[Tensor, "B ..."], context: Tensor | None) -> Float[Tensor, "B T E"]:
         h = self._embed(x.flatten(1)[:, :-1].long(), context) + self.positions
-        return self.head(self.network(self.dropout(h))) + self.offset
+        features: Tensor = self.network(self.dropout(h))
+        return features
 
     def token_log_probs(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> Float[Tensor, "B T"]:
         """Return log p(x_t | x_<t) of each token, in nats."""
         self.check(x, context)
+        if self.ranges:
+            return self._token_log_probs_in_ranges(x, context)
         nll = F.cross_entropy(self.logits(x, context).flatten(0, 1), x.flatten().long(), reduction="none")
         return -nll.view(len(x), self.length)
+
+    def _token_log_probs_in_ranges(self, x: Shaped[Tensor, "B ..."], context: Tensor | None) -> Float[Tensor, "B T"]:
+        """Return the same with T softmaxes over the levels of one position each, not over all K."""
+        features, tokens, found = self._features(x, context), x.flatten(1).long(), []
+        for t, (start, stop) in enumerate(self.ranges):
+            logits = F.linear(features[:, t], self.head.weight[start:stop], self.head.bias[start:stop])
+            logits = logits + self.offset[t, start:stop]
+            own = tokens[:, t] - start
+            inside = (own >= 0) & (own < stop - start)
+            nll = F.cross_entropy(logits, own.clamp(0, stop - start - 1), reduction="none")
+            found.append((-nll).masked_fill(~inside, -torch.inf))
+        return torch.stack(found, dim=1)
 
     def log_prob(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
@@ -209,3 +230,16 @@ class Autoregressive(Density):
     def _look_up(self, tokens: Int64[Tensor, "n L"]) -> Float[Tensor, "n L E"]:
         assert self.tokens is not None
         return self.tokens(tokens)
+
+
+def _ranges(allowed: Bool[Tensor, "T K"]) -> list[tuple[int, int]]:
+    """Return the levels of each position as start and stop; nothing unless each position has one range of levels."""
+    if allowed.is_meta:
+        return []
+    found = []
+    for row in allowed:
+        levels = row.nonzero().flatten()
+        if len(levels) == 0 or int(levels[-1] - levels[0]) + 1 != len(levels):
+            return []
+        found.append((int(levels[0]), int(levels[-1]) + 1))
+    return found

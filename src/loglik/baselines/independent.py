@@ -71,8 +71,8 @@ class Independent(Density):
         self.discrete = all(discrete_dims)
         rows = 1 if shared else len(discrete_dims)
         count = torch.full((rows,), levels) if levels else torch.tensor(list(categories or [0] * rows)[:rows])
-        size = torch.where(count == 0, bins, count)
-        widest = int(size.max())
+        widest = int(torch.where(count == 0, bins, count).max())
+        size = count.clamp_min(1)  # one bin, so that a file may have infinite edges after the last bin
         edges = torch.arange(widest + 1.0, dtype=torch.float64).repeat(rows, 1)
         unused = torch.arange(widest) >= size[:, None]
         edges[:, 1:][unused] = torch.inf

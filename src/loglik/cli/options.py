@@ -225,7 +225,7 @@ def show(line: str = "") -> None:
 
 def show_data(data: Data) -> None:
     """Print one line that describes data, and one for each column that is left out or not read as it stands."""
-    for line in [data.describe(), *data.notes]:
+    for line in [data.describe(), *data.grouped_notes()]:
         show(as_options(line))
 
 

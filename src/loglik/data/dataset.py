@@ -155,6 +155,19 @@ class Data:
     images: ImageSettings | None = None
     notes: tuple[str, ...] = ()
 
+    def grouped_notes(self) -> list[str]:
+        """Return the notes, with one line for all columns that are read in the same way."""
+        groups: dict[str, list[str]] = {}
+        for note in self.notes:
+            _, colon, text = note.partition(": ") if note.startswith("column ") else ("", "", "")
+            groups.setdefault(text.partition(", as ")[0] if colon and ", as " in text else note, []).append(note)
+        lines = []
+        for notes in groups.values():
+            names = [note.removeprefix("column ").partition(": ")[0] for note in notes]
+            text = notes[0].partition(": ")[2]
+            lines.append(notes[0] if len(notes) == 1 else f"columns {some(names, 3)}: {text}")
+        return lines
+
     @property
     def scored_split(self) -> Literal["test", "validation"]:
         """The name of the split that a trained model is scored on: test, or validation if the test split is empty."""

@@ -159,7 +159,7 @@ def _read_as(column: Column) -> str:
         since = f" since {column.origin}" if column.origin else ""
         kind = f"{column.temporal} {column.zone}".strip()
         return f"{kind}: {column.type}, {column.unit}{since}"
-    decimals = f", {column.decimals} decimals" if column.decimals else ""
+    decimals = f", {column.decimals} decimal{'s' * (column.decimals > 1)}" if column.decimals else ""
     return column.type + decimals
 
 

@@ -33,7 +33,7 @@ class TableSettings:
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {quote(getattr(self, name))}")
+                raise ValueError(f"{name}= must be one of {', '.join(choices)}, got {quote(getattr(self, name))}")
         if not isinstance(self.columns, Mapping):
             raise ValueError(f'columns must be a dictionary such as {{"zip": "category"}}, got {quote(self.columns)}')
         for column, kind in self.columns.items():

@@ -64,6 +64,8 @@ def choose_targets(data: Data, target: str | Sequence[str], like: DataSpec | Non
             "or a label: leave one out"
         )
     own = [c.name for c in spec.columns]
+    if dropped := [f"{quote(name)} is left out: {reason}" for name, reason in spec.left_out if name in names]:
+        raise ValueError(f"{data.name}: the target {dropped[0]}")
     if absent := [name for name in names if name not in own]:
         raise ValueError(f"{data.name}: no column {quote(absent[0])} for the target; the columns are {some(own)}")
     others = [c.name for c in spec.columns if c.name not in names and c.indicates not in names]

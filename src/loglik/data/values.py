@@ -82,7 +82,10 @@ def as_frame(data: Any) -> Any:
             raise ValueError(f"{name}: its columns have {some([str(n) for n in sorted(sizes)])} rows: give all as many")
         return pl.DataFrame(columns)
     if isinstance(data, pl.LazyFrame):
-        return data.collect(engine="streaming")
+        try:
+            return data.collect(engine="streaming")
+        except pl.exceptions.PolarsError as error:
+            raise ValueError(f"the LazyFrame cannot be collected ({first_line(error)})") from error
     if isinstance(data, pl.Series):
         raise ValueError("one Series is no table: pass a DataFrame, as series.to_frame()")
     _check_names(list(getattr(data, "column_names", [])), name)  # of an Arrow table

@@ -55,6 +55,9 @@ class Asinh(nn.Module):
                 continue
             best = -torch.inf
             low, high, median = values.min(), values.max(), values.median()
+            if low == high:  # a constant has no width
+                self.at[d] = low
+                continue
             for width in (high - low).clamp_min(TINY) * torch.tensor(WIDTHS, dtype=torch.float64):
                 for at in (median, low, high):
                     v = (values - at) / width

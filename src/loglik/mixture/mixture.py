@@ -114,19 +114,22 @@ class Mixture(Density):
         """Return the components of n rows."""
         raw = self.offsets.view(self.members, 1, -1)
         if self.network is None or self.inputs is None:
-            raw = raw.expand(-1, n, -1)
+            pass  # the components of all rows are the same: they are expanded below
         elif context is None:
             raise ValueError("this density is p(targets | inputs): pass the inputs as the context, one row each")
         else:
             raw = raw + self.network(self.inputs(context))
         k, r = self.components, len(self.real)
         weight, mean, log_scale, *codes = raw.split(self.sizes, -1)
-        return Components(
+        none = mean.new_zeros(*mean.shape[:2], 0, k)
+        parts = (
             weight.log_softmax(-1),
-            mean.unflatten(-1, (r, k)) if r else mean.new_zeros(*mean.shape[:2], 0, k),
-            self._log_scale(log_scale.unflatten(-1, (r, k)) if r else mean.new_zeros(*mean.shape[:2], 0, k)),
-            [c.unflatten(-1, (k, -1)).log_softmax(-1) for c in codes],
+            mean.unflatten(-1, (r, k)) if r else none,
+            self._log_scale(log_scale.unflatten(-1, (r, k)) if r else none),
+            *(c.unflatten(-1, (k, -1)).log_softmax(-1) for c in codes),
         )
+        weight, mean, log_scale, *codes = (part.expand(-1, n, *[-1] * (part.dim() - 2)) for part in parts)
+        return Components(weight, mean, log_scale, codes)
 
     def _log_scale(self, raw: Tensor) -> Tensor:
         return raw.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE) + self.log_temperature

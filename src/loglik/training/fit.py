@@ -97,7 +97,7 @@ def fit(
     notes_said = isinstance(data, Data)
     read: dict[str, Any] = {"seed": replace(base, **chosen).seed, "text": text, "table": table, "images": images}
     data = as_data(data, label=label, target=target, beside=path, **read)
-    for note in () if notes_said else data.notes:
+    for note in () if notes_said else data.grouped_notes():
         report(note)
     data = with_novelty(data)
     trained = path is not None and run is not None and (path / runs.WEIGHTS).exists()
