@@ -404,7 +404,7 @@ def test_imputation_uses_the_other_columns():
     hidden = rng.random((300, 3)) < 0.2
     hidden[hidden.all(1), 0] = False
     gaps = np.where(hidden, np.nan, x[300:])
-    imputer = DensityImputer(max_steps=300, options={"width": 64}, random_state=0).fit(x[:300])
+    imputer = DensityImputer(max_steps=60, options={"width": 64}, random_state=0).fit(x[:300])
     filled = imputer.transform(gaps)
     np.testing.assert_array_equal(filled[~hidden], x[300:][~hidden])
     error = np.sqrt(np.mean((filled - x[300:])[hidden] ** 2))
