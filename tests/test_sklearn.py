@@ -160,8 +160,8 @@ def test_outliers_are_the_least_likely_rows(model, options):
     np.testing.assert_allclose(detector.decision_function(new), detector.score_samples(new) - detector.offset_)
     with pytest.raises(ValueError, match=r"contamination must be auto or a number in \(0, 0.5\], got 0.7"):
         OutlierDetector(contamination=0.7).fit(x)
-    with pytest.raises(ValueError, match="score must be one of auto, kernel, nats, typicality, got 'knn'"):
-        OutlierDetector(score="knn").fit(x)
+    with pytest.raises(ValueError, match="scoring must be one of auto, kernel, nats, typicality, got 'knn'"):
+        OutlierDetector(scoring="knn").fit(x)
 
 
 def test_an_outlier_detectors_default_is_the_score_of_anomalies():
@@ -173,8 +173,8 @@ def test_an_outlier_detectors_default_is_the_score_of_anomalies():
     own = loglik.anomalies(detector.run_, normal=x.astype(np.float32), explain=0).sort("row")
     np.testing.assert_allclose(detector.score_samples(x), -own["score"].to_numpy(), rtol=1e-5)  # given the others
     assert (detector.predict(x) == -1).sum() == 20
-    usual = OutlierDetector(score="typicality", random_state=0).fit(x)
-    log_p = OutlierDetector(score="nats", random_state=0).fit(x).score_samples(new)
+    usual = OutlierDetector(scoring="typicality", random_state=0).fit(x)
+    log_p = OutlierDetector(scoring="nats", random_state=0).fit(x).score_samples(new)
     assert np.abs(usual.score_samples(new)).max() < np.ptp(log_p) and (usual.score_samples(new) <= 0).all()
 
 
@@ -265,7 +265,7 @@ def test_pipelines_and_searches():
     [
         (DensityEstimator(**FEW), "score_samples"),
         (OutlierDetector(contamination=0.1, **FEW), "decision_function"),
-        (OutlierDetector("flow", score="typicality", **FEW), "decision_function"),
+        (OutlierDetector("flow", scoring="typicality", **FEW), "decision_function"),
         (DensityClassifier(**FEW), "predict_proba"),
         (DensityRegressor(**FEW), "predict_std"),
         (DensityImputer(**FEW), "transform"),

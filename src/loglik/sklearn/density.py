@@ -72,9 +72,9 @@ class OutlierDetector(OutlierMixin, Estimator):
 
     Args:
         model: the family of the run. The kernel density of the rows needs none, and `independent` needs no training.
-        score: `kernel`, log p of the kernel density of the training rows, in nats of standardised columns; `nats`, log
-            p of the model; `typicality`, minus the distance of log p from its mean over the held-out rows; or `auto`,
-            kernel for `model="independent"` and nats for the other families.
+        scoring: `kernel`, log p of the kernel density of the training rows, in nats of standardised columns; `nats`,
+            log p of the model; `typicality`, minus the distance of log p from its mean over the held-out rows; or
+            `auto`, kernel for `model="independent"` and nats for the other families.
         contamination: the fraction of the training rows that are outliers, in (0, 0.5]; or `auto`: a threshold that one
             in 100 normal rows falls below.
 
@@ -95,7 +95,7 @@ class OutlierDetector(OutlierMixin, Estimator):
         self,
         model: Any = "independent",
         *,
-        score: Any = "auto",
+        scoring: Any = "auto",
         contamination: Any = "auto",
         size: Any = "small",
         max_steps: Any = None,
@@ -115,7 +115,7 @@ class OutlierDetector(OutlierMixin, Estimator):
             random_state=random_state,
             verbose=verbose,
         )
-        self.score = score
+        self.scoring = scoring
         self.contamination = contamination
 
     def fit(self, X: Any, y: Any = None) -> OutlierDetector:
@@ -123,13 +123,13 @@ class OutlierDetector(OutlierMixin, Estimator):
         part = self.contamination
         if part != "auto" and not (isinstance(part, (int, float)) and 0 < part <= 0.5):
             raise ValueError(f"contamination must be auto or a number in (0, 0.5], got {part!r}")
-        if self.score not in SCORES:
-            raise ValueError(f"score must be one of {', '.join(SCORES)}, got {self.score!r}")
+        if self.scoring not in SCORES:
+            raise ValueError(f"scoring must be one of {', '.join(SCORES)}, got {self.scoring!r}")
         rows, held_out = self._fit_rows(X)
-        by_kernel = self.score == "kernel" or (self.score == "auto" and self.model == "independent")
+        by_kernel = self.scoring == "kernel" or (self.scoring == "auto" and self.model == "independent")
         self._reference = reference_rows(Split(rows))[1] if by_kernel else None
         self.__dict__.pop("_kernel", None)  # of an earlier fit
-        self._usual = float(self._log_probs(rows[held_out]).mean()) if self.score == "typicality" else None
+        self._usual = float(self._log_probs(rows[held_out]).mean()) if self.scoring == "typicality" else None
         normal = rows[held_out] if self._reference is None else self._reference
         self.offset_ = float(
             np.quantile(self._scores(normal if part == "auto" else rows), AUTO if part == "auto" else part)
