@@ -18,7 +18,7 @@ from loglik.density import Bound, Density
 from loglik.runs import Run
 from loglik.tasks import find_anomalies
 from loglik.tasks.anomalies import flagged_at, p_values
-from loglik.tasks.blame import conditional_log_probs
+from loglik.tasks.blame import blame_of, conditional_log_probs
 from loglik.tasks.kernel import KernelDensity
 
 MIXED = (0, 3, 0)  # a number, a category of three, a number
@@ -176,7 +176,8 @@ def test_a_bound_blames_by_the_kernel_density_without_the_row_itself() -> None:
     run, data = in_memory(held=10)
     run.density = Bounded()
     found = find_anomalies(run, normal=data, score="nats", explain=40)
-    assert found.blame == "each column given the others, by the kernel density of the run's rows"
+    assert found.blame.startswith("each column given the others, by the kernel density of the run's rows (that of the")
+    assert found.blame.endswith("run is a bound, which has no terms for columns)")
     assert found.frame["columns"][0].startswith("value ")
 
 
@@ -206,6 +207,63 @@ def test_conditionals_on_a_grid_are_those_of_a_gaussian() -> None:
     spec = loglik.DataSpec(kind="array", event_shape=(2,))
     expected = torch.distributions.Normal(0.8 * x.flip(1), 0.6).log_prob(x).double()
     torch.testing.assert_close(conditional_log_probs(Gaussian(), x, rows, spec), expected, rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("model", ["mixture", "autoregressive:any-order"])
+def test_a_density_that_marginalises_blames_by_its_conditionals(people, tmp_path, model) -> None:
+    people[1].head(400).write_csv(tmp_path / "known.csv")
+    run = loglik.fit(model, tmp_path / "known.csv", progress=False, max_steps=1, size="small")
+    data = run.data_for()
+    blame = blame_of(run, data, [data.validation])
+    assert blame.how == "each column given the others, by the run's density"
+    names = [column.name for column in run.spec.columns]
+    city = names.index("city")
+    x = data.validation.x[:3].clone()
+    rows = x.repeat_interleave(3, 0)
+    rows[:, city] = torch.arange(3.0).repeat(3)  # every category: their probabilities sum to 1
+    total = blame.columns(Split(rows), torch.arange(9))[:, city].exp().view(3, 3).sum(1)
+    torch.testing.assert_close(total, torch.ones(3, dtype=torch.float64), rtol=1e-4, atol=1e-4)
+    x[0, 0], x[1, city] = torch.nan, 3.0
+    log_p = blame.columns(Split(x), torch.arange(3))
+    assert log_p[0, 0] == 0 and log_p[1, city].item() == pytest.approx(math.log(run.spec.columns[city].novelty))
+    assert "height" not in blame.name(Split(x), torch.arange(1), 4)[0]
+
+
+def test_rows_with_gaps_and_unseen_categories_are_scored(people, tmp_path) -> None:
+    run, new = people
+    rows = new.head(20).with_row_index("row")
+    rows = rows.with_columns(
+        city=pl.when(pl.col("row") == 2).then(pl.lit("Bern")).otherwise("city"),
+        heat=pl.when(pl.col("row") == 5).then(None).otherwise("heat"),
+    ).drop("row")
+    rows.write_csv(tmp_path / "new.csv")
+    found = find_anomalies(run, tmp_path / "new.csv")
+    assert found.frame["nats"].null_count() == 0 and found.frame["row"][0] == 3
+    assert found.notes == (
+        "column 'city': 1 values are categories that the training data did not have, scored with the probability "
+        f"{run.spec.columns[2].novelty:.2g}",
+    )
+    blamed = dict(zip(found.frame["row"], found.frame["columns"], strict=True))
+    assert blamed[3].startswith("city +") and "heat" not in blamed[6]
+    run = Run(Rows(), run.spec, run.config)  # of complete rows
+    found = find_anomalies(run, tmp_path / "new.csv")
+    assert found.frame.filter(pl.col("nats").is_null())["row"].sort().to_list() == [3, 6]
+    assert found.notes[1].startswith("2 rows have no nats: the run's density is of complete rows")
+    with pytest.raises(ValueError, match="2 of 20 rows have missing values or unseen categories, and this density is"):
+        find_anomalies(run, tmp_path / "new.csv", score="nats")
+
+
+class Rows(Density):
+    """A density of complete rows of four columns."""
+
+    event_shape = (4,)
+
+    def log_prob(self, x, context=None, *, samples=1):  # type: ignore[override]
+        assert not x.isnan().any()
+        return -x.square().sum(1)
+
+    def sample(self, n, context=None):  # type: ignore[override]
+        raise NotImplementedError
 
 
 def in_memory(held: int) -> tuple[Run, Data]:

@@ -28,7 +28,7 @@ HEAD = """
 DECISIONS = """
     from loglik.data import from_arrays
     from loglik.evaluation import log_probs
-    from loglik.training import NotFinite, fit, loop
+    from loglik.training import Callback, NotFinite, fit, loop
     from helpers.training import REAL, Breaks, flow
 
     x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
@@ -48,6 +48,12 @@ DECISIONS = """
     for seed in range(3):  # few data and a high rate: each overfits at once
         options = {"max_steps": 300, "validate_every": 5, "batch_size": 8, "learning_rate": 0.05, "ema_decay": 0.0}
         stopped.append(fit(flow(), x[:40], patience=1, seed=seed, **options, **where).steps)
+
+    class Until(Callback):  # the first rank alone calls it
+        def on_step(self, step, metrics, run):
+            assert rank == 0
+            return step == 5
+    until = fit(flow(), x, max_steps=40, batch_size=32, callbacks=[Until()], **where)
 
     class Part(Breaks):  # the examples of one rank alone break
         def log_prob(self, x, context=None, *, samples=1):
@@ -70,7 +76,8 @@ DECISIONS = """
     data = from_arrays(torch.round(x.abs()).to(torch.int64))
     scores = log_probs(vae.density, data.split("all"), samples=3, seed=1, batch_size=16, fabric=fabric)
     torch.save({"weights": run.density.state_dict(), "history": run.history, "scores": scores, "timed": timed.steps,
-                "stopped": stopped, "message": message, "cpu": run.config["cpu"], "world": fabric.world_size},
+                "stopped": stopped, "until": until.steps, "told": until.density.state_dict(),
+                "message": message, "cpu": run.config["cpu"], "world": fabric.world_size},
                f"{folder}/{rank}.pt")
 """
 
@@ -147,6 +154,8 @@ def test_two_ranks_decide_as_one(tmp_path) -> None:
     torch.testing.assert_close(first["scores"], one["scores"], rtol=0, atol=1e-6)
     assert first["timed"] == second["timed"] > 5
     assert first["stopped"] == second["stopped"] and max(first["stopped"]) < 300
+    assert (one["until"], first["until"], second["until"]) == (5, 16, 16)  # the ranks agree every 16 steps
+    assert same(first["told"], second["told"])
     assert first["message"] == second["message"] == one["message"]
     assert "the loss is nan, in its term 'odd'" in first["message"]
     assert (tmp_path / "2" / "run" / "model.safetensors").is_file()

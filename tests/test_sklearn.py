@@ -44,7 +44,8 @@ def test_scikit_learns_checks(estimator, check):
 @pytest.mark.slow
 @parametrize_with_checks(
     [
-        OutlierDetector(**SMALL),
+        OutlierDetector(random_state=0),
+        OutlierDetector("flow", **SMALL),
         LatentEncoder(**SMALL),
         DensityImputer(**SMALL),
         DensityClassifier(max_steps=40, options=CLASSIFIER, random_state=0),
@@ -146,10 +147,11 @@ def test_bayes_rule_with_densities_of_the_classes():
         DensityClassifier("independent").fit(x, y)
 
 
-def test_outliers_are_the_least_likely_rows():
+@pytest.mark.parametrize(("model", "options"), [("independent", {}), ("flow", {"depth": 2})])
+def test_outliers_are_the_least_likely_rows(model, options):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(500, 2)) @ np.array([[1.0, 0.9], [0.0, 0.3]])
-    detector = OutlierDetector(max_steps=100, options={"depth": 2}, random_state=0).fit(x)
+    detector = OutlierDetector(model, max_steps=100, options=options, random_state=0).fit(x)
     odd = np.stack([np.linspace(-2, 2, 20), np.linspace(2, -2, 20)], 1)[[0, 1, 2, -3, -2, -1]]
     new = rng.normal(size=(500, 2)) @ np.array([[1.0, 0.9], [0.0, 0.3]])
     assert (detector.predict(odd) == -1).all() and (detector.predict(new) == -1).mean() < 0.05
@@ -158,6 +160,70 @@ def test_outliers_are_the_least_likely_rows():
     np.testing.assert_allclose(detector.decision_function(new), detector.score_samples(new) - detector.offset_)
     with pytest.raises(ValueError, match=r"contamination must be auto or a number in \(0, 0.5\], got 0.7"):
         OutlierDetector(contamination=0.7).fit(x)
+    with pytest.raises(ValueError, match="scoring must be one of auto, kernel, nats, typicality, got 'knn'"):
+        OutlierDetector(scoring="knn").fit(x)
+
+
+def test_an_outlier_detectors_default_is_the_score_of_anomalies():
+    rng = np.random.default_rng(0)
+    x, new = rng.normal(size=(200, 3)), rng.normal(size=(40, 3))
+    detector = OutlierDetector(contamination=0.1, random_state=0).fit(x)
+    found = loglik.anomalies(detector.run_, new.astype(np.float32), normal=x.astype(np.float32), explain=0).sort("row")
+    np.testing.assert_allclose(detector.score_samples(new), -found["score"].to_numpy(), rtol=1e-5)
+    own = loglik.anomalies(detector.run_, normal=x.astype(np.float32), explain=0).sort("row")
+    np.testing.assert_allclose(detector.score_samples(x), -own["score"].to_numpy(), rtol=1e-5)  # given the others
+    assert (detector.predict(x) == -1).sum() == 20
+    usual = OutlierDetector(scoring="typicality", random_state=0).fit(x)
+    log_p = OutlierDetector(scoring="nats", random_state=0).fit(x).score_samples(new)
+    assert np.abs(usual.score_samples(new)).max() < np.ptp(log_p) and (usual.score_samples(new) <= 0).all()
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [DensityEstimator("mixture", **FEW), DensityEstimator("flow", **FEW), OutlierDetector(), LatentEncoder(2, **FEW)],
+    ids=lambda estimator: f"{type(estimator).__name__}-{estimator.model}",
+)
+def test_missing_values_dates_and_unseen_categories(estimator, table):
+    import datetime
+
+    import polars as pl
+
+    frame, _ = table
+    day = pl.Series("day", [datetime.date(2020, 1, 1) + datetime.timedelta(days=5 * i) for i in range(200)])
+    frame = frame.with_columns(day, size=pl.when(pl.arange(0, 200) % 5 != 0).then("size"))
+    estimator = clone(estimator).fit(frame)
+    method = estimator.transform if isinstance(estimator, LatentEncoder) else estimator.score_samples
+    assert np.isfinite(method(frame)).all()
+    assert np.isfinite(method(frame.with_columns(colour=pl.lit("pink")))).all()
+    if isinstance(estimator, DensityEstimator):
+        assert estimator.sample(3).schema == frame.schema
+
+
+def test_a_classifier_reads_unseen_categories_as_missing(table):
+    import polars as pl
+
+    frame, y = table
+    gaps = frame.with_columns(colour=pl.when(pl.arange(0, 200) % 5 != 0).then("colour"))
+    classifier = DensityClassifier(**FEW).fit(gaps, y)
+    unseen, missing = (classifier.predict_proba(gaps.with_columns(colour=pl.lit(c, pl.String))) for c in ("pink", None))
+    np.testing.assert_array_equal(unseen, missing)
+    assert np.isfinite(unseen).all()
+
+
+def test_imputation_of_dates(table):
+    import datetime
+
+    import polars as pl
+
+    size = table[0]["size"]
+    day = [datetime.date(2020, 1, 1) + datetime.timedelta(days=int(100 * abs(s))) for s in size]
+    frame = table[0].with_columns(day=pl.Series(day), text=pl.Series([d.strftime("%d/%m/%Y") for d in day]))
+    gaps = frame.with_columns(
+        day=pl.when(pl.arange(0, 200) % 5 != 0).then("day"), text=pl.when(pl.arange(0, 200) % 7 != 0).then("text")
+    )
+    filled = DensityImputer(**FEW).fit(gaps).transform(gaps)
+    assert filled.schema == frame.schema and filled.null_count().sum_horizontal().item() == 0
+    assert filled["text"].str.to_date("%d/%m/%Y").is_between(min(day), max(day)).all()
 
 
 def test_samples_come_from_the_density():
@@ -199,6 +265,7 @@ def test_pipelines_and_searches():
     [
         (DensityEstimator(**FEW), "score_samples"),
         (OutlierDetector(contamination=0.1, **FEW), "decision_function"),
+        (OutlierDetector("flow", scoring="typicality", **FEW), "decision_function"),
         (DensityClassifier(**FEW), "predict_proba"),
         (DensityRegressor(**FEW), "predict_std"),
         (DensityImputer(**FEW), "transform"),
@@ -223,7 +290,7 @@ def test_saved_and_loaded(estimator, method, table, tmp_path):
     for other in (loaded, copied):
         np.testing.assert_array_equal(getattr(estimator, method)(frame), getattr(other, method)(frame))
     assert loaded.options == estimator.options and list(loaded.feature_names_in_) == list(frame.columns)
-    assert clone(loaded).fit(frame, y).run_.steps == 5
+    assert clone(loaded).fit(frame, y).run_.steps == estimator.run_.steps
     assert loglik.load(tmp_path / "saved").spec == estimator.spec_
     with pytest.raises(FileExistsError, match="exists and is not empty: choose another path"):
         estimator.save(tmp_path / "saved")
@@ -264,7 +331,7 @@ def test_refuses_other_columns_and_values(table):
         (frame.drop("size"), "Feature names seen at fit time, yet now missing"),
         (frame.rename({"size": "length"}), "Feature names unseen at fit time"),
         (frame.select("count", "size", "colour", "new"), "must be in the same order"),
-        (frame.with_columns(size=pl.lit(float("nan"))), "Input X contains NaN"),
+        (frame.with_columns(size=pl.lit(float("nan"))), "200 of 200 rows have missing values .* is of complete rows"),
         (frame.with_columns(count=pl.col("count") + 0.5), "column 'count': .* is not an integer"),
         (frame.head(0), "0 sample"),
     ):
@@ -272,8 +339,11 @@ def test_refuses_other_columns_and_values(table):
             estimator.score_samples(other)
     for wrong, message in (
         (frame.head(1), "1 sample"),
-        (frame.with_columns(colour=pl.lit(None, pl.String)), "missing"),
-        (np.full((20, 2), np.nan), "Input X contains NaN"),
+        (
+            frame.with_columns(colour=pl.lit(None, pl.String)),
+            "column 'colour' of X cannot be modelled: it has no values",
+        ),
+        (np.full((20, 2), np.inf), "Input X contains infinity"),
     ):
         with pytest.raises(ValueError, match=message):
             DensityEstimator(**FEW).fit(wrong)
@@ -281,7 +351,7 @@ def test_refuses_other_columns_and_values(table):
         ({"model": "vea"}, "unknown model 'vea': use"),
         ({"size": "huge"}, "unknown size 'huge'"),
         ({"max_steps": 0}, "max_steps must be above 0, got 0"),
-        ({"options": {"colour": 1}}, "unknown option 'colour'"),
+        ({"options": {"hue": 1}}, "unknown option 'hue'"),
     ):
         with pytest.raises(ValueError, match=message):
             DensityEstimator(**arguments).fit(frame)
@@ -334,7 +404,7 @@ def test_imputation_uses_the_other_columns():
     hidden = rng.random((300, 3)) < 0.2
     hidden[hidden.all(1), 0] = False
     gaps = np.where(hidden, np.nan, x[300:])
-    imputer = DensityImputer(max_steps=300, options={"width": 64}, random_state=0).fit(x[:300])
+    imputer = DensityImputer(max_steps=60, options={"width": 64}, random_state=0).fit(x[:300])
     filled = imputer.transform(gaps)
     np.testing.assert_array_equal(filled[~hidden], x[300:][~hidden])
     error = np.sqrt(np.mean((filled - x[300:])[hidden] ** 2))
@@ -365,5 +435,5 @@ def test_imputation_of_a_data_frame(table, library):
     assert back["colour"].filter(known).equals(gaps["colour"].filter(known)) and back["size"].equals(gaps["size"])
     empty = frame[:3].assign(colour=None) if library == "pandas" else frame[:3].with_columns(colour=pl.lit(None))
     assert all(v in ("red", "blue", "green") for v in DensityImputer(**FEW).fit(frame).transform(empty)["colour"])
-    with pytest.raises(ValueError, match="column 'colour' of X has no values: leave it out"):
+    with pytest.raises(ValueError, match="column 'colour' of X cannot be modelled: it has no values; leave"):
         DensityImputer(**FEW).fit(empty)

@@ -361,6 +361,8 @@ def anomalies(
         show(f"  no row can be flagged: with {found.known} rows the smallest p-value is {1 / (found.known + 1):.2g}")
     if explain:
         show(f"  columns: {found.blame}, in nats above usual")
+    for note in found.notes:
+        show(f"  {note}")
     for row in frame.head(5).iter_rows(named=True):
         blamed = f", {row['columns'] or 'no column stands out'}" if explain else ""
         show(f"  row {row['row']}: p {row['p']:.2g}{blamed}")

@@ -30,7 +30,7 @@ def write_anomalies(found: Anomalies, path: Path, *, title: str) -> Path:
             "row": row["row"],
             "p": f"{row['p']:.2g}",
             "score": f"{row['score']:.1f}",
-            "nats": f"{row['nats']:.1f}",
+            "nats": "–" if row["nats"] is None else f"{row['nats']:.1f}",
             "flagged": row["flagged"],
             "columns": row["columns"] or "–",
         }

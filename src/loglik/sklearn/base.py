@@ -19,11 +19,11 @@ from torch import Tensor
 
 from loglik.data.dataset import Data, Split
 from loglik.data.spec import DataSpec
-from loglik.data.tables import from_frame
 from loglik.density import Density
+from loglik.evaluation.incomplete import scorable
 from loglik.evaluation.rows import row_scores
 from loglik.runs import Run
-from loglik.sklearn.frames import columns_of, library_of
+from loglik.sklearn.frames import columns_of, encoded, library_of
 from loglik.sklearn.saved import read, write
 from loglik.training.fit import fit
 
@@ -81,6 +81,11 @@ class Estimator(BaseEstimator):
         check_is_fitted(self, "run_")
         return self.run_.spec
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
+
     def _fit_rows(
         self,
         x: Any,
@@ -93,10 +98,8 @@ class Estimator(BaseEstimator):
         Returns the rows and the numbers of those that were held out.
         """
         self._library = library_of(x)
-        frame = columns_of(self, x, reset=True)
-        whole = from_frame(frame, name=type(self).__name__, source="X")
-        spec = replace(whole.spec, classes=classes)
-        return self._train(whole.split("all").tensor(), spec, y, **options)
+        rows, spec = encoded(columns_of(self, x, reset=True), None)
+        return self._train(rows, replace(spec, classes=classes), y, **options)
 
     def _train(
         self, rows: Float[Tensor, "N D"], spec: DataSpec, y: Tensor | None, **options: Any
@@ -125,9 +128,12 @@ class Estimator(BaseEstimator):
     def _rows(self, x: Any) -> Float[Tensor, "N D"]:
         """Return X, checked, as rows in the codes of the density."""
         check_is_fitted(self, "run_")
-        frame = columns_of(self, x, reset=False)
-        frame.columns = [column.name for column in self.run_.spec.columns]
-        return from_frame(frame, name="X", source="X", like=self.run_.spec).split("all").tensor()
+        return encoded(columns_of(self, x, reset=False), self.run_.spec)[0]
+
+    def _known_rows(self, x: Any) -> Float[Tensor, "N D"]:
+        """Return X as rows, with categories that the fit did not see as missing values."""
+        rows, counts = self._rows(x), torch.tensor(self.run_.spec.categories)
+        return rows.masked_fill((counts > 0) & (rows == counts), torch.nan)
 
     def _density(self) -> Density:
         """Return the density in float64. In float32 a product's rounding depends on the number of rows."""
@@ -139,7 +145,9 @@ class Estimator(BaseEstimator):
         self, x: Float[Tensor, "N D"], y: Shaped[Tensor, "N ..."] | None = None
     ) -> Float64[np.ndarray, " N"]:
         """Return log p of each row, given y where the density is conditional, with the noise of the fit's seed."""
-        return row_scores(self._density(), Split(x, y), seed=self._seed).nats.numpy()
+        split = Split(x, y)
+        density, _ = scorable(self._density(), split, self.run_.spec)
+        return row_scores(density, split, seed=self._seed).nats.numpy()
 
     def save(self, path: str | Path) -> None:
         """Write the estimator as a run: a folder without pickle, which the commands of loglik read too.

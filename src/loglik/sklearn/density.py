@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int64
+import torch
+from jaxtyping import Float, Float64, Int64
 from sklearn.base import DensityMixin, OutlierMixin
 from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
 
+from loglik.data.dataset import Split
 from loglik.sklearn.base import Estimator, _seed
 from loglik.sklearn.frames import like_input
+from loglik.tasks.anomalies import SCORES
+from loglik.tasks.kernel import KernelDensity, reference_rows
 from loglik.tasks.sample import draw
 
 __all__ = ["DensityEstimator", "OutlierDetector"]
 
-AUTO = 0.01  # of the held-out rows that count as outliers
+AUTO = 0.01  # of normal rows that count as outliers
 
 
 class DensityEstimator(DensityMixin, Estimator):
@@ -62,12 +68,18 @@ class DensityEstimator(DensityMixin, Estimator):
 
 
 class OutlierDetector(OutlierMixin, Estimator):
-    """Rows of low log p(x) as outliers: `predict` returns -1 for them and 1 for others.
+    """Rows of a low score as outliers: `predict` returns -1 for them and 1 for others.
 
     Args:
-        model: the family's name; the other arguments are those of every estimator.
+        model: the family of the run. The kernel density of the rows needs none, and `independent` needs no training.
+        scoring: `kernel`, log p of the kernel density of the training rows, in nats of standardised columns; `nats`,
+            log p of the model; `typicality`, minus the distance of log p from its mean over the held-out rows; or
+            `auto`, kernel for `model="independent"` and nats for the other families.
         contamination: the fraction of the training rows that are outliers, in (0, 0.5]; or `auto`: a threshold that one
-            in 100 rows like those that training held out falls below.
+            in 100 normal rows falls below.
+
+    The kernel density scores a row that equals a training row as that row, given the other training rows. The arguments
+    that are not named here are those of every estimator.
 
     Attributes:
         offset_: the threshold of `score_samples`, below which a row is an outlier.
@@ -75,14 +87,15 @@ class OutlierDetector(OutlierMixin, Estimator):
 
     >>> import numpy as np
     >>> x = np.random.default_rng(0).normal(size=(100, 2))
-    >>> OutlierDetector(max_steps=3, contamination=0.1, random_state=0).fit_predict(x).sum()
+    >>> OutlierDetector(contamination=0.1, random_state=0).fit_predict(x).sum()
     np.int64(80)
     """
 
     def __init__(
         self,
-        model: Any = "flow",
+        model: Any = "independent",
         *,
+        scoring: Any = "auto",
         contamination: Any = "auto",
         size: Any = "small",
         max_steps: Any = None,
@@ -102,6 +115,7 @@ class OutlierDetector(OutlierMixin, Estimator):
             random_state=random_state,
             verbose=verbose,
         )
+        self.scoring = scoring
         self.contamination = contamination
 
     def fit(self, X: Any, y: Any = None) -> OutlierDetector:
@@ -109,14 +123,33 @@ class OutlierDetector(OutlierMixin, Estimator):
         part = self.contamination
         if part != "auto" and not (isinstance(part, (int, float)) and 0 < part <= 0.5):
             raise ValueError(f"contamination must be auto or a number in (0, 0.5], got {part!r}")
+        if self.scoring not in SCORES:
+            raise ValueError(f"scoring must be one of {', '.join(SCORES)}, got {self.scoring!r}")
         rows, held_out = self._fit_rows(X)
-        scores = self._log_probs(rows if part != "auto" else rows[held_out])
-        self.offset_ = float(np.quantile(scores, AUTO if part == "auto" else part))
+        by_kernel = self.scoring == "kernel" or (self.scoring == "auto" and self.model == "independent")
+        self._reference = reference_rows(Split(rows))[1] if by_kernel else None
+        self.__dict__.pop("_kernel", None)  # of an earlier fit
+        self._usual = float(self._log_probs(rows[held_out]).mean()) if self.scoring == "typicality" else None
+        normal = rows[held_out] if self._reference is None else self._reference
+        self.offset_ = float(
+            np.quantile(self._scores(normal if part == "auto" else rows), AUTO if part == "auto" else part)
+        )
         return self
 
+    @cached_property
+    def _kernel(self) -> KernelDensity:
+        assert self._reference is not None
+        return KernelDensity(self._reference, self.run_.spec.categories)
+
+    def _scores(self, rows: Float[Tensor, "N D"]) -> Float64[np.ndarray, " N"]:
+        if self._reference is not None:
+            return self._kernel.log_prob(rows, own=_places(rows, self._reference)).numpy()
+        log_p = self._log_probs(rows)
+        return log_p if self._usual is None else -np.abs(log_p - self._usual)
+
     def score_samples(self, X: Any) -> Float64[np.ndarray, " N"]:
-        """Return log p of each row, in nats, in the units of X: lower is more abnormal."""
-        return self._log_probs(self._rows(X))
+        """Return the score of each row: lower is more abnormal."""
+        return self._scores(self._rows(X))
 
     def decision_function(self, X: Any) -> Float64[np.ndarray, " N"]:
         """Return `score_samples` less `offset_`: negative for outliers."""
@@ -125,3 +158,9 @@ class OutlierDetector(OutlierMixin, Estimator):
     def predict(self, X: Any) -> Int64[np.ndarray, " N"]:
         """Return -1 for outliers and 1 for other rows."""
         return np.where(self.decision_function(X) < 0, -1, 1)
+
+
+def _places(rows: Float[Tensor, "N D"], reference: Float[Tensor, "M D"]) -> Int64[Tensor, " N"]:
+    """Return the number of a row of reference that equals each row, -1 where none does."""
+    places = {row.tobytes(): i for i, row in enumerate(reference.numpy())}
+    return torch.tensor([places.get(row.tobytes(), -1) for row in rows.numpy()])

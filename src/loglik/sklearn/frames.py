@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 from jaxtyping import Float
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_array, validate_data
 from torch import Tensor
 
+from loglik.data.decode import decode
+from loglik.data.limits import quote
 from loglik.data.spec import DataSpec
 from loglik.data.tables import from_frame
 
-__all__ = ["columns_of", "decoded", "encoded", "library_of", "like_input", "to_library"]
+__all__ = ["columns_of", "encoded", "library_of", "like_input", "to_library"]
 
 
 def library_of(x: Any) -> str | None:
@@ -26,19 +26,18 @@ def library_of(x: Any) -> str | None:
     return name if name in is_frame and hasattr(x, is_frame[name]) and len(x.shape) == 2 else None
 
 
-def columns_of(estimator: BaseEstimator, x: Any, *, reset: bool, missing: bool = False) -> pl.DataFrame:
+def columns_of(estimator: BaseEstimator, x: Any, *, reset: bool) -> pl.DataFrame:
     """Return X as a polars frame, after scikit-learn's checks of its shape, names and values.
 
-    A data frame keeps the types of its columns; an array has the columns x0, x1, ...
+    A data frame keeps the types of its columns; the columns have the names of the features, or x0, x1, ...
 
     Args:
         estimator: learns the number and the names of the features if `reset`, else X must have them.
         x: an array (N, D) or a data frame.
         reset: at fit.
-        missing: whether values may be missing (NaN or null).
     """
     least = 2 if reset else 1
-    rule: dict[str, Any] = {"ensure_all_finite": "allow-nan" if missing else True, "ensure_min_samples": least}
+    rule: dict[str, Any] = {"ensure_all_finite": "allow-nan", "ensure_min_samples": least}
     if library_of(x) is None:
         array = validate_data(estimator, x, reset=reset, dtype="numeric", **rule)
         names = getattr(estimator, "feature_names_in_", [f"x{d}" for d in range(array.shape[1])])
@@ -50,7 +49,8 @@ def columns_of(estimator: BaseEstimator, x: Any, *, reset: bool, missing: bool =
     numbers = [series for series in frame.iter_columns() if series.dtype.is_float()]
     if numbers:
         check_array(pl.DataFrame(numbers).to_numpy(), estimator=estimator, input_name="X", **rule)
-    return frame
+    names = getattr(estimator, "feature_names_in_", [f"x{d}" for d in range(frame.width)])
+    return frame.rename(dict(zip(frame.columns, names, strict=True)))
 
 
 def _polars(x: Any) -> pl.DataFrame:
@@ -81,55 +81,28 @@ def encoded(frame: pl.DataFrame, like: DataSpec | None) -> tuple[Float[Tensor, "
         frame: with missing values, null or NaN.
         like: the spec that the frame must fit; learned from it if None.
 
-    Raises ValueError where a column has no values, at fit.
+    Raises ValueError where a column cannot be modelled, at fit.
     """
-    columns, missing = [], []
-    for d, series in enumerate(frame.iter_columns()):
-        series = series.fill_nan(None) if series.dtype.is_float() else series
-        known = series.drop_nulls()
-        if len(known) == 0 and like is None:
-            raise ValueError(f"column {series.name!r} of X has no values: leave it out")
-        missing.append(series.is_null().to_numpy())
-        if len(known):  # any value that can be encoded stands for the missing ones
-            columns.append(series.fill_null(known[0]))
-        else:
-            categories = like.columns[d].categories if like else ()
-            columns.append(pl.Series(series.name, [categories[0] if categories else 0] * len(series)))
-    whole = from_frame(pl.DataFrame(columns), name="X", source="X", like=like)
-    gaps = torch.from_numpy(np.stack(missing, 1))
-    rows = whole.split("all").tensor().masked_fill(gaps, torch.nan)
-    named = [replace(c, missing=c.missing or bool(gaps[:, d].any())) for d, c in enumerate(whole.spec.columns)]
-    return rows, like or replace(whole.spec, columns=tuple(named))
-
-
-def decoded(x: Float[Tensor, "N D"], spec: DataSpec) -> pl.DataFrame:
-    """Return rows as a polars frame: categories by name, integers and booleans as such, missing values as null."""
-    columns = []
-    for values, column in zip(x.double().T.cpu().numpy(), spec.columns, strict=True):
-        series = pl.Series(column.name, values).fill_nan(None)
-        if column.categories:
-            names = dict(enumerate(column.categories))
-            series = series.cast(pl.Int64).replace_strict(names, default=None, return_dtype=pl.String)
-            series = series == "true" if column.type == "boolean" else series
-        elif column.type == "integer":
-            series = series.cast(pl.Int64)
-        columns.append(series.alias(column.name))
-    return pl.DataFrame(columns)
+    whole = from_frame(frame, name="X", source="X", like=like)
+    if whole.spec.left_out:
+        name, reason = whole.spec.left_out[0]
+        raise ValueError(f"column {quote(name)} of X cannot be modelled: {reason}; leave it out")
+    return whole.split("all").tensor(), like or whole.spec
 
 
 def like_input(x: Float[Tensor, "N D"], spec: DataSpec, library: str | None) -> Any:
     """Return rows as an array, or as a data frame of the library of the training data."""
     if library is None:
         return x.double().cpu().numpy()
-    return to_library(decoded(x, spec), library)
+    return to_library(decode(x, spec.columns), library)
 
 
-def to_library(frame: pl.DataFrame, library: str, index: Any = None) -> Any:
-    """Return a polars frame as one of another library; `index` is that of pandas."""
+def to_library(frame: pl.DataFrame, library: str | None, like: Any = None) -> Any:
+    """Return a polars frame as one of another library, of pandas with the index of `like`."""
     if library == "polars":
         return frame
     if library == "pyarrow":
         return frame.to_arrow()
     import pandas
 
-    return pandas.DataFrame({name: frame[name].to_list() for name in frame.columns}, index=index)
+    return pandas.DataFrame({name: frame[name].to_list() for name in frame.columns}, index=getattr(like, "index", None))

@@ -86,13 +86,14 @@ class DensityClassifier(ClassifierMixin, Estimator):
 
     def predict_log_proba(self, X: Any) -> Float64[np.ndarray, "N C"]:
         """Return log p(y | x) of each class, in the order of `classes_`."""
-        rows = self._rows(X)
         if self.run_.density.event == "y":
+            rows = self._known_rows(X)
             density = self._density()
             with evaluating(density, self._seed) as device:
                 parts = [density.logits(part.to(device).double()).cpu() for part in rows.split(BLOCK)]  # type: ignore[operator]
             scores = torch.cat(parts)
         else:
+            rows = self._rows(X)
             given = [torch.full((len(rows),), c) for c in range(len(self.classes_))]
             likelihoods = [self._log_probs(rows, y) for y in given]
             scores = torch.from_numpy(np.stack(likelihoods, 1) + self._log_prior)
@@ -149,16 +150,11 @@ class DensityRegressor(RegressorMixin, MultiOutputMixin, Estimator):
             verbose=verbose,
         )
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = True
-        return tags
-
     def fit(self, X: Any, y: Any) -> DensityRegressor:
         """Train on rows X and their targets y, (N,) or (N, T)."""
         targets = _real_targets(self, X, y)
         self._single = targets.ndim == 1
-        inputs, table = encoded(columns_of(self, X, reset=True, missing=True), None)
+        inputs, table = encoded(columns_of(self, X, reset=True), None)
         y_table = pl.DataFrame(
             {f"y{t}": _integers(column) for t, column in enumerate(targets.reshape(len(targets), -1).T)}
         )
@@ -169,7 +165,7 @@ class DensityRegressor(RegressorMixin, MultiOutputMixin, Estimator):
 
     def _inputs(self, x: Any) -> Float[Tensor, "N I"]:
         check_is_fitted(self, "run_")
-        frame = columns_of(self, x, reset=False, missing=True)
+        frame = columns_of(self, x, reset=False)
         inputs = self.run_.spec.inputs
         frame.columns = [column.name for column in inputs]
         like = replace(self.run_.spec, columns=inputs, inputs=(), event_shape=(len(inputs),))

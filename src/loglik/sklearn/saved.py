@@ -1,4 +1,6 @@
-"""A fitted estimator on disk: a run, and estimator.json with its arguments and what it learned besides the density.
+"""A fitted estimator on disk: a run, and what it learned besides the density.
+
+estimator.json has the arguments and what was learned, and estimator.safetensors those of it that are tensors.
 
 No pickle is read or written.
 """
@@ -10,13 +12,17 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
 
 from loglik import files, runs
 from loglik.version import __version__
 
 __all__ = ["read", "write"]
 
-FILE = "estimator.json"
+FILE, TENSORS = "estimator.json", "estimator.safetensors"
+NOT_SAVED = ("run_", "_kernel")  # the run has files of its own, and the kernel density is that of the rows
 MAX_BYTES = 2**26
 
 
@@ -41,7 +47,9 @@ def write(estimator: Any, path: Path) -> None:
     arguments = estimator.get_params(deep=False)
     if not isinstance(arguments["random_state"], (int, type(None))):
         arguments["random_state"] = estimator._seed
-    known = {k: v for k, v in vars(estimator).items() if k not in arguments and k != "run_"}
+    known = {k: v for k, v in vars(estimator).items() if k not in arguments and k not in NOT_SAVED}
+    tensors = {k: v.contiguous() for k, v in known.items() if isinstance(v, Tensor)}
+    known = {k: v for k, v in known.items() if k not in tensors}
     learned = {k: _array(v) if isinstance(v, np.ndarray) else v for k, v in known.items()}
     saved = Saved(type(estimator).__name__, __version__, arguments, learned)
     text = msgspec.json.format(msgspec.json.encode(saved, enc_hook=_plain), indent=2)
@@ -54,6 +62,8 @@ def write(estimator: Any, path: Path) -> None:
     runs.write_metrics(path, run.history)
     with files.naming(path / FILE):
         (path / FILE).write_bytes(text + b"\n")
+        if tensors:
+            (path / TENSORS).write_bytes(save(tensors))
 
 
 def read(cls: type, path: Path) -> Any:
@@ -63,6 +73,7 @@ def read(cls: type, path: Path) -> Any:
         raise FileNotFoundError(f"{path} has no {FILE}: give a folder that {cls.__name__}.save wrote")
     with files.naming(file):
         content = files.read_bytes(file, MAX_BYTES)
+        tensors = (path / TENSORS).read_bytes() if (path / TENSORS).is_file() else b""
     try:
         saved = msgspec.json.decode(content, type=Saved)
         arrays = {k: msgspec.convert(v, Array) for k, v in saved.learned.items() if isinstance(v, dict)}
@@ -71,7 +82,8 @@ def read(cls: type, path: Path) -> Any:
         if any(array.dtype.hasobject and set(map(type, array)) - {str, bool, int, float}
                for array in learned.values() if isinstance(array, np.ndarray)):  # fmt: skip
             raise ValueError("an array has values of another type")
-    except (msgspec.MsgspecError, ValueError, TypeError) as error:
+        learned |= load(tensors) if tensors else {}
+    except (msgspec.MsgspecError, SafetensorError, ValueError, TypeError) as error:
         raise ValueError(f"{file} is damaged: {error}") from error
     if saved.estimator != cls.__name__:
         raise ValueError(f"{path} is a {saved.estimator}: read it with {saved.estimator}.load")

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Float, Float64
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils.validation import check_array, check_is_fitted
 from torch import Tensor
 
+from loglik.data.decode import as_text, decode
 from loglik.evaluation.scores import evaluating
 from loglik.recipes import build, recipe
 from loglik.sklearn.base import Estimator
-from loglik.sklearn.frames import columns_of, decoded, encoded, library_of, like_input, to_library
+from loglik.sklearn.frames import columns_of, encoded, library_of, like_input, to_library
 from loglik.tasks.fill import fill
 from loglik.tasks.latents import Latents
 
 __all__ = ["DensityImputer", "LatentEncoder"]
 
 PIECE = 2**10  # rows that are filled together
+
+
+@runtime_checkable
+class Imputes(Protocol):
+    """A density that knows the conditional mean of each missing value."""
+
+    def impute(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """Return x with NaN replaced by the conditional mean of a number, and the most probable category."""
+        ...
 
 
 class LatentEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estimator):
@@ -79,7 +89,7 @@ class LatentEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estimator
 
     def transform(self, X: Any) -> Float64[np.ndarray, "N L"]:
         """Return the posterior means of the latents."""
-        return Latents(self._density()).encode(self._rows(X)).cpu().numpy()
+        return Latents(self._density()).encode(self._known_rows(X)).cpu().numpy()
 
     def inverse_transform(self, X: Any) -> Any:
         """Return the expected rows given latents: an array, or a data frame of the library of the training data."""
@@ -100,9 +110,9 @@ class DensityImputer(OneToOneFeatureMixin, TransformerMixin, Estimator):
 
     Args:
         model: the family's name; the other arguments are those of every estimator.
-        n_draws: draws of each missing value.
-        sample_posterior: fill with one draw, so that columns keep their spread; else with the mean of the draws of a
-            number, and the most frequent category.
+        n_draws: draws of each missing value, for a family that has no conditional means.
+        sample_posterior: fill with one draw, so that columns keep their spread; else with the mean of a number, and the
+            most probable category: exact for `autoregressive:any-order`, and those of the draws for other families.
 
     Attributes:
         run_, n_features_in_, feature_names_in_: as of `DensityEstimator`.
@@ -116,7 +126,7 @@ class DensityImputer(OneToOneFeatureMixin, TransformerMixin, Estimator):
 
     def __init__(
         self,
-        model: Any = "vae",
+        model: Any = "autoregressive:any-order",
         *,
         n_draws: Any = 20,
         sample_posterior: Any = False,
@@ -141,17 +151,12 @@ class DensityImputer(OneToOneFeatureMixin, TransformerMixin, Estimator):
         self.n_draws = n_draws
         self.sample_posterior = sample_posterior
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = True
-        return tags
-
     def fit(self, X: Any, y: Any = None) -> DensityImputer:
         """Train the density on the rows of X, complete or not. y is ignored."""
         if not (type(self.n_draws) is int and self.n_draws > 0):
             raise ValueError(f"n_draws must be an integer above 0, got {self.n_draws!r}")
         self._library = library_of(X)
-        rows, spec = encoded(columns_of(self, X, reset=True, missing=True), None)
+        rows, spec = encoded(columns_of(self, X, reset=True), None)
         if rows.isnan().any() and not build(self.model, spec, size=self.size).marginalises:
             rows = rows[~rows.isnan().any(1)]
             if len(rows) < 2:
@@ -163,43 +168,43 @@ class DensityImputer(OneToOneFeatureMixin, TransformerMixin, Estimator):
         """Return X with its missing values filled."""
         check_is_fitted(self, "run_")
         spec = self.run_.spec
-        frame = columns_of(self, X, reset=False, missing=True)
-        rows, _ = encoded(frame.rename(dict(zip(frame.columns, [c.name for c in spec.columns], strict=True))), spec)
-        missing = rows.isnan()
-        filled = decoded(self._filled(rows, missing), spec)
+        frame, rows = columns_of(self, X, reset=False), self._known_rows(X)
+        filled = self._filled(rows)
+        if library_of(X) is None or not any(column.categories or column.temporal for column in spec.columns):
+            return np.where(rows.isnan(), filled.double(), frame.cast(pl.Float64).to_numpy())
         columns = []
-        for d, series in enumerate(frame.iter_columns()):
-            new = filled.to_series(d).alias(series.name)
-            gaps = pl.Series(missing[:, d].numpy())
-            columns.append(
-                new
-                if gaps.all()
-                else new.zip_with(gaps, series.cast(new.dtype, strict=False))
-                if gaps.any()
-                else series
-            )
-        table, library = pl.DataFrame(columns), library_of(X)
-        if library is None or not any(column.categories for column in spec.columns):
-            return table.cast(pl.Float64).to_numpy()
-        return to_library(table, library, getattr(X, "index", None))
+        values = decode(filled, spec.columns).iter_columns()
+        for series, new, column in zip(frame.iter_columns(), values, spec.columns, strict=True):
+            if series.dtype == pl.String:
+                new = new.dt.to_string(column.written) if column.written else as_text(new)
+            elif series.dtype != pl.Null:
+                new = new.cast(series.dtype, strict=False)
+            if series.dtype != pl.Null:
+                known = series.fill_nan(None) if series.dtype.is_float() else series
+                new = known.fill_null(new)
+            columns.append(new)
+        table = pl.DataFrame(columns)
+        names = getattr(X, "column_names", X.columns)
+        return to_library(table.rename(dict(zip(table.columns, map(str, names), strict=True))), library_of(X), X)
 
-    def _filled(self, rows: Float[Tensor, "N D"], missing: Bool[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-        filled, at = rows.clone(), missing.any(1).nonzero().flatten()
-        density, draws = self._density(), 1 if self.sample_posterior else self.n_draws
+    def _filled(self, rows: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        filled, at = rows.clone(), rows.isnan().any(1).nonzero().flatten()
+        density, exact = self._density(), not self.sample_posterior
+        draws = self.n_draws if exact else 1
         with evaluating(density, self._seed) as device:
             for some in at.split(max(1, PIECE // draws)) if len(at) else ():
-                x, gaps = (t[some].repeat_interleave(draws, 0).to(device) for t in (rows, missing))
-                drawn = fill(density, x, gaps).cpu().view(len(some), draws, -1)
-                filled[some] = self._middle(drawn).to(filled.dtype)
-        return filled
+                if exact and isinstance(density, Imputes):
+                    middle = self._rounded(density.impute(rows[some].to(device)).cpu().double())
+                else:
+                    x = rows[some].repeat_interleave(draws, 0).to(device)
+                    middle = self._middle(fill(density, x, x.isnan()).cpu().view(len(some), draws, -1))
+                filled[some] = middle.to(filled.dtype)
+        return torch.where(rows.isnan(), filled, rows)
 
     def _middle(self, drawn: Float[Tensor, "B S D"]) -> Float[Tensor, "B D"]:
         """Return the mean of draws of a number, rounded of an integer, and the most frequent category."""
-        columns = []
-        for d, column in enumerate(self.run_.spec.columns):
-            values = drawn[..., d]
-            mean = values.double().mean(1)
-            columns.append(
-                values.mode(1).values.double() if column.categories else mean.round() if column.discrete else mean
-            )
-        return torch.stack(columns, 1)
+        is_code = torch.tensor([bool(column.categories) for column in self.run_.spec.columns])
+        return self._rounded(torch.where(is_code, drawn.mode(1).values.double(), drawn.double().mean(1)))
+
+    def _rounded(self, values: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        return torch.where(torch.tensor(self.run_.spec.discrete_dims), values.round(), values)

@@ -31,13 +31,13 @@ from torch import Tensor
 
 from loglik.data.dataset import Data, Split
 from loglik.data.spec import DataSpec
-from loglik.density import Density
+from loglik.evaluation.incomplete import gaps_of, scorable
 from loglik.evaluation.scores import default_samples, log_probs
 from loglik.runs import Run
 from loglik.tasks.blame import Blame, blame_of
 from loglik.tasks.kernel import KernelDensity, place_of, reference_rows
 
-__all__ = ["Anomalies", "anomalies", "find_anomalies", "flagged_at", "p_values"]
+__all__ = ["SCORES", "Anomalies", "anomalies", "find_anomalies", "flagged_at", "p_values"]
 
 SCORES = ("auto", "kernel", "nats", "typicality")
 BLOCK = 2**14  # rows in memory at once
@@ -55,12 +55,14 @@ class Anomalies:
         score: the score that was used.
         known: the number of rows that the p-values count.
         blame: how the columns were found.
+        notes: lines about missing values and unseen categories.
     """
 
     frame: pl.DataFrame
     score: str
     known: int
     blame: str
+    notes: tuple[str, ...] = ()
 
 
 def anomalies(
@@ -124,7 +126,13 @@ def find_anomalies(
     if len(rows) == 0:
         raise ValueError("there are no rows to score")
     chosen = _chosen(score, run)
-    nats = _nats(run.density, rows, samples, seed)
+    gaps = gaps_of(rows, run.spec)
+    notes = tuple(gaps.lines(run.spec))
+    if chosen == "kernel" and gaps.rows and not run.density.marginalises and run.density.event == "x":
+        nats = _nats_or_nan(run, rows, samples, seed)
+        notes += (f"{gaps.rows:,} rows have no nats: the run's density is of complete rows, the kernel density is not",)
+    else:
+        nats = _nats(run, rows, samples, seed)
     compared = _by_kernel(reference, rows, own) if chosen == "kernel" else None
     if compared is None:
         compared = _by_density(run, reference, rows, own, nats, chosen, samples, seed)
@@ -140,14 +148,14 @@ def find_anomalies(
     frame = pl.DataFrame(
         {
             "row": (number + 1).numpy(),
-            "nats": nats.numpy(),
+            "nats": pl.Series(nats.numpy()).fill_nan(None),
             "score": scores.numpy(),
             "p": p.numpy(),
             "flagged": flagged_at(p, rate, fdr=fdr).numpy(),
             "columns": pl.Series(columns, dtype=pl.String),
         }
     )
-    return Anomalies(frame[order.tolist()], chosen, int(compared.known.max()), blame.how)
+    return Anomalies(frame[order.tolist()], chosen, int(compared.known.max()), blame.how, notes)
 
 
 def p_values(
@@ -209,8 +217,22 @@ def _chosen(score: str, run: Run) -> str:
     return "nats" if by_density else "kernel"
 
 
-def _nats(density: Density, split: Split, samples: int | None, seed: int) -> Float64[Tensor, " N"]:
+def _nats(run: Run, split: Split, samples: int | None, seed: int) -> Float64[Tensor, " N"]:
+    """Return log p of each row, of its observed values where some are missing."""
+    density, _ = scorable(run.density, split, run.spec)
     return log_probs(density, split, samples=default_samples(density, len(split), samples), seed=seed)
+
+
+def _nats_or_nan(run: Run, split: Split, samples: int | None, seed: int) -> Float64[Tensor, " N"]:
+    """Return log p of each row, NaN of rows with gaps if the density is of complete rows."""
+    codes = torch.tensor(run.spec.categories)
+    x = split.tensor()
+    complete = ~(x.isnan() | ((codes > 0) & (x == codes))).any(1)
+    at = complete.nonzero().flatten()
+    nats = torch.full((len(split),), torch.nan, dtype=torch.float64)
+    if len(at):
+        nats[at] = _nats(run, Split(*split.batch(at)), samples, seed)
+    return nats
 
 
 @dataclass(frozen=True)
@@ -263,7 +285,7 @@ def _by_density(
         raise ValueError(
             f"this run has no held-out rows (its validation and test splits are empty) to compare with: {rest}"
         )
-    known = torch.cat([-_nats(run.density, split, samples, seed + 1) / _lengths(split, run.spec) for split in held])
+    known = torch.cat([-_nats(run, split, samples, seed + 1) / _lengths(split, run.spec) for split in held])
     scores = -nats / _lengths(rows, run.spec)
     if score == "typicality":
         scores, known = (scores - known.mean()).abs(), (known - known.mean()).abs()

@@ -3,8 +3,9 @@ r"""Blame: which columns of a row are unlikely given the others.
 A column's blame is $-\log p(x_d \mid x_{-d})$ less its mean over normal rows, in nats. How the conditional is computed
 depends on the density:
 
-- the kernel density has it exactly (`KernelDensity.column_log_probs`);
-- independent columns have it exactly, and so has an autoregressive density given the values before only;
+- the kernel density has it exactly (`KernelDensity.column_log_probs`), and so has an any-order one (`AnyOrder.column`);
+- an exact density that marginalises, as a mixture: $\log p(x) - \log p(x_{-d})$, of the observed values;
+- an autoregressive density has it exactly given the values before only;
 - another exact density of a table or of an array: $\log p(x) - \log \int p(x_{-d}, v)\, dv$, by the trapezoidal rule
   over `GRID` values of the column, its quantiles and a range around them, and the row's own value;
 - a bound or an estimate: the kernel density of the run's rows instead.
@@ -19,7 +20,7 @@ import torch
 from jaxtyping import Float64, Int64, Shaped
 from torch import Tensor
 
-from loglik.autoregressive import Autoregressive
+from loglik.autoregressive import AnyOrder, Autoregressive
 from loglik.baselines import Independent
 from loglik.data.dataset import Data, Split
 from loglik.data.spec import DataSpec
@@ -33,6 +34,9 @@ __all__ = ["Blame", "blame_of", "conditional_log_probs"]
 GRID = 192  # values of a column
 MAX_DIMS = 64  # of a row, for a grid in each dimension
 MAX_USUAL = 256  # rows whose mean is a column's usual blame; an eighth of them where each needs grids
+MAX_WORK = 2**30  # kernels of columns for the usual blame
+
+Columns = Callable[[Split, Int64[Tensor, " B"]], Float64[Tensor, "B D"]]  # each value's log p given the others
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,12 @@ class Blame:
 
     how: str
     names: list[str]
-    columns: Callable[[Split, Int64[Tensor, " B"]], Float64[Tensor, "B D"]]
+    columns: Columns
     usual: Float64[Tensor, " D"]
 
     def name(self, split: Split, rows: Int64[Tensor, " B"], count: int) -> list[str]:
         """Return for each row the columns with the largest blame above 0, as `age +8.1, income +2.0`."""
-        excess = self.usual - self.columns(split, rows)
+        excess = (self.usual - _of_observed(self.columns, split, rows)).nan_to_num(0.0)
         best = excess.topk(min(count, excess.shape[1]), 1)
         return [
             ", ".join(f"{self.names[d]} {value:+.1f}" for value, d in zip(values, at, strict=True) if value > 0.05)
@@ -62,7 +66,12 @@ class Blame:
 
     @classmethod
     def by_kernel(
-        cls, kernel: KernelDensity, spec: DataSpec, x: Shaped[Tensor, "M D"], place: Int64[Tensor, " N"] | None = None
+        cls,
+        kernel: KernelDensity,
+        spec: DataSpec,
+        x: Shaped[Tensor, "M D"],
+        place: Int64[Tensor, " N"] | None = None,
+        why: str = "",
     ) -> Blame:
         """Return the blame of a kernel density.
 
@@ -71,17 +80,23 @@ class Blame:
             spec: of its rows.
             x: its rows.
             place: where the rows to blame are among them, -1 for those that are not; None if none is.
+            why: it takes the place of the run's density.
         """
 
         def columns(split: Split, rows: Tensor) -> Tensor:
             own = None if place is None else place[rows]
             return kernel.column_log_probs(split.batch(rows)[0].flatten(1), own=own)
 
-        some = torch.arange(min(len(x), MAX_USUAL))
-        usual = kernel.column_log_probs(x[some], own=some).mean(0)
-        return cls(
-            "each column given the others, by the kernel density of the run's rows", _names(spec), columns, usual
-        )
+        some = torch.arange(min(len(x), MAX_USUAL, max(16, MAX_WORK // (len(x) * x.shape[1]))))
+        usual = kernel.column_log_probs(x[some], own=some).masked_fill(x[some].isnan(), torch.nan).nanmean(0)
+        how = f"each column given the others, by the kernel density of the run's rows{why and f' ({why})'}"
+        return cls(how, _names(spec), columns, usual)
+
+
+def _of_observed(columns: Columns, split: Split, rows: Int64[Tensor, " B"]) -> Float64[Tensor, "B D"]:
+    """Return each value's log p given the others, NaN of a missing value."""
+    missing = split.batch(rows)[0].flatten(1).isnan()
+    return columns(split, rows).masked_fill(missing, torch.nan)
 
 
 def blame_of(run: Run, reference: Data, held: list[Split], *, own: bool = False) -> Blame:
@@ -93,31 +108,74 @@ def blame_of(run: Run, reference: Data, held: list[Split], *, own: bool = False)
         held: its validation and test splits, without empty ones.
         own: whether the rows to blame are all of its rows, in their order.
     """
-    density, names = run.density, _names(run.spec)
+    density, spec = run.density, run.spec
     plain = density.event == "x" and not density.conditional
+
+    def by(how: str, columns: Columns, most: int = MAX_USUAL) -> Blame:
+        usual = _of_observed(columns, held[0], torch.arange(min(len(held[0]), most))).nanmean(0)
+        return Blame(how, _names(spec), columns, usual)
+
+    if density.marginalises and density.bound is Bound.EXACT and spec.columns:
+        return by("each column given the others, by the run's density", _without_each(density, spec))
     if plain and isinstance(density, (Autoregressive, Independent)):
         given = "the others" if isinstance(density, Independent) else "those before"
-
-        def tokens(split: Split, rows: Tensor) -> Tensor:
-            with evaluating(density, 0) as device:
-                parts = [split.batch(rows[at : at + 256])[0].to(device) for at in range(0, len(rows), 256)]
-                return torch.cat([density.token_log_probs(part).flatten(1).double().cpu() for part in parts])
-
-        usual = tokens(held[0], torch.arange(min(len(held[0]), MAX_USUAL))).mean(0)
-        return Blame(f"each column given {given}, by the run's density", names, tokens, usual)
-    exact = plain and density.bound is Bound.EXACT and run.spec.kind in ("table", "array")
+        return by(f"each column given {given}, by the run's density", _tokens(density))
+    exact = plain and density.bound is Bound.EXACT and spec.kind in ("table", "array")
     split = reference.split("all")
     at, some = reference_rows(split)
-    if exact and run.spec.dims <= MAX_DIMS:
+    if exact and spec.dims <= MAX_DIMS and not some.isnan().any():
 
         def grids(split: Split, rows: Tensor) -> Tensor:
-            return conditional_log_probs(density, split.batch(rows)[0], some, run.spec)
+            return conditional_log_probs(density, split.batch(rows)[0], some, spec)
 
-        usual = grids(held[0], torch.arange(min(len(held[0]), MAX_USUAL // 8))).mean(0)
-        return Blame("each column given the others, by the run's density on a grid", names, grids, usual)
-    return Blame.by_kernel(
-        KernelDensity(some, run.spec.categories), run.spec, some, place_of(at, len(split)) if own else None
-    )
+        return by("each column given the others, by the run's density on a grid", grids, MAX_USUAL // 8)
+    why = "that of the run is a bound, which has no terms for columns"
+    if density.bound is Bound.EXACT:
+        why = "that of the run has none that are quick to compute"
+    kernel = KernelDensity(some, spec.categories)
+    return Blame.by_kernel(kernel, spec, some, place_of(at, len(split)) if own else None, why)
+
+
+def _tokens(density: Autoregressive | Independent) -> Columns:
+    def columns(split: Split, rows: Tensor) -> Tensor:
+        with evaluating(density, 0) as device:
+            parts = [split.batch(rows[at : at + 256])[0].to(device) for at in range(0, len(rows), 256)]
+            return torch.cat([density.token_log_probs(part).flatten(1).double().cpu() for part in parts])
+
+    return columns
+
+
+def _without_each(density: Density, spec: DataSpec) -> Columns:
+    r"""Return $\log p(x_d \mid x_{-d})$ of each value by a density that marginalises; 0 of a missing value.
+
+    An unseen category has the log of its column's `novelty`.
+    """
+    codes = torch.tensor(spec.categories)
+    novelty = torch.tensor([column.novelty or torch.nan for column in spec.columns]).double().log()
+
+    def columns(split: Split, rows: Tensor) -> Tensor:
+        x, y = split.batch(rows)
+        new = (codes > 0) & (x == codes)
+        x = x.masked_fill(new, torch.nan)
+        if isinstance(density, AnyOrder):
+            with evaluating(density, 0) as device:
+                values, context = x.to(device), None if y is None else y.to(device)
+                log_p = torch.stack(
+                    [
+                        density.column(values, d, context).log_prob(values[:, d].nan_to_num(0.0))
+                        for d in range(x.shape[1])
+                    ],
+                    1,
+                )
+            found = log_p.double().cpu().masked_fill(x.isnan(), 0.0)
+        else:
+            whole = log_probs(density, Split(x, y))
+            column = torch.arange(x.shape[1])
+            rest = [log_probs(density, Split(x.masked_fill(column == d, torch.nan), y)) for d in column.tolist()]
+            found = whole[:, None] - torch.stack(rest, 1)
+        return torch.where(new, novelty, found)
+
+    return columns
 
 
 def conditional_log_probs(
