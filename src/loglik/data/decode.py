@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from loglik import files
 from loglik.data.moments import from_numbers
 from loglik.data.spec import Column
 
-__all__ = ["TABLES", "as_csv", "as_text", "decode", "decode_column", "write_table"]
+__all__ = ["TABLES", "as_csv", "as_text", "decode", "decode_column", "round_rows", "write_table"]
 
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".feather", ".arrow")
 DIGITS = 7  # that float32 holds
@@ -32,6 +33,16 @@ def decode(rows: Float[Tensor, "N D"], columns: Sequence[Column]) -> pl.DataFram
             gone = values.pop(column.name) == 1
             values[column.indicates] = np.where(gone, np.nan, values[column.indicates])
     return pl.DataFrame([decode_column(values[c.name], c) for c in columns if c.name in values])
+
+
+def round_rows(rows: Float[Tensor, "N D"], columns: Sequence[Column]) -> Float[Tensor, "N D"]:
+    """Return rows whose numbers have as many decimals as the data's: the numbers that `decode` writes."""
+    rows = rows.clone()
+    for d, column in enumerate(columns):
+        if column.type == "numeric" and column.decimals is not None and not column.temporal:
+            numbers = np.round(rows[:, d].double().cpu().numpy(), column.decimals)
+            rows[:, d] = torch.from_numpy(numbers).to(rows)
+    return rows
 
 
 def decode_column(values: Float[np.ndarray, " N"], column: Column) -> pl.Series:
