@@ -33,6 +33,7 @@ MAX_PAIRS = 500
 MIN_FOLD = 2  # rows of each kind
 MAX_CODES = 255  # categories of the classifier; beyond, codes are numbers for it
 Rows = Float[np.ndarray, "N D"]
+Drawn = Float[np.ndarray, "M D"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Fidelity:
         return _mean(self.pairs.values())
 
 
-def fidelity_of(real: Rows, drawn: Rows, columns: Sequence[Column], *, seed: int = 0) -> Fidelity:
+def fidelity_of(real: Rows, drawn: Drawn, columns: Sequence[Column], *, seed: int = 0) -> Fidelity:
     """Return the scores of sampled rows; NaN is a missing value."""
     gaps = {
         c.name: (float(np.isnan(real[:, d]).mean()), float(np.isnan(drawn[:, d]).mean()))
@@ -92,7 +93,7 @@ def fidelity_of(real: Rows, drawn: Rows, columns: Sequence[Column], *, seed: int
     )
 
 
-def column_shapes(real: Rows, drawn: Rows, columns: Sequence[Column]) -> dict[str, float]:
+def column_shapes(real: Rows, drawn: Drawn, columns: Sequence[Column]) -> dict[str, float]:
     """Return each column's Kolmogorov-Smirnov or total variation complement, of the values that are not missing."""
     found = {}
     for d, column in enumerate(columns):
@@ -102,7 +103,7 @@ def column_shapes(real: Rows, drawn: Rows, columns: Sequence[Column]) -> dict[st
     return found
 
 
-def pair_trends(real: Rows, drawn: Rows, columns: Sequence[Column], *, seed: int = 0) -> dict[tuple[str, str], float]:
+def pair_trends(real: Rows, drawn: Drawn, columns: Sequence[Column], *, seed: int = 0) -> dict[tuple[str, str], float]:
     """Return the correlation or contingency similarity of each pair of columns, of at most `MAX_PAIRS` drawn at random.
 
     A pair of numbers of which one is constant has none.
@@ -126,7 +127,7 @@ def pair_trends(real: Rows, drawn: Rows, columns: Sequence[Column], *, seed: int
     return found
 
 
-def two_sample_test(real: Rows, drawn: Rows, columns: Sequence[Column], *, seed: int = 0) -> TwoSample:
+def two_sample_test(real: Rows, drawn: Drawn, columns: Sequence[Column], *, seed: int = 0) -> TwoSample:
     """Return the AUC of gradient-boosted trees that tell samples from real rows, by 5-fold cross-validation.
 
     Raises ValueError for fewer than 10 rows of either kind.
@@ -159,13 +160,13 @@ def two_sample_test(real: Rows, drawn: Rows, columns: Sequence[Column], *, seed:
 
 
 def _codes(
-    real: Float[np.ndarray, " N"], drawn: Float[np.ndarray, " N"], coded: bool
-) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
+    real: Float[np.ndarray, " N"], drawn: Float[np.ndarray, " M"], coded: bool
+) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " M"]]:
     """Return categories from 1, or numbers as the index of their bin; 0 where a value is missing."""
     known = real[~np.isnan(real)]
     edges = np.histogram_bin_edges(known, BINS)[1:-1] if len(known) and not coded else np.zeros(1)
 
-    def code(values: Float[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
+    def code(values: Float[np.ndarray, " K"]) -> Int[np.ndarray, " K"]:
         numbers = values + 1 if coded else np.digitize(values, edges) + 1.0
         return np.where(np.isnan(values), 0, numbers).astype(np.int64)
 

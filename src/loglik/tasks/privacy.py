@@ -1,4 +1,4 @@
-r"""Privacy of synthetic rows: whether samples, or log p itself, tell the training rows from other rows of the same kind.
+r"""Privacy of synthetic rows: whether samples, or log p itself, tell the training rows from others of their kind.
 
 Rows that the model was trained on and rows held out from it are drawn from one population. A model that has learnt the
 population only cannot tell them apart:
@@ -18,21 +18,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float64, Shaped
+from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
 from loglik.data.dataset import Split
-from loglik.data.spec import DataSpec
+from loglik.data.decode import as_written
+from loglik.data.spec import Column, DataSpec
 from loglik.density import Density
 from loglik.evaluation.incomplete import scorable
 from loglik.evaluation.scores import default_samples, log_probs
 from loglik.tasks.kernel import KernelDensity
 
-__all__ = ["Nearest", "Privacy", "nearest_rows", "privacy_of"]
+__all__ = ["Nearest", "Privacy", "columns_of", "nearest_rows", "privacy_of"]
 
 MAX_ROWS = 1000  # held-out rows, and as many training rows
 SHUFFLES = 199
-SURE = 3.0  # standard errors
+SURE = 2.6  # standard errors: 1 in 200 by chance
 SHARE = 0.6  # of samples nearer to training rows
 GUESS = 0.6  # area under the curve of log p
 
@@ -59,7 +60,7 @@ class Privacy:
     """What a model and its samples tell of the training rows.
 
     Attributes:
-        rows: the number of held-out rows, and of training rows, that are compared.
+        rows: the number of held-out rows, and of training rows, that samples are compared with.
         nearest: of samples.
         train_nats, held_out_nats: the means of log p.
         guess: the probability that a training row has a higher log p than a held-out row.
@@ -86,28 +87,39 @@ class Privacy:
         """Whether log p tells training rows from others, more than chance explains."""
         return self.guess > GUESS and self.guess > 0.5 + SURE * self.guess_stderr
 
+    @property
+    def memorises(self) -> bool:
+        """Whether samples or log p give training rows away."""
+        return self.samples_memorise or self.model_memorises
+
 
 def privacy_of(
     density: Density,
     spec: DataSpec,
-    drawn: Shaped[Tensor, "N D"],
+    drawn: Float[Tensor, "N E"],
     train: Split,
     held_out: Split,
     *,
     seed: int = 0,
 ) -> Privacy:
-    """Return what samples and log p tell of the training rows, by held-out rows and as many training rows."""
+    """Return what samples and log p tell of the training rows, by held-out rows and as many training rows.
+
+    The samples are as `as_written` returns them.
+
+    Raises ValueError for fewer than 2 held-out rows.
+    """
     random = torch.Generator().manual_seed(seed)
     count = min(MAX_ROWS, len(held_out), len(train))
     if count < 2:
         raise ValueError(f"privacy is measured by held-out rows, and there are {len(held_out)}: pass data with more")
     some = [_some(split, count, random) for split in (train, held_out)]
-    whole = train.tensor().flatten(1)
-    nearest = nearest_rows(drawn, some[0].tensor(), some[1].tensor(), whole, spec, seed=seed)
+    columns = columns_of(spec)
+    (near, written), (far, _), (whole, _) = (as_written(s.tensor().flatten(1), columns) for s in (*some, train))
+    nearest = nearest_rows(drawn, near, far, whole, [len(column.categories) for column in written], seed=seed)
     scores = []
-    for part in some:
+    for part in (_some(train, min(MAX_ROWS, len(train)), random), some[1]):
         scored = scorable(density, part, spec)[0]
-        scores.append(log_probs(scored, part, samples=default_samples(scored, count), seed=seed))
+        scores.append(log_probs(scored, part, samples=default_samples(scored, len(part)), seed=seed))
     guess, error = _auc(scores[0], scores[1])
     return Privacy(count, nearest, scores[0].mean().item(), scores[1].mean().item(), guess, error)
 
@@ -117,7 +129,7 @@ def nearest_rows(
     train: Shaped[Tensor, "M D"],
     held_out: Shaped[Tensor, "M D"],
     whole: Shaped[Tensor, "T D"],
-    spec: DataSpec,
+    categories: Sequence[int],
     *,
     seed: int = 0,
 ) -> Nearest:
@@ -127,7 +139,7 @@ def nearest_rows(
     half as to the other, up to a spread that is `usual`.
     """
     pool = torch.cat([train, held_out])
-    squares = KernelDensity(pool, spec.categories).squared_distances(drawn)
+    squares = KernelDensity(pool, categories).squared_distances(drawn)
     m = len(train)
     random = torch.Generator().manual_seed(seed)
     usual = []
@@ -141,6 +153,12 @@ def nearest_rows(
         copies=_found(drawn, known),
         natural_copies=_found(held_out, known),
     )
+
+
+def columns_of(spec: DataSpec) -> tuple[Column, ...]:
+    """Return the columns of a table, or of vectors."""
+    kind = "numeric" if spec.levels is None else "integer"
+    return spec.columns or tuple(Column(name=f"x{d}", type=kind) for d in range(spec.dims))  # type: ignore[arg-type]
 
 
 def _nearer(a: Float64[Tensor, "N M"], b: Float64[Tensor, "N M"]) -> float:
