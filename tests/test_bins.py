@@ -156,3 +156,54 @@ def test_wide_tables_and_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match="bins must be at least 1, got 0"):
         Bins((1,), (True,), bins=0)
     assert Autoregressive(CausalTransformer(8, 1, 2), (1,), 3, context=nn.Embedding(2, 8)).tokens is None
+
+
+def mass(bins: Bins, points: torch.Tensor, weights: torch.Tensor | float) -> torch.Tensor:
+    """Return the sum over all bins of the probability that each gives to its points."""
+    token, log_p = bins.encode(points[:, None])
+    return torch.zeros(bins.levels).index_add(0, token[:, 0], log_p.exp() * weights)
+
+
+@pytest.mark.parametrize("bins", [8, 400])
+@pytest.mark.parametrize("integer", [False, True])
+def test_repeated_values_have_probabilities_of_their_own(float64, integer, bins):
+    """Each bin's distribution sums to one, and samples repeat the values of the data as often as the data do."""
+    step = 1.0 if integer else 0.01
+    steps = torch.randint(0, 120, (4000,))
+    steps[:1500] = 57
+    x = (steps * 5 * step).float().double()  # of every five numbers one
+    found = Bins((1,), (integer,), bins=bins)
+    found.initialise(x[:, None])
+    low, high = float(found.edges[0, 0]), float(found.edges[0, bins])
+    fine = 1.0 if integer else step / 200
+    points = torch.arange(low, high, fine) + (0 if integer else fine / 2)
+    total = mass(found, points, fine)[1 : bins + 1]
+    assert (total - 1).abs().max() < 0.02
+    token, _ = found.encode(x[:, None])
+    drawn = found.decode(token)[:, 0]
+    inside = (x >= low) & (x < high)
+    assert torch.equal(found.encode(drawn[:, None])[0], token)
+    assert torch.isin(drawn[inside], x.unique()).double().mean() > 0.95
+    assert abs((drawn == 57 * 5 * step).double().mean() - (x == 57 * 5 * step).double().mean()) < 0.01
+
+
+def test_the_zeros_and_codes_of_a_real_column_are_drawn_exactly(float64):
+    """A column of real numbers of which 30 % are 0 and 5 % are 9999, and no other value is repeated."""
+    x = torch.rand(2000).mul(50).add(1)
+    x[:600], x[600:700] = 0.0, 9999.0
+    bins = Bins((1,), (False,), bins=16)
+    bins.initialise(x[:, None])
+    token, log_p = bins.encode(x[:, None])
+    drawn = bins.decode(token)[:, 0]
+    assert abs((drawn == 0).double().mean() - 0.3) < 0.01 and abs((drawn == 9999).double().mean() - 0.05) < 0.01
+    assert log_p.isfinite().all() and log_p[:600].mean() > log_p[700:].mean() + 1
+
+
+def test_numbers_that_do_not_repeat_keep_their_bins():
+    x = torch.randn(500, 1)
+    bins = Bins((1,), (False,), bins=16)
+    bins.initialise(x)
+    assert (bins.rest == 1).all() and bins.repeated.isinf().all()
+    torch.testing.assert_close(
+        bins.edges[0, :17].float(), x[:, 0].sort().values[torch.linspace(2.495, 496.505, 17).long()]
+    )

@@ -66,6 +66,7 @@ _HOME = {
     "Mixture": "mixture",
     "predict": "tasks",
     "sample": "tasks",
+    "synthetic_report": "tasks",
     "verify": "verification.verify",
 }
 _ROOMS = (
@@ -103,6 +104,7 @@ __all__ = [
     "log_prob_given",
     "predict",
     "sample",
+    "synthetic_report",
     "verify",
 ]
 

@@ -56,6 +56,8 @@ class _Column(Struct, forbid_unknown_fields=True):
     written: Annotated[str, Meta(max_length=64)] = ""
     indicates: Text = ""
     novelty: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    low: float | None = None
+    high: float | None = None
 
 
 class _Bytes(Struct, forbid_unknown_fields=True, tag="bytes", tag_field="kind"):

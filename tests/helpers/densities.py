@@ -55,7 +55,9 @@ CONDITIONED = {"image", "mixed table", "incomplete table", "whole array", "text"
 TWO_PIXELS = DataSpec(kind="image", event_shape=(1, 1, 2), levels=3, classes=LABELS)
 
 REFUSED = {(family, text) for family in ("flow", "vae", "diffusion") for text in ("text", "texts")}
-REFUSED |= {("mixture", spec) for spec in SPECS if spec not in ("table", "mixed table", "one column", "incomplete table")}
+REFUSED |= {
+    ("mixture", spec) for spec in SPECS if spec not in ("table", "mixed table", "one column", "incomplete table")
+}
 
 TINY = {"width": 16, "depth": 2, "heads": 2, "steps": 4, "latent": 2}  # those of these that a recipe has
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from loglik.cli.look import describe, inspect, list_data, list_models, verify
+from loglik.cli.report import report
 from loglik.cli.train import compare, fit
 from loglik.cli.use import anomalies, encode, evaluate, fill, predict, sample
 
@@ -17,7 +18,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-for command in (compare, fit, evaluate, predict, sample, encode, fill, anomalies, describe, inspect, verify):
+for command in (compare, fit, evaluate, report, predict, sample, encode, fill, anomalies, describe, inspect, verify):
     app.command()(command)
 
 listing = typer.Typer(no_args_is_help=True, help="List the models or the named data sets.")

@@ -142,6 +142,12 @@ def sample(
             help="Of a table: carat=1..2, 'cut=Ideal|Premium', 'price<500', day=2013-07; repeatable, all must hold.",
         ),
     ] = None,
+    beyond: Annotated[
+        bool,
+        typer.Option(
+            "--beyond", help="Of a table: keep values beyond the range of the training data, instead of new draws."
+        ),
+    ] = False,
     seed: Seed = 0,
     prompt: Annotated[
         str | None, typer.Option(metavar="TEXT", help="For text: the beginning; @FILE reads it from a file.")
@@ -179,6 +185,7 @@ def sample(
     """Draw samples from a run's density, in the units of the data, or continue a text from a prompt."""
     from loglik.report import numbered, samples_file, write_samples
     from loglik.runs import load
+    from loglik.tasks import Samples as Drawn
     from loglik.tasks import continue_text, sample_given, samples_of
 
     trained = load(run, device=device)
@@ -204,8 +211,10 @@ def sample(
         for line in under.describe():
             show(line)
     else:
-        x = samples_of(trained, n, label=label, inputs=inputs, seed=seed, **sampler)
+        x = samples_of(trained, n, label=label, inputs=inputs, seed=seed, beyond=beyond, **sampler)
     write_samples(x, trained.spec, path)
+    if isinstance(x, Drawn) and x.redrawn:
+        show(f"{x.redrawn:,} rows had a value beyond the range of the data and were drawn again: --beyond keeps them")
     show(f"{len(x)} samples: {path}")
 
 

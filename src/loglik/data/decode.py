@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from loglik import files
 from loglik.data.moments import from_numbers
 from loglik.data.spec import Column
 
-__all__ = ["TABLES", "as_csv", "as_text", "decode", "decode_column", "write_table"]
+__all__ = ["TABLES", "as_csv", "as_text", "as_written", "decode", "decode_column", "write_table"]
 
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".feather", ".arrow")
 DIGITS = 7  # that float32 holds
@@ -32,6 +33,24 @@ def decode(rows: Float[Tensor, "N D"], columns: Sequence[Column]) -> pl.DataFram
             gone = values.pop(column.name) == 1
             values[column.indicates] = np.where(gone, np.nan, values[column.indicates])
     return pl.DataFrame([decode_column(values[c.name], c) for c in columns if c.name in values])
+
+
+def as_written(
+    rows: Shaped[Tensor, "N D"], columns: Sequence[Column]
+) -> tuple[Float[Tensor, "N E"], tuple[Column, ...]]:
+    """Return rows as `decode` writes them, still as numbers, and their columns.
+
+    Numbers have as many decimals as the data's, and a column that says whether another's value is missing is left out.
+    """
+    index = {column.name: d for d, column in enumerate(columns)}
+    x = rows.float().clone()
+    for d, column in enumerate(columns):
+        if column.type == "numeric" and column.decimals is not None and not column.temporal:
+            x[:, d] = torch.from_numpy(np.round(x[:, d].double().cpu().numpy(), column.decimals)).to(x)
+        if column.indicates in index:
+            x[:, index[column.indicates]] = x[:, index[column.indicates]].masked_fill(rows[:, d] == 1, torch.nan)
+    kept = [d for d, column in enumerate(columns) if column.indicates not in index]
+    return x[:, kept], tuple(columns[d] for d in kept)
 
 
 def decode_column(values: Float[np.ndarray, " N"], column: Column) -> pl.Series:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from loglik.data.limits import quote
@@ -38,6 +38,8 @@ class Column:
         indicates: the name of the column of which this boolean column says that its value is missing.
         novelty: of a categorical column, the probability of a category that the training data did not have; 0 where it
             is not known.
+        low: the smallest value of the training data, of numbers in a table; None where it is not known.
+        high: the largest one.
     """
 
     name: str
@@ -52,6 +54,8 @@ class Column:
     written: str = ""
     indicates: str = ""
     novelty: float = 0.0
+    low: float | None = field(default=None, compare=False)  # two tables of the same columns are alike
+    high: float | None = field(default=None, compare=False)
 
     @property
     def discrete(self) -> bool:

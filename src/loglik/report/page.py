@@ -22,14 +22,23 @@ from loglik.report.likelihoods import bar_picture, bound_terms, curve_pictures, 
 from loglik.report.numbers import number, unit_of
 from loglik.report.panel import INK
 from loglik.report.sample_pictures import MAX_COLUMNS, image_samples, marginals, text_windows
+from loglik.report.synthetic import synthetic_content
 from loglik.report.targets import target_content
 from loglik.runs import Run
+from loglik.tasks import SyntheticReport
 
 __all__ = ["write_report"]
 
 
 def write_report(
-    path: Path, data: Data, rows: Sequence[Row], *, title: str, seed: int = 0, split: str = "test"
+    path: Path,
+    data: Data,
+    rows: Sequence[Row],
+    *,
+    title: str,
+    seed: int = 0,
+    split: str = "test",
+    synthetic: SyntheticReport | None = None,
 ) -> Path:
     """Write a comparison, or a single run, as one HTML file; return its path.
 
@@ -40,13 +49,15 @@ def write_report(
         title: the heading.
         seed: of the samples drawn for the page.
         split: the split that the results were computed on.
+        synthetic: fidelity and privacy of a single run's samples.
 
     Raises:
         ValueError: if there are no rows.
     """
     if not rows:
         raise ValueError("a report needs at least one row, got none")
-    page = render("report", _content(data, rows, title, seed, split))
+    content = _content(data, rows, title, seed, split)
+    page = render("report", content | {"synthetic": synthetic_content(synthetic)})
     with files.naming(path):
         path.write_text(page, encoding="utf-8")
     return path

@@ -9,6 +9,7 @@ from loglik.tasks.fill import fill, fill_table
 from loglik.tasks.latents import Latents, diagnose_latents
 from loglik.tasks.predict import inputs_for, predict, write_predictions
 from loglik.tasks.sample import Samples, draw, sample, samples_of
+from loglik.tasks.synthetic import SyntheticReport, has_synthetic_rows, synthetic_report
 
 __all__ = [
     "Anomalies",
@@ -16,6 +17,7 @@ __all__ = [
     "GivenScore",
     "Latents",
     "Samples",
+    "SyntheticReport",
     "anomalies",
     "conditions_of",
     "continue_text",
@@ -26,12 +28,14 @@ __all__ = [
     "fill",
     "fill_table",
     "find_anomalies",
+    "has_synthetic_rows",
     "inputs_for",
     "log_prob_given",
     "predict",
     "sample",
     "sample_given",
     "samples_of",
+    "synthetic_report",
     "write_latents",
     "write_predictions",
 ]

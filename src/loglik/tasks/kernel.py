@@ -157,6 +157,10 @@ class KernelDensity:
             found.append(log_p.masked_fill(~known, 0.0))
         return torch.cat(found) if found else torch.zeros(0, x.shape[1], dtype=torch.float64)
 
+    def squared_distances(self, x: Shaped[Tensor, "B D"]) -> Float64[Tensor, "B N"]:
+        """Return squared distances to the rows of reference, in units in which each column of two rows differs by 2."""
+        return torch.cat([self._squares(*self._standardised(x[part])) for part in self._blocks(len(x))])
+
     def ranks(
         self, x: Shaped[Tensor, "B D"], *, own: Int64[Tensor, " B"] | None = None
     ) -> tuple[Float64[Tensor, " B"], Int64[Tensor, " B"], Int64[Tensor, " B"]]:

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Int64, Shaped
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from loglik.data.limits import some
+from loglik.data.ranges import clamp_to_ranges, outside_ranges
 from loglik.data.spec import DataSpec
 from loglik.density import Density
 from loglik.diffusion import with_sampler
@@ -26,6 +27,7 @@ __all__ = ["Samples", "draw", "labels_of", "sample", "samples_of"]
 
 BLOCK_VALUES = 2**17  # in a block of samples, but not less than 64 samples
 MAX_BLOCK = 4096
+REDRAWS = 16
 
 
 class Samples:
@@ -35,6 +37,9 @@ class Samples:
     seed of its own: for one seed the samples of full blocks are the same for every n. A block that does not fit in
     memory is halved, and so are all later ones; this changes the samples.
 
+    Rows of a table with a value beyond the range of its column in the training data are drawn again, up to
+    `REDRAWS` times; what is then still beyond it becomes the end of the range.
+
     Args:
         density: of data.
         spec: of the data.
@@ -42,6 +47,10 @@ class Samples:
         seed: of the samples.
         label: the class of all samples; if None, a conditional density draws the classes in turn.
         inputs: of targets given inputs, a row of inputs for each sample.
+        beyond: keep values of a table that are beyond the range of the training data.
+
+    Attributes:
+        redrawn: the number of rows that were drawn again, when the samples were last iterated.
 
     Raises ValueError for a label that the density does not know.
     """
@@ -55,15 +64,19 @@ class Samples:
         seed: int = 0,
         label: str | None = None,
         inputs: Tensor | None = None,
+        beyond: bool = False,
     ) -> None:
         self.density, self.spec, self.n, self.seed = density, spec, n, seed
         self.context = labels_of(density, spec, n, label) if inputs is None else inputs
+        self.within = not beyond and any(column.low is not None for column in spec.columns)
+        self.redrawn = 0
         self.block = max(64, min(MAX_BLOCK, BLOCK_VALUES // math.prod(density.event_shape)))
 
     def __len__(self) -> int:
         return self.n
 
     def __iter__(self) -> Iterator[Shaped[Tensor, "B ..."]]:
+        self.redrawn = 0
         pieces = Pieces(self._draw, self.density.device)
         for start in range(0, self.n, self.block):
             yield from pieces(slice(start, min(self.n, start + self.block)))
@@ -98,11 +111,29 @@ class Samples:
         seed = self.seed if rows.start == 0 else (self.seed * 1_000_003 + rows.start) % 2**63
         with evaluating(self.density, seed) as device:
             context = None if self.context is None or not self.density.conditional else self.context[rows].to(device)
-            return self.density.sample(rows.stop - rows.start, context).cpu()
+            x = self.density.sample(rows.stop - rows.start, context)
+            return (self._redraw(x, context) if self.within else x).cpu()
+
+    def _redraw(self, x: Float[Tensor, "B D"], context: Tensor | None) -> Float[Tensor, "B D"]:
+        """Return rows within the ranges of the training data."""
+        for attempt in range(REDRAWS):
+            out = outside_ranges(x, self.spec).nonzero().squeeze(1)
+            if not len(out):
+                return x
+            self.redrawn += len(out) if attempt == 0 else 0
+            x[out] = self.density.sample(len(out), None if context is None else context[out])
+        return clamp_to_ranges(x, self.spec)
 
 
 def samples_of(
-    run: Run, n: int | None = None, *, label: str | None = None, inputs: Any = None, seed: int = 0, **sampler: Any
+    run: Run,
+    n: int | None = None,
+    *,
+    label: str | None = None,
+    inputs: Any = None,
+    seed: int = 0,
+    beyond: bool = False,
+    **sampler: Any,
 ) -> Samples:
     """Return n samples of a run's density, in the units of the data, which are drawn when they are iterated.
 
@@ -112,6 +143,7 @@ def samples_of(
         label: the class of all samples; if None, a conditional density draws the classes in turn.
         inputs: of targets given inputs, the data whose rows are the inputs, as of `predict`.
         seed: of the samples.
+        beyond: keep values of a table that are beyond the range of the training data.
         **sampler: of a diffusion: settings of `Sampler`, such as `method`, `steps`, `until` and `guidance`.
 
     Raises ValueError for a classifier, for an unknown label, and for sampler settings where there is no diffusion.
@@ -124,7 +156,7 @@ def samples_of(
     if sampler:
         density = with_sampler(density, **sampler)
     if inputs is None:
-        return Samples(density, run.spec, n or 64, seed=seed, label=label)
+        return Samples(density, run.spec, n or 64, seed=seed, label=label, beyond=beyond)
     if not run.spec.inputs:
         raise ValueError(f"{run.path or 'this run'} has no inputs: leave inputs= out")
     rows = inputs_for(run, inputs).split("all").tensor().repeat_interleave(n or 1, 0)
@@ -139,6 +171,7 @@ def sample(
     label: str | None = None,
     inputs: Any = None,
     seed: int = 0,
+    beyond: bool = False,
     **sampler: Any,
 ) -> Shaped[Tensor, "n ..."]:
     """Draw n samples from a run's density, in the units of the data, on the CPU; arguments as of `samples_of`.
@@ -150,7 +183,7 @@ def sample(
         if sampler:
             raise ValueError("given= does not go with the settings of a diffusion's sampler")
         return sample_given(run, n or 64, given, seed=seed, label=label).x
-    return samples_of(run, n, label=label, inputs=inputs, seed=seed, **sampler).tensor()
+    return samples_of(run, n, label=label, inputs=inputs, seed=seed, beyond=beyond, **sampler).tensor()
 
 
 def draw(density: Density, spec: DataSpec, n: int, *, seed: int, label: str | None = None) -> Shaped[Tensor, "n ..."]:

@@ -18,6 +18,7 @@ from loglik.data import as_data
 from loglik.data.dataset import Data
 from loglik.data.image_settings import ImageSettings
 from loglik.data.novelty import with_novelty
+from loglik.data.ranges import with_ranges
 from loglik.data.table_settings import TableSettings
 from loglik.data.text_settings import TextSettings
 from loglik.density import Density
@@ -99,7 +100,7 @@ def fit(
     data = as_data(data, label=label, target=target, beside=path, **read)
     for note in () if notes_said else data.grouped_notes():
         report(note)
-    data = with_novelty(data)
+    data = with_ranges(with_novelty(data))
     trained = path is not None and run is not None and (path / runs.WEIGHTS).exists()
     if run and name == run["model"]:  # without weights, whose header bounds the network, only the size is believed
         known = run["options"] if trained else {k: v for k, v in run["options"].items() if k == "size"}

@@ -1,0 +1,173 @@
+"""Whether the samples of a table's density can stand for the table: their fidelity and their privacy, in words."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loglik.data.dataset import Data, Split
+from loglik.data.decode import as_written
+from loglik.data.limits import quote
+from loglik.notebook import listed
+from loglik.runs import Run
+from loglik.tasks.fidelity import Fidelity, fidelity_of
+from loglik.tasks.privacy import Privacy, columns_of, privacy_of
+from loglik.tasks.sample import Samples
+
+__all__ = ["SyntheticReport", "has_synthetic_rows", "synthetic_report"]
+
+MAX_ROWS = 5000  # of each kind
+ENOUGH = 1000  # held-out rows for the fidelity; with fewer, all rows
+MIN_SAMPLES = 1000  # for the privacy
+NAMED = 3
+CLOSE, VISIBLE, POOR = 0.6, 0.75, 0.9  # AUC
+
+
+@dataclass(frozen=True, repr=False)
+class SyntheticReport:
+    """Fidelity and privacy of a run's samples.
+
+    Attributes:
+        fidelity: of the samples, against `against`.
+        privacy: of samples and log p.
+        against: which real rows: `held-out rows`, or `rows` where few are held out.
+    """
+
+    fidelity: Fidelity
+    privacy: Privacy
+    against: str
+
+    @property
+    def memorises(self) -> bool:
+        """Whether the model memorises its training rows."""
+        return self.privacy.memorises
+
+    @property
+    def fidelity_verdict(self) -> str:
+        """What the two-sample classifier says."""
+        auc = self.fidelity.test.auc
+        if auc <= CLOSE:
+            return "the samples are hard to tell from real rows"
+        if auc <= VISIBLE:
+            return "the samples are like the real rows, with differences that a classifier finds"
+        if auc <= POOR:
+            return "a classifier tells most samples from real rows: train longer, or use another model"
+        return "the samples are not like the real rows: train longer, or use another model"
+
+    @property
+    def privacy_verdict(self) -> str:
+        """What the distances and log p say."""
+        if self.privacy.samples_memorise:
+            return (
+                "the model memorises its training rows, and its samples show them: share neither; train for less time"
+            )
+        if self.privacy.model_memorises:
+            return (
+                "the model memorises its training rows: log p tells them from others, though samples are no nearer to "
+                "them: do not share the model"
+            )
+        return "no sign that training rows are memorised"
+
+    def describe(self) -> list[str]:
+        """Return the numbers and the verdicts, a line each."""
+        f, p = self.fidelity, self.privacy
+        test, near = f.test, p.nearest
+        visible = [name for name, fall in test.columns.items() if fall > 0.01][:NAMED]
+        gaps = [name for name, (real, drawn) in f.missing.items() if real > 0 and drawn == 0]
+        lines = [
+            f"fidelity: {f.n:,} samples against {f.n:,} {self.against}",
+            f"  column shapes {f.shape:.1%}{_least({quote(k): v for k, v in f.shapes.items()})}",
+            f"  pair trends {f.trend:.1%}{_least({' and '.join(map(quote, k)): v for k, v in f.pairs.items()})}",
+            f"  a classifier tells samples from real rows with AUC {test.auc:.2f} ± {test.stderr:.2f} (0.5 is chance, "
+            f"1 is always)"
+            + (f"; it looks at {', '.join(map(quote, visible))}" if visible and test.auc > CLOSE else ""),
+            f"  {self.fidelity_verdict}",
+            f"privacy: {p.rows:,} held-out rows and as many training rows",
+            f"  {near.share:.1%} of samples are nearer to training rows (50 ± {100 * near.usual:.1f} % if nothing is "
+            "memorised)",
+            f"  {near.copies:.1%} of samples are copies of training rows, as are {near.natural_copies:.1%} of the "
+            "held-out rows",
+            f"  log p is {p.train_nats:.2f} nats for training rows and {p.held_out_nats:.2f} for held-out rows; a "
+            f"training row has the higher one in {p.guess:.1%} of pairs (50 % is chance)",
+            f"  {self.privacy_verdict}",
+        ]
+        if gaps:
+            more = f" and {len(gaps) - NAMED} more" * (len(gaps) > NAMED)
+            names = ", ".join(map(quote, gaps[:NAMED])) + more
+            lines.insert(5, f'  samples have no missing values in {names}: fit with missing="indicator"')
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        plain = asdict(self)
+        plain["fidelity"]["pairs"] = [[*names, score] for names, score in self.fidelity.pairs.items()]
+        verdicts = {"memorises": self.memorises, "verdicts": [self.fidelity_verdict, self.privacy_verdict]}
+        return plain | {"shape": self.fidelity.shape, "trend": self.fidelity.trend} | verdicts
+
+    def __repr__(self) -> str:
+        return listed("SyntheticReport", {
+            "auc": f"{self.fidelity.test.auc:.2f}", "shapes": f"{self.fidelity.shape:.1%}",
+            "trends": f"{self.fidelity.trend:.1%}", "nearer to training rows": f"{self.privacy.nearest.share:.1%}",
+            "memorises": self.memorises,
+        })  # fmt: skip
+
+
+def has_synthetic_rows(run: Run) -> bool:
+    """Return whether a run's density draws whole rows of a table or of vectors."""
+    spec = run.spec
+    return (
+        run.density.event == "x" and spec.kind in ("table", "array") and not spec.inputs and len(spec.event_shape) == 1
+    )
+
+
+def synthetic_report(run: Run, data: Any = None, *, n: int | None = None, seed: int = 0) -> SyntheticReport:
+    """Return the fidelity and the privacy of samples of a run.
+
+    Args:
+        run: of a table, or of an array of vectors.
+        data: what the run was trained on; only for data in memory, or that were moved.
+        n: the number of samples and of real rows that are compared, at most 5,000 by default.
+        seed: of the samples.
+
+    Raises ValueError where a run's samples are no rows of a table, and where too few rows are held out.
+    """
+    if not has_synthetic_rows(run):
+        what = "p(label | data)" if run.density.event == "y" else run.spec.describe()
+        raise ValueError(f"fidelity and privacy are of samples of whole rows, and {run.path or 'this run'} has {what}")
+    dataset = data if isinstance(data, Data) else run.data_for(data)
+    held_out = _joined(dataset.test, dataset.validation)
+    few = len(held_out) < ENOUGH
+    real = dataset.split("all") if few else held_out
+    count = min(n or MAX_ROWS, len(real))
+    at = torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))
+    rows, labels = real.batch(at[:count])
+    spec = run.spec
+    size = max(count, MIN_SAMPLES)
+    context = None
+    if run.density.conditional:
+        assert labels is not None
+        context = labels[torch.arange(size) % count]
+    drawn = Samples(run.density, spec, size, seed=seed, inputs=context).tensor().flatten(1)
+    drawn, columns = as_written(drawn, columns_of(spec))
+    rows, _ = as_written(rows.flatten(1), columns_of(spec))
+    fidelity = fidelity_of(_numbers(rows), _numbers(drawn[:count]), columns, seed=seed)
+    privacy = privacy_of(run.density, spec, drawn, dataset.train, held_out, seed=seed)
+    return SyntheticReport(fidelity, privacy, "rows" if few else "held-out rows")
+
+
+def _joined(a: Split, b: Split) -> Split:
+    y = None if a.y is None or b.y is None else torch.cat([a.y[:], b.y[:]])
+    return Split(torch.cat([a.tensor(), b.tensor()]), y)
+
+
+def _numbers(x: Tensor) -> Any:
+    return x.double().numpy()
+
+
+def _least(scores: dict[str, float]) -> str:
+    """Return the names with the lowest scores, in words."""
+    worst = sorted(scores, key=scores.__getitem__)[:NAMED]
+    return ": lowest " + ", ".join(f"{name} {scores[name]:.1%}" for name in worst) if worst else ""

@@ -1,0 +1,154 @@
+"""Synthetic rows: samples with the types, ranges and values of the data, their fidelity and their privacy."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+import loglik
+from helpers.commands import refused, well
+from loglik.data.decode import as_written, decode
+from loglik.data.spec import Column
+from loglik.tasks.fidelity import column_shapes, pair_trends, two_sample_test
+from loglik.tasks.privacy import nearest_rows
+
+NUMBER, CODE = Column(name="a", type="numeric"), Column(name="k", type="categorical", categories=("x", "y", "z"))
+
+
+def table(n: int, seed: int = 0) -> pl.DataFrame:
+    """Two prices in cents, one of them often 0, a count, a category and a date."""
+    random = np.random.default_rng(seed)
+    base = random.normal(size=n)
+    price = np.round(20 + 3 * base + random.normal(size=n), 2)
+    fee = np.where(random.random(n) < 0.4, 0.0, np.round(np.exp(0.3 * base), 2))
+    day = pl.Series(random.integers(0, 90, n)).cast(pl.Int32) + 15000
+    kind = np.array(["low", "mid", "high"])[np.digitize(base, [-0.5, 0.5])]
+    return pl.DataFrame({
+        "price": price, "fee": fee, "count": random.poisson(3, n), "kind": kind, "day": day.cast(pl.Date)
+    })  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("synthetic")
+    table(2500).write_csv(folder / "shop.csv")
+    return loglik.fit(
+        "autoregressive", folder / "shop.csv", out=folder / "run", max_steps=150, progress=False, size="small"
+    )
+
+
+def test_samples_have_the_types_ranges_and_decimals_of_the_data(run):
+    data = pl.read_csv(run.config["source"], try_parse_dates=True)
+    drawn = decode(loglik.sample(run, 1500, seed=1), run.spec.columns)
+    assert drawn.schema == data.schema
+    assert set(drawn["kind"]) <= set(data["kind"])
+    for name in ("price", "fee", "count", "day"):
+        assert data[name].min() <= drawn[name].min() and drawn[name].max() <= data[name].max()
+    assert (drawn["price"].round(2) == drawn["price"]).all()
+    assert abs((drawn["fee"] == 0).mean() - 0.4) < 0.06
+
+
+def test_rows_beyond_the_data_are_drawn_again_unless_kept(run):
+    spec = run.spec
+    middle = [float(c.low + (c.high - c.low) / 2) if c.low is not None else 1.0 for c in spec.columns]
+    loaded = loglik.load(run.path)
+    assert [(c.low, c.high) for c in loaded.spec.columns] == [(c.low, c.high) for c in spec.columns]
+
+    class Wide(loglik.Density):
+        event_shape, discrete = (5,), False
+
+        def log_prob(self, x, context=None, *, samples=1):
+            return -x[:, 0].square()
+
+        def sample(self, n, context=None):
+            x = torch.tensor(middle).repeat(n, 1)
+            x[:, 0] += 100 * torch.randn(n)
+            return x
+
+    inside, outside = (loglik.tasks.Samples(Wide(), spec, 400, beyond=beyond) for beyond in (False, True))
+    x, kept = inside.tensor(), outside.tensor()
+    price = spec.columns[0]
+    assert x[:, 0].min() >= price.low and x[:, 0].max() <= price.high and inside.redrawn > 300
+    assert kept[:, 0].max() > price.high and outside.redrawn == 0
+    assert torch.equal(inside.tensor(), x)
+
+
+def test_values_as_they_are_written():
+    columns = (
+        Column(name="a", type="numeric", decimals=2, missing=True),
+        Column(name="a is missing", type="boolean", categories=("false", "true"), indicates="a"),
+        Column(name="b", type="integer"),
+    )
+    rows, kept = as_written(torch.tensor([[1.234, 0.0, 3.0], [5.678, 1.0, 4.0]]), columns)
+    assert [column.name for column in kept] == ["a", "b"]
+    torch.testing.assert_close(rows, torch.tensor([[1.23, 3.0], [torch.nan, 4.0]]), equal_nan=True)
+
+
+def test_scores_are_those_of_their_definitions():
+    a = np.array([[1.0, 0], [2, 0], [3, 1], [4, 1], [np.nan, 2]])
+    b = np.array([[1.0, 0], [2, 1], [7, 1], [8, 1], [9, 1]])
+    shapes = column_shapes(a, b, (NUMBER, CODE))
+    assert shapes["a"] == pytest.approx(1 - 0.6)  # at 4: 1 and 2 / 5
+    assert shapes["k"] == pytest.approx(1 - 0.4)  # 2, 2, 1 and 1, 4, 0 of 5
+    # bins of 1 to 4: (1, x), (2, x), (3, y), (4, y), (missing, z) and (1, x), (2, y), 3 times (4, y)
+    assert pair_trends(a, b, (NUMBER, CODE))["a", "k"] == pytest.approx(0.4)
+    x = np.random.default_rng(0).normal(size=(500, 2))
+    numbers = (NUMBER, Column(name="b", type="numeric"))
+    trend = pair_trends(x, np.stack([x[:, 0], x[:, 0]], 1), numbers)["a", "b"]
+    assert trend == pytest.approx(1 - abs(np.corrcoef(x.T)[0, 1] - 1) / 2)
+
+
+def test_the_classifier_tells_what_differs():
+    random = np.random.default_rng(0)
+    columns = (NUMBER, Column(name="b", type="numeric"))
+    x, same, other = random.normal(size=(3, 300, 2))
+    assert abs(two_sample_test(x, same, columns).auc - 0.5) < 0.08
+    other[:, 1] = other[:, 0]
+    found = two_sample_test(x, other, columns)
+    assert found.auc > 0.8 and min(found.columns.values()) > 0.1
+    with pytest.raises(ValueError, match="at least 10 real rows and samples, got 5 and 300"):
+        two_sample_test(x[:5], other, columns)
+
+
+def test_samples_that_repeat_training_rows_are_found():
+    rows = torch.randn(3, 300, 4)
+    fair = nearest_rows(rows[2], rows[0], rows[1], rows[0], [0] * 4)
+    assert abs(fair.share - 0.5) < 3 * fair.usual and fair.copies == 0
+    copied = nearest_rows(rows[0], rows[0], rows[1], rows[0], [0] * 4)
+    near = nearest_rows(rows[0] + 0.1 * rows[2], rows[0], rows[1], rows[0], [0] * 4)
+    assert copied.share == 1 and copied.copies == 1 and near.share > 0.8 and near.copies == 0
+
+
+def test_a_good_model_is_not_named_as_memorising(run):
+    found = loglik.synthetic_report(run)
+    assert not found.memorises and found.privacy_verdict == "no sign that training rows are memorised"
+    assert found.fidelity.test.auc < 0.75 and found.fidelity.shape > 0.9
+    assert any("AUC" in line for line in found.describe()) and json.dumps(found.to_dict())
+
+
+def test_a_model_that_is_trained_to_overfit_is_named_as_memorising():
+    """On 200 rows, to the end: `fit` itself keeps the weights with the best validation."""
+    rows = torch.from_numpy(np.random.default_rng(0).normal(size=(200, 6)).astype(np.float32))
+    run = loglik.fit("flow", rows, max_steps=2, progress=False, dropout=0.0, jitter=0.0, depth=2)
+    x = run.data_for(rows).train.tensor()
+    density = run.density.train()
+    optimizer = torch.optim.AdamW(density.parameters(), lr=1e-2)
+    for _ in range(120):
+        optimizer.zero_grad()
+        density.loss(x).backward()
+        optimizer.step()
+    density.eval()
+    found = loglik.synthetic_report(run, rows)
+    assert found.memorises and "memorises its training rows" in found.privacy_verdict
+    assert found.privacy.train_nats > found.privacy.held_out_nats + 2
+
+
+def test_the_command_writes_the_page_and_says_the_verdicts(run, tmp_path):
+    said = well("report", run.path, "-n", "200", "--json", tmp_path / "r.json", "--out", tmp_path / "r.html")
+    assert "no sign that training rows are memorised" in said
+    assert json.loads((tmp_path / "r.json").read_text())["fidelity"]["n"] == 200
+    page = (tmp_path / "r.html").read_text()
+    assert "Synthetic rows" in page and "Privacy:" in page
+    assert "--out must be an .html file" in refused("report", run.path, "--out", tmp_path / "r.txt")
