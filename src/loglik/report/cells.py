@@ -1,14 +1,13 @@
 """The log-likelihood of single pixels, tokens and cells of a few rows, where a density says something about them.
 
-Exact where the density is a product over positions (autoregressive, independent) and for the columns of an exact density
-of a table, each given the others; the reconstruction term of a VAE of levels.
+They are exact where the density is a product over positions (autoregressive, independent), and for the columns of an
+exact density of a table, each given the others. A VAE of levels has its reconstruction term.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from jaxtyping import Float64, Shaped
 from torch import Tensor
 

@@ -55,7 +55,13 @@ def field(name: str, title: str | None = None, kind: str = "quantitative", **mor
 def script_json(value: Any) -> Markup:
     """Return JSON that no HTML parser ends early, with few digits and null for what is not finite."""
     text = json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"))
-    for mark, code in (("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026"), ("\u2028", "\\u2028"), ("\u2029", "\\u2029")):
+    for mark, code in (
+        ("<", "\\u003c"),
+        (">", "\\u003e"),
+        ("&", "\\u0026"),
+        ("\u2028", "\\u2028"),
+        ("\u2029", "\\u2029"),
+    ):
         text = text.replace(mark, code)
     return Markup(text)
 

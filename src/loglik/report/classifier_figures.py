@@ -39,7 +39,7 @@ def confusion(matrix: Int[np.ndarray, "K K"], classes: Sequence[str], model: str
         shown = {"mark": {"type": "text", "fontSize": 10}, "transform": [{"filter": "datum.count > 0"}]}
         layer.append({**shown, "encoding": {"text": field("count"), "color": colour}})
     # from the paper's colour, so that an empty cell is empty in the dark too
-    shade = {"domain": [0, 1], "range": [COLOURS["paper"], "#0072B2"]}
+    shade = {"domain": [0, 1], "range": [COLOURS["paper"], "#0072B2"], "interpolate": "rgb"}
     layer[0]["encoding"] = {"color": field("share", scale=shade, legend=None)}
     spec = {
         "data": data,
@@ -85,7 +85,7 @@ def reliability_diagram(table: Reliability, model: str, caption: str) -> Chart:
         most=intervals[:, 1],
         count=count[used],
     )
-    unit = {"scale": {"domain": [0, 1]}, "axis": {"tickCount": 5, "format": "%"}}
+    unit: dict[str, Any] = {"scale": {"domain": [0, 1]}, "axis": {"tickCount": 5, "format": "%"}}
     y = field("accuracy", **unit)
     tooltip = [
         field("confidence", "mean confidence", format=".1%"),

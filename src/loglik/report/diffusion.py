@@ -17,6 +17,7 @@ from loglik.diffusion import Diffusion
 from loglik.evaluation.scores import evaluating, labels_in_turn
 from loglik.flows import Flow
 from loglik.report.chart import COLOURS, Chart, columns, field
+from loglik.report.numbers import number
 from loglik.report.samples import examples, image_grid
 
 __all__ = ["Frame", "Strip", "bound_by_noise", "strips"]
@@ -32,9 +33,7 @@ Strip = tuple[np.ndarray, str, str]  # pixels, a text in their place, a caption
 Frame = tuple[np.ndarray, str]  # pixels, and the noise level in words
 
 
-def strips(
-    density: Density, data: Data, seed: int, split: str, n: int = 4
-) -> tuple[list[Strip], list[Frame], str]:
+def strips(density: Density, data: Data, seed: int, split: str, n: int = 4) -> tuple[list[Strip], list[Frame], str]:
     """Return images: strips of the forward process and of samples against evaluations, frames of the reverse process.
 
     The frames come with a caption. An adaptive solver has none.
@@ -62,7 +61,7 @@ def strips(
     few = ", ".join(map(str, EVALUATIONS))
     shown = sorted({round(i * (len(states) - 1) / (FRAMES - 1)) for i in range(FRAMES)}) if states else []
     frames = [
-        (_grid(states[i][1][:, None], data, (-1.0, 1.0), columns=FRAMED), f"log-SNR {states[i][0]:.1f}".replace("-", "−"))
+        (_grid(states[i][1][:, None], data, (-1.0, 1.0), columns=FRAMED), f"log-SNR {number(states[i][0], 1)}")
         for i in shown
     ]
     made = [
@@ -99,12 +98,18 @@ def bound_by_noise(name: str, density: Density, data: Data, seed: int, split: st
         high, low = torch.stack(diffusion.schedule.ends(torch.zeros((), device=device))).tolist()
         logsnrs = torch.linspace(low, high, NOISE_LEVELS, device=device)
         nats = torch.stack([diffusion.integrand(x, logsnr.expand(n), labels).mean() for logsnr in logsnrs])
-    x = field("logsnr", "log-SNR, from noise to data", scale={"zero": False, "nice": False})
-    y = field("nats", "nats per unit of log-SNR", scale={"domainMin": 0}, axis={"tickCount": 5})
-    mark = {"type": "area", "color": COLOURS["model"], "opacity": 0.25, "line": True, "clip": True}
+    across = field("logsnr", "log-SNR, from noise to data", scale={"zero": False, "nice": False})
+    up = field("nats", "nats per unit of log-SNR", scale={"domainMin": 0}, axis={"tickCount": 5})
+    mark = {
+        "type": "area",
+        "color": COLOURS["model"],
+        "opacity": 0.25,
+        "line": {"color": COLOURS["model"]},
+        "clip": True,
+    }
     spec = {
         "data": columns(logsnr=logsnrs.tolist(), nats=nats.tolist()),
-        "encoding": {"x": x, "y": y, "tooltip": [field("logsnr", "log-SNR"), field("nats")]},
+        "encoding": {"x": across, "y": up, "tooltip": [field("logsnr", "log-SNR"), field("nats")]},
         "layer": [{"mark": mark}, {"mark": {"type": "point", "opacity": 0, "size": 90}}],
     }
     return Chart(spec, f"bound of {name} over the noise level", "nats per example at each noise level")

@@ -114,12 +114,10 @@ def _extremes(name: str, run: Run, data: Data, part: Split, order: Tensor, score
             which = "The first" if cells is None else "The most unlikely"
             rest = f"{which} {len(kept)} of {spec.dims:,} columns are shown."
     examples = [
-        Example(nats=number(float(scores[row])), key=float(scores[row]), **one)
+        Example(nats=number(float(scores[row]), 1), key=float(scores[row]), **one)
         for row, one in zip(rows.tolist(), shown, strict=True)
     ]
-    return Extremes(
-        name, examples[:half], examples[half:], names, "" if found is None else found[1], len(order), rest
-    )
+    return Extremes(name, examples[:half], examples[half:], names, "" if found is None else found[1], len(order), rest)
 
 
 def _kept(cells: Tensor | None, half: int, dims: int) -> list[int]:

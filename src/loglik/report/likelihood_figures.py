@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from loglik.report.chart import COLOURS, ZOOM, Chart, columns, field
+from loglik.report.numbers import number
 
 __all__ = ["AGAINST", "Bar", "bars", "curves", "histogram"]
 
@@ -25,7 +26,7 @@ BINS = 40
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar: its name, value, standard error, and what hovering says; whether it is drawn shorter if it is very long."""
+    """A bar: its name, value and standard error, what hovering says, and whether it may be cut if it is very long."""
 
     name: str
     value: float
@@ -52,8 +53,7 @@ def bars(rows: Sequence[Bar], *, unit: str, baseline: float | None, from_zero: b
     errors = np.where(broken, 0.0, [row.error for row in rows])
     low, high = min(start, *(shown - errors)), max(start, *(shown + errors))
     # the numbers are right of the bars
-    domain = [low if from_zero else low - 0.04 * ((high - low) or 1), high + 0.2 * ((high - low) or 1)]
-    texts = [f"{row.value:.2f}{' (cut)' if cut else ''}".replace("-", "−") for row, cut in zip(rows, broken, strict=True)]
+    domain = [low if from_zero else low - 0.04 * ((high - low) or 1), high + 0.3 * ((high - low) or 1)]
     data = columns(
         name=[row.name for row in rows],
         value=[row.value for row in rows],
@@ -62,7 +62,7 @@ def bars(rows: Sequence[Bar], *, unit: str, baseline: float | None, from_zero: b
         high=shown + errors,
         end=np.maximum(shown + errors, start),
         start=np.full(len(rows), start),
-        text=texts,
+        text=[number(row.value) for row in rows],
         cut=broken.tolist(),
         nats=[row.nats for row in rows],
         error=[row.nats_error for row in rows],
@@ -76,7 +76,7 @@ def bars(rows: Sequence[Bar], *, unit: str, baseline: float | None, from_zero: b
         field("bound", "number", "nominal"),
     ]
     y = field("name", "", "nominal", sort=None, axis={"labelLimit": 170, "ticks": False, "domain": False})
-    x = {"scale": {"domain": domain, "zero": False, "nice": False}, "axis": {"tickCount": 5}}
+    x: dict[str, Any] = {"scale": {"domain": domain, "zero": False, "nice": False}, "axis": {"tickCount": 5}}
     layer: list[dict[str, Any]] = [
         {
             "mark": {"type": "bar", "color": COLOURS["model"], "height": {"band": 0.62}},
@@ -100,7 +100,7 @@ def bars(rows: Sequence[Bar], *, unit: str, baseline: float | None, from_zero: b
         layer.append({"mark": line, "encoding": {"x": {"datum": baseline, "type": "quantitative"}, "y": None}})
     spec = {
         "data": data,
-        "height": {"step": 30},
+        "height": 30 * len(rows),
         "encoding": {"y": y, "tooltip": tooltip},
         "layer": layer,
     }
@@ -194,7 +194,13 @@ def histogram(nats: Mapping[str, Float64[np.ndarray, " N"]], each: str) -> Chart
             "tooltip": tooltip,
         },
         "layer": [
-            {"mark": {"type": "area", "interpolate": "step", "line": True, "opacity": 0.15 if several else 0.5}},
+            {
+                "mark": {
+                    "type": "line" if several else "area",
+                    "interpolate": "step",
+                    "opacity": 0.9 if several else 0.6,
+                }
+            },
             {"mark": {"type": "point", "opacity": 0, "size": 120}},  # to hover over
         ],
     }

@@ -120,9 +120,7 @@ def curve_charts(rows: Sequence[Row], unit: Unit, baseline: Row | None, per_exam
     lines = {name: run_history(run, unit.per_nat / per_example) for name, run in runs}
     level = baseline.result.nats * unit.per_nat if baseline else None
     limits = _curve_limits(lines.values(), level, lower_is_better=unit.per_nat < 0)
-    return [
-        curves(name, line, unit=unit.name, baseline=level, limits=limits) for name, line in lines.items()
-    ]
+    return [curves(name, line, unit=unit.name, baseline=level, limits=limits) for name, line in lines.items()]
 
 
 def run_history(run: Run, per_nat: float) -> dict[str, list[float]]:

@@ -102,6 +102,7 @@
       head.setAttribute("aria-sort", i === index ? (ascending ? "ascending" : "descending") : "none"));
   }
   function makeSortable(table) {
+    if (table.tBodies[0].rows.length < 2) return;
     const heads = [...table.tHead.rows[0].cells];
     const list = document.createElement("select");
     list.append(new Option("as shown", ""));

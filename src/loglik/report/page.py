@@ -83,7 +83,9 @@ def _content(data: Data, rows: Sequence[Row], title: str, seed: int, split: str)
         "terms": bound_terms(generative),
         "curves": curve_charts(generative, unit, baseline, data.train.units_per_example),
         "pictures": image_samples(data, runs, seed, split) if kind == "image" else [],
-        "view": view_columns(data, runs, seed, split) if kind in ("table", "array") else None,
+        "view": view_columns(data, [(n, run) for n, run in scored if _can_draw(run, data)], seed, split)
+        if kind in ("table", "array")
+        else None,
         "windows": text_windows(data, runs, seed, split) if kind == "text" else {},
         "latents": _latents(data, runs, seed, split),
         "diffusions": _diffusions(data, runs, seed, split),

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from loglik.data.spec import Column
 from loglik.report.chart import COLOURS, ZOOM, Chart, columns, field, short
 
-__all__ = ["MODEL", "axis_of", "correlations", "latent_bars", "latent_map", "marginal", "pairs"]
+__all__ = ["MODEL", "axis_of", "correlations", "first_pair", "latent_bars", "latent_map", "marginal", "pairs"]
 
 MODEL = "datum.s == 'data' || datum.s == model"  # the rows that a chart shows: those of the data and of one model
 PAIR = {"domain": ["data", "samples"], "range": [COLOURS["data"], COLOURS["model"]]}
@@ -26,9 +26,7 @@ def _param(model: str) -> dict[str, Any]:
     return {"name": "model", "value": model}
 
 
-def marginal(
-    column: Column, data: Float[np.ndarray, " N"], samples: Mapping[str, Float[np.ndarray, " M"]]
-) -> Chart:
+def marginal(column: Column, data: Float[np.ndarray, " N"], samples: Mapping[str, Float[np.ndarray, " M"]]) -> Chart:
     """Return the distribution of a column: data filled, samples of one model outlined; bars if it is categorical."""
     parts = {"data": data, **samples}
     parts = {name: values[np.isfinite(values)] for name, values in parts.items()}
@@ -124,6 +122,12 @@ def axis_of(d: int, column: Column) -> dict[str, Any]:
     return field(f"c{d}", title, scale={"domain": [-0.6, len(names) - 0.4], "nice": False}, axis=axis)
 
 
+def first_pair(shown: Sequence[Column]) -> tuple[int, int]:
+    """Return the columns that `pairs` shows at first: two numbers if there are."""
+    order = sorted(range(len(shown)), key=lambda d: bool(shown[d].categories))
+    return order[0], order[min(1, len(order) - 1)]
+
+
 def pairs(
     shown: Sequence[Column],
     data: Float[np.ndarray, "N D"],
@@ -152,7 +156,7 @@ def pairs(
         elif column.decimals is not None:
             values = values.round(column.decimals)
         fields[f"c{d}"] = [float(f"{value:.4g}") for value in values]
-    second = min(1, len(shown) - 1)
+    first, second = first_pair(shown)
     tooltip = [field("s", "row of", "nominal")]
     if classes:
         fields["k"] = [k for name, rows in parts.items() for k in classes.get(name, [None] * len(rows))]
@@ -167,13 +171,15 @@ def pairs(
             {"calculate": "datum.s == 'data' ? 'data' : 'samples'", "as": "of"},
         ],
         "encoding": {
-            "x": axis_of(0, shown[0]),
+            "x": axis_of(first, shown[first]),
             "y": axis_of(second, shown[second]),
             "color": field("of", "", "nominal", scale=PAIR),
             "shape": field("of", "", "nominal", scale={"domain": PAIR["domain"], "range": ["circle", "cross"]}),
             "tooltip": tooltip,
         },
-        "layer": [{"params": [ZOOM], "mark": {"type": "point", "filled": True, "size": 26, "opacity": 0.6, "clip": True}}],
+        "layer": [
+            {"params": [ZOOM], "mark": {"type": "point", "filled": True, "size": 26, "opacity": 0.6, "clip": True}}
+        ],
     }
     return Chart(spec, "two columns: rows of the data and samples", groups="samples pairs")
 
@@ -198,6 +204,7 @@ def correlations(
                         values.append(value)
     axis = {"labelExpr": f"{json.dumps(names)}[datum.value]", "ticks": False, "domain": False, "labelLimit": 110}
     colour = {"domain": [-1, 0, 1], "range": [COLOURS["baseline"], COLOURS["paper"], COLOURS["model"]]}
+    colour["interpolate"] = "rgb"
     layer: list[dict[str, Any]] = [
         {"mark": {"type": "rect"}, "encoding": {"color": field("r", "correlation", scale=colour)}}
     ]
@@ -251,10 +258,16 @@ def latent_bars(kl: Float[np.ndarray, " L"], active: Bool[np.ndarray, " L"], mod
         ),
         "mark": "bar",
         "encoding": {
-            "x": field("rank", f"{len(order)}{rest} latent dimensions", "ordinal", axis={"labels": False, "ticks": False}),
+            "x": field(
+                "rank", f"{len(order)}{rest} latent dimensions", "ordinal", axis={"labels": False, "ticks": False}
+            ),
             "y": field("kl", "KL, nats", axis={"tickCount": 4}),
             "color": colour,
-            "tooltip": [field("name", "dimension", "nominal"), field("kl", "KL, nats"), field("active", kind="nominal")],
+            "tooltip": [
+                field("name", "dimension", "nominal"),
+                field("kl", "KL, nats"),
+                field("active", kind="nominal"),
+            ],
         },
     }
     caption = "KL of each latent dimension, largest first"
@@ -311,7 +324,9 @@ def latent_map(
             },
         ],
     }
-    caption = "Latents of the data (coloured) and samples of the prior (grey), in the two dimensions with the largest KL."
+    caption = (
+        "Latents of the data (coloured) and samples of the prior (grey), in the two dimensions with the largest KL."
+    )
     if images is not None:
         caption += " Hover over a point to see its image."
     return Chart(spec, f"{model}: {caption}", caption)

@@ -14,7 +14,7 @@ from loglik.data.dataset import Data
 from loglik.data.spec import Column
 from loglik.report.chart import Chart, script_json
 from loglik.report.html import Picture, png_picture
-from loglik.report.sample_figures import axis_of, correlations, marginal, pairs
+from loglik.report.sample_figures import axis_of, correlations, first_pair, marginal, pairs
 from loglik.report.samples import examples, image_grid, text_of
 from loglik.runs import Run
 from loglik.tasks.sample import draw, labels_of
@@ -38,6 +38,7 @@ class ColumnView:
     pairs: Chart
     correlations: Chart | None
     marginals: list[Chart]
+    first: tuple[int, int]
     shown: int
     columns: int
 
@@ -68,7 +69,7 @@ def image_samples(data: Data, runs: Sequence[tuple[str, Run]], seed: int, split:
             grids.append((name, f"samples, {given}{rest}", drawn))
         else:
             note = "samples, given the classes in turn" if run.density.conditional else "samples"
-            grids.append((name, note, draw(run.density, data.spec, len(real), seed=seed)))
+            grids.append((name, note, draw(run.density, data.spec, across * deep, seed=seed)))
     return [
         png_picture(
             image_grid(x, data.spec, columns=across, span=span, clear=True), f"{name}: {note}", f"{name}, {note}"
@@ -99,8 +100,9 @@ def _draws_by_class(run: Run, data: Data, classes: int, deep: int, seed: int) ->
 def columns_of(data: Data) -> tuple[Column, ...]:
     """Return the columns of a table, or those that an array's dimensions stand for."""
     spec = data.spec
-    kind = "integer" if spec.levels else "numeric"
-    return spec.columns or tuple(Column(name=f"dim {i}", type=kind) for i in range(spec.dims))
+    return spec.columns or tuple(
+        Column(name=f"dim {i}", type="integer" if spec.levels else "numeric") for i in range(spec.dims)
+    )
 
 
 def view_columns(data: Data, runs: Sequence[tuple[str, Run]], seed: int, split: str) -> ColumnView | None:
@@ -130,11 +132,12 @@ def view_columns(data: Data, runs: Sequence[tuple[str, Run]], seed: int, split: 
         classes=chosen if classes else [],
         x=[(name, script_json({"encoding.x": axis})) for name, axis in axes],
         y=[(name, script_json({"encoding.y": axis})) for name, axis in axes],
-        pairs=pairs(
-            shown, real[:count], few, classes={name: k[:count] for name, k in classes.items()}, seed=seed
-        ),
+        pairs=pairs(shown, real[:count], few, classes={name: k[:count] for name, k in classes.items()}, seed=seed),
         correlations=correlations(shown, real, drawn),
-        marginals=[marginal(c, real[:, d], {name: rows[:, d] for name, rows in drawn.items()}) for d, c in enumerate(shown)],
+        marginals=[
+            marginal(c, real[:, d], {name: rows[:, d] for name, rows in drawn.items()}) for d, c in enumerate(shown)
+        ],
+        first=first_pair(shown),
         shown=len(shown),
         columns=len(columns),
     )

@@ -64,9 +64,15 @@ def _against_true(values: TargetValues, d: int, alt: str, caption: str) -> Chart
         worst=worst.tolist(),
     )
     ends = {"values": [{"at": float(true.min())}, {"at": float(true.max())}]}
-    scale = {"scale": {"zero": False}, "axis": {"tickCount": 5}}
+    scale: dict[str, Any] = {"scale": {"zero": False}, "axis": {"tickCount": 5}}
     x, y = field("true", **scale), field("median", "predicted", **scale)
-    tooltip = [field("true"), field("median"), field("low", "5 % quantile"), field("high", "95 % quantile"), field("crps")]
+    tooltip = [
+        field("true"),
+        field("median"),
+        field("low", "5 % quantile"),
+        field("high", "95 % quantile"),
+        field("crps"),
+    ]
     colour = {"condition": {"test": "datum.worst", "value": COLOURS["baseline"]}, "value": COLOURS["model"]}
     shape = {"condition": {"test": "datum.worst", "value": "triangle"}, "value": "circle"}
     spec = {
