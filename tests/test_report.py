@@ -259,6 +259,16 @@ def test_text(tmp_path):
     assert "bits/dim" not in page
 
 
+def test_the_bytes_of_one_character_are_one_cell_with_the_sum_of_their_nats(tmp_path):
+    data, density = data_of(TEXT), Fake(TEXT)
+    data.test.x[:] = torch.tensor(list("caf\u00e9 </pre>.............".encode()))[:24]
+    density.token_log_probs = lambda x, context=None: -torch.arange(24.0).expand(len(x), -1)
+    page = written(tmp_path, data, [entry(density, "autoregressive", "exact", -50.0)])
+    assert re.search(r'<span style="--u:0\.\d+" title="−7.00">é</span>', page)  # −3 and −4
+    assert "exact, each given those before it" in words(page) and "</span><span" in page
+    assert page.count("</pre>") == 8 + 6
+
+
 @pytest.mark.parametrize(("spec", "plots"), [(VECTORS, 3), (CUBES, 8)])
 def test_arrays(tmp_path, spec, plots):
     density = Fake(spec)

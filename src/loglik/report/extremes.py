@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from codecs import IncrementalDecoder, getincrementaldecoder
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -150,19 +151,32 @@ def _images(x: Tensor, cells: Tensor | None, spec: DataSpec, part: Split) -> lis
 
 
 def _texts(x: Tensor, cells: Tensor | None, spec: DataSpec) -> list[dict[str, Any]]:
+    """Return the tokens of texts as cells; those of one character, such as bytes, together."""
     tokens = x.flatten(1)[:, :MAX_TOKENS]
-    share = None if cells is None else _share(cells[:, :MAX_TOKENS])
+    if cells is not None:
+        cells = cells[:, :MAX_TOKENS]
+    share = None if cells is None else _share(cells)
     shown = []
     for i, row in enumerate(tokens.tolist()):
-        texts = [_token(token, spec) for token in row]
-        shown.append({"cells": [_cell(text, cells, share, i, t) for t, text in enumerate(texts)]})
+        found, decoder, first = [], getincrementaldecoder("utf-8")("replace"), 0
+        for t, token in enumerate(row):
+            text = _token(token, spec, decoder, final=t == len(row) - 1)
+            if text:
+                together = slice(first, t + 1)
+                if cells is None or share is None:
+                    found.append(Cell(text))
+                else:
+                    unlikely = round(float(share[i, together].max()), 2)
+                    found.append(Cell(text, number(float(cells[i, together].sum())), unlikely))
+                first = t + 1
+        shown.append({"cells": found})
     return shown
 
 
-def _token(token: int, spec: DataSpec) -> str:
+def _token(token: int, spec: DataSpec, decoder: IncrementalDecoder, *, final: bool) -> str:
     if spec.tokenizer is None or token >= spec.tokenizer.size:
         return f"{token} "
-    text = spec.tokenizer.decode([token]).decode(errors="replace")
+    text = decoder.decode(spec.tokenizer.decode([token]), final)
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 

@@ -176,12 +176,12 @@ def histogram(nats: Mapping[str, Float64[np.ndarray, " N"]], each: str) -> Chart
         field("high", "to, nats", format=".4~g"),
         field("share", format=".1%"),
     ]
-    several = len(finite) > 1
+    several, scale = len(finite) > 1, {"domain": [edges[0], edges[-1]], "nice": False}
     spec = {
         "data": columns(**rows),
         "height": 220,
         "encoding": {
-            "x": field("middle", f"nats of one {each}", scale={"zero": False, "nice": False}),
+            "x": field("middle", f"nats of one {each}", scale=scale, axis={"tickCount": 8}),
             "y": field("share", f"share of {each}s", axis={"format": "%", "tickCount": 5}, stack=None),
             "color": field(
                 "model",
