@@ -22,7 +22,7 @@ DIGITS = 6  # significant, of a chart's numbers
 # the wheel alone scrolls the page
 ZOOM = {
     "name": "zoom",
-    "select": {"type": "interval", "zoom": "wheel![event.shiftKey]", "clear": "dblclick"},
+    "select": {"type": "interval", "zoom": "wheel![event.ctrlKey]", "clear": "dblclick"},
     "bind": "scales",
 }
 
