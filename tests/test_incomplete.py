@@ -17,7 +17,6 @@ from loglik.data.spec import Column, DataSpec
 from loglik.evaluation import evaluate_split, row_scores, summary
 from loglik.evaluation.incomplete import gaps_of, scorable
 from loglik.evaluation.scores import log_probs
-from loglik.report.sample_figures import scatter
 from loglik.tasks import fill
 
 NAN = torch.nan
@@ -168,11 +167,6 @@ def test_an_indicator_is_a_column_like_any_other():
         share = gone.mean().item()
         assert log_p[gone == 1].mean().item() == pytest.approx(math.log(share), abs=0.15), family
         assert 0.1 < density.sample(400)[:, 1].mean() < 0.5
-
-
-def test_a_plot_of_columns_without_a_complete_pair():
-    pair = torch.tensor([[NAN, 1.0], [2.0, NAN]]).numpy()
-    assert "<svg" in scatter(pair, pair, ("a", "b"))
 
 
 def test_gaps_of_other_data_are_none():

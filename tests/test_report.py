@@ -1,10 +1,11 @@
 """The report and the sample files, from densities made up here."""
 
-import base64
 import csv
 import dataclasses
+import json
 import math
 import re
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from helpers.reports import (
     TEXT,
     VECTORS,
     Fake,
+    FakeClassifier,
     comparison,
     data_of,
     entry,
@@ -26,7 +28,8 @@ from helpers.reports import (
     spec_of,
 )
 from loglik.comparison import Row
-from loglik.data.dataset import Data
+from loglik.data.dataset import Data, Split
+from loglik.data.spec import Column
 from loglik.evaluation.result import Result
 from loglik.report import write_report, write_samples
 from loglik.report.samples import image_grid, text_of
@@ -34,24 +37,55 @@ from loglik.tasks import draw
 
 
 def written(tmp_path, data: Data, entries: list[Row], **options) -> str:
+    """The page without its scripts, after checks of what any page must be."""
     path = write_report(tmp_path / "report.html", data, entries, **{"title": "A title", **options})
     page = path.read_text(encoding="utf-8")
-    for svg in svgs(page):  # an address that names a format is not fetched; no other may be there
-        assert not re.search(r"https?://(?!www\.w3\.org/(2000/svg|1999/xlink))", svg)
-        assert "<metadata" not in svg
-    assert "://" not in page
-    assert not re.search(r"<(script|link|iframe)", page)
-    assert not re.search(r"""(src|href)=["'](?!data:image/)""", page)
-    return page
+    assert path.stat().st_size < 2 * 2**20
+    for chart in charts(page):
+        assert chart["description"] and "url" not in json.dumps(chart)
+    body = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+    assert "://" not in body
+    assert not re.search(r"<(link|iframe)", body)
+    assert not re.search(r"""\b(src|href)=["'](?!data:image/)""", body)
+    check_tags(body)
+    return body
 
 
-def svgs(page: str) -> list[str]:
-    return [base64.b64decode(code).decode() for code in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", page)]
+def charts(page: str) -> list[dict]:
+    """The specifications of a page's charts."""
+    return [json.loads(text) for text in re.findall(r'<script type="application/json">(.*?)</script>', page)]
+
+
+def described(page: str) -> list[str]:
+    return [chart["description"] for chart in charts(page)]
+
+
+class Tags(HTMLParser):
+    """Raises where an element is not closed where it should be, and where two attributes have the same name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        assert len({name for name, _ in attrs}) == len(attrs), (tag, attrs)
+        assert tag != "img" or dict(attrs).get("alt"), attrs
+        if tag not in ("meta", "img", "br", "input"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop() == tag, (tag, self.getpos())
+
+
+def check_tags(page: str) -> None:
+    tags = Tags()
+    tags.feed(page)
+    assert not tags.open
 
 
 def words(page: str) -> str:
     """The text of a page, without its marks and with single spaces."""
-    body = page[page.index("<main>") :]
+    body = re.sub(r"<script.*?</script>|<select.*?</select>", " ", page[page.index("<main>") :], flags=re.DOTALL)
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body))
 
 
@@ -83,7 +117,7 @@ def test_comparison_of_images(tmp_path):
 
 def test_the_best_row_is_of_the_unconditional_densities_of_the_data(tmp_path):
     page = written(tmp_path, data_of(IMAGES), comparison())
-    best = re.findall(r'<tr class="best">\s*<td><span class="rank">1</span> (.*?)</td>', page)
+    best = re.findall(r'<tr class="best">\s*<td data-value="1"><span class="rank">1</span> (.*?)</td>', page)
     assert best == ["vae"]
     assert "The best density by nats is vae (lower bound, 64 samples, undertrained) with 2.085" in words(page)
     assert "better:" not in words(page)
@@ -104,13 +138,7 @@ def test_rows_stand_best_first_and_a_better_compressor_is_named(tmp_path):
     text = words(page)
     assert "The best density by nats is vae (lower bound, 1 sample) with 2.25" in text
     assert "A compressor is better: xz with 1.80 bits/dim." in text
-    names = re.findall(r"(\d  ?\w+)", " ".join(re.findall(r">([^<>]*)</text>", svgs(page)[0])))
-    assert [name.split()[-1] for name in names if name[0] in "1234" and not name.split()[-1].isdigit()] == [
-        "xz",
-        "vae",
-        "independent",
-        "flow",
-    ]
+    assert charts(page)[0]["data"]["columns"]["name"] == ["1  xz", "2  vae", "3  independent", "4  flow"]
 
 
 def test_drawing_is_in_evaluation_mode_once_a_model_and_leaves_no_trace(tmp_path):
@@ -148,20 +176,22 @@ def test_a_single_run_has_no_baseline_and_no_bars(tmp_path):
     assert "gain over" not in text
     assert "Best is" not in text
     assert "Latents" in text and "dimensions active" in text
-    assert len(svgs(page)) == 3  # its training curve, its latents' KL, and where they lie
+    drawn = described(page)
+    assert [text.split(" ")[0] for text in drawn] == ["the", "training", "vae:", "vae:"]  # single examples, latents
+    assert len(charts(page)[-1]["layer"][1]["data"]["columns"]["image"]) == 60
 
 
 def test_a_classifier_alone(tmp_path):
     page = written(tmp_path, data_of(IMAGES), comparison()[3:4])
     assert "Log-likelihood" not in page
     assert "Classification" in page
-    assert len(svgs(page)) == 3
-    assert ">predicted<" in svgs(page)[0]
+    assert [text.split(" ")[0] for text in described(page)] == ["confusion", "reliability", "training"]
+    assert sum(charts(page)[0]["data"]["columns"]["count"]) == 60
 
 
 def test_colour_images(tmp_path):
     page = written(tmp_path, data_of(COLOURS), [entry(Fake(COLOURS), "flow", "lower", -200.0)])
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 2 + 16  # data, samples; the most and the least likely
     assert "image-rendering: pixelated" in page
 
 
@@ -170,9 +200,17 @@ def test_table(tmp_path):
     page = written(tmp_path, data_of(TABLE), entries)
     assert "table of 4 columns, 3 discrete" in page
     assert "bits/dim" not in page
-    assert len(svgs(page)) == 1 + 2 + 2 * (4 + 1)
-    assert any("virginica" in svg for svg in svgs(page))
-    assert any("income &lt;$&gt;" in svg for svg in svgs(page))
+    drawn = described(page)
+    assert drawn[2:4] == ["training of independent: nats per example against seconds or steps", drawn[3]]
+    assert drawn[4:] == [
+        "two columns: rows of the data and samples",
+        "rank correlations of the columns, of the data and of the samples",
+        *(f"{name}: data and samples" for name in ("age", "income <$>", "species", "smoker")),
+    ]
+    pairs = charts(page)[4]
+    assert set(pairs["data"]["columns"]["s"]) == {"data", "independent", "flow"}
+    assert (pairs["encoding"]["x"]["title"], pairs["encoding"]["y"]["title"]) == ("age", "income <$>")
+    assert pairs["params"][0]["value"] == "flow"  # the best
     assert "4 of 4 columns are shown." in words(page)
 
 
@@ -180,24 +218,62 @@ def test_a_wide_table_says_how_many_columns_are_shown(tmp_path):
     spec = spec_of("array", 30)
     page = written(tmp_path, data_of(spec), [entry(Fake(spec), "flow", "exact", -40.0)])
     assert "The first 24 of 30 columns are shown." in words(page)
-    assert len(svgs(page)) == 1 + 24 + 1
+    assert len(charts(page)) == 2 + 2 + 24
+
+
+def test_a_page_of_500_columns_is_limited(tmp_path):
+    columns = tuple(Column(name=f"c{i} </script><b>", type="numeric") for i in range(500))
+    spec = spec_of("table", 500, columns=columns)
+    density = Fake(spec)
+    density.sample = lambda n, context=None: torch.randn(n, 500)
+    data = Data("wide", spec, *(Split(torch.randn(80, 500)) for _ in range(3)))
+    page = written(tmp_path, data, [entry(density, "flow", "exact", -40.0)])
+    assert "The first 24 of 500 columns are shown." in words(page)
+    assert "The first 12 of 500 columns are shown." in words(page)  # of the most and the least likely rows
+    assert "</script><b>" not in page and "c0 &lt;/script&gt;&lt;b&gt;" in page
+
+
+def test_a_page_of_1000_classes_is_limited(tmp_path):
+    spec = spec_of("image", 1, 4, 4, levels=4, classes=tuple(f"class {i}" for i in range(1000)))
+    y = torch.arange(2000) % 1000
+    data = Data("many", spec, *(Split(torch.randint(4, (2000, 1, 4, 4), dtype=torch.uint8), y) for _ in range(3)))
+    classifier = FakeClassifier(spec)
+    classifier.probabilities = lambda x: torch.eye(1000)[(x.flatten(1).sum(1).long() * 37) % 1000]
+    rows = [
+        entry(Fake(spec, conditional=True), "diffusion", "lower", -20.0),
+        entry(classifier, "classifier", "exact", -6.0, event="y", accuracy=0.1, calibration_error=0.2),
+    ]
+    page = written(tmp_path, data, rows)
+    text = words(page)
+    assert "a class in each column: class 0, class 1" in text and "class 9, of 1,000 classes" in text
+    assert "The 30 classes with the most errors, of 1,000, are shown." in text
 
 
 def test_text(tmp_path):
     data = data_of(TEXT)
     data.test.x[:] = torch.tensor(list(b"<b>caf\xc3\xa9\x00 \xff............."))
     page = written(tmp_path, data, [entry(Fake(TEXT), "autoregressive", "exact", -50.0, bits_per_byte=3.0056)])
-    assert page.count("<pre>") == 8
+    assert page.count("<pre>") == 8 + 6  # data, samples; the most and the least likely
     assert "&lt;b&gt;café� �..." in page
     assert "bits/byte" in page
     assert "bits/dim" not in page
 
 
-@pytest.mark.parametrize(("spec", "plots"), [(VECTORS, 3 + 1), (CUBES, 8 + 1)])
+def test_the_bytes_of_one_character_are_one_cell_with_the_sum_of_their_nats(tmp_path):
+    data, density = data_of(TEXT), Fake(TEXT)
+    data.test.x[:] = torch.tensor(list("caf\u00e9 </pre>.............".encode()))[:24]
+    density.token_log_probs = lambda x, context=None: -torch.arange(24.0).expand(len(x), -1)
+    page = written(tmp_path, data, [entry(density, "autoregressive", "exact", -50.0)])
+    assert re.search(r'<span style="--u:0\.\d+" title="−7.00">é</span>', page)  # −3 and −4
+    assert "exact, each given those before it" in words(page) and "</span><span" in page
+    assert page.count("</pre>") == 8 + 6
+
+
+@pytest.mark.parametrize(("spec", "plots"), [(VECTORS, 3), (CUBES, 8)])
 def test_arrays(tmp_path, spec, plots):
     density = Fake(spec)
     page = written(tmp_path, data_of(spec), [entry(density, "flow", "exact", -4.0)])
-    assert len(svgs(page)) == 1 + plots
+    assert len(charts(page)) == 4 + plots  # single examples, training, pairs, correlations
 
 
 def test_samples_and_numbers_that_are_not_finite(tmp_path):

@@ -61,7 +61,7 @@ class Fake(Density):
         self.asked: list[tuple[int, bool, torch.Tensor | None]] = []
 
     def log_prob(self, x, context=None, *, samples=1):
-        return torch.zeros(len(x))
+        return -x.double().flatten(1).sum(1).abs()
 
     def sample(self, n, context=None):
         self.asked.append((n, self.training or torch.is_grad_enabled(), context))

@@ -92,7 +92,7 @@ class Independent(Density):
         return log_p.view(-1, *x.shape[:1]).sum(0) if not self.shared else log_p.view(len(x), -1).sum(1)
 
     def token_log_probs(
-        self, x: Shaped[Tensor, "B T"], context: Shaped[Tensor, "B ..."] | None = None
+        self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> Float[Tensor, "B T"]:
         """Return log p of each value, in nats."""
         log_p = self._log_probs(x)

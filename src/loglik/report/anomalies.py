@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from loglik import files
-from loglik.report.html import render
+from loglik.report.html import CONTROLS, render, scripts
 from loglik.tasks import Anomalies
 
 __all__ = ["write_anomalies"]
@@ -44,6 +44,7 @@ def write_anomalies(found: Anomalies, path: Path, *, title: str) -> Path:
         "score": found.score,
         "blame": found.blame,
         "rows": rows,
+        "scripts": scripts(CONTROLS),
     }
     with files.replacing(page) as temporary:
         temporary.write_text(render("report", content, "anomalies.html.jinja"), encoding="utf-8")

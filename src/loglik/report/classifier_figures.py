@@ -1,4 +1,4 @@
-"""Plots of a classifier: its confusion matrix and its reliability."""
+"""Charts of a classifier: its confusion matrix and its reliability."""
 
 from __future__ import annotations
 
@@ -9,58 +9,126 @@ import numpy as np
 from jaxtyping import Int
 
 from loglik.classification.calibration import Reliability
-from loglik.report.panel import INK, panel, short
+from loglik.report.chart import COLOURS, Chart, columns, field, short
 
-__all__ = ["confusion", "reliability_diagram"]
+__all__ = ["MAX_CLASSES", "confusion", "reliability_diagram"]
+
+MAX_CLASSES = 30  # of a confusion matrix
 
 
-def confusion(matrix: Int[np.ndarray, "K K"], classes: Sequence[str]) -> str:
-    """Draw the confusion matrix, shaded by row, with the accuracy of each class at the right."""
+def confusion(matrix: Int[np.ndarray, "K K"], classes: Sequence[str], model: str) -> Chart:
+    """Return the confusion matrix, shaded by row; of many classes, those with the most errors."""
     k = len(matrix)
+    errors = matrix.sum(1) + matrix.sum(0) - 2 * matrix.diagonal()
+    kept = np.sort(np.argsort(-errors, kind="stable")[:MAX_CLASSES])
     total = matrix.sum(1)
-    share = matrix / np.maximum(total[:, None], 1)
-    written = k <= 20
+    names = _distinct([short(classes[i], 16) for i in kept])
+    i, j = (axis.ravel() for axis in np.meshgrid(np.arange(len(kept)), np.arange(len(kept)), indexing="ij"))
+    count = matrix[kept[i], kept[j]]
+    data = columns(
+        true=[names[a] for a in i],
+        predicted=[names[b] for b in j],
+        count=count,
+        share=count / np.maximum(total[kept[i]], 1),
+    )
+    axis = {"grid": False, "ticks": False, "domain": False}
+    tooltip = [field("true", kind="nominal"), field("predicted", kind="nominal"), field("count"), _SHARE]
+    layer: list[dict[str, Any]] = [{"mark": "rect"}]
+    if len(kept) <= 20:
+        colour = {"condition": {"test": "datum.share > 0.55", "value": "#ffffff"}, "value": COLOURS["text"]}
+        shown = {"mark": {"type": "text", "fontSize": 10}, "transform": [{"filter": "datum.count > 0"}]}
+        layer.append({**shown, "encoding": {"text": field("count"), "color": colour}})
+    # from the paper's colour, so that an empty cell is empty in the dark too
+    shade = {"domain": [0, 1], "range": [COLOURS["paper"], "#0072B2"], "interpolate": "rgb"}
+    layer[0]["encoding"] = {"color": field("share", scale=shade, legend=None)}
+    spec = {
+        "data": data,
+        "height": max(180, 24 * len(kept)) if len(kept) <= 20 else 440,
+        "encoding": {
+            "x": field("predicted", kind="nominal", sort=None, axis={**axis, "labelAngle": -60 if k > 10 else 0}),
+            "y": field("true", kind="nominal", sort=None, axis=axis),
+            "tooltip": tooltip,
+        },
+        "layer": layer,
+    }
+    caption = "Confusion matrix: the number of examples of the row's class that are predicted as the column's class."
+    if k > len(kept):
+        caption += f" The {len(kept)} classes with the most errors, of {k:,}, are shown."
+    return Chart(spec, f"confusion matrix of {model}", caption)
 
-    def draw(axes: Any) -> None:
-        axes.imshow(share, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-        axes.tick_params(length=0)
-        axes.set_xlabel("predicted")
-        axes.set_ylabel("true")
-        if not written:
-            return
-        names = [short(name, 12) for name in classes]
-        turned = max(map(len, names)) > 3
-        axes.set_xticks(range(k), names, rotation=90 if turned else 0)
-        axes.set_yticks(range(k), names)
-        size = 7.5 if k <= 12 else 6.5
-        for i, j in zip(*np.nonzero(matrix), strict=True):
-            color = "white" if share[i, j] > 0.6 else INK["text"]
-            axes.text(j, i, str(matrix[i, j]), ha="center", va="center", color=color, fontsize=size)
-        for i in np.nonzero(total)[0]:
-            axes.text(k - 0.3, i, f"{share[i, i]:.0%}", va="center", color=INK["quiet"], fontsize=size)
 
-    side = min(5.2, max(2.8, 1.3 + 0.23 * k)) if written else 3.6
-    return panel(side + 0.3, side, draw)
+_SHARE = field("share", "share of the true class", format=".1%")
 
 
-def reliability_diagram(table: Reliability) -> str:
-    """Plot accuracy against confidence: one bar per bin with its 95 % interval, shaded by its share of examples."""
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Return names of which no two are equal, as an axis needs them."""
+    seen: dict[str, int] = {}
+    distinct = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        distinct.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return distinct
 
-    def draw(axes: Any) -> None:
-        count = table.count.numpy()
-        bins = len(count)
-        shade = 0.25 + 0.75 * count / max(count.max(), 1)
-        for m in np.nonzero(count)[0]:
-            height = float(table.accuracy[m])
-            axes.bar((m + 0.5) / bins, height, width=0.92 / bins, color=INK["model"], alpha=float(shade[m]))
-            axes.plot(float(table.confidence[m]), height, "o", markersize=3.2, color=INK["text"])
-            axes.vlines((m + 0.5) / bins, *table.intervals[m], color=INK["text"], linewidth=0.9)
-        axes.plot([0, 1], [0, 1], color=INK["baseline"], linewidth=1.1, linestyle=(0, (4, 3)))
-        axes.set_xlim(0, 1)
-        axes.set_ylim(0, 1.03)
-        axes.set_xlabel("confidence")
-        axes.set_ylabel("accuracy")
 
-    return panel(3.7, 3.4, draw)
+def reliability_diagram(table: Reliability, model: str, caption: str) -> Chart:
+    """Return accuracy against confidence: one bar per bin with its 95 % interval, shaded by its share of examples."""
+    count = table.count.numpy()
+    used, bins = np.nonzero(count)[0], len(count)
+    intervals = np.asarray([list(map(float, table.intervals[m])) for m in used]).reshape(-1, 2)
+    data = columns(
+        low=used / bins,
+        high=(used + 1) / bins,
+        middle=(used + 0.5) / bins,
+        accuracy=table.accuracy.numpy()[used],
+        confidence=table.confidence.numpy()[used],
+        least=intervals[:, 0],
+        most=intervals[:, 1],
+        count=count[used],
+    )
+    unit: dict[str, Any] = {"scale": {"domain": [0, 1]}, "axis": {"tickCount": 5, "format": "%"}}
+    y = field("accuracy", **unit)
+    tooltip = [
+        field("confidence", "mean confidence", format=".1%"),
+        field("accuracy", format=".1%"),
+        field("least", "95 % interval, from", format=".1%"),
+        field("most", "to", format=".1%"),
+        field("count", "examples"),
+    ]
+    ends = {"data": {"values": [{"at": 0}, {"at": 1}]}}
+    line = {"type": "line", "color": COLOURS["baseline"], "strokeDash": [4, 3]}
+    spec = {
+        "height": 250,
+        "layer": [
+            {
+                "data": data,
+                "encoding": {"tooltip": tooltip},
+                "layer": [
+                    {
+                        "mark": {"type": "bar", "color": COLOURS["model"], "binSpacing": 2},
+                        "encoding": {
+                            "x": field("low", "confidence", bin="binned", **unit),
+                            "x2": {"field": "high"},
+                            "y": y,
+                            "opacity": field(
+                                "count", legend=None, scale={"domainMin": 0, "range": [0.25, 1], "zero": True}
+                            ),
+                        },
+                    },
+                    {
+                        "mark": {"type": "rule", "color": COLOURS["text"]},
+                        "encoding": {
+                            "x": field("middle", "confidence", **unit),
+                            "y": field("least", "accuracy", **unit),
+                            "y2": {"field": "most"},
+                        },
+                    },
+                    {
+                        "mark": {"type": "point", "filled": True, "size": 30, "color": COLOURS["text"]},
+                        "encoding": {"x": field("confidence", **unit), "y": y},
+                    },
+                ],
+            },
+            {**ends, "mark": line, "encoding": {"x": field("at", "confidence", **unit), "y": field("at", "accuracy")}},
+        ],
+    }
+    return Chart(spec, f"reliability of {model}", caption)

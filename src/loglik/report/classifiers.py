@@ -12,8 +12,8 @@ from loglik.comparison import Row
 from loglik.data.dataset import Data
 from loglik.density import Density
 from loglik.evaluation.scores import evaluating
+from loglik.report.chart import Chart
 from loglik.report.classifier_figures import confusion, reliability_diagram
-from loglik.report.html import Picture, svg_picture
 from loglik.report.likelihood_figures import curves
 from loglik.report.likelihoods import run_history
 from loglik.report.numbers import count, duration, percent, plus_minus
@@ -33,11 +33,19 @@ def classifier_content(row: Row, data: Data, split: str) -> dict[str, Any]:
         "time": duration(r.train_seconds) if r.train_seconds else "–",
         "steps": f"{r.steps:,}" if r.steps else "–",
         "notes": r.notes,
+        "order": {
+            "accuracy": r.accuracy,
+            "nats": r.nats,
+            "error": r.calibration_error,
+            "params": r.params or None,
+            "time": r.train_seconds or None,
+            "steps": r.steps or None,
+        },
         "pictures": _pictures(row, data, split),
     }
 
 
-def _pictures(row: Row, data: Data, split: str) -> list[Picture]:
+def _pictures(row: Row, data: Data, split: str) -> list[Chart]:
     """Return the confusion matrix, the reliability diagram and the training curve."""
     if row.run is None:
         return []
@@ -48,19 +56,12 @@ def _pictures(row: Row, data: Data, split: str) -> list[Picture]:
         matrix = confusion_matrix(p, labels).numpy()
         table = reliability(p, labels)
         names = data.spec.classes or tuple(map(str, range(len(matrix))))
-        caption = (
-            "Confusion matrix: the number of examples of the row's class that are predicted as the column's class. "
-        )
-        caption += "The accuracy of each class is at the right."
-        pictures.append(svg_picture(confusion(matrix, names), f"confusion matrix of {model}", caption))
+        pictures.append(confusion(matrix, names, model))
         caption = "Reliability: accuracy at each confidence, with 95 % intervals. The expected calibration error is "
         caption += f"{percent(table.error, table.error_interval)}."
-        pictures.append(svg_picture(reliability_diagram(table), f"reliability of {model}", caption))
+        pictures.append(reliability_diagram(table, model, caption))
     if len(row.run.history) > 1:
-        line = run_history(row.run, 1.0)
-        plot = curves(model, line.pop("seconds"), line, unit="nats per label", baseline=None, limits=None)
-        alt = f"training of {model}: nats per label against seconds"
-        pictures.append(svg_picture(plot, alt, "Nats per label in training (grey) and validation (blue)."))
+        pictures.append(curves(model, run_history(row.run, 1.0), unit="nats per label", baseline=None, limits=None))
     return pictures
 
 

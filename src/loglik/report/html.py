@@ -1,17 +1,22 @@
-"""Templates and pictures of self-contained HTML pages: no page loads anything from elsewhere."""
+"""Templates, scripts and pictures of self-contained HTML pages: no page loads anything from elsewhere."""
 
 from __future__ import annotations
 
 import base64
 import io
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from markupsafe import Markup
 from PIL import Image
 
-__all__ = ["Picture", "png_picture", "render", "svg_picture"]
+__all__ = ["CHARTS", "CONTROLS", "Picture", "png_picture", "png_source", "render", "scripts", "svg_picture"]
+
+CHARTS = ("vega/vega.min.js", "vega/vega-lite.min.js", "vega/vega-embed.min.js")
+CONTROLS = "page.js"
 
 
 @dataclass(frozen=True)
@@ -30,9 +35,22 @@ def svg_picture(svg: str, alt: str, caption: str = "") -> Picture:
 
 def png_picture(pixels: UInt8[np.ndarray, "..."], alt: str, caption: str = "") -> Picture:
     """Return pixels as a picture."""
+    return Picture(png_source(pixels), alt, caption)
+
+
+def png_source(pixels: UInt8[np.ndarray, "..."]) -> str:
+    """Return pixels as the address of a PNG."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="PNG", optimize=True)
-    return Picture("data:image/png;base64," + base64.b64encode(file.getvalue()).decode(), alt, caption)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def scripts(*names: str) -> Markup:
+    """Return scripts of the report's folder as elements of a page."""
+    folder = resources.files("loglik.report")
+    texts = [folder.joinpath(name).read_text(encoding="utf-8") for name in names]
+    assert not any("</script" in text or "<!--" in text for text in texts)
+    return Markup("\n".join(f"<script>{text}</script>" for text in texts))
 
 
 def render(package: str, content: dict[str, Any], template: str = "page.html.jinja") -> str:

@@ -1,4 +1,4 @@
-"""Plots of likelihoods: the bars of a comparison, and a run's training curve."""
+"""Charts of likelihoods: the bars of a comparison, a run's training curve, and the nats of single examples."""
 
 from __future__ import annotations
 
@@ -8,27 +8,40 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64
 
-from loglik.report.panel import INK, panel, short
+from loglik.report.chart import COLOURS, ZOOM, Chart, columns, field
+from loglik.report.numbers import number
 
-__all__ = ["Bar", "bars", "curves"]
+__all__ = ["AGAINST", "Bar", "bars", "curves", "histogram"]
+
+DASH = [4, 3]
+AGAINST = (  # of training curves: what a control says, and what it changes
+    ("seconds", {"encoding.x": field("seconds")}),
+    ("steps", {"encoding.x": field("step", "steps")}),
+)
+MAX_POINTS = 400  # of a training curve
+BINS = 40
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar: its name, value and standard error, and whether it may be drawn broken if it is very long."""
+    """A bar: its name, value and standard error, what hovering says, and whether it may be cut if it is very long."""
 
     name: str
     value: float
     error: float
+    nats: float = 0.0
+    nats_error: float | None = None
+    bound: str = ""
     may_break: bool = False
 
 
-def bars(rows: Sequence[Bar], *, unit: str, baseline: float | None, from_zero: bool) -> str:
-    """Draw horizontal bars with standard errors, and a line at the baseline, where they start unless `from_zero`.
+def bars(rows: Sequence[Bar], *, unit: str, baseline: float | None, from_zero: bool) -> Chart:
+    """Return horizontal bars with standard errors, and a line at the baseline, where they start unless `from_zero`.
 
     The axis covers every bar that may not break. A bar that may break, and is over 1.5 times as long as the longest of
-    these, ends beyond the labels of the axis, with a gap.
+    these, is cut and pale.
     """
     start = 0.0 if from_zero or baseline is None else baseline
     lengths = np.array([row.value - start for row in rows])
@@ -37,84 +50,158 @@ def bars(rows: Sequence[Bar], *, unit: str, baseline: float | None, from_zero: b
     broken = ~unbroken & (np.abs(lengths) > 1.5 * longest) & (longest > 0)
     edge = float(np.abs(lengths[~broken]).max())
     shown = np.where(broken, start + np.sign(lengths) * 1.3 * edge, start + lengths)
-    whiskers = np.where(broken, 0.0, [row.error for row in rows])
-    positions = np.arange(len(rows))
-
-    def draw(axes: Any) -> None:
-        axes.barh(positions, shown - start, left=start, height=0.62, color=INK["model"], alpha=0.85)
-        seen = whiskers > 0
-        look = {"fmt": "none", "ecolor": INK["text"], "elinewidth": 1.1, "capsize": 2.5}
-        axes.errorbar(shown[seen], positions[seen], xerr=whiskers[seen], **look)
-        ends = np.maximum(shown + whiskers, start)  # right of the bar: the names are at the left
-        for row, position, end in zip(rows, positions, ends, strict=True):
-            axes.annotate(
-                f"{row.value:.2f}".replace("-", "−"),
-                (end, position),
-                xytext=(5, 0),
-                textcoords="offset points",
-                va="center",
-                ha="left",
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8},
-            )
-        if baseline is not None:
-            axes.axvline(baseline, color=INK["baseline"], linewidth=1.2, linestyle=(0, (4, 3)))
-        axes.set_yticks(positions, [short(row.name, 24) for row in rows])
-        axes.tick_params(axis="y", length=0)
-        axes.invert_yaxis()
-        axes.margins(x=0.16)
-        axes.locator_params(axis="x", nbins=5)
-        if from_zero:
-            axes.set_xlim(left=0)
-        axes.set_xlabel(unit)
-        if broken.any():
-            far = start + np.sign(lengths[broken][0]) * 1.18 * edge  # the broken bars are all compressors', on one side
-            low, high = axes.get_xlim()
-            for position in positions[broken]:
-                _gap(axes, axes.transData, far, float(position), width=(high - low) / 80, height=0.42)
-            _gap(axes, axes.get_xaxis_transform(), far, 0.0, width=(high - low) / 80, height=0.02)
-            axes.set_xticks([t for t in axes.get_xticks() if low <= t <= high and abs(t - start) <= 1.1 * edge])
-            axes.set_xlim(low, high)
-
-    return panel(4.6, 0.75 + 0.34 * len(rows), draw)
-
-
-def _gap(axes: Any, transform: Any, x: float, y: float, *, width: float, height: float) -> None:
-    """Draw a slanted white gap between two dark edges, to mark a part of the axis that is left out."""
-    look = {"transform": transform, "clip_on": False, "zorder": 3}
-    left, right = ([x + side - width / 2, x + side + width / 2] for side in (-width / 2, width / 2))
-    ends = [y + height, y - height]
-    axes.fill([*left, *right[::-1]], [*ends, *ends[::-1]], color="white", **look)
-    for edge in (left, right):
-        axes.plot(edge, ends, color=INK["text"], linewidth=0.9, **look)
+    errors = np.where(broken, 0.0, [row.error for row in rows])
+    low, high = min(start, *(shown - errors)), max(start, *(shown + errors))
+    # the numbers are right of the bars
+    domain = [low if from_zero else low - 0.04 * ((high - low) or 1), high + 0.3 * ((high - low) or 1)]
+    data = columns(
+        name=[row.name for row in rows],
+        value=[row.value for row in rows],
+        shown=shown,
+        low=shown - errors,
+        high=shown + errors,
+        end=np.maximum(shown + errors, start),
+        start=np.full(len(rows), start),
+        text=[number(row.value) for row in rows],
+        cut=broken.tolist(),
+        nats=[row.nats for row in rows],
+        error=[row.nats_error for row in rows],
+        bound=[row.bound for row in rows],
+    )
+    tooltip = [
+        field("name", "model", "nominal"),
+        field("value", unit),
+        field("nats"),
+        field("error", "standard error, nats"),
+        field("bound", "number", "nominal"),
+    ]
+    y = field("name", "", "nominal", sort=None, axis={"labelLimit": 170, "ticks": False, "domain": False})
+    x: dict[str, Any] = {"scale": {"domain": domain, "zero": False, "nice": False}, "axis": {"tickCount": 5}}
+    layer: list[dict[str, Any]] = [
+        {
+            "mark": {"type": "bar", "color": COLOURS["model"], "height": {"band": 0.62}},
+            "encoding": {
+                "x": field("shown", unit, **x),
+                "x2": {"field": "start"},
+                "opacity": {"condition": {"test": "datum.cut", "value": 0.4}, "value": 0.9},
+            },
+        },
+        {
+            "mark": {"type": "rule", "color": COLOURS["text"], "strokeWidth": 1.5},
+            "encoding": {"x": field("low", unit, **x), "x2": {"field": "high"}},
+        },
+        {
+            "mark": {"type": "text", "align": "left", "dx": 6},
+            "encoding": {"x": field("end", unit, **x), "text": field("text", kind="nominal")},
+        },
+    ]
+    if baseline is not None:
+        line = {"type": "rule", "color": COLOURS["baseline"], "strokeDash": DASH, "strokeWidth": 1.5}
+        layer.append({"mark": line, "encoding": {"x": {"datum": baseline, "type": "quantitative"}, "y": None}})
+    spec = {
+        "data": data,
+        "height": 30 * len(rows),
+        "encoding": {"y": y, "tooltip": tooltip},
+        "layer": layer,
+    }
+    return Chart(spec, f"{unit} of each model, with standard errors")
 
 
 def curves(
     title: str,
-    seconds: Sequence[float],
-    lines: Mapping[str, Sequence[float]],
+    history: Mapping[str, Sequence[float]],
     *,
     unit: str,
     baseline: float | None,
     limits: tuple[float, float] | None,
-) -> str:
-    """Plot training and validation against seconds, without points that are not finite."""
-    looks = {
-        "train": {"color": INK["data"], "linewidth": 1.3},
-        "validation": {"color": INK["model"], "linewidth": 1.7},
+) -> Chart:
+    """Return training and validation against seconds or steps, without points that are not finite.
+
+    Args:
+        title: above the chart.
+        history: `step`, `seconds`, `train` and `validation`, each a list.
+        unit: of the last two.
+        baseline: a line, if any.
+        limits: of the vertical axis.
+    """
+    x, thin = {}, max(1, math.ceil(len(history["step"]) / MAX_POINTS))
+    for name, values in history.items():
+        x[name] = list(values)[::thin]
+    scale = {"zero": False} | ({"domain": list(limits), "nice": False} if limits else {})
+    y = field("nats", unit, scale=scale, axis={"tickCount": 5})
+    names = ["train", "validation"]
+    colour = field("split", "", "nominal", scale={"domain": names, "range": [COLOURS["data"], COLOURS["model"]]})
+    tooltip = [field("split", kind="nominal"), field("nats", unit), field("step"), field("seconds")]
+    layer: list[dict[str, Any]] = [
+        {
+            "params": [ZOOM],
+            "mark": {"type": "line", "clip": True, "point": {"size": 14, "clip": True}, "strokeWidth": 1.6},
+            "encoding": {"y": y, "color": {**colour, "legend": None}, "tooltip": tooltip},
+        }
+    ]
+    if baseline is not None:
+        line = {"type": "rule", "color": COLOURS["baseline"], "strokeDash": DASH, "clip": True}
+        layer.append({"mark": line, "encoding": {"y": {"datum": baseline, "type": "quantitative"}, "x": None}})
+    spec = {
+        "title": title,
+        "data": columns(**x),
+        "transform": [{"fold": names, "as": ["split", "nats"]}, {"filter": "isValid(datum.nats)"}],
+        "encoding": {"x": AGAINST[0][1]["encoding.x"]},
+        "layer": layer,
     }
+    return Chart(spec, f"training of {title}: {unit} against seconds or steps", groups="curves")
 
-    def draw(axes: Any) -> None:
-        for name, values in lines.items():
-            points = [(s, v) for s, v in zip(seconds, values, strict=True) if math.isfinite(s + v)]
-            if points:
-                axes.plot(*zip(*points, strict=True), marker="o" if len(points) == 1 else None, **looks[name])
-        if baseline is not None:
-            axes.axhline(baseline, color=INK["baseline"], linewidth=1.1, linestyle=(0, (4, 3)))
-        if limits:
-            axes.set_ylim(*limits)
-        axes.set_xlim(left=0)
-        axes.set_title(short(title, 34))
-        axes.set_xlabel("seconds")
-        axes.set_ylabel(unit)
 
-    return panel(3.1, 2.2, draw)
+def histogram(nats: Mapping[str, Float64[np.ndarray, " N"]], each: str) -> Chart | None:
+    """Return how the nats of single examples are spread, one line per model; None where none is finite."""
+    finite = {name: values[np.isfinite(values)] for name, values in nats.items()}
+    finite = {name: values for name, values in finite.items() if len(values)}
+    if not finite:
+        return None
+    pooled = np.concatenate(list(finite.values()))
+    low, high = np.quantile(pooled, 0.005), pooled.max()
+    pad = 0.02 * (high - low) or 0.5
+    edges = np.linspace(low - pad, high + pad, BINS + 1)
+    rows: dict[str, list[Any]] = {name: [] for name in ("model", "low", "high", "middle", "share")}
+    for name, values in finite.items():
+        share = np.histogram(values, edges)[0] / len(values)
+        rows["model"] += [name] * BINS
+        rows["low"] += edges[:-1].tolist()
+        rows["high"] += edges[1:].tolist()
+        rows["middle"] += ((edges[:-1] + edges[1:]) / 2).tolist()
+        rows["share"] += share.tolist()
+    tooltip = [
+        field("model", kind="nominal"),
+        field("low", "from, nats", format=".4~g"),
+        field("high", "to, nats", format=".4~g"),
+        field("share", format=".1%"),
+    ]
+    several, scale = len(finite) > 1, {"domain": [edges[0], edges[-1]], "nice": False}
+    spec = {
+        "data": columns(**rows),
+        "height": 220,
+        "encoding": {
+            "x": field("middle", f"nats of one {each}", scale=scale, axis={"tickCount": 8}),
+            "y": field("share", f"share of {each}s", axis={"format": "%", "tickCount": 5}, stack=None),
+            "color": field(
+                "model",
+                "",
+                "nominal",
+                sort=None,
+                legend={} if several else None,
+                **({} if several else {"scale": {"range": [COLOURS["model"]]}}),
+            ),
+            "tooltip": tooltip,
+        },
+        "layer": [
+            {
+                "mark": {
+                    "type": "line" if several else "area",
+                    "interpolate": "step",
+                    "opacity": 0.9 if several else 0.6,
+                }
+            },
+            {"mark": {"type": "point", "opacity": 0, "size": 120}},  # to hover over
+        ],
+    }
+    return Chart(spec, f"the nats of single {each}s" + (f" of {', '.join(finite)}" if finite else ""))

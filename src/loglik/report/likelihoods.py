@@ -9,12 +9,12 @@ import numpy as np
 
 from loglik.comparison import Row, best_density, by_score
 from loglik.evaluation.format import decimals
-from loglik.report.html import Picture, svg_picture
+from loglik.report.chart import Chart
 from loglik.report.likelihood_figures import Bar, bars, curves
 from loglik.report.numbers import TableRow, Unit, count, duration, number, plus_minus
 from loglik.runs import Run
 
-__all__ = ["bar_picture", "bound_terms", "curve_pictures", "is_code_length", "run_history", "table_rows"]
+__all__ = ["bar_chart", "bound_terms", "curve_charts", "is_code_length", "kind_of", "run_history", "table_rows"]
 
 KINDS = {"exact": "exact", "lower": "lower bound", "estimate": "estimate"}
 
@@ -22,6 +22,11 @@ KINDS = {"exact": "exact", "lower": "lower bound", "estimate": "estimate"}
 def is_code_length(row: Row, baseline: Row | None) -> bool:
     """Return whether a row is a compressor's."""
     return row.run is None and row is not baseline
+
+
+def kind_of(row: Row, baseline: Row | None) -> str:
+    """Return what a row's number is, in words."""
+    return "code length" if is_code_length(row, baseline) else KINDS.get(row.result.bound, row.result.bound)
 
 
 def table_rows(rows: Sequence[Row], unit: Unit, baseline: Row | None) -> list[TableRow]:
@@ -39,7 +44,7 @@ def table_rows(rows: Sequence[Row], unit: Unit, baseline: Row | None) -> list[Ta
             TableRow(
                 rank="" if r.rank is None else str(r.rank),
                 model=r.model,
-                kind="code length" if is_code_length(row, baseline) else KINDS.get(r.bound, r.bound),
+                kind=kind_of(row, baseline),
                 note=", ".join(notes),
                 in_unit=plus_minus(r.nats * unit.per_nat, error),
                 nats=plus_minus(r.nats, r.stderr),
@@ -50,6 +55,17 @@ def table_rows(rows: Sequence[Row], unit: Unit, baseline: Row | None) -> list[Ta
                 steps=f"{r.steps:,}" if r.steps > 0 else "–",
                 speed="–" if r.samples_per_second is None else f"{float(f'{r.samples_per_second:.3g}'):,.10g}",
                 best=row is best,
+                order={
+                    "rank": r.rank,
+                    "unit": r.nats * unit.per_nat,
+                    "nats": r.nats,
+                    "perplexity": r.perplexity,
+                    "gain": None if row is baseline else r.gain,
+                    "params": r.params or None,
+                    "time": r.train_seconds or None,
+                    "steps": r.steps or None,
+                    "speed": r.samples_per_second,
+                },
             )
         )
     return cells
@@ -67,17 +83,20 @@ def bound_terms(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
     return terms
 
 
-def bar_picture(rows: Sequence[Row], unit: Unit, baseline: Row | None) -> Picture | None:
+def bar_chart(rows: Sequence[Row], unit: Unit, baseline: Row | None) -> Chart | None:
     """Return the bars of a comparison; None if fewer than two rows are finite."""
     finite = [row for row in by_score(rows) if math.isfinite(row.result.nats)]
     if len(finite) < 2:
         return None
-    plot = bars(
+    return bars(
         [
             Bar(
                 f"{r.rank}  {r.model}" if r.rank else r.model,
                 r.nats * unit.per_nat,
                 (r.stderr or 0.0) * abs(unit.per_nat),
+                nats=r.nats,
+                nats_error=r.stderr,
+                bound=kind_of(row, baseline),
                 may_break=is_code_length(row, baseline),
             )
             for row, r in ((row, row.result) for row in finite)
@@ -86,10 +105,9 @@ def bar_picture(rows: Sequence[Row], unit: Unit, baseline: Row | None) -> Pictur
         baseline=baseline.result.nats * unit.per_nat if baseline else None,
         from_zero=not unit.in_nats,
     )
-    return svg_picture(plot, f"{unit.name} of each model, with standard errors")
 
 
-def curve_pictures(rows: Sequence[Row], unit: Unit, baseline: Row | None, per_example: int = 1) -> list[Picture]:
+def curve_charts(rows: Sequence[Row], unit: Unit, baseline: Row | None, per_example: int = 1) -> list[Chart]:
     """Return one training curve per model, all with the same range, from the best value to just beyond the baseline.
 
     Args:
@@ -102,22 +120,17 @@ def curve_pictures(rows: Sequence[Row], unit: Unit, baseline: Row | None, per_ex
     lines = {name: run_history(run, unit.per_nat / per_example) for name, run in runs}
     level = baseline.result.nats * unit.per_nat if baseline else None
     limits = _curve_limits(lines.values(), level, lower_is_better=unit.per_nat < 0)
-    return [
-        svg_picture(
-            curves(name, line.pop("seconds"), line, unit=unit.name, baseline=level, limits=limits),
-            f"training of {name}: {unit.name} against seconds",
-        )
-        for name, line in lines.items()
-    ]
+    return [curves(name, line, unit=unit.name, baseline=level, limits=limits) for name, line in lines.items()]
 
 
 def run_history(run: Run, per_nat: float) -> dict[str, list[float]]:
-    """Return seconds, training and validation likelihood of a run, as lists."""
+    """Return steps, seconds, training and validation likelihood of a run, as lists."""
 
     def column(key: str, factor: float = 1.0) -> list[float]:
         return [float(row.get(key, math.nan)) * factor for row in run.history]
 
     return {
+        "step": column("step"),
         "seconds": column("time"),
         "train": column("train_nats", per_nat),
         "validation": column("validation_nats", per_nat),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from loglik.data.spec import DataSpec
@@ -27,7 +27,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A model's row in the table of likelihoods, with every cell as text."""
+    """A model's row in the table of likelihoods, with every cell as text; `order` are the numbers it is sorted by."""
 
     rank: str
     model: str
@@ -42,6 +42,7 @@ class TableRow:
     steps: str
     speed: str
     best: bool
+    order: Mapping[str, float | None]
 
 
 def unit_of(spec: DataSpec, results: Sequence[Result]) -> Unit:

@@ -1,7 +1,7 @@
 """A comparison or a run as one self-contained HTML page: write it, and collect what it shows.
 
-The template is `page.html.jinja`. Each section has a file: `likelihoods`, `sample_pictures`, `latents`, `diffusion`,
-`classifiers` and `targets`.
+The template is `page.html.jinja`, and `page.js` draws its charts. Each section has a file: `likelihoods`, `extremes`,
+`sample_pictures`, `latents`, `diffusion`, `classifiers` and `targets`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from typing import Any
 from loglik import files
 from loglik.comparison import Row, best_density, better_compressors, by_score, ranked
 from loglik.data.dataset import Data
+from loglik.report.chart import script_json
 from loglik.report.classifiers import classifier_content
 from loglik.report.diffusion import bound_by_noise, strips
-from loglik.report.html import Picture, png_picture, render, svg_picture
+from loglik.report.extremes import view_examples
+from loglik.report.html import CHARTS, CONTROLS, png_picture, render, scripts
 from loglik.report.latents import view_latents
-from loglik.report.likelihoods import bar_picture, bound_terms, curve_pictures, is_code_length, table_rows
+from loglik.report.likelihood_figures import AGAINST
+from loglik.report.likelihoods import bar_chart, bound_terms, curve_charts, is_code_length, table_rows
 from loglik.report.numbers import number, unit_of
-from loglik.report.panel import INK
-from loglik.report.sample_pictures import MAX_COLUMNS, image_samples, marginals, text_windows
+from loglik.report.sample_pictures import image_samples, text_windows, view_columns
 from loglik.report.synthetic import synthetic_content
 from loglik.report.targets import target_content
 from loglik.runs import Run
@@ -72,6 +74,8 @@ def _content(data: Data, rows: Sequence[Row], title: str, seed: int, split: str)
     baseline = rows[0] if len(generative) > 1 and rows[0] is generative[0] else None
     runs = [(row.result.model, row.run) for row in generative if row.run is not None and _can_draw(row.run, data)]
     kind = data.spec.kind
+    scored = [(row.result.model, row.run) for row in by_score(generative) if row.run is not None]
+    spread, extremes = view_examples(data, scored, seed, split)
     return {
         "title": title,
         "data": data,
@@ -86,12 +90,13 @@ def _content(data: Data, rows: Sequence[Row], title: str, seed: int, split: str)
         "baseline": baseline.result.model if baseline else None,
         "better": table_rows(better_compressors(generative, best), unit, None) if best else [],
         "notes": [(row.result.model, note) for row in by_score(generative) for note in row.result.notes],
-        "bars": bar_picture(generative, unit, baseline),
+        "bars": bar_chart(generative, unit, baseline),
         "terms": bound_terms(generative),
-        "curves": curve_pictures(generative, unit, baseline, data.train.units_per_example),
+        "curves": curve_charts(generative, unit, baseline, data.train.units_per_example),
         "pictures": image_samples(data, runs, seed, split) if kind == "image" else [],
-        "marginals": marginals(data, runs, seed, split) if kind in ("table", "array") else {},
-        "columns": (min(MAX_COLUMNS, data.spec.dims), data.spec.dims),
+        "view": view_columns(data, [(n, run) for n, run in scored if _can_draw(run, data)], seed, split)
+        if kind in ("table", "array")
+        else None,
         "windows": text_windows(data, runs, seed, split) if kind == "text" else {},
         "latents": _latents(data, runs, seed, split),
         "diffusions": _diffusions(data, runs, seed, split),
@@ -101,7 +106,10 @@ def _content(data: Data, rows: Sequence[Row], title: str, seed: int, split: str)
         "conditional": any(row.conditional for row in generative),
         "classes": len(data.spec.classes),
         "guess": -math.log(max(len(data.spec.classes), 1)),
-        "ink": INK,
+        "against": [(name, script_json(change)) for name, change in AGAINST],
+        "histogram": spread,
+        "extremes": extremes,
+        "scripts": scripts(*CHARTS, CONTROLS),
         "number": number,
     }
 
@@ -113,24 +121,30 @@ def _can_draw(run: Run, data: Data) -> bool:
 
 
 def _latents(data: Data, runs: Sequence[tuple[str, Run]], seed: int, split: str) -> list[dict[str, Any]]:
-    """Return the lines and pictures of each density with latents."""
+    """Return the lines, charts and pictures of each density with latents."""
     shown = []
     for name, run in runs:
-        view = view_latents(run.density, data.spec, data.split(split), seed=seed)
+        view = view_latents(name, run.density, data.spec, data.split(split), seed=seed)
         if view is not None:
-            plots = [svg_picture(plot, f"{name}: {caption}", caption) for plot, caption in view.plots]
             grids = [png_picture(grid, f"{name}: {caption}", caption) for grid, caption in view.grids]
-            shown.append({"model": name, "lines": view.lines, "plots": plots, "grids": grids})
+            shown.append({"model": name, "lines": view.lines, "charts": view.charts, "grids": grids})
     return shown
 
 
-def _diffusions(data: Data, runs: Sequence[tuple[str, Run]], seed: int, split: str) -> dict[str, list[Picture]]:
-    """Return, per diffusion, the bound over the noise level, and strips of images."""
-    shown = {}
+def _diffusions(data: Data, runs: Sequence[tuple[str, Run]], seed: int, split: str) -> list[dict[str, Any]]:
+    """Return, per diffusion, the bound over the noise level, strips of images, and the frames from noise to samples."""
+    shown = []
     for name, run in runs:
-        plot = bound_by_noise(run.density, data, seed, split)
-        if plot is not None:
-            bound = svg_picture(plot, f"bound of {name} over the noise level", "nats per example at each noise level")
-            images = strips(run.density, data, seed, split)
-            shown[name] = [bound, *(png_picture(pixels, f"{name}: {alt}", note) for pixels, alt, note in images)]
+        bound = bound_by_noise(name, run.density, data, seed, split)
+        if bound is not None:
+            images, frames, caption = strips(run.density, data, seed, split)
+            shown.append(
+                {
+                    "model": name,
+                    "bound": bound,
+                    "strips": [png_picture(pixels, f"{name}: {alt}", note) for pixels, alt, note in images],
+                    "frames": [(png_picture(pixels, f"{name}: samples at {label}"), label) for pixels, label in frames],
+                    "caption": caption,
+                }
+            )
     return shown

@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Shaped, UInt8
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from loglik import files
 from loglik.data.dataset import Split
@@ -33,13 +32,9 @@ MAX_GRID = 2**27  # values in a grid of images
 CELL = 48  # the minimal height of an image in a grid, in pixels
 
 
-def examples(split: Split, n: int, *, classes: int, seed: int) -> Shaped[Tensor, "n ..."]:
-    """Return n random examples, the classes in turn where there are labels, as `tasks.draw` orders samples."""
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:5000]
-    if classes and split.y is not None:
-        y = split.y[order]
-        earlier = F.one_hot(y, classes).cumsum(0).gather(1, y[:, None]).squeeze(1)
-        order = order[(earlier * classes + y).argsort()]
+def examples(split: Split, n: int, *, seed: int) -> Shaped[Tensor, "n ..."]:
+    """Return n random examples."""
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
     return split.batch(order[:n])[0]
 
 
@@ -50,8 +45,11 @@ def image_grid(
     columns: int,
     span: tuple[float, float] | None = None,
     cell: int = CELL,
+    clear: bool = False,
 ) -> UInt8[np.ndarray, "..."]:
     """Return a grid of images on white, row after row: (height, width), and 3 or 4 at the end for colours.
+
+    With `clear` the ground is transparent: one channel more, unless there are 4.
 
     `span` are the values of black and white: by default 0 and the highest level; for continuous data 0 and 1, or the
     lowest and highest value where some lie outside. Smaller images are enlarged to about `cell` pixels.
@@ -74,9 +72,13 @@ def image_grid(
     h, w, gap = h * scale, w * scale, max(2, CELL // 16)
     rows = -(-b // columns)
     grid = np.full((rows * (h + gap) - gap, columns * (w + gap) - gap, c), 255, dtype=np.uint8)
+    opaque = np.zeros((*grid.shape[:2], 1), dtype=np.uint8)
     for i, image in enumerate(pixels.permute(0, 2, 3, 1).numpy()):
         top, left = (i // columns) * (h + gap), (i % columns) * (w + gap)
         grid[top : top + h, left : left + w] = image
+        opaque[top : top + h, left : left + w] = 255
+    if clear and c != 4:
+        return np.concatenate([grid, opaque], 2)
     return grid[..., 0] if c == 1 else grid
 
 

@@ -11,8 +11,7 @@ from loglik.comparison import Row
 from loglik.data.dataset import Data
 from loglik.evaluation.format import score_in_words
 from loglik.evaluation.predictions import TargetValues, target_values
-from loglik.report.html import Picture, svg_picture
-from loglik.report.panel import INK, panel, short
+from loglik.report.chart import COLOURS, ZOOM, Chart, columns, field, short
 
 __all__ = ["target_content"]
 
@@ -37,49 +36,92 @@ def target_content(rows: Sequence[Row], data: Data, split: str, seed: int) -> li
     return shown
 
 
-def _pictures(row: Row, data: Data, split: str, seed: int, d: int) -> list[Picture]:
+def _pictures(row: Row, data: Data, split: str, seed: int, d: int) -> list[Chart]:
     assert row.run is not None
     model, name = row.result.model, short(data.spec.columns[d].name, 24)
     values = target_values(row.run.density, data.split(split).evenly(MAX_POINTS), data.spec, seed=seed)
     caption = (
-        f"{name}: medians with 90 % intervals against true values. The {WORST} rows with the largest CRPS are red."
+        f"{name}: medians with 90 % intervals against true values. The {WORST} rows with the largest CRPS are marked."
     )
-    plot = svg_picture(_against_true(values, d), f"predictions of {model} against true values of {name}", caption)
+    plot = _against_true(values, d, f"predictions of {model} against true values of {name}", caption)
     caption = (
         "The predicted probability of a lower value than the true one: flat where the distribution is right, high "
     )
     caption += "at both ends where it is too narrow, and in the middle where it is too wide."
-    return [plot, svg_picture(_calibration(values, d), f"calibration of {model} on {name}", caption)]
+    return [plot, _calibration(values, d, f"calibration of {model} on {name}", caption)]
 
 
-def _against_true(values: TargetValues, d: int) -> str:
+def _against_true(values: TargetValues, d: int, alt: str, caption: str) -> Chart:
     true, p = values.true[:, d].numpy(), values.prediction
-    median, low, high = p.median[:, d].numpy(), p.quantiles[:, 0, d].numpy(), p.quantiles[:, 1, d].numpy()
-    worst = np.argsort(values.crps[:, d].numpy())[-WORST:]
+    crps = values.crps[:, d].numpy()
+    worst = np.isin(np.arange(len(crps)), np.argsort(crps)[-WORST:])
+    data = columns(
+        true=true,
+        median=p.median[:, d].numpy(),
+        low=p.quantiles[:, 0, d].numpy(),
+        high=p.quantiles[:, 1, d].numpy(),
+        crps=crps,
+        worst=worst.tolist(),
+    )
+    ends = {"values": [{"at": float(true.min())}, {"at": float(true.max())}]}
+    scale: dict[str, Any] = {"scale": {"zero": False}, "axis": {"tickCount": 5}}
+    x, y = field("true", **scale), field("median", "predicted", **scale)
+    tooltip = [
+        field("true"),
+        field("median"),
+        field("low", "5 % quantile"),
+        field("high", "95 % quantile"),
+        field("crps"),
+    ]
+    colour = {"condition": {"test": "datum.worst", "value": COLOURS["baseline"]}, "value": COLOURS["model"]}
+    shape = {"condition": {"test": "datum.worst", "value": "triangle"}, "value": "circle"}
+    spec = {
+        "height": 280,
+        "layer": [
+            {
+                "data": data,
+                "mark": {"type": "rule", "color": COLOURS["data"], "opacity": 0.7, "clip": True},
+                "encoding": {"x": x, "y": field("low", "predicted", **scale), "y2": {"field": "high"}},
+            },
+            {
+                "data": ends,
+                "mark": {"type": "line", "color": COLOURS["quiet"], "strokeDash": [4, 3], "clip": True},
+                "encoding": {"x": field("at", "true", **scale), "y": field("at", "predicted", **scale)},
+            },
+            {
+                "data": data,
+                "params": [ZOOM],
+                "mark": {"type": "point", "filled": True, "size": 26, "opacity": 0.85, "clip": True},
+                "encoding": {"x": x, "y": y, "color": colour, "shape": shape, "tooltip": tooltip},
+            },
+        ],
+    }
+    return Chart(spec, alt, caption)
 
-    def draw(axes: Any) -> None:
-        axes.vlines(true, low, high, color=INK["data"], linewidth=0.7)
-        axes.plot(true, median, "o", markersize=2.2, color=INK["model"])
-        axes.plot(true[worst], median[worst], "o", markersize=3.4, color=INK["baseline"])
-        ends = [float(true.min()), float(true.max())]
-        axes.plot(ends, ends, color=INK["quiet"], linewidth=0.9, linestyle=(0, (4, 3)))
-        axes.set_xlabel("true")
-        axes.set_ylabel("predicted")
 
-    return panel(3.9, 3.4, draw)
-
-
-def _calibration(values: TargetValues, d: int) -> str:
+def _calibration(values: TargetValues, d: int, alt: str, caption: str) -> Chart:
     counts, edges = np.histogram(
         ((values.below + values.at_most) / 2)[:, d].clamp(0, 1).numpy(), bins=BINS, range=(0, 1)
     )
     share = counts / max(1, counts.sum())
-
-    def draw(axes: Any) -> None:
-        axes.bar(edges[:-1], share, width=0.94 / BINS, align="edge", color=INK["model"])
-        axes.axhline(1 / BINS, color=INK["baseline"], linewidth=1.1, linestyle=(0, (4, 3)))
-        axes.set_xlim(0, 1)
-        axes.set_xlabel("predicted probability below the true value")
-        axes.set_ylabel("share of rows")
-
-    return panel(3.7, 3.4, draw)
+    tooltip = [field("low", "from", format=".0%"), field("high", "to", format=".0%"), field("share", format=".1%")]
+    unit, axis = {"domain": [0, 1]}, {"format": "%"}
+    x = field("low", "predicted probability below the true value", bin="binned", scale=unit, axis=axis)
+    line = {"type": "rule", "color": COLOURS["baseline"], "strokeDash": [4, 3]}
+    spec = {
+        "height": 280,
+        "data": columns(low=edges[:-1], high=edges[1:], share=share),
+        "layer": [
+            {
+                "mark": {"type": "bar", "color": COLOURS["model"], "binSpacing": 1},
+                "encoding": {
+                    "x": x,
+                    "x2": {"field": "high"},
+                    "y": field("share", "share of rows", axis={"format": ".0%", "tickCount": 5}),
+                    "tooltip": tooltip,
+                },
+            },
+            {"mark": line, "encoding": {"y": {"datum": 1 / BINS, "type": "quantitative"}}},
+        ],
+    }
+    return Chart(spec, alt, caption)
