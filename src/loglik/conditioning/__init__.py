@@ -1,5 +1,6 @@
 """Conditional distributions of any density over rows: draws given values and ranges, and log p of some columns."""
 
+from loglik.conditioning.completion import complete
 from loglik.conditioning.condition import Condition, contains
 from loglik.conditioning.exact import ColumnDistribution, HasColumns
 from loglik.conditioning.importance import Draws, NoRows, draw_given
@@ -17,6 +18,7 @@ __all__ = [
     "NoRows",
     "NormalScores",
     "RowMixture",
+    "complete",
     "contains",
     "draw_given",
     "marginal_log_prob",

@@ -96,7 +96,7 @@ def draw_given(
     rows = Rows(density, discrete, categories, context)
     if not conditions:
         return Draws(rows.sample(n), n, "exact", n, 0.0)
-    if isinstance(density, HasColumns) and context is None:
+    if isinstance(density, HasColumns):
         return _exact(density, rows, conditions, n)
     met = int(contains(conditions, rows.pilot).sum())
     if n * len(rows.pilot) <= met * rows.affordable(REJECTION):
@@ -122,12 +122,12 @@ def _exact(density: HasColumns, rows: Rows, conditions: Sequence[Condition], n: 
     several = sum(condition.has_mass and not condition.is_value for condition in conditions) > 1
     several = several or sum(len(condition.intervals) > 1 for condition in conditions) > 1
     count = max(4 * n, 1024) if several else n
-    x, log_weight = particles(density, conditions, count, rows.pilot)
+    x, log_weight = particles(density, conditions, count, rows.pilot, rows.contexts(count))
     _check_mass(rows, conditions, log_mean(log_weight))
     effective = effective_size(log_weight) if several else float(n)
     x = x[resample(log_weight.softmax(0), n)] if several else x
     method: Literal["exact", "importance"] = "importance" if several else "exact"
-    return Draws(density.fill(x, x.isnan()), min(float(n), effective), method, count, log_mean(log_weight))
+    return Draws(density.fill(x, rows.contexts(n)), min(float(n), effective), method, count, log_mean(log_weight))
 
 
 def _reject(rows: Rows, conditions: Sequence[Condition], n: int, budget: int) -> Draws:
