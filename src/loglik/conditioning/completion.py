@@ -22,7 +22,7 @@ __all__ = ["complete"]
 
 CANDIDATES = 32  # of all missing values of a row at first
 REDRAWN = 15  # candidates of each move
-SWEEPS = 8  # over all columns with missing values
+SWEEPS = 6  # over all columns with missing values
 WIDTH = 3  # columns that are redrawn together, at most
 
 

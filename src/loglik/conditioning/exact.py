@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from loglik.conditioning.condition import Condition
@@ -46,9 +46,7 @@ class HasColumns(Protocol):
         """Return the distribution of column d given the values of each row that are not NaN."""
         ...
 
-    def fill(
-        self, x: Shaped[Tensor, "B D"], context: Shaped[Tensor, "B ..."] | None = None
-    ) -> Shaped[Tensor, "B D"]:
+    def fill(self, x: Shaped[Tensor, "B D"], context: Shaped[Tensor, "B ..."] | None = None) -> Shaped[Tensor, "B D"]:
         """Draw the missing values, NaN, given the others."""
         ...
 

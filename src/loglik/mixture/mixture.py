@@ -254,9 +254,7 @@ class Mixture(Density):
     # ---- some columns given others
 
     @torch.no_grad()
-    def fill(
-        self, x: Shaped[Tensor, "B D"], context: Shaped[Tensor, "B ..."] | None = None
-    ) -> Shaped[Tensor, "B D"]:
+    def fill(self, x: Shaped[Tensor, "B D"], context: Shaped[Tensor, "B ..."] | None = None) -> Shaped[Tensor, "B D"]:
         """Draw the missing values of each row, NaN, from p(missing | observed)."""
         self.check(x, context)
         parts = self.mixture(len(x), context)

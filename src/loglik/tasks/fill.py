@@ -109,8 +109,9 @@ def _denoised(density: Density, diffusion: Diffusion, x: Tensor, missing: Tensor
 
 def _weighted(density: Density, x: Tensor, missing: Tensor, spec: DataSpec | None) -> Tensor:
     """Fill by weights of proposals, and agree with columns that others determine."""
-    kinds = {} if spec is None else {"discrete": spec.discrete_dims, "categories": spec.categories}
-    filled = complete(density, x.masked_fill(missing, torch.nan), adjust=_adjustment(density), **kinds)
+    discrete, categories = (None, None) if spec is None else (spec.discrete_dims, spec.categories)
+    x, adjust = x.masked_fill(missing, torch.nan), _adjustment(density)
+    filled = complete(density, x, discrete=discrete, categories=categories, adjust=adjust)
     return torch.where(missing, filled.to(x.dtype), x)
 
 
