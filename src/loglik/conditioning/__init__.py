@@ -2,7 +2,7 @@
 
 from loglik.conditioning.completion import complete
 from loglik.conditioning.condition import Condition, contains
-from loglik.conditioning.exact import ColumnDistribution, HasColumns
+from loglik.conditioning.exact import ColumnDistribution, HasColumns, HasConditionals
 from loglik.conditioning.importance import Draws, NoRows, draw_given
 from loglik.conditioning.marginal import Marginal, Marginals, marginal_log_prob
 from loglik.conditioning.mixture import RowMixture
@@ -13,6 +13,7 @@ __all__ = [
     "Condition",
     "Draws",
     "HasColumns",
+    "HasConditionals",
     "Marginal",
     "Marginals",
     "NoRows",

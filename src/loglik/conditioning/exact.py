@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from loglik.conditioning.condition import Condition
 
-__all__ = ["ColumnDistribution", "HasColumns", "particles"]
+__all__ = ["ColumnDistribution", "HasColumns", "HasConditionals", "particles"]
 
 
 @runtime_checkable
@@ -48,6 +48,17 @@ class HasColumns(Protocol):
 
     def fill(self, x: Shaped[Tensor, "B D"], context: Shaped[Tensor, "B ..."] | None = None) -> Shaped[Tensor, "B D"]:
         """Draw the missing values, NaN, given the others."""
+        ...
+
+
+@runtime_checkable
+class HasConditionals(Protocol):
+    """A density over rows that knows log p(some columns | others)."""
+
+    def conditional_log_prob(
+        self, x: Shaped[Tensor, "B D"], given: Bool[Tensor, "..."], context: Shaped[Tensor, "B ..."] | None = None
+    ) -> Float[Tensor, " B"]:
+        """Return log p of the values that are not given, given those that are; NaN is left out."""
         ...
 
 

@@ -17,10 +17,11 @@ from loglik.density import Density
 __all__ = ["PILOT", "Rows", "components_for"]
 
 PILOT = 8192  # samples that show what the density's rows are
-MIN_PILOT = 2048
+MIN_PILOT, MIN_COSTLY_PILOT = 2048, 512
 BOUND_DRAWS = 16  # of a bound whose draws are not weights, and are noisy
 BLOCK = 4096  # rows in one call
-CHEAP = 2e6  # operations of a row up to which rows are drawn as often as is useful
+CHEAP = 2e6  # operations of a row up to which rows are scored as often as is useful
+CHEAP_SAMPLE = 4e6  # and drawn
 COMPONENTS = 32
 FEW_CODES = 64  # of a column of integers 0, 1, ... up to which these are taken for codes
 
@@ -35,7 +36,8 @@ class Rows:
 
     Attributes:
         pilot: samples of the density.
-        operations: multiplications and additions of log p of a row, which decide how many rows are drawn.
+        operations, sampling: multiplications and additions of log p of a row, and of a sample, which decide how many
+            rows are scored and drawn.
         discrete, categories: the kinds of its columns; where they are not passed, those of the samples, and only values
             within the samples' range have a probability in columns of integers.
     """
@@ -52,8 +54,9 @@ class Rows:
         self.density, self.context = density, context
         self.draws = 1 if density.importance_weighted else BOUND_DRAWS
         self.low, self.high = torch.tensor(-torch.inf), torch.tensor(torch.inf)
-        self.operations = self._count()
-        self.pilot = self.sample(max(MIN_PILOT, int(pilot * min(1.0, CHEAP / max(self.operations, 1)))))
+        self.operations, self.sampling = self._count()
+        fewest = min(pilot, MIN_PILOT, max(MIN_COSTLY_PILOT, int(MIN_PILOT * 10 * CHEAP / max(self.sampling, 1))))
+        self.pilot = self.sample(max(fewest, int(pilot * min(1.0, CHEAP / max(self.operations, 1)))))
         whole = (self.pilot == self.pilot.round()).all(0)
         self.discrete = list(discrete) if discrete is not None else whole.tolist()
         low, high = self.pilot.aminmax(dim=0)
@@ -64,12 +67,13 @@ class Rows:
         known = torch.full_like(whole, categories is not None) | ~whole
         self.low, self.high = low.masked_fill(known, -torch.inf), high.masked_fill(known, torch.inf)
 
-    def _count(self) -> float:
-        """Return the operations that log p of a row takes in matrix products."""
-        x = self.sample(2)
+    def _count(self) -> tuple[float, float]:
+        """Return the operations in matrix products that log p of a row takes, and those of a sample."""
+        with FlopCounterMode(display=False) as sampling:
+            x = self.sample(2)
         with FlopCounterMode(display=False) as counter:
             self.log_prob(x)
-        return counter.get_total_flops() / len(x)
+        return counter.get_total_flops() / len(x), sampling.get_total_flops() / len(x)
 
     def contexts(self, n: int) -> Shaped[Tensor, "n ..."] | None:
         """Return the context of n rows; None for a density that has none."""
@@ -78,6 +82,10 @@ class Rows:
     def affordable(self, n: int) -> int:
         """Return how many of n rows to compute at most: all, or fewer where log p of a row takes many operations."""
         return int(max(min(n, len(self.pilot)), n * min(1.0, CHEAP / max(self.operations, 1))))
+
+    def affordable_samples(self, n: int) -> int:
+        """Return how many of n samples to draw at most: all, or fewer where a sample takes many operations."""
+        return int(max(min(n, len(self.pilot)), n * min(1.0, CHEAP_SAMPLE / max(self.sampling, 1))))
 
     def sample(self, n: int) -> Shaped[Tensor, "n D"]:
         """Draw rows of the density."""
@@ -109,4 +117,4 @@ class Rows:
         column = self.pilot[:, condition.column]
         low, high = column.min().item(), column.max().item()
         width = max(high - low, 1e-6 * max(abs(low), abs(high)))
-        return all(value > high + width or value < low - width for value, _ in condition.intervals)
+        return all(start > high + width or end < low - width for start, end in condition.intervals)

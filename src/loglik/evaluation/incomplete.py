@@ -26,7 +26,7 @@ from loglik.data.spec import Column, DataSpec
 from loglik.density import Bound, Density
 from loglik.evaluation.scores import evaluating
 
-__all__ = ["Gaps", "Scorer", "gaps_of", "scorable"]
+__all__ = ["Gaps", "Scorer", "gaps_of", "scorable", "unseen"]
 
 BLOCK_VALUES = 2**22  # that are read from a split at once
 DRAWS = 8  # of a row's missing values, for each sample that is asked for
@@ -73,23 +73,23 @@ def gaps_of(split: Split, spec: DataSpec) -> Gaps:
     if not spec.columns or split.stream is not None:
         return Gaps()
     rows = cells = 0
-    unseen: dict[str, int] = {}
+    new_cells: dict[str, int] = {}
     size = max(1, BLOCK_VALUES // len(spec.columns))
     for start in range(0, len(split), size):
         x = split.x[start : start + size]
-        new = _unseen(x, spec.columns)
+        new = unseen(x, spec.columns)
         rows += int((new | x.isnan()).any(1).sum()) if x.is_floating_point() else 0
         cells += int((~x.isnan()).sum())
         parts = [(new, spec.columns)]
         if spec.inputs and split.y is not None:
-            parts.append((_unseen(split.y[start : start + size], spec.inputs), spec.inputs))
+            parts.append((unseen(split.y[start : start + size], spec.inputs), spec.inputs))
         for found, columns in parts:
             for d in found.any(0).nonzero().flatten().tolist():
-                unseen[columns[d].name] = unseen.get(columns[d].name, 0) + int(found[:, d].sum())
-    return Gaps(rows, cells, unseen)
+                new_cells[columns[d].name] = new_cells.get(columns[d].name, 0) + int(found[:, d].sum())
+    return Gaps(rows, cells, new_cells)
 
 
-def _unseen(x: Shaped[Tensor, "B D"], columns: Sequence[Column]) -> Tensor:
+def unseen(x: Shaped[Tensor, "B D"], columns: Sequence[Column]) -> Tensor:
     """Return where x is the code after the last one of its column."""
     counts = torch.tensor([len(column.categories) for column in columns], device=x.device)
     return (counts > 0) & (x == counts)
@@ -162,12 +162,12 @@ class Scorer(Density):
         return self.density.importance_weighted
 
     def _event(self, x: Shaped[Tensor, "B ..."]) -> Shaped[Tensor, "B ..."]:
-        return x.masked_fill(_unseen(x, self.event_columns), torch.nan) if self.event_columns else x
+        return x.masked_fill(unseen(x, self.event_columns), torch.nan) if self.event_columns else x
 
     def _context(self, context: Tensor | None) -> Tensor | None:
         if context is None or not self.context_columns:
             return context
-        return context.masked_fill(_unseen(context, self.context_columns), torch.nan)
+        return context.masked_fill(unseen(context, self.context_columns), torch.nan)
 
     def _unseen_score(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, " B"]:
         """Return log ε of each unseen category and log(1 - ε) of each known one, summed over the columns."""
