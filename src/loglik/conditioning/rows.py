@@ -21,7 +21,7 @@ MIN_PILOT, MIN_COSTLY_PILOT = 2048, 512
 BOUND_DRAWS = 16  # of a bound whose draws are not weights, and are noisy
 BLOCK = 4096  # rows in one call
 CHEAP = 2e6  # operations of a row up to which rows are scored as often as is useful
-CHEAP_SAMPLE = 4e6  # and drawn
+CHEAP_SAMPLE = 2e5  # and drawn, which may be one column after the other
 COMPONENTS = 32
 FEW_CODES = 64  # of a column of integers 0, 1, ... up to which these are taken for codes
 
