@@ -81,14 +81,14 @@ class Column:
 class WithColumns(Gaussian):
     """A Gaussian that knows its conditionals; all rows have the same missing columns."""
 
-    def column(self, x, d):
+    def column(self, x, d, context=None):
         known = ~x[0].isnan()
         slope = torch.linalg.lstsq(COVARIANCE[known][:, known], COVARIANCE[known, d]).solution
         variance = COVARIANCE[d, d] - slope @ COVARIANCE[known, d]
         return Column(x[:, known].double() @ slope, variance.sqrt().expand(len(x)))
 
-    def fill(self, x, missing):
-        for d in missing[0].nonzero().flatten().tolist():
+    def fill(self, x, context=None):
+        for d in x[0].isnan().nonzero().flatten().tolist():
             column = self.column(x, d)
             x[:, d] = column.normal.sample().float()
         return x

@@ -245,14 +245,9 @@ class AnyOrder(Density):
         return self._draw(empty, context)[0].view(n, *self.event_shape)
 
     @torch.no_grad()
-    def fill(
-        self,
-        x: Shaped[Tensor, "B ..."],
-        missing: Bool[Tensor, "B ..."] | None = None,
-        context: Shaped[Tensor, "B ..."] | None = None,
-    ) -> Shaped[Tensor, "B ..."]:
-        """Draw the missing values of each row from p(missing | observed): NaN, and where `missing` is true."""
-        return self.fill_with_log_prob(x if missing is None else x.masked_fill(missing, torch.nan), context)[0]
+    def fill(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> Tensor:
+        """Draw the missing values of each row, NaN, from p(missing | observed)."""
+        return self.fill_with_log_prob(x, context)[0]
 
     @torch.no_grad()
     def fill_with_log_prob(

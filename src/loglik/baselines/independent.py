@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from loglik.baselines.column import HistogramColumn
@@ -134,7 +134,7 @@ class Independent(Density):
         filled = torch.where(missing, self.sample(len(x)).to(x.dtype), x)
         return filled, self.log_prob(filled.masked_fill(~missing, torch.nan))
 
-    def column(self, x: Shaped[Tensor, "B D"], d: int) -> HistogramColumn:
+    def column(self, x: Shaped[Tensor, "B D"], d: int, context: Tensor | None = None) -> HistogramColumn:
         """Return the distribution of column d, whatever the other columns of x are."""
         row, size = (0, self.size[0]) if self.shared else (d, self.size[d])
         mass = torch.cat([self.log_tail[row, :1], self.log_mass[row, :size], self.log_tail[row, 1:]]).exp()
@@ -142,9 +142,9 @@ class Independent(Density):
             self.edges[row, : size + 1], mass / mass.sum(), self.tail_scale[row], bool(self.discrete_rows[row])
         )
 
-    def fill(self, x: Shaped[Tensor, "B D"], missing: Bool[Tensor, "B D"] | None = None) -> Shaped[Tensor, "B D"]:
-        """Draw the missing values of rows, which are NaN if `missing` does not say where they are."""
-        return torch.where(x.isnan() if missing is None else missing, self.sample(len(x)).to(x.dtype), x)
+    def fill(self, x: Shaped[Tensor, "B D"], context: Tensor | None = None) -> Shaped[Tensor, "B D"]:
+        """Draw the missing values of rows, NaN."""
+        return torch.where(x.isnan(), self.sample(len(x)).to(x.dtype), x)
 
     def check(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> None:
         check_levels(x, self.levels)

@@ -57,12 +57,12 @@ def fit_mixture(
         overall.repeat(components, 1, 1),
         [(0.5 * _counts(eye_k, codes[start, c], size) + 0.5 * shares[c]).log() for c, size in enumerate(sizes)],
     )
+    squares = (y[:, :, None] * y[:, None, :]).flatten(1)
     for _ in range(ITERATIONS if components > 1 else 1):
-        r = _log_joint(fitted, y, codes).softmax(1) * weights[:, None] * rows  # (N, K)
+        r = _log_joint(fitted, y, squares, codes).softmax(1) * weights[:, None] * rows  # (N, K)
         n = r.sum(0)
         mean = (r.T @ y + PRIOR_ROWS * 0.1 * fitted.mean) / (n + PRIOR_ROWS * 0.1)[:, None]
-        gap = y[None] - mean[:, None]
-        scatter = (r.T[:, :, None] * gap).transpose(1, 2) @ gap
+        scatter = _scatter(squares, y, r, mean)
         prior = PRIOR_ROWS + d
         covariance = (scatter + prior * PRIOR_SCALE * overall) / (n + prior)[:, None, None] + JITTER * eye
         tables = [
@@ -84,12 +84,25 @@ def _counts(r: Float64[Tensor, "N K"], codes: Int64[Tensor, " N"], size: int) ->
     return r.new_zeros(size, r.shape[1]).index_add_(0, codes, r).T
 
 
-def _log_joint(fitted: Fitted, y: Float64[Tensor, "N D"], codes: Int64[Tensor, "N Dc"]) -> Float64[Tensor, "N K"]:
+def _scatter(
+    squares: Float64[Tensor, "N DD"], y: Float64[Tensor, "N D"], r: Float64[Tensor, "N K"], mean: Float64[Tensor, "K D"]
+) -> Float64[Tensor, "K D D"]:
+    """Return each component's sum of (y - mean)(y - mean)^T, from sums that are matrix products."""
+    total = (r.T @ squares).view(r.shape[1], y.shape[1], y.shape[1])
+    cross = (r.T @ y)[:, :, None] * mean[:, None, :]
+    return total - cross - cross.mT + r.sum(0)[:, None, None] * mean[:, :, None] * mean[:, None, :]
+
+
+def _log_joint(
+    fitted: Fitted, y: Float64[Tensor, "N D"], squares: Float64[Tensor, "N DD"], codes: Int64[Tensor, "N Dc"]
+) -> Float64[Tensor, "N K"]:
     """Return log of each component's weight times its density of each row, up to a constant."""
     factor = torch.linalg.cholesky(fitted.covariance)
-    e = torch.linalg.solve_triangular(factor, (y[None] - fitted.mean[:, None]).transpose(1, 2), upper=False)
+    precision = torch.cholesky_inverse(factor)
+    slope = (precision @ fitted.mean[..., None]).squeeze(-1)
+    distance = squares @ precision.flatten(1).T - 2 * (y @ slope.T) + (slope * fitted.mean).sum(1)
     log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(1)
-    total = fitted.log_weight - log_det - 0.5 * e.square().sum(1).T
+    total = fitted.log_weight - log_det - 0.5 * distance.clamp_min(0)
     for c, table in enumerate(fitted.log_tables):
         total = total + table[:, codes[:, c]].T
     return total

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from loglik.conditioning.condition import Condition
 
-__all__ = ["ColumnDistribution", "HasColumns", "particles"]
+__all__ = ["ColumnDistribution", "HasColumns", "HasConditionals", "particles"]
 
 
 @runtime_checkable
@@ -40,17 +40,34 @@ class ColumnDistribution(Protocol):
 class HasColumns(Protocol):
     """A density over rows that knows p(one column | some others), and so draws under conditions exactly."""
 
-    def column(self, x: Shaped[Tensor, "B D"], d: int) -> ColumnDistribution:
+    def column(
+        self, x: Shaped[Tensor, "B D"], d: int, context: Shaped[Tensor, "B ..."] | None = None
+    ) -> ColumnDistribution:
         """Return the distribution of column d given the values of each row that are not NaN."""
         ...
 
-    def fill(self, x: Shaped[Tensor, "B D"], missing: Bool[Tensor, "B D"]) -> Shaped[Tensor, "B D"]:
-        """Draw the missing values given the others."""
+    def fill(self, x: Shaped[Tensor, "B D"], context: Shaped[Tensor, "B ..."] | None = None) -> Shaped[Tensor, "B D"]:
+        """Draw the missing values, NaN, given the others."""
+        ...
+
+
+@runtime_checkable
+class HasConditionals(Protocol):
+    """A density over rows that knows log p(some columns | others)."""
+
+    def conditional_log_prob(
+        self, x: Shaped[Tensor, "B D"], given: Bool[Tensor, "..."], context: Shaped[Tensor, "B ..."] | None = None
+    ) -> Float[Tensor, " B"]:
+        """Return log p of the values that are not given, given those that are; NaN is left out."""
         ...
 
 
 def particles(
-    density: HasColumns, conditions: Sequence[Condition], n: int, like: Shaped[Tensor, "_ D"]
+    density: HasColumns,
+    conditions: Sequence[Condition],
+    n: int,
+    like: Shaped[Tensor, "_ D"],
+    context: Shaped[Tensor, "n ..."] | None = None,
 ) -> tuple[Shaped[Tensor, "n D"], Float[Tensor, " n"]]:
     """Return n rows with the conditioned columns drawn and NaN elsewhere, and the logarithm of each row's weight.
 
@@ -59,11 +76,12 @@ def particles(
         conditions: at most one for each column.
         n: the number of rows.
         like: rows of the density, for their dtype and device.
+        context: of a conditional density.
     """
     x = torch.full((n, like.shape[1]), torch.nan, dtype=like.dtype, device=like.device)
     log_weight = torch.zeros(n, dtype=torch.float64, device=like.device)
     for condition in sorted(conditions, key=lambda c: (not c.is_value, c.column)):
-        distribution = density.column(x, condition.column)
+        distribution = density.column(x, condition.column, context)
         value, log_w = _draw_column(distribution, condition, n, like)
         x[:, condition.column] = value.to(x.dtype)
         log_weight += log_w.double()

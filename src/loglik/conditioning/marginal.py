@@ -43,16 +43,22 @@ class Marginals:
     """The marginals of a density over rows (B, D); a call scores rows with missing values.
 
     Args:
-        density: over rows, not conditional; in evaluation mode.
+        density: over rows, in evaluation mode.
         discrete: for each column, whether it holds integers or codes; found from samples if None.
         categories: for each column, its number of codes, 0 for numbers.
+        context: of a conditional density, one row for all.
     """
 
     def __init__(
-        self, density: Density, *, discrete: Sequence[bool] | None = None, categories: Sequence[int] | None = None
+        self,
+        density: Density,
+        *,
+        discrete: Sequence[bool] | None = None,
+        categories: Sequence[int] | None = None,
+        context: Shaped[Tensor, "1 ..."] | None = None,
     ) -> None:
         with torch.no_grad():
-            self.rows = Rows(density, discrete, categories)
+            self.rows = Rows(density, discrete, categories, context)
             self.mixture = self.rows.mixture()
 
     @torch.no_grad()

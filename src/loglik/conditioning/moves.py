@@ -17,7 +17,8 @@ from loglik.density import sample_categories
 
 __all__ = ["choose", "move"]
 
-SWEEPS = 6  # over all columns
+SWEEPS = 6  # over all columns, at most
+SCORED = 2**18  # rows whose log p is computed, at most
 CANDIDATES = 4
 WIDTH = 3  # columns that are redrawn together, at most
 
@@ -32,7 +33,8 @@ def move(
     """
     free = torch.tensor(proposer.free, device=x.device)
     log_p, changed = rows.log_prob(x), torch.zeros(len(x), len(free), dtype=torch.bool, device=x.device)
-    for _ in range(SWEEPS):
+    a_sweep = len(x) * CANDIDATES * max(1, len(free) // 2)
+    for _ in range(max(1, min(SWEEPS, rows.affordable(SCORED) // a_sweep))):
         width = int(torch.randint(1, WIDTH + 1, ()))
         for columns in torch.split(free[torch.randperm(len(free), device=free.device)], width):
             x, log_p, moved = _step(rows, q, proposer, x, columns.tolist(), log_p)

@@ -103,11 +103,18 @@ class RowProposer:
 
     def propose(self, q: Subset, count: int) -> tuple[Shaped[Tensor, "S D"], Float64[Tensor, " S"]]:
         """Return proposals, and log p(x) - log q(x) of each."""
+        filled, log_q = self._draw(q, max(1, count // len(self.points)))
+        return filled, self.rows.log_prob(filled) - (log_q - math.log(len(self.points)))
+
+    def draw(self, count: int) -> Shaped[Tensor, "S D"]:
+        """Draw rows from q for each point of the values, without weights."""
+        return self._draw(self.q, count)[0]
+
+    def _draw(self, q: Subset, count: int) -> tuple[Shaped[Tensor, "S D"], Float64[Tensor, " S"]]:
         x = torch.full((len(self.points), self.rows.pilot.shape[1]), torch.nan).to(self.rows.pilot)
         x[:, self.fixed] = self.points
-        filled, log_q = q.draw(x, max(1, count // len(x)), self.within)
-        filled = filled.flatten(0, 1)
-        return filled, self.rows.log_prob(filled) - (log_q.flatten() - math.log(len(x)))
+        filled, log_q = q.draw(x, count, self.within)
+        return filled.flatten(0, 1), log_q.flatten()
 
     def refit(self, x: Shaped[Tensor, "S D"], log_w: Float64[Tensor, " S"]) -> None:
         """Fit q to the last proposals."""

@@ -1,6 +1,8 @@
 r"""Rows with missing values and with categories that were not in the training data: what they score.
 
-A missing value, NaN, is integrated out: the row's score is log p of its observed values. A category that the model has
+A missing value, NaN, is integrated out: the row's score is log p of its observed values. Where a density is of complete
+rows only, its `Marginals` estimate this: a lower bound, or an estimate where p is not exact or importance weighted. A
+category that the model has
 not seen is one more level of its column c, whose probability is the column's `novelty` $\epsilon_c$: the row scores
 $\log \epsilon_c$ and its other values with that cell left out. Where an evaluation has such a category in a column,
 each row with a known one scores $\log (1 - \epsilon_c)$ beside, so that the levels' probabilities still sum to 1.
@@ -10,21 +12,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from loglik.conditioning import Marginals
 from loglik.data.dataset import Split
 from loglik.data.limits import quote
 from loglik.data.spec import Column, DataSpec
 from loglik.density import Bound, Density
+from loglik.evaluation.scores import evaluating
 
-__all__ = ["Gaps", "Scorer", "gaps_of", "scorable"]
+__all__ = ["Gaps", "Scorer", "gaps_of", "scorable", "unseen"]
 
 BLOCK_VALUES = 2**22  # that are read from a split at once
+DRAWS = 8  # of a row's missing values, for each sample that is asked for
+FEWER_DRAWS = 2  # of a density whose bound is averaged over many draws itself
 UNSEEN = "unseen categories"  # the term's name
 
 
@@ -36,16 +42,20 @@ class Gaps:
         rows: the number of rows with a missing value or an unseen category in the event.
         cells: the number of observed values of the event, over all rows.
         unseen: the number of cells with an unseen category, of each column that has some.
+        integrated: how missing values are integrated out where the density is of complete rows: `a lower bound` or `an
+            estimate`; empty elsewhere.
     """
 
     rows: int = 0
     cells: int = 0
     unseen: Mapping[str, int] = field(default_factory=dict)
+    integrated: str = ""
 
     def lines(self, spec: DataSpec) -> list[str]:
-        """Return one line for each column with unseen categories, of the event and of its context."""
+        """Return a line if missing values are integrated out, and one for each column with unseen categories."""
+        how = f"the model is of complete rows: importance sampling integrates missing values out, {self.integrated}"
         found = [column for column in (*spec.columns, *spec.inputs) if column.name in self.unseen]
-        return [
+        return [how] * bool(self.integrated) + [
             f"column {quote(column.name)}: {self.unseen[column.name]:,} values are categories that the training data "
             f"did not have, {_how(column, spec)}"
             for column in found
@@ -63,23 +73,23 @@ def gaps_of(split: Split, spec: DataSpec) -> Gaps:
     if not spec.columns or split.stream is not None:
         return Gaps()
     rows = cells = 0
-    unseen: dict[str, int] = {}
+    new_cells: dict[str, int] = {}
     size = max(1, BLOCK_VALUES // len(spec.columns))
     for start in range(0, len(split), size):
         x = split.x[start : start + size]
-        new = _unseen(x, spec.columns)
+        new = unseen(x, spec.columns)
         rows += int((new | x.isnan()).any(1).sum()) if x.is_floating_point() else 0
         cells += int((~x.isnan()).sum())
         parts = [(new, spec.columns)]
         if spec.inputs and split.y is not None:
-            parts.append((_unseen(split.y[start : start + size], spec.inputs), spec.inputs))
+            parts.append((unseen(split.y[start : start + size], spec.inputs), spec.inputs))
         for found, columns in parts:
             for d in found.any(0).nonzero().flatten().tolist():
-                unseen[columns[d].name] = unseen.get(columns[d].name, 0) + int(found[:, d].sum())
-    return Gaps(rows, cells, unseen)
+                new_cells[columns[d].name] = new_cells.get(columns[d].name, 0) + int(found[:, d].sum())
+    return Gaps(rows, cells, new_cells)
 
 
-def _unseen(x: Shaped[Tensor, "B D"], columns: Sequence[Column]) -> Tensor:
+def unseen(x: Shaped[Tensor, "B D"], columns: Sequence[Column]) -> Tensor:
     """Return where x is the code after the last one of its column."""
     counts = torch.tensor([len(column.categories) for column in columns], device=x.device)
     return (counts > 0) & (x == counts)
@@ -90,16 +100,17 @@ def scorable(density: Density, split: Split, spec: DataSpec) -> tuple[Density, G
 
     It is the density itself where all rows are complete and all categories are known.
 
-    Raises ValueError where an unseen category has no probability, and where a density of complete rows meets others.
+    Raises ValueError where an unseen category has no probability, and where targets given inputs are incomplete, by a
+    density of complete ones.
     """
     gaps = gaps_of(split, spec)
     reads_labels = density.event == "y"
     if not gaps.rows and not gaps.unseen:
         return density, gaps
-    if not (density.marginalises or reads_labels) and gaps.rows:
+    if density.conditional and spec.inputs and not density.marginalises and gaps.rows and spec.dims > 1:
         raise ValueError(
-            f"{gaps.rows:,} of {len(split):,} rows have missing values or unseen categories, and this density is of "
-            "complete rows: fit it to data with missing values, or leave these rows out"
+            f"{gaps.rows:,} of {len(split):,} rows have missing or unseen values of the targets, and this density is "
+            "of complete ones: fit mixture, or leave these rows out"
         )
     log_novelty = {}
     for d, column in enumerate(spec.columns):
@@ -110,11 +121,17 @@ def scorable(density: Density, split: Split, spec: DataSpec) -> tuple[Density, G
                     "not say how probable these are: train it again, or leave these rows out"
                 )
             log_novelty[d] = math.log(column.novelty), math.log1p(-column.novelty)
-    return Scorer(density, spec, log_novelty), gaps
+    scorer = Scorer(density, spec, log_novelty)
+    if not (scorer.integrates and gaps.rows):
+        return scorer, gaps
+    return scorer, replace(gaps, integrated="a lower bound" if density.importance_weighted else "an estimate")
 
 
 class Scorer(Density):
     """A density's scores of rows with missing values and unseen categories.
+
+    A density of complete rows scores a row with gaps by some draws of its missing values for each sample, from a
+    mixture that is fitted to the density's own samples: see `Marginals`.
 
     Args:
         density: a density of a table's rows, or of labels or targets given a table's columns.
@@ -129,23 +146,28 @@ class Scorer(Density):
         self.event_columns = () if density.event == "y" else spec.columns
         self.context_columns = spec.columns if density.event == "y" else spec.inputs
         self.event_shape, self.discrete, self.conditional = density.event_shape, density.discrete, density.conditional
-        self.event, self.marginalises = density.event, density.marginalises
+        self.event, self.marginalises = density.event, density.marginalises or density.event == "x"
+        self.integrates = self.marginalises and not density.marginalises  # by draws
+        self.spec = spec
+        self.by_label: dict[int | None, Marginals] = {}
 
     @property
     def bound(self) -> Bound:
-        return self.density.bound
+        if not self.integrates:
+            return self.density.bound
+        return Bound.LOWER if self.importance_weighted else Bound.ESTIMATE
 
     @property
     def importance_weighted(self) -> bool:
         return self.density.importance_weighted
 
     def _event(self, x: Shaped[Tensor, "B ..."]) -> Shaped[Tensor, "B ..."]:
-        return x.masked_fill(_unseen(x, self.event_columns), torch.nan) if self.event_columns else x
+        return x.masked_fill(unseen(x, self.event_columns), torch.nan) if self.event_columns else x
 
     def _context(self, context: Tensor | None) -> Tensor | None:
         if context is None or not self.context_columns:
             return context
-        return context.masked_fill(_unseen(context, self.context_columns), torch.nan)
+        return context.masked_fill(unseen(context, self.context_columns), torch.nan)
 
     def _unseen_score(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, " B"]:
         """Return log ε of each unseen category and log(1 - ε) of each known one, summed over the columns."""
@@ -158,12 +180,41 @@ class Scorer(Density):
     def log_prob(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
     ) -> Float[Tensor, " B"]:
-        log_p = self.density.log_prob(self._event(x), self._context(context), samples=samples)
+        event, given = self._event(x), self._context(context)
+        score = self._integrated if self.integrates else self.density.log_prob
+        log_p = score(event, given, samples=samples)
         return log_p + self._unseen_score(x) if self.log_novelty else log_p
+
+    def _integrated(self, x: Shaped[Tensor, "B D"], context: Tensor | None, *, samples: int) -> Float[Tensor, " B"]:
+        """Return log p of the observed values of rows, 0 where there is none."""
+        gaps, empty = x.isnan().any(1), x.isnan().all(1)
+        log_p = torch.zeros(len(x), device=x.device, dtype=torch.float64)
+        if not gaps.all():
+            own = None if context is None else context[~gaps]
+            log_p[~gaps] = self.density.log_prob(x[~gaps], own, samples=samples).double()
+        rest, draws = gaps & ~empty, samples * (DRAWS if self.importance_weighted else FEWER_DRAWS)
+        for label in [None] if context is None else context[rest].unique().tolist():
+            rows = rest if context is None else rest & (context == label)
+            if rows.any():
+                log_p[rows] = self._marginals(label)(x[rows], draws).log_prob
+        return log_p
+
+    def _marginals(self, label: int | None) -> Marginals:
+        """Return the density's marginals, of the rows of one label if it is conditional; fitted once, with one seed."""
+        if label not in self.by_label:
+            context = None if label is None else torch.tensor([label], device=self.density.device)
+            with evaluating(self.density, 0):
+                spec = self.spec
+                self.by_label[label] = Marginals(
+                    self.density, discrete=spec.discrete_dims, categories=spec.categories, context=context
+                )
+        return self.by_label[label]
 
     def terms(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
     ) -> dict[str, Float[Tensor, " B"]]:
+        if self.integrates:
+            return {}
         terms = self.density.terms(self._event(x), self._context(context), samples=samples)
         return {**terms, UNSEEN: self._unseen_score(x)} if terms and self.log_novelty else terms
 
@@ -177,9 +228,16 @@ class Scorer(Density):
         return self.density.sample(n, self._context(context))
 
     def check(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> None:
-        self.density.check(self._event(x), self._context(context))
+        event = self._event(x)
+        self.density.check(event.nan_to_num(nan=0.0) if self.integrates else event, self._context(context))
 
     def numerical_error(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> Float[Tensor, " B"] | None:
-        return self.density.numerical_error(self._event(x), self._context(context))
+        event, given = self._event(x), self._context(context)
+        if self.integrates:
+            whole = ~event.isnan().any(1)
+            if not whole.any():
+                return None
+            event, given = event[whole], None if given is None else given[whole]
+        return self.density.numerical_error(event, given)

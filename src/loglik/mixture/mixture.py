@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor, nn
 
 from loglik.checks import check_codes
 from loglik.density import Density, initialise_context, sample_categories
 from loglik.mixture.asinh import Asinh
+from loglik.mixture.conditional import CodeGiven, NumberGiven
 from loglik.mixture.normal import interval_log_prob, normal_log_prob
 from loglik.networks.ensemble import EnsembleMLP
 
@@ -148,7 +149,10 @@ class Mixture(Density):
         return -self._by_member(x, context).mean()
 
     def _by_member(self, x: Tensor, context: Tensor | None) -> Float[Tensor, "M B"]:
-        parts = self.mixture(len(x), context)
+        return self._joint(x, self.mixture(len(x), context)).logsumexp(-1)
+
+    def _joint(self, x: Shaped[Tensor, "B D"], parts: Components) -> Float[Tensor, "M B K"]:
+        """Return log π + log p(observed values) of each component."""
         total = parts.log_weight
         if len(self.real):
             total = total + self._numbers(x[:, self.real].to(parts.mean.dtype), parts).sum(-2)
@@ -156,7 +160,7 @@ class Mixture(Density):
             known = ~x[:, d].isnan() if x.is_floating_point() else torch.ones_like(x[:, d], dtype=torch.bool)
             code = torch.where(known, x[:, d], 0).long().view(1, -1, 1, 1).expand(*log_codes.shape[:3], 1)
             total = total + torch.where(known[:, None], log_codes.gather(-1, code).squeeze(-1), 0.0)
-        return total.logsumexp(-1)
+        return total
 
     def _numbers(self, x: Float[Tensor, "B R"], parts: Components) -> Float[Tensor, "M B R K"]:
         known = ~x.isnan()
@@ -185,7 +189,10 @@ class Mixture(Density):
 
     def _draw(self, parts: Components, rows: Int64[Tensor, " N"]) -> Shaped[Tensor, "N D"]:
         m = torch.randint(self.members, (len(rows),), device=rows.device)
-        k = sample_categories(parts.log_weight[m, rows].exp())
+        return self._draw_from(parts, m, rows, sample_categories(parts.log_weight[m, rows].exp()))
+
+    def _draw_from(self, parts: Components, m: Tensor, rows: Tensor, k: Tensor) -> Shaped[Tensor, "N D"]:
+        """Draw from component k of member m for each row."""
         x = parts.mean.new_empty(len(rows), *self.event_shape)
         mean, scale = parts.mean[m, rows, :, k], parts.log_scale[m, rows, :, k].exp()
         x[:, self.real] = self._in_units(mean + scale * torch.randn_like(mean)).to(x.dtype)
@@ -246,6 +253,44 @@ class Mixture(Density):
 
     def output_layers(self) -> tuple[nn.Module, ...]:
         return ()
+
+    # ---- some columns given others
+
+    @torch.no_grad()
+    def fill(self, x: Shaped[Tensor, "B D"], context: Shaped[Tensor, "B ..."] | None = None) -> Shaped[Tensor, "B D"]:
+        """Draw the missing values of each row, NaN, from p(missing | observed)."""
+        self.check(x, context)
+        parts = self.mixture(len(x), context)
+        j = sample_categories(self._components_given(x, parts)[0])
+        rows = torch.arange(len(x), device=x.device)
+        drawn = self._draw_from(parts, j // self.components, rows, j % self.components)
+        return torch.where(x.isnan(), drawn.to(x.dtype), x)
+
+    @torch.no_grad()
+    def column(
+        self, x: Shaped[Tensor, "B D"], d: int, context: Shaped[Tensor, "B ..."] | None = None
+    ) -> NumberGiven | CodeGiven:
+        """Return the distribution of column d given the observed values of the other columns of each row."""
+        others = x.clone()
+        others[:, d] = math.nan
+        parts = self.mixture(len(x), context)
+        weight, flat = self._components_given(others, parts)
+        if d in self.codes:
+            log_codes = flat(parts.log_codes[self.codes.index(d)])
+            return CodeGiven((weight[..., None] * log_codes.double().exp()).sum(1))
+        j = self.real.tolist().index(d)
+        mean, log_scale = (flat(part[:, :, j]).double() for part in (parts.mean, parts.log_scale))
+        return NumberGiven(weight, mean, log_scale.exp(), self.map, j, j in self.integers.tolist())
+
+    def _components_given(
+        self, x: Shaped[Tensor, "B D"], parts: Components
+    ) -> tuple[Float64[Tensor, "B MK"], Callable[[Tensor], Tensor]]:
+        """Return the weights of all members' components given the observed values, and what flattens (M, B, K, ...)."""
+
+        def flat(part: Tensor) -> Tensor:
+            return part.transpose(0, 1).flatten(1, 2)
+
+        return flat(self._joint(x, parts)).double().softmax(1), flat
 
     # ---- each dimension by itself
 

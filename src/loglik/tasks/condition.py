@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float64, Int64, Shaped
+from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 
-from loglik.conditioning import Condition, Draws, Marginals, NoRows, draw_given
+from loglik.conditioning import Condition, Draws, HasConditionals, Marginals, NoRows, draw_given
 from loglik.data.limits import quote, some
 from loglik.data.spec import DataSpec
+from loglik.data.targets import whole_table
 from loglik.density import Bound, Density
+from loglik.evaluation.incomplete import unseen
 from loglik.evaluation.scores import arguments, evaluating, mean_and_stderr
+from loglik.missing import Imputed
 from loglik.runs import Run
 from loglik.tasks.condition_text import Given, column_of, conditions_of, number_text
+from loglik.tasks.fill import quick_inpainting
 
 __all__ = ["GivenSamples", "GivenScore", "evaluate_given", "log_prob_given", "sample_given"]
 
@@ -51,6 +55,7 @@ class GivenSamples:
             "rejection": f"the first {n:,} of {draws.proposals:,} samples to meet the conditions: exact draws",
             "importance": f"importance resampling of {draws.proposals:,} proposals, effective sample size "
             f"{draws.effective:,.0f} of {n:,}",
+            "inpainting": "approximate draws: the conditioned columns of a fitted mixture, the others by RePaint",
         }[draws.method]
         if draws.method == "rejection" and draws.effective < n:
             way = f"{draws.effective:,.0f} of {draws.proposals:,} samples meet the conditions, and are repeated"
@@ -60,7 +65,7 @@ class GivenSamples:
         if draws.effective < min(FEW, n / 2):
             lines.append(
                 f"warning: these {n:,} rows are worth about {max(1, round(draws.effective)):,}: widen the conditions, "
-                "or fit a model with exact conditionals"
+                "or fit a model with exact conditionals, such as autoregressive:any-order"
             )
         return lines
 
@@ -111,12 +116,16 @@ def sample_given(run: Run, n: int, given: Given, *, seed: int = 0, label: str | 
         seed: of the samples.
         label: the class, of a conditional density.
 
+    Of targets given inputs, the conditions give each input a value, and the samples are of the targets.
+
     Raises ValueError where a condition does not fit the table, and where no row meets the conditions.
     """
     density, spec = run.density, run.spec
     _check_rows(density)
-    conditions = conditions_of(given, spec)
-    context = _context(density, spec, label)
+    if isinstance(density, Imputed):
+        density = density.density  # whose samples and complete rows are the same
+    conditions, inputs = _conditions(given, spec)
+    context = _label(density, spec, label) if inputs is None else inputs
     with evaluating(density, seed) as device:
         try:
             draws = draw_given(
@@ -126,6 +135,7 @@ def sample_given(run: Run, n: int, given: Given, *, seed: int = 0, label: str | 
                 discrete=spec.discrete_dims,
                 categories=spec.categories,
                 context=None if context is None else context.to(device),
+                fill=quick_inpainting(density),
             )
         except NoRows as error:
             raise ValueError(_nowhere(error, conditions, spec)) from None
@@ -143,7 +153,9 @@ def log_prob_given(
     samples: int = DRAWS,
     seed: int = 0,
 ) -> Float64[Tensor, " B"]:
-    """Return log p(some columns | others) of each row in nats, as the difference of two marginals.
+    """Return log p(some columns | others) of each row in nats, exactly or as the difference of two marginals.
+
+    A missing value or an unseen category in a row is left out, of the scored columns and of the given ones.
 
     Args:
         run: of a table.
@@ -197,7 +209,13 @@ def _scored(
     of, given = ([[c.name for c in spec.columns].index(name) for name in part] for part in names)
     with evaluating(density, seed) as device:
         x = x.to(device)
-        density.check(x)
+        x = x.masked_fill(unseen(x, spec.columns), torch.nan)
+        density.check(x if density.marginalises else x.nan_to_num(nan=0.0))
+        if isinstance(density, HasConditionals):
+            asked = torch.zeros(x.shape[1], dtype=torch.bool, device=device).index_fill(0, torch.tensor(of), True)
+            known = torch.zeros_like(asked).index_fill(0, torch.tensor(given, dtype=torch.long), True)
+            part = x.masked_fill(~(asked | known), torch.nan)
+            return density.conditional_log_prob(part, known).double(), math.inf
         marginals: Marginals | None = None
         total, fewest = torch.zeros(len(x), dtype=torch.float64, device=device), math.inf
         for sign, kept in ((1, [*of, *given]), (-1, given)):
@@ -205,7 +223,7 @@ def _scored(
                 continue
             part = torch.full_like(x, torch.nan) if len(kept) < x.shape[1] else x
             part[:, kept] = x[:, kept]
-            if density.marginalises or len(kept) == x.shape[1]:
+            if density.marginalises or not part.isnan().any():
                 draws = 1 if density.bound is Bound.EXACT else 32
                 total += sign * density.log_prob(part, samples=draws).double()
                 continue
@@ -237,14 +255,32 @@ def _check_rows(density: Density) -> None:
         )
 
 
-def _context(density: Density, spec: DataSpec, label: str | None) -> Int64[Tensor, " 1"] | None:
+def _conditions(given: Given, spec: DataSpec) -> tuple[list[Condition], Float[Tensor, "1 I"] | None]:
+    """Return the conditions on the event, and the row of inputs of targets given inputs."""
+    if not spec.inputs:
+        return conditions_of(given, spec), None
+    count = len(spec.inputs)
+    conditions = conditions_of(given, whole_table(spec))
+    row = torch.full((1, count), torch.nan)
+    for condition in conditions:
+        if condition.column < count:
+            name = quote(spec.inputs[condition.column].name)
+            if not condition.is_value:
+                raise ValueError(f"column {name} is an input of this run: give it one value, not a range or a choice")
+            row[0, condition.column] = condition.intervals[0][0]
+    absent = [c.name for c, empty in zip(spec.inputs, row[0].isnan().tolist(), strict=True) if empty and not c.missing]
+    if absent:
+        raise ValueError(f"this run is p(targets | inputs): give each input a value; without one are {some(absent)}")
+    own = [replace(c, column=c.column - count) for c in conditions if c.column >= count]
+    return own, row
+
+
+def _label(density: Density, spec: DataSpec, label: str | None) -> Int64[Tensor, " 1"] | None:
     """Return the label of all rows; None for a density that is not conditional."""
     if not density.conditional:
         if label is not None:
             raise ValueError("this density is not conditional: train one with conditional=True to draw from a label")
         return None
-    if spec.inputs:
-        raise ValueError("conditions on targets given inputs are not supported: fit p(row), without targets, instead")
     if label is None:
         raise ValueError(f'this density is p(row | label): pass label="{spec.classes[0]}" too; {some(spec.classes)}')
     if label not in spec.classes:

@@ -1,14 +1,15 @@
 """Missing values: drawn from a density given the rest of each row.
 
-The method depends on the density. One with a `fill` of its own, as an any-order one or an `Imputed` of an exact or
-importance weighted density, fills by it. For independent columns a sample is a draw. A VAE draws latents and values in
-turn (`Latents.fill`). A diffusion denoises the missing values beside the known ones (`Diffusion.inpaint`). Where
-`log_prob` is exact, or the logarithm of an importance weight, it weights several candidates for a missing value.
+The method depends on the density. One with a `fill` of its own fills by it: independent columns, an any-order density
+and a mixture from their exact conditionals, an `Imputed` of an exact or importance weighted density by its imputer. A
+VAE draws latents and values in turn (`Latents.fill`). A diffusion denoises the missing values beside the known ones
+(`Diffusion.inpaint`). Where `log_prob` is exact, or the logarithm of an importance weight, proposals of a fitted
+mixture are weighted and moved (`complete`), as under the conditions of `sample_given`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -17,11 +18,12 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from loglik.baselines import Independent
 from loglik.checks import data_checked
+from loglik.conditioning import complete
 from loglik.data.decode import write_table
 from loglik.data.incomplete import Incomplete
-from loglik.density import Density, evaluation_mode, sample_categories
+from loglik.data.spec import DataSpec
+from loglik.density import Density, evaluation_mode
 from loglik.diffusion import Diffusion
 from loglik.evaluation.scores import evaluating
 from loglik.flows import Flow
@@ -31,11 +33,11 @@ from loglik.runs import Run
 from loglik.tasks.latents import ELEMENTWISE, Latents
 from loglik.transforms import PartialOut
 
-__all__ = ["fill", "fill_table"]
+__all__ = ["fill", "fill_table", "quick_inpainting"]
 
-BATCH = 2**14  # rows in one call of log_prob
 BLOCK = 4096  # rows of a table that are filled and written together
 PIECE = 1024  # rows in one call of a density's own fill
+QUICK_STEPS, QUICK_REPEATS = 25, 3  # where rows are drawn under conditions
 REPEATS = 20  # of each step of a diffusion: with more repeats the missing values agree better with the known ones
 
 
@@ -49,7 +51,9 @@ class Fills(Protocol):
 
 
 @torch.no_grad()
-def fill(density: Density, x: Shaped[Tensor, "B D"], missing: Bool[Tensor, "B D"]) -> Shaped[Tensor, "B D"]:
+def fill(
+    density: Density, x: Shaped[Tensor, "B D"], missing: Bool[Tensor, "B D"], spec: DataSpec | None = None
+) -> Shaped[Tensor, "B D"]:
     """Draw the missing values of rows from p(missing | observed), with torch's global generator.
 
     Args:
@@ -57,6 +61,7 @@ def fill(density: Density, x: Shaped[Tensor, "B D"], missing: Bool[Tensor, "B D"
             or a diffusion may stand behind transforms of each column by itself.
         x: rows, on any device; the values at missing places are ignored.
         missing: true where a value is missing.
+        spec: of the rows, for the kinds of the columns; found from samples of the density if None.
 
     Returns the filled rows, on the device of x.
 
@@ -66,29 +71,27 @@ def fill(density: Density, x: Shaped[Tensor, "B D"], missing: Bool[Tensor, "B D"
         raise ValueError("missing values are filled in rows (B, D), by a density p(row)")
     density.check(x.masked_fill(missing, 0))
     with evaluation_mode(density), data_checked():
-        return _fill(density, x.to(density.device), missing.to(density.device)).to(x)
+        return _fill(density, x.to(density.device), missing.to(density.device), spec).to(x)
 
 
-def _fill(density: Density, x: Tensor, missing: Tensor) -> Tensor:
+def _fill(density: Density, x: Tensor, missing: Tensor, spec: DataSpec | None) -> Tensor:
     """Fill by the method that fits the density."""
     if isinstance(density, Imputed) and not density.importance_weighted:
         density = density.density  # whose own method beats weights that are no importance weights
-    transforms, base = (density.transforms, density.base) if isinstance(density, Flow) else ((), density)
     if isinstance(density, Fills):
         return torch.where(missing, _in_pieces(density, x.masked_fill(missing, torch.nan)), x)
-    if isinstance(density, Independent):
-        return density.fill(x, missing)
     if Latents.has(density):
         return Latents(density).fill(x, missing)
     x = x.masked_fill(missing, 0)
-    if isinstance(base, Diffusion) and all(isinstance(transform, ELEMENTWISE) for transform in transforms):
-        return _denoised(density, base, x, missing)
+    if _denoises(density):
+        return _denoised(density, x, missing)
     if not density.importance_weighted:
+        base = density.base if isinstance(density, Flow) else density
         raise ValueError(
             f"a {type(base).__name__.lower()} does not fill missing values behind these transforms: its log_prob is "
             "not the log of an importance weight"
         )
-    return _weighted(density, x, missing)
+    return _weighted(density, x, missing, spec)
 
 
 def _in_pieces(density: Fills, x: Tensor) -> Tensor:
@@ -96,62 +99,60 @@ def _in_pieces(density: Fills, x: Tensor) -> Tensor:
     return torch.cat([density.fill(rows).to(x.dtype) for rows in torch.split(x, PIECE)])
 
 
-def _denoised(density: Density, diffusion: Diffusion, x: Tensor, missing: Tensor) -> Tensor:
+def quick_inpainting(density: Density) -> Callable[[Tensor], Tensor] | None:
+    """Return what fills NaN by a diffusion in few noise levels; None for a density that is none."""
+    if density.conditional or not _denoises(density):
+        return None
+
+    def inpaint(x: Tensor) -> Tensor:
+        return _denoised(density, x.nan_to_num(nan=0.0), x.isnan(), steps=QUICK_STEPS, repeats=QUICK_REPEATS)
+
+    return inpaint
+
+
+def _denoises(density: Density) -> bool:
+    """Whether a density is a diffusion, behind transforms of each column by itself if any."""
+    transforms, base = (density.transforms, density.base) if isinstance(density, Flow) else ((), density)
+    return isinstance(base, Diffusion) and all(isinstance(transform, ELEMENTWISE) for transform in transforms)
+
+
+def _denoised(
+    density: Density, x: Tensor, missing: Tensor, *, steps: int | None = None, repeats: int = REPEATS
+) -> Tensor:
     """Fill by a diffusion, in the space behind the transforms."""
     flow = density if isinstance(density, Flow) else None
+    diffusion = density if flow is None else flow.base
+    assert isinstance(diffusion, Diffusion)
     z = x if flow is None else flow.encode(x)[0]
-    z = diffusion.inpaint(z, ~missing.view(z.shape), repeats=REPEATS)
+    z = diffusion.inpaint(z, ~missing.view(z.shape), steps=steps, repeats=repeats)
     drawn = z if flow is None else flow.decode(z)
     return torch.where(missing, drawn.to(x.dtype), x)
 
 
-def _weighted(density: Density, x: Tensor, missing: Tensor, sweeps: int = 20, draws: int = 31) -> Tensor:
-    r"""Fill by Gibbs sampling, one column at a time.
-
-    The new value is chosen among the current value and `draws` candidates from the column's marginal q, with
-    probabilities proportional to $p(\text{row}) / q(\text{value})$. This leaves the conditional invariant (iterated
-    sampling importance resampling; Andrieu et al. 2010). q is fitted to samples of the density. The method is exact in
-    the limit of many sweeps where `log_prob` is exact.
-    """
-    samples = density.sample(4096).to(x.dtype)
-    integer = (samples == samples.round()).all(0)
-    low = torch.where(integer, samples.amin(0).double(), -torch.inf)
-    high = torch.where(integer, samples.amax(0).double(), torch.inf)
-    marginals = Independent((x.shape[1],), integer.tolist()).to(x.device)
-    marginals.initialise(samples)
-    drawn = samples[torch.randint(len(samples), (len(x),), device=x.device)]
-    filled = torch.where(missing, _start(density, x, missing, drawn), x)
-    places = [
-        (d, rows)
-        for d in missing.any(0).nonzero().flatten().tolist()
-        for rows in torch.split(missing[:, d].nonzero().flatten(), BATCH // (draws + 1))
-    ]
-    for _ in range(sweeps):
-        for d, rows in places:
-            candidates = filled[rows].repeat(draws + 1, 1)
-            fresh = marginals.sample(draws * len(rows))[:, d].to(x.dtype)
-            candidates[len(rows) :, d] = fresh.clamp(low[d], high[d]).to(x.dtype)  # codes must stay valid
-            log_weight = density.log_prob(candidates).double() - marginals.token_log_probs(candidates)[:, d]
-            log_weight[len(rows) :][(fresh < low[d]) | (fresh > high[d])] = -torch.inf
-            weights = log_weight.view(draws + 1, -1).T.softmax(1)
-            chosen = sample_categories(weights)
-            kept = candidates[:, d].view(draws + 1, -1)
-            filled[rows, d] = kept[chosen, torch.arange(len(rows), device=x.device)]
-    return filled
+def _weighted(density: Density, x: Tensor, missing: Tensor, spec: DataSpec | None) -> Tensor:
+    """Fill by weights of proposals, and agree with columns that others determine."""
+    discrete, categories = (None, None) if spec is None else (spec.discrete_dims, spec.categories)
+    x, adjust = x.masked_fill(missing, torch.nan), _adjustment(density)
+    filled = complete(density, x, discrete=discrete, categories=categories, adjust=adjust)
+    return torch.where(missing, filled.to(x.dtype), x)
 
 
-def _start(density: Density, x: Tensor, missing: Tensor, sample: Tensor) -> Tensor:
-    """Return a sample in which columns that others determine agree with them.
+def _adjustment(density: Density) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """Return what makes columns that others determine agree with them; None if the density knows of none.
 
-    Where two such columns are both missing, Gibbs sampling could change neither of the two.
+    Where two such columns are both missing, redrawing could change neither of the two.
     """
     transforms = list(density.transforms) if isinstance(density, Flow) else []
     for at, transform in enumerate(transforms):
         if isinstance(transform, PartialOut):
             before = Flow(transforms[:at], density)  # for its transforms alone
-            completed = transform.complete(before.encode(x)[0], missing, before.encode(sample)[0])
-            return before.decode(completed).to(x.dtype)
-    return sample
+
+            def adjust(filled: Tensor, missing: Tensor, by: PartialOut = transform, before: Flow = before) -> Tensor:
+                z = before.encode(filled)[0]
+                return torch.where(missing, before.decode(by.complete(z, missing, z)).to(filled.dtype), filled)
+
+            return adjust
+    return None
 
 
 def fill_table(run: Run, table: Path, out: Path, *, seed: int = 0) -> int:
@@ -187,7 +188,7 @@ def _filled_blocks(
 ) -> Iterator[pl.DataFrame]:
     """Yield the rows of a table, filled; the number of values that each block fills is appended to `counts`."""
     density = run.density
-    pieces = Pieces(lambda piece: _filled(density, x, missing, first, piece, seed), density.device)
+    pieces = Pieces(lambda piece: _filled(density, x, missing, first, piece, seed, run.spec), density.device)
     for first, frame, x, missing in incomplete.blocks(BLOCK):  # noqa: B007 (pieces uses it)
         counts.append(int(missing[:, incomplete.gaps].sum()))
         for start in range(0, len(x), BLOCK):
@@ -196,12 +197,12 @@ def _filled_blocks(
 
 
 def _filled(
-    density: Density, x: Tensor, missing: Tensor, first: int, piece: slice, seed: int
+    density: Density, x: Tensor, missing: Tensor, first: int, piece: slice, seed: int, spec: DataSpec
 ) -> tuple[slice, Shaped[Tensor, "B D"]]:
     """Return a piece of a block that begins at row `first` of the table, and its rows, filled."""
     rows, at = missing[piece].any(1).nonzero().flatten() + piece.start, first + piece.start
     filled = x[piece].clone()
     if len(rows):
         with evaluating(density, seed if at == 0 else (seed * 1_000_003 + at) % 2**63):
-            filled[rows - piece.start] = fill(density, x[rows], missing[rows]).to(x.dtype)
+            filled[rows - piece.start] = fill(density, x[rows], missing[rows], spec).to(x.dtype)
     return piece, filled
