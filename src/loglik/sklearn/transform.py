@@ -12,6 +12,7 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, OneToOneFeatureMixin, 
 from sklearn.utils.validation import check_array, check_is_fitted
 from torch import Tensor
 
+from loglik.autoregressive import AnyOrder
 from loglik.evaluation.scores import evaluating
 from loglik.recipes import build, recipe
 from loglik.sklearn.base import Estimator
@@ -100,7 +101,7 @@ class DensityImputer(OneToOneFeatureMixin, TransformerMixin, Estimator):
 
     Args:
         model: the family's name; the other arguments are those of every estimator.
-        n_draws: draws of each missing value.
+        n_draws: draws of each missing value; `autoregressive:any-order` knows its conditional means and draws none.
         sample_posterior: fill with one draw, so that columns keep their spread; else with the mean of the draws of a
             number, and the most frequent category.
 
@@ -185,12 +186,14 @@ class DensityImputer(OneToOneFeatureMixin, TransformerMixin, Estimator):
 
     def _filled(self, rows: Float[Tensor, "N D"], missing: Bool[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         filled, at = rows.clone(), missing.any(1).nonzero().flatten()
-        density, draws = self._density(), 1 if self.sample_posterior else self.n_draws
+        density = self._density()
+        exact = density if isinstance(density, AnyOrder) and not self.sample_posterior else None
+        draws = 1 if exact or self.sample_posterior else self.n_draws
         with evaluating(density, self._seed) as device:
             for some in at.split(max(1, PIECE // draws)) if len(at) else ():
                 x, gaps = (t[some].repeat_interleave(draws, 0).to(device) for t in (rows, missing))
-                drawn = fill(density, x, gaps).cpu().view(len(some), draws, -1)
-                filled[some] = self._middle(drawn).to(filled.dtype)
+                drawn = exact.impute(x) if exact else fill(density, x, gaps)
+                filled[some] = self._middle(drawn.cpu().view(len(some), draws, -1)).to(filled.dtype)
         return filled
 
     def _middle(self, drawn: Float[Tensor, "B S D"]) -> Float[Tensor, "B D"]:
