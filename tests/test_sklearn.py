@@ -417,6 +417,19 @@ def test_imputation_uses_the_other_columns():
         DensityImputer(n_draws=0).fit(x)
 
 
+def test_imputation_by_any_order_is_the_conditional_mean():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(600, 1)) + 0.2 * rng.normal(size=(600, 3))
+    gaps = x[300:].copy()
+    gaps[:, 2] = np.nan
+    imputer = DensityImputer("autoregressive:any-order", max_steps=20, random_state=0).fit(x[:300])
+    filled = imputer.transform(gaps)[:, 2]
+    truth = x[300:, :2].sum(1) / (2 + 0.2**2)  # of a sum of two equally good measurements
+    assert np.abs(filled - truth).mean() < 0.08
+    drawn = imputer.set_params(sample_posterior=True).transform(gaps)[:, 2]
+    assert np.std(drawn - truth) > 0.15
+
+
 @pytest.mark.parametrize("library", ["polars", "pandas"])
 def test_imputation_of_a_data_frame(table, library):
     import polars as pl

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from loglik.autoregressive.column_distributions import CodeDistribution, ColumnDistribution, NumberDistribution
-from loglik.autoregressive.copula import GaussianCopula
+from loglik.autoregressive.gaussians import Conditionals, Encoded, TableGaussians
 from loglik.autoregressive.normal_scores import NormalScores
 from loglik.checks import check_codes, check_labels
 from loglik.density import Density, embed, initialise_context
@@ -29,7 +30,16 @@ FLOOR = 0.05  # a category's smallest starting probability, as a part of its fre
 REACH = 6.0  # beyond it the network sees no difference in a score
 FEW_ROWS = 1000  # at which the network's output is halved, so that it learns more slowly than few rows overfit
 REST = 0.1  # weight of the component for outliers of a conditional, times the square root of the number of rows
+MAX_FITTED_ROWS = 2**13  # of the Gaussians
 WIDE = math.log(3.0)  # log-scale of the second component, for outliers
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the factors of B rows are made of: the network's output for each column, and the Gaussians' conditionals."""
+
+    outputs: list[Tensor]
+    gaussians: Conditionals
 
 
 class AnyOrder(Density):
@@ -39,10 +49,11 @@ class AnyOrder(Density):
     given the observed ones. Each $p(x_d \mid x_S)$ is normalised exactly. So is p(x) for each set of observed columns;
     another order gives the same number only as far as the network has learnt that it must.
 
-    A column of numbers has a mixture of C Gaussians in normal scores (`NormalScores`), with means $m + s\,a_c$ and
-    log-scales $\log s + b_c$, where m and s are those of a Gaussian copula given $x_S$ (`GaussianCopula`) and the
-    network gives $a_c$, $b_c$ and the weights. A column of codes has a probability for each code: the copula's,
-    corrected by the network. The network starts at the copula alone.
+    A column of numbers has a mixture of C + 1 Gaussians in normal scores (`NormalScores`), with means $m + s\,a_c$ and
+    log-scales $\log s + b_c$. For C of them m and s are those of a Gaussian copula given $x_S$ (`GaussianCopula`), and
+    for the last those of a Gaussian of the standardised numbers (`StandardisedGaussian`). The network gives $a_c$,
+    $b_c$ and the weights. A column of codes has a probability for each code: the copula's, corrected by the network.
+    The network starts at the two Gaussians alone, with the weights of the highest likelihood for each column.
 
     In training, `loss` is an unbiased estimate of the mean of $-\log p$ over orders: for k uniform in 0 ... n-1 and S
     of k of the n observed columns of a row, $\frac{n}{n-k} \sum_{d \notin S} -\log p(x_d \mid x_S)$; for a fraction
@@ -55,8 +66,7 @@ class AnyOrder(Density):
         discrete_dims: for each column, whether it holds integers or codes.
         categories: for each column, its number of codes 0, 1, ...; 0 for numbers.
         components: C.
-        knots: at most, of each column's map to normal scores. With many, columns that depend linearly on one another
-            do so no longer, and the copula is worse.
+        knots: at most, of each column's map to normal scores.
         in_order: the fraction of training splits in the table's order.
         splits: number of sets S of each row and step.
         context: a network from a context to a vector; None for p(x).
@@ -106,14 +116,14 @@ class AnyOrder(Density):
         self.embedded = [d for d, count in enumerate(self.categories) if count and d not in self.indicated]
         self.scores = NormalScores([bool(discrete_dims[d]) for d in self.numbers], knots)
         indicators = sum(self.categories[d] for d in self.indicated)
-        self.copula = GaussianCopula(len(self.numbers) + indicators)
+        self.gaussians = TableGaussians(len(self.numbers), indicators)
         self.register_buffer("centre", torch.zeros(indicators))
         self.register_buffer("spread", torch.ones(indicators))
         self.tables = nn.ModuleList(nn.Embedding(self.categories[d], EMBEDDING) for d in self.embedded)
         self.frequencies = nn.ParameterList(nn.Parameter(torch.zeros(self.categories[d])) for d in self.embedded)
-        inputs = len(self.numbers) + indicators + EMBEDDING * len(self.embedded) + self.dims
+        inputs = 2 * len(self.numbers) + indicators + EMBEDDING * len(self.embedded) + self.dims
         self.sizes = [
-            3 * components if not count else count if d in self.indicated else EMBEDDING
+            3 * (components + 1) if not count else count if d in self.indicated else EMBEDDING
             for d, count in enumerate(self.categories)
         ]
         self.register_buffer("log_rest", torch.full((2,), -6.0))
@@ -124,9 +134,9 @@ class AnyOrder(Density):
             assert isinstance(layer, nn.Linear)
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
-        start = torch.zeros(3, components)
-        start[0, 1:] = -4.0
-        start[2, 1:] = torch.linspace(-0.7, WIDE, max(components - 1, 1))[: components - 1].flip(0)
+        start = torch.zeros(3, components + 1)
+        start[0, 1:-1] = -4.0
+        start[2, 1:-1] = torch.linspace(-0.7, WIDE, max(components - 1, 1))[: components - 1].flip(0)
         self.register_buffer("start", start.flatten(), persistent=False)
         owner = list(self.numbers) + [d for d in self.indicated for _ in range(self.categories[d])]
         self.register_buffer("at", torch.tensor(self.numbers, dtype=torch.long), persistent=False)
@@ -181,7 +191,7 @@ class AnyOrder(Density):
         if not self.training:
             return -self.log_prob(x, context).mean()
         self.check(x, context)
-        rows = x.flatten(1).repeat(self.splits, *[1] * 1)
+        rows = x.flatten(1).repeat(self.splits, 1)
         context = None if context is None else context.repeat(self.splits, *[1] * (context.dim() - 1))
         observed = ~rows.isnan()
         given, weight = self._split(observed)
@@ -273,47 +283,46 @@ class AnyOrder(Density):
 
     # ---- the network
 
-    def _encode(self, rows: Shaped[Tensor, "B D"]) -> dict[str, Tensor]:
-        """Return what the factors need of rows; zeros stand for missing values."""
-        missing = rows.isnan()
-        rows = torch.where(missing, 0.0, rows.to(torch.float64))
-        cells = self.scores(rows.index_select(1, self.at))
-        score, middle, width, log_det = (torch.where(missing.index_select(1, self.at), 0.0, part) for part in cells)
-        flags = [nn.functional.one_hot(rows[:, d].long(), self.categories[d]) for d in self.indicated]
-        indicators = [(torch.cat(flags, 1) - self.centre) / self.spread] if flags else []
-        variables = torch.cat([score, *indicators], 1)
-        return {"rows": rows, "variables": variables, "middle": middle, "width": width, "log_det": log_det}
+    def _encode(self, rows: Shaped[Tensor, "B D"]) -> tuple[Tensor, Encoded]:
+        """Return rows with zeros for missing values, and as the Gaussians read them."""
+        rows = rows.to(torch.float64)
+        codes = rows.nan_to_num(nan=0.0)
+        flags = [nn.functional.one_hot(codes[:, d].long(), self.categories[d]) for d in self.indicated]
+        indicators = (torch.cat(flags, 1) - self.centre) / self.spread if flags else rows[:, :0]
+        return codes, self.gaussians.encode(rows.index_select(1, self.at), indicators, self.scores)
 
     def _predict(
-        self, encoded: dict[str, Tensor], known: Bool[Tensor, "B D"], context: Tensor | None
-    ) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Return the network's output for each column, and the copula's mean and log-scale of each variable."""
-        dtype = self.spread.dtype
+        self, encoded: tuple[Tensor, Encoded], known: Bool[Tensor, "B D"], context: Tensor | None
+    ) -> Prediction:
+        """Return what the factors of rows are made of, given their known columns."""
+        (codes, x), dtype, n = encoded, self.spread.dtype, len(self.numbers)
         seen = known.index_select(1, self.owner)
-        mean, variance = self.copula(encoded["variables"], seen)
-        filled = torch.where(seen, encoded["variables"], mean).to(dtype).clamp(-REACH, REACH)
+        found = self.gaussians(x, seen, self.scores)
+        filled = torch.where(seen, x.scores, found.mean).clamp(-REACH, REACH)
+        linear = torch.where(seen[:, :n], x.standardised[:, :n], found.linear).clamp(-REACH, REACH)
         vectors = [
-            table(encoded["rows"][:, d].long()) * known[:, d, None]
-            for table, d in zip(self.tables, self.embedded, strict=True)
+            table(codes[:, d].long()) * known[:, d, None] for table, d in zip(self.tables, self.embedded, strict=True)
         ]
-        features = torch.cat([filled, *vectors, known.to(dtype)], 1)
+        features = torch.cat([filled.to(dtype), linear.to(dtype), *vectors, known.to(dtype)], 1)
         vector = embed(self.context, context)
         raw = self.network(features) if vector is None else self.network(features, vector)
-        return list((self.trust * raw.to(dtype)).split(self.sizes, 1)), mean.to(dtype), 0.5 * variance.log().to(dtype)
+        return Prediction(list((self.trust * raw.to(dtype)).split(self.sizes, 1)), found.to(dtype))
 
-    def _distribution(self, prediction: tuple[list[Tensor], Tensor, Tensor], d: int) -> ColumnDistribution:
+    def _distribution(self, prediction: Prediction, d: int) -> ColumnDistribution:
         """Return the distribution of a column."""
-        outputs, mean, log_std = prediction
-        raw = outputs[d]
+        raw, found = prediction.outputs[d], prediction.gaussians
         if not self.categories[d]:
-            j = self.numbers.index(d)
-            log_weight, shift, log_scale = (raw + self.start).unflatten(1, (3, self.components)).unbind(1)
-            m, log_s = mean[:, j, None], log_std[:, j, None]
+            j, components = self.numbers.index(d), self.components
+            log_weight, shift, log_scale = (raw + self.start).unflatten(1, (3, components + 1)).unbind(1)
+            log_weight = torch.cat([log_weight[:, :-1], log_weight[:, -1:] + self.gaussians.log_odds[j]], 1)
+            m, log_s = found.mean[:, j, None], found.log_scale[:, j, None]
+            centre = torch.cat([m.expand(-1, components), found.linear_mean[:, j, None]], 1)
+            log_unit = torch.cat([log_s.expand(-1, components), found.linear_log_scale[:, j, None]], 1)
             marginal = self.marginal[:, j, None, None].expand(2, len(m), 1)
             return NumberDistribution(
                 torch.cat([log_weight.log_softmax(-1) + self.log_kept, self.log_rest.expand(len(m), 2)], 1),
-                torch.cat([m + log_s.exp() * shift, m, marginal[0]], 1),
-                torch.cat([log_s + tanh_bound(log_scale, 5.0), log_s + WIDE, marginal[1]], 1),
+                torch.cat([centre + log_unit.exp() * shift, m, marginal[0]], 1),
+                torch.cat([log_unit + tanh_bound(log_scale, 5.0), log_s + WIDE, marginal[1]], 1),
                 self.scores,
                 j,
             )
@@ -321,26 +330,23 @@ class AnyOrder(Density):
             i = sum(self.categories[other] for other in self.indicated if other < d)
             at = slice(i, i + self.categories[d])
             frequency = self.centre[at]
-            linear = frequency + self.spread[at] * mean[:, len(self.numbers) :][:, at]
+            linear = frequency + self.spread[at] * found.mean[:, len(self.numbers) :][:, at]
             return CodeDistribution(raw + torch.maximum(linear, FLOOR * frequency).log())
         e = self.embedded.index(d)
-        table = self.tables[e]
-        assert isinstance(table, nn.Embedding)
-        return CodeDistribution(raw @ table.weight.T + self.frequencies[e])
+        return CodeDistribution(raw @ self.tables[e].weight.T + self.frequencies[e])  # type: ignore[operator, union-attr]
 
     def _log_probs(
-        self, encoded: dict[str, Tensor], prediction: tuple[list[Tensor], Tensor, Tensor], columns: Sequence[int]
+        self, encoded: tuple[Tensor, Encoded], prediction: Prediction, columns: Sequence[int]
     ) -> Float[Tensor, "B columns"]:
         """Return log p of some columns' values."""
-        parts = []
+        parts, (codes, x) = [], encoded
         for d in columns:
             distribution = self._distribution(prediction, d)
             if isinstance(distribution, NumberDistribution):
                 j = slice(distribution.column, distribution.column + 1)
-                cells = (encoded[name][:, j] for name in ("middle", "width", "log_det"))
-                parts.append(distribution.log_prob_of_scores(*cells))
+                parts.append(distribution.log_prob_of_scores(x.middle[:, j], x.width[:, j], x.log_det[:, j]))
             else:
-                parts.append(distribution.log_prob(encoded["rows"][:, d])[:, None])
+                parts.append(distribution.log_prob(codes[:, d])[:, None])
         return torch.cat(parts, 1)
 
     # ---- training data
@@ -367,12 +373,12 @@ class AnyOrder(Density):
             p = torch.cat([frequency[d] for d in self.indicated])
             self.centre.copy_(p)
             self.spread.copy_((p * (1 - p)).sqrt().clamp_min(1e-3))
-        step = -(-len(rows) // 2**13)
-        known = ~rows[:: max(step, 1)].isnan()
-        self.copula.initialise(self._encode(rows[:: max(step, 1)])["variables"], known.index_select(1, self.owner))
-        n = len(self.numbers)
-        variance = self.copula.covariance.diagonal()[:n]
-        self.marginal.copy_(torch.stack([self.copula.mean[:n], 0.5 * variance.log() + math.log(1.5)]))
+        some = rows[:: max(-(-len(rows) // MAX_FITTED_ROWS), 1)]
+        n, copula = len(self.numbers), self.gaussians.copula
+        numbers, indicators = some.index_select(1, self.at), self._encode(some)[1].scores[:, n:]
+        self.gaussians.initialise(numbers, indicators, ~some.isnan().index_select(1, self.owner), self.scores)
+        variance = copula.covariance.diagonal()[:n]
+        self.marginal.copy_(torch.stack([copula.mean[:n], 0.5 * variance.log() + math.log(1.5)]))
         rest = REST / len(rows) ** 0.5
         self.log_rest[0], self.log_rest[1] = math.log(rest), math.log(rest / 4)
         self.trust.fill_(len(rows) / (len(rows) + FEW_ROWS))

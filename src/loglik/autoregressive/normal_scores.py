@@ -69,6 +69,10 @@ class NormalScores(nn.Module):
         middle = torch.where(cells, (low + high) / 2, z)
         return score.T, middle.T, (high - low).T, torch.where(cells, -log_unit, log_slope).T
 
+    def transform(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """Return T of any numbers, whatever their cells."""
+        return self._encode(x.double().T.contiguous(), slice(None))[0].T
+
     def edges(self, x: Float[Tensor, "B D"], columns: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Return T of the lower and the upper edge of each number's cell, which are equal in a continuous column."""
         low, high = self._edges(x.double().T.contiguous(), columns)
