@@ -95,7 +95,7 @@ def test_fit_writes_a_run_with_samples_and_a_page(runs, kind, suffix) -> None:
 @pytest.mark.parametrize(("kind", "suffix"), SUFFIXES)
 def test_sample_writes_what_the_data_are(runs, kind, suffix, tmp_path) -> None:
     folder = getattr(runs, kind)
-    assert well("sample", folder, "-n", 5, "--out", f"a.{suffix}") == f"5 samples: a.{suffix}\n"
+    assert well("sample", folder, "-n", 5, "--out", f"a.{suffix}").endswith(f"5 samples: a.{suffix}\n")
     well("sample", folder, "-n", 5, "--out", f"b.{suffix}")
     well("sample", folder, "-n", 5, "--out", f"c.{suffix}", "--seed", 1)
     a, b, c = (Path(f"{name}.{suffix}").read_bytes() for name in "abc")

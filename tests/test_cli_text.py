@@ -147,7 +147,7 @@ def test_texts_are_classified(tmp_path) -> None:
     assert run.spec.padded and run.spec.classes == ("bad", "good") and run.spec.levels == 257
     assert "accuracy 100.0%" in well("evaluate", "run", path)
     assert "for text use autoregressive" in refused("fit", path, "--label", "mood", "--model", "flow")
-    assert "too many for categories" in refused("fit", path, "--model", "flow")
+    assert "column 'text' is left out" in well("fit", path, "--model", "independent", "--out", "alone")
     rows = path.read_text().splitlines()
     Path("more.csv").write_text(
         "\n".join(f"{row},{i}" for i, row in enumerate(rows)).replace("text,0", "text,n") + "\n"

@@ -159,3 +159,67 @@ def test_the_recipe_refuses_images() -> None:
         build("mixture", DataSpec(kind="image", event_shape=(1, 8, 8), levels=17))
     table = DataSpec(kind="table", event_shape=(1,), columns=(Column(name="a", type="numeric"),))
     assert build("mixture", table).marginalises
+
+
+def repeated(n: int = 400) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return inputs whose rows come in pairs, and targets that only the other row of a pair tells."""
+    torch.manual_seed(5)
+    inputs = torch.randn(n // 2, 3).repeat(2, 1)
+    targets = torch.stack([torch.randn(n // 2), torch.randint(3, (n // 2,)).float()], 1).repeat(2, 1)
+    return targets, inputs
+
+
+def remembering(targets: torch.Tensor, inputs: torch.Tensor, rows: int = 256) -> Mixture:
+    torch.manual_seed(6)
+    features = ColumnFeatures([0, 0, 0], bins=4)
+    density = Mixture(
+        (False, True), (0, 3), inputs=features, members=2, width=8, neighbours=rows, input_columns=3, components=2
+    )
+    density.initialise(targets, inputs)
+    return density.eval()
+
+
+def test_neighbours_are_used_where_rows_repeat() -> None:
+    targets, inputs = repeated()
+    density = remembering(targets[:200], inputs[:200])
+    alone = density.log_prob(targets[200:], inputs[200:])
+    density.calibrate(targets[200:], inputs[200:])
+    assert density.neighbours is not None and density.neighbours.used
+    assert density.log_prob(targets[200:], inputs[200:]).mean() > alone.mean() + 1
+    grid = torch.linspace(-8, 8, 4001)
+    rows = [torch.stack([grid, torch.full_like(grid, float(code))], 1) for code in range(3)]
+    context = inputs[:1].expand(len(grid), -1)
+    total = sum(torch.trapezoid(density.log_prob(x, context).double().exp(), grid.double()).item() for x in rows)
+    assert total == pytest.approx(1.0, abs=0.01)
+    p = density.marginal_probabilities(1, inputs[:1])[1]
+    assert p.sum().item() == pytest.approx(1.0, abs=1e-5) and p.argmax().item() == int(targets[0, 1])
+    drawn = density.sample_each(1, 4000, inputs[:1])[0]
+    share = (drawn[:, 0] <= targets[0, 0]).double().mean()
+    assert share.item() == pytest.approx(density.marginal_cdf(targets[:1], inputs[:1])[0, 0].item(), abs=0.03)
+
+
+def test_neighbours_are_left_out_where_they_tell_nothing() -> None:
+    targets, inputs = repeated()
+    density = remembering(targets[:200], inputs[:200])
+    density.calibrate(targets[200:].roll(1, 0), inputs[200:])
+    assert density.neighbours is not None and not density.neighbours.used
+
+
+def test_neighbours_are_saved_with_the_weights() -> None:
+    targets, inputs = repeated()
+    density = remembering(targets[:200], inputs[:200])
+    density.calibrate(targets[200:], inputs[200:])
+    other = remembering(targets[:200].roll(1, 0), inputs[:200])
+    other.load_state_dict(density.state_dict())
+    assert torch.equal(other.log_prob(targets[200:], inputs[200:]), density.log_prob(targets[200:], inputs[200:]))
+    other.initialise(targets[:200], inputs[:200])
+    assert other.neighbours is not None and not other.neighbours.used
+
+
+def test_more_rows_than_fit_are_remembered_evenly() -> None:
+    targets, inputs = repeated()
+    density = remembering(targets, inputs, rows=150)
+    assert density.neighbours is not None
+    assert torch.equal(density.neighbours.x[:134], inputs[::3]) and density.neighbours.count == 134
+    distance, near = density._neighbours(inputs[3:4])
+    assert near[0, 0] == 1 and distance[0, 0] == 0

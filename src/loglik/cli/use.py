@@ -214,7 +214,8 @@ def sample(
         x = samples_of(trained, n, label=label, inputs=inputs, seed=seed, beyond=beyond, **sampler)
     write_samples(x, trained.spec, path)
     if isinstance(x, Drawn) and x.redrawn:
-        show(f"{x.redrawn:,} rows had a value beyond the range of the data and were drawn again: --beyond keeps them")
+        rows = "1 row" if x.redrawn == 1 else f"{x.redrawn:,} rows"
+        show(f"{rows} with a value beyond the range of the data drawn again: --beyond keeps such rows")
     show(f"{len(x)} samples: {path}")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from loglik.checks import check_codes
 from loglik.density import Density, initialise_context, sample_categories
 from loglik.mixture.asinh import Asinh
 from loglik.mixture.conditional import CodeGiven, NumberGiven
+from loglik.mixture.neighbours import LOG_SCALES, Neighbours
 from loglik.mixture.normal import interval_log_prob, normal_log_prob
 from loglik.networks.ensemble import EnsembleMLP
 
@@ -26,6 +28,7 @@ NOISE = 0.1  # of the offsets, by which the members differ at the start
 SMOOTHING = 0.5  # added to the count of a code
 TEMPERATURES = torch.linspace(-0.5, 1.0, 31, dtype=torch.float64)
 INITIAL_ROWS = 2**14
+NEIGHBOUR_ROWS = 2**12  # of the validation split, to choose the neighbours' weights
 POINTS = 64  # of the integrals of the moments
 
 
@@ -53,7 +56,8 @@ class Mixture(Density):
     each of M networks gives a mixture density; they are trained each on its own likelihood, and their mixture is
     evaluated. Without inputs there is one mixture of products, M = 1.
 
-    `calibrate` chooses a factor of all scales by the likelihood of the validation split.
+    `calibrate` chooses a factor of all scales by the likelihood of the validation split, and whether training rows with
+    nearly the same inputs become components too, in evaluation: see `Neighbours`.
 
     Args:
         discrete_dims: for each dimension, whether it holds integers.
@@ -62,6 +66,8 @@ class Mixture(Density):
         members: M.
         components: K.
         width, depth, dropout: of each member's network.
+        neighbours: training rows that are remembered, at most; 0 for none.
+        input_columns: of the context.
 
     Reference: Bishop 1994, "Mixture density networks"; Lakshminarayanan et al. 2017, "Simple and scalable predictive
     uncertainty estimation using deep ensembles".
@@ -80,11 +86,13 @@ class Mixture(Density):
         categories: Sequence[int],
         *,
         inputs: nn.Module | None = None,
-        members: int = 8,
+        members: int = 5,
         components: int = 4,
         width: int = 64,
         depth: int = 2,
         dropout: float = 0.1,
+        neighbours: int = 0,
+        input_columns: int = 0,
     ) -> None:
         super().__init__()
         self.event_shape, self.categories = (len(discrete_dims),), tuple(categories)
@@ -105,6 +113,9 @@ class Mixture(Density):
             self.network = EnsembleMLP(members, features, sum(self.sizes), width=width, depth=depth, dropout=dropout)
         self.offsets = nn.Parameter(torch.zeros(self.members * sum(self.sizes)))
         self.map = Asinh(r)
+        self.neighbours: Neighbours | None = None
+        if inputs is not None and neighbours:
+            self.neighbours = Neighbours(neighbours, input_columns, len(discrete_dims))
         self.register_buffer("log_temperature", torch.zeros(()))
         self.register_buffer("low", torch.zeros(r))
         self.register_buffer("high", torch.zeros(r))
@@ -112,7 +123,21 @@ class Mixture(Density):
     # ---- the components
 
     def mixture(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Components:
-        """Return the components of n rows."""
+        """Return the components of n rows; the neighbours' are the last of each member, if there are any."""
+        parts = self._of_networks(n, context)
+        if self.neighbours is None or not self.neighbours.used or self.training:
+            return parts
+        distance, near = self._neighbours(context)
+        log_weight, log_rest = self.neighbours.log_weights(distance)
+        more = self._of_rows(self.neighbours.y[near], self.neighbours.log_scale)
+        return Components(
+            _join(parts.log_weight + log_rest[:, None], log_weight[None]),
+            _join(parts.mean, more.mean),
+            _join(parts.log_scale, more.log_scale),
+            [_join(own, other, 2) for own, other in zip(parts.log_codes, more.log_codes, strict=True)],
+        )
+
+    def _of_networks(self, n: int, context: Tensor | None) -> Components:
         raw = self.offsets.view(self.members, 1, -1)
         if self.network is None or self.inputs is None:
             pass  # the components of all rows are the same: they are expanded below
@@ -131,6 +156,22 @@ class Mixture(Density):
         )
         weight, mean, log_scale, *codes = (part.expand(-1, n, *[-1] * (part.dim() - 2)) for part in parts)
         return Components(weight, mean, log_scale, codes)
+
+    def _neighbours(self, context: Tensor | None) -> tuple[Float[Tensor, "B J"], Int64[Tensor, "B J"]]:
+        """Return the distances to the nearest remembered rows, and their numbers."""
+        assert self.neighbours is not None and self.inputs is not None
+        return self.neighbours.nearest(self.inputs(context), self.inputs(self.neighbours.x[: self.neighbours.count]))
+
+    def _of_rows(self, y: Float[Tensor, "B J D"], log_scale: Float[Tensor, ""]) -> Components:
+        """Return components at the targets of remembered rows, for one member."""
+        mean = self.map.encode(y[..., self.real])[0].nan_to_num(nan=0.0).movedim(-1, -2)[None]
+        other = log_scale.exp()  # of a code, the probability that is shared by all codes
+        codes = []
+        for d in self.codes:
+            count = self.categories[d]
+            own = F.one_hot(y[..., d].nan_to_num(nan=0.0).long(), count).to(mean)
+            codes.append(torch.log((1 - other) * own + other / count)[None])
+        return Components(mean.new_zeros(1, *y.shape[:2]), mean, log_scale.expand_as(mean), codes)
 
     def _log_scale(self, raw: Tensor) -> Tensor:
         return raw.clamp(MIN_LOG_SCALE, MAX_LOG_SCALE) + self.log_temperature
@@ -153,7 +194,11 @@ class Mixture(Density):
 
     def _joint(self, x: Shaped[Tensor, "B D"], parts: Components) -> Float[Tensor, "M B K"]:
         """Return log π + log p(observed values) of each component."""
-        total = parts.log_weight
+        return parts.log_weight + self._factors(x, parts)
+
+    def _factors(self, x: Shaped[Tensor, "B D"], parts: Components) -> Float[Tensor, "M B K"]:
+        """Return log p(observed values) of each component."""
+        total = x.new_zeros((), dtype=parts.mean.dtype)
         if len(self.real):
             total = total + self._numbers(x[:, self.real].to(parts.mean.dtype), parts).sum(-2)
         for d, log_codes in zip(self.codes, parts.log_codes, strict=True):
@@ -217,6 +262,8 @@ class Mixture(Density):
         Without inputs the components start at rows of the data.
         """
         initialise_context(self.inputs, context)
+        if self.neighbours is not None and context is not None:
+            self.neighbours.remember(context, x)
         x = x.to(self.offsets.dtype)
         numbers = x[:, self.real]
         self.map.initialise(numbers)
@@ -243,13 +290,28 @@ class Mixture(Density):
 
     @torch.no_grad()
     def calibrate(self, x: Shaped[Tensor, "N D"], context: Shaped[Tensor, "N ..."] | None = None) -> None:
-        """Choose the factor of all scales with the highest likelihood of the validation split."""
+        """Choose the factor of all scales and the neighbours' weights by the likelihood of the validation split."""
         x, context = x[:INITIAL_ROWS], None if context is None else context[:INITIAL_ROWS]
+        if self.neighbours is None:
+            self._choose_temperature(x, context)
+            return
+        self.neighbours.forget_use()
+        self._choose_temperature(x, context)
+        some, given = x[:NEIGHBOUR_ROWS], None if context is None else context[:NEIGHBOUR_ROWS]
+        distance, near = self._neighbours(given)
+        y = self.neighbours.y[near]
+        by_scale = [self._factors(some, self._of_rows(y, y.new_tensor(scale)))[0] for scale in LOG_SCALES]
+        self.neighbours.choose(self.log_prob(some, given), distance, by_scale)
+        if self.neighbours.used:
+            self._choose_temperature(x, context)  # the networks are left with the rows that have no neighbour
+
+    def _choose_temperature(self, x: Tensor, context: Tensor | None) -> None:
+        """Set the mean of the posterior: with few rows, the most likely temperature is often too low."""
         scores = []
         for value in TEMPERATURES.tolist():
             self.log_temperature.fill_(value)
-            scores.append(self.log_prob(x, context).double().mean())
-        self.log_temperature.fill_(TEMPERATURES[torch.stack(scores).argmax()])
+            scores.append(self.log_prob(x, context).double().sum())
+        self.log_temperature.fill_(torch.stack(scores).softmax(0).cpu() @ TEMPERATURES)
 
     def output_layers(self) -> tuple[nn.Module, ...]:
         return ()
@@ -361,6 +423,11 @@ class Mixture(Density):
             d: (log_weight[..., None] + log_codes).logsumexp((0, 2)).exp().double()
             for d, log_codes in zip(self.codes, parts.log_codes, strict=True)
         }
+
+
+def _join(own: Shaped[Tensor, "M ..."], other: Shaped[Tensor, "1 ..."], dim: int = -1) -> Shaped[Tensor, "M ..."]:
+    """Return each member's components, then those that all members share."""
+    return torch.cat([own, other.expand(len(own), *other.shape[1:])], dim)
 
 
 def _normal_points() -> list[float]:

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from loglik.networks.dropout import ByteDropout
+
 __all__ = ["EnsembleMLP"]
 
 
@@ -36,7 +38,7 @@ class EnsembleMLP(nn.Module):
         self.biases = nn.ParameterList(torch.zeros(members * width) for _ in range(depth))  # vectors do not decay
         self.shortcut = nn.Parameter(torch.zeros(members, inputs, outputs))
         self.output = nn.Parameter(torch.zeros(members, width, outputs))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = ByteDropout(dropout)
 
     def forward(self, x: Float[Tensor, "B F"]) -> Float[Tensor, "M B O"]:
         shared = x.expand(len(self.shortcut), *x.shape)

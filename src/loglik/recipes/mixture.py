@@ -20,13 +20,18 @@ PRODUCTS = 32  # components of a mixture without inputs
 class MixtureOptions(Options):
     """Options of `mixture`."""
 
-    members: int = option(8, min=1, help="Networks of the ensemble, for targets given inputs.")
+    members: int = option(5, min=1, help="Networks of the ensemble, for targets given inputs.")
     components: int | None = option(
         None, min=1, help="Components of each mixture; if null 4 for targets given inputs, else by size."
     )
     width: int | None = option(None, min=1, help="Width of the networks' hidden layers; by size if null.")
     depth: int = option(2, min=1, help="Hidden layers of each network.")
     dropout: float = option(0.1, min=0, below=1, help="Dropout rate of the networks.")
+    neighbours: int = option(
+        8192,
+        min=0,
+        help="Training rows stored with the weights, as components near similar inputs, at most; 0 for none.",
+    )
 
 
 def build(spec: DataSpec, options: MixtureOptions) -> Density:
@@ -47,12 +52,14 @@ def build(spec: DataSpec, options: MixtureOptions) -> Density:
         width=options.width or pick(options.size, small=64, medium=128, large=256),
         depth=options.depth,
         dropout=options.dropout,
+        neighbours=options.neighbours,
+        input_columns=len(spec.inputs),
     )
 
 
 def training(spec: DataSpec) -> dict[str, Any]:
     """Return the training settings."""
-    return {"learning_rate": 3e-3, "batch_size": 128, "weight_decay": 0.1, "ema_decay": 0.99}
+    return {"learning_rate": 3e-3, "batch_size": 128, "weight_decay": 0.1, "ema_decay": 0.99, "patience": 5}
 
 
 MIXTURE = Recipe(

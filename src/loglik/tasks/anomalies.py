@@ -126,13 +126,8 @@ def find_anomalies(
     if len(rows) == 0:
         raise ValueError("there are no rows to score")
     chosen = _chosen(score, run)
-    gaps = gaps_of(rows, run.spec)
-    notes = tuple(gaps.lines(run.spec))
-    if chosen == "kernel" and gaps.rows and not run.density.marginalises and run.density.event == "x":
-        nats = _nats_or_nan(run, rows, samples, seed)
-        notes += (f"{gaps.rows:,} rows have no nats: the run's density is of complete rows, the kernel density is not",)
-    else:
-        nats = _nats(run, rows, samples, seed)
+    notes = tuple(gaps_of(rows, run.spec).lines(run.spec))
+    nats = _nats(run, rows, samples, seed)
     compared = _by_kernel(reference, rows, own) if chosen == "kernel" else None
     if compared is None:
         compared = _by_density(run, reference, rows, own, nats, chosen, samples, seed)
@@ -221,29 +216,6 @@ def _nats(run: Run, split: Split, samples: int | None, seed: int) -> Float64[Ten
     """Return log p of each row, of its observed values where some are missing."""
     density, _ = scorable(run.density, split, run.spec)
     return log_probs(density, split, samples=default_samples(density, len(split), samples), seed=seed)
-
-
-def _nats_or_nan(run: Run, split: Split, samples: int | None, seed: int) -> Float64[Tensor, " N"]:
-    """Return log p of each row, NaN of rows with gaps if the density is of complete rows."""
-    codes = torch.tensor(run.spec.categories)
-    x = split.tensor()
-    complete = ~(x.isnan() | ((codes > 0) & (x == codes))).any(1)
-    at = complete.nonzero().flatten()
-    nats = torch.full((len(split),), torch.nan, dtype=torch.float64)
-    if len(at):
-        nats[at] = _nats(run, Split(*split.batch(at)), samples, seed)
-    return nats
-
-
-@dataclass(frozen=True)
-class _Compared:
-    """Scores of rows, the numbers of known scores that are larger, equal, and in all, and what blames columns."""
-
-    scores: Float64[Tensor, " N"]
-    larger: Int64[Tensor, " N"]
-    equal: Int64[Tensor, " N"]
-    known: Int64[Tensor, " N"]
-    blame: Blame
 
 
 def _by_kernel(reference: Data, rows: Split, own: bool) -> _Compared:
