@@ -21,6 +21,7 @@ from loglik.diffusion import ODE, VLB, Diffusion, Sampler
 from loglik.diffusion.sampler import METHODS
 from loglik.flows import Flow, LogisticMixture, autoregressions, couplings
 from loglik.missing import Imputed
+from loglik.mixture import Mixture
 from loglik.networks import MLP
 from loglik.recipes.priors import PRIORS, prior_of
 from loglik.tasks import Latents, fill
@@ -48,7 +49,7 @@ def needs_numbers(density) -> bool:
     density = density.density if isinstance(density, Imputed) else density
     base = density.base if isinstance(density, Flow) else density
     bins = isinstance(density, Flow) and any(isinstance(transform, Bins) for transform in density.transforms)
-    return bins or isinstance(base, (Independent, Diffusion, AnyOrder))
+    return bins or isinstance(base, (Independent, Diffusion, AnyOrder, Mixture))
 
 
 def step(density, event, context=None):
@@ -132,6 +133,7 @@ EXCEPTIONS = {
         initialise("table", "autoregressive:any-order"),
         "knots are distinct quantiles, and iterations end when nothing changes",
     ),
+    "initialise, mixture": (initialise("table", "mixture"), "each column has the map with the highest score"),
     "initialise, diffusion": (initialise("table", "diffusion"), "dimensions are grouped by their distinct values"),
 }
 

@@ -28,7 +28,7 @@ NOISE = 0.1  # of the offsets, by which the members differ at the start
 SMOOTHING = 0.5  # added to the count of a code
 TEMPERATURES = torch.linspace(-0.5, 1.0, 31, dtype=torch.float64)
 INITIAL_ROWS = 2**14
-NEIGHBOUR_ROWS = 2**12  # of the validation split, to choose the neighbours' weights
+CALIBRATION_ROWS = 2**12  # of the validation split
 POINTS = 64  # of the integrals of the moments
 
 
@@ -291,17 +291,16 @@ class Mixture(Density):
     @torch.no_grad()
     def calibrate(self, x: Shaped[Tensor, "N D"], context: Shaped[Tensor, "N ..."] | None = None) -> None:
         """Choose the factor of all scales and the neighbours' weights by the likelihood of the validation split."""
-        x, context = x[:INITIAL_ROWS], None if context is None else context[:INITIAL_ROWS]
+        x, context = x[:CALIBRATION_ROWS], None if context is None else context[:CALIBRATION_ROWS]
         if self.neighbours is None:
             self._choose_temperature(x, context)
             return
         self.neighbours.forget_use()
         self._choose_temperature(x, context)
-        some, given = x[:NEIGHBOUR_ROWS], None if context is None else context[:NEIGHBOUR_ROWS]
-        distance, near = self._neighbours(given)
+        distance, near = self._neighbours(context)
         y = self.neighbours.y[near]
-        by_scale = [self._factors(some, self._of_rows(y, y.new_tensor(scale)))[0] for scale in LOG_SCALES]
-        self.neighbours.choose(self.log_prob(some, given), distance, by_scale)
+        by_scale = [self._factors(x, self._of_rows(y, y.new_tensor(scale)))[0] for scale in LOG_SCALES]
+        self.neighbours.choose(self.log_prob(x, context), distance, by_scale)
         if self.neighbours.used:
             self._choose_temperature(x, context)  # the networks are left with the rows that have no neighbour
 
@@ -311,7 +310,8 @@ class Mixture(Density):
         for value in TEMPERATURES.tolist():
             self.log_temperature.fill_(value)
             scores.append(self.log_prob(x, context).double().sum())
-        self.log_temperature.fill_(torch.stack(scores).softmax(0).cpu() @ TEMPERATURES)
+        posterior = torch.stack(scores).softmax(0)
+        self.log_temperature.copy_(posterior @ TEMPERATURES.to(posterior.device))
 
     def output_layers(self) -> tuple[nn.Module, ...]:
         return ()

@@ -218,6 +218,17 @@ def _nats(run: Run, split: Split, samples: int | None, seed: int) -> Float64[Ten
     return log_probs(density, split, samples=default_samples(density, len(split), samples), seed=seed)
 
 
+@dataclass(frozen=True)
+class _Compared:
+    """Scores of rows, the numbers of known scores that are larger, equal, and in all, and what blames columns."""
+
+    scores: Float64[Tensor, " N"]
+    larger: Int64[Tensor, " N"]
+    equal: Int64[Tensor, " N"]
+    known: Int64[Tensor, " N"]
+    blame: Blame
+
+
 def _by_kernel(reference: Data, rows: Split, own: bool) -> _Compared:
     split = reference.split("all")
     if len(split) < 2:
