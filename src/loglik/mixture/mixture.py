@@ -160,7 +160,7 @@ class Mixture(Density):
     def _neighbours(self, context: Tensor | None) -> tuple[Float[Tensor, "B J"], Int64[Tensor, "B J"]]:
         """Return the distances to the nearest remembered rows, and their numbers."""
         assert self.neighbours is not None and self.inputs is not None
-        return self.neighbours.nearest(self.inputs(context), self.inputs(self.neighbours.x[: self.neighbours.count]))
+        return self.neighbours.nearest(self.inputs(context), self.inputs(self.neighbours.inputs()))
 
     def _of_rows(self, y: Float[Tensor, "B J D"], log_scale: Float[Tensor, ""]) -> Components:
         """Return components at the targets of remembered rows, for one member."""

@@ -17,6 +17,7 @@ WIDTHS = (0.0625, 0.125, 0.25, 0.5, 1.0)  # τ, in mean distances to the nearest
 LOG_SCALES = (-4.0, -3.0, -2.0, -1.0)  # of the neighbours' components
 BIASES = torch.linspace(-8.0, 2.0, 21, dtype=torch.float64)
 MIN_GAIN = 1.0  # in standard errors of the gain, on the validation split
+MISSING = 3e38  # stands for NaN, which no file of weights may have
 MAX_VALUES = 2**17  # that are remembered, and stored with the weights
 BLOCK = 1024  # rows at a time, each with a distance to every remembered row
 
@@ -48,8 +49,8 @@ class Neighbours(nn.Module):
     def __init__(self, rows: int, inputs: int, targets: int) -> None:
         super().__init__()
         rows = max(1, min(rows, MAX_VALUES // (inputs + targets)))
-        self.register_buffer("x", torch.full((rows, inputs), torch.nan))
-        self.register_buffer("y", torch.full((rows, targets), torch.nan))
+        self.register_buffer("x", torch.full((rows, inputs), MISSING))
+        self.register_buffer("y", torch.full((rows, targets), MISSING))
         for name, value in (("width", 1.0), ("bias", OFF), ("log_scale", LOG_SCALES[0])):
             self.register_buffer(name, torch.tensor(value))
         self.used, self.count = False, 0  # values of the host, so that no batch waits for a GPU
@@ -62,8 +63,13 @@ class Neighbours(nn.Module):
         step = -(-len(x) // len(self.x))
         self.count = -(-len(x) // step)
         for own, rows in ((self.x, x), (self.y, y)):
-            own.fill_(torch.nan)
-            own[: self.count] = rows[::step].to(own)
+            own.fill_(MISSING)
+            own[: self.count] = rows[::step].to(own).nan_to_num(nan=MISSING)
+
+    def inputs(self) -> Float[Tensor, "R I"]:
+        """Return the inputs of the remembered rows."""
+        x = self.x[: self.count]
+        return torch.where(x < MISSING, x, torch.nan)
 
     def forget_use(self) -> None:
         """Leave the neighbours out, as before `choose`."""
@@ -121,4 +127,4 @@ class Neighbours(nn.Module):
 
 def _note_use(module: Any, _: Any) -> None:
     if module.bias.device.type != "meta":
-        module.used, module.count = bool(module.bias < OFF), int((~module.y.isnan().all(1)).sum())
+        module.used, module.count = bool(module.bias < OFF), int((module.y < MISSING).any(1).sum())
