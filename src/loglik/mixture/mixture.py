@@ -325,7 +325,8 @@ class Mixture(Density):
         parts = self.mixture(len(x), context)
         j = sample_categories(self._components_given(x, parts)[0])
         rows = torch.arange(len(x), device=x.device)
-        drawn = self._draw_from(parts, j // self.components, rows, j % self.components)
+        k = parts.log_weight.shape[-1]  # with neighbours, more than the networks' components
+        drawn = self._draw_from(parts, j // k, rows, j % k)
         return torch.where(x.isnan(), drawn.to(x.dtype), x)
 
     @torch.no_grad()
