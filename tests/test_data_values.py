@@ -108,5 +108,5 @@ def test_errors() -> None:
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="no column 'z' for the label; the columns are n, x"):
         as_data(FRAME, label="z")
-    with pytest.raises(ValueError, match="are settings of tables, and array is arrays 2"):
+    with pytest.raises(ValueError, match="are settings of tables, and these are arrays 2"):
         loglik.fit("independent", np.zeros((20, 2)), missing="refuse")

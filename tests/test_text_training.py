@@ -84,7 +84,7 @@ def test_a_run_knows_how_its_text_was_read(path, tmp_path) -> None:
 
 
 def test_options_of_text_are_for_text(path) -> None:
-    with pytest.raises(ValueError, match="are settings of text files: pass a path"):
+    with pytest.raises(ValueError, match="are settings of text, and these are arrays 3"):
         fit("independent", torch.zeros(20, 3), window=5)
     data = load(path, text=TextSettings(**READ))
     with pytest.raises(ValueError, match="were settled when the data were read"):

@@ -124,7 +124,7 @@ def as_data(
     ):
         if given is not None and own is None and like is None:
             raise ValueError(
-                f"{', '.join(given.names())} are settings of {what}, and {found.name} is {found.spec.describe()}"
+                f"{', '.join(given.names())} are settings of {what}, and these are {found.spec.describe()}"
             )
     return _targets(found, target, like)
 
