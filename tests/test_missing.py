@@ -320,6 +320,7 @@ def test_an_imputed_density_refuses_what_does_not_fit():
         Imputed(gaussian_flow(), gaussian_flow())
 
 
+@pytest.mark.slow
 def test_a_flow_and_its_imputer_learn_from_incomplete_rows():
     """A recipe's flow on a Gaussian with 40 % of the values missing: near the truth, far above independent columns."""
     torch.manual_seed(0)

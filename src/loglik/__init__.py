@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from loglik.tasks.fill import fill
     from loglik.tasks.predict import predict
     from loglik.tasks.sample import sample
+    from loglik.tasks.synthetic import synthetic_report
     from loglik.training import TrainingSettings
     from loglik.training.fit import fit
     from loglik.vae import VAE

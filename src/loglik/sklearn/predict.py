@@ -86,6 +86,7 @@ class DensityClassifier(ClassifierMixin, Estimator):
 
     def predict_log_proba(self, X: Any) -> Float64[np.ndarray, "N C"]:
         """Return log p(y | x) of each class, in the order of `classes_`."""
+        check_is_fitted(self, "run_")
         if self.run_.density.event == "y":
             rows = self._known_rows(X)
             density = self._density()
