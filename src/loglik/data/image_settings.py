@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 from loglik.data.limits import quote
+from loglik.data.read_settings import ReadSettings
 
 __all__ = ["ImageSettings"]
 
@@ -18,7 +17,7 @@ MAX_SIDE = 2048  # pixels; an event has at most 4 * 2048^2 dimensions
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageSettings:
+class ImageSettings(ReadSettings):
     """How image files are read.
 
     Attributes:
@@ -63,18 +62,3 @@ class ImageSettings:
                 f"{quote(self.resize)}"
             )
         return width, height
-
-    @classmethod
-    def names(cls) -> list[str]:
-        """Return the names of the settings."""
-        return [f.name for f in fields(cls)]
-
-    @classmethod
-    def split_options(cls, options: Mapping[str, Any]) -> tuple[ImageSettings | None, dict[str, Any]]:
-        """Return the image settings among the options, None if there are none, and the other options."""
-        chosen = {k: v for k, v in options.items() if k in cls.names()}
-        return cls(**chosen) if chosen else None, {k: v for k, v in options.items() if k not in chosen}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for YAML."""
-        return asdict(self)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from loglik.data.limits import quote
+from loglik.data.read_settings import ReadSettings
 
 __all__ = ["KINDS", "TableSettings"]
 
@@ -15,7 +16,7 @@ CHOICES = {"missing": ("model", "refuse", "indicator"), "unseen": ("score", "ref
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableSettings:
+class TableSettings(ReadSettings):
     """How a table is read.
 
     Attributes:
@@ -42,17 +43,6 @@ class TableSettings:
                     f"column {quote(column)} cannot be read as {quote(kind)}: use {', '.join(KINDS)}, or a form of "
                     "dates such as %d/%m/%Y"
                 )
-
-    @classmethod
-    def names(cls) -> list[str]:
-        """Return the names of the settings."""
-        return [f.name for f in fields(cls)]
-
-    @classmethod
-    def split_options(cls, options: Mapping[str, Any]) -> tuple[TableSettings | None, dict[str, Any]]:
-        """Return the settings of tables among the options, None if there are none, and the other options."""
-        chosen = {k: v for k, v in options.items() if k in cls.names()}
-        return cls(**chosen) if chosen else None, {k: v for k, v in options.items() if k not in chosen}
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for YAML."""

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 from loglik.data.limits import quote
+from loglik.data.read_settings import ReadSettings
 from loglik.data.tokenizers import KINDS
 
 __all__ = ["TextSettings"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextSettings:
+class TextSettings(ReadSettings):
     """How text is read.
 
     Attributes:
@@ -36,21 +35,6 @@ class TextSettings:
         if self.window is not None and (type(self.window) is not int or self.window < 1):
             raise ValueError(f"window must be at least 1 token, got {quote(self.window)}")
         self.fractions()
-
-    @classmethod
-    def names(cls) -> list[str]:
-        """Return the names of the settings."""
-        return [f.name for f in fields(cls)]
-
-    @classmethod
-    def split_options(cls, options: Mapping[str, Any]) -> tuple[TextSettings | None, dict[str, Any]]:
-        """Return the text settings among the options, None if there are none, and the other options."""
-        chosen = {k: v for k, v in options.items() if k in cls.names()}
-        return cls(**chosen) if chosen else None, {k: v for k, v in options.items() if k not in chosen}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for YAML."""
-        return asdict(self)
 
     def fractions(self) -> tuple[float, float, float]:
         """Return the fractions of the text for training, validation and test.
