@@ -16,6 +16,7 @@ import polars as pl
 from loglik.data.spec import Column
 
 __all__ = [
+    "EPOCH",
     "EXACT",
     "UNITS",
     "Form",
@@ -24,6 +25,7 @@ __all__ = [
     "forms_of",
     "from_numbers",
     "moments_of",
+    "origin_of",
     "parse_text",
     "to_numbers",
 ]

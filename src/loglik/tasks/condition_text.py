@@ -13,6 +13,7 @@ import numpy as np
 
 from loglik.conditioning import Condition
 from loglik.data.limits import quote, some
+from loglik.data.moments import EPOCH, UNITS, origin_of
 from loglik.data.spec import Column, DataSpec
 
 __all__ = ["Given", "column_of", "conditions_of", "number_text"]
@@ -21,7 +22,6 @@ Given = Mapping[str, Any] | Sequence[str]
 Interval = tuple[float, float]
 
 OPERATOR = re.compile(r"\s*(<=|>=|==|=|<|>)\s*")
-MICROSECONDS = {"1d": 86_400_000_000, "1h": 3_600_000_000, "1m": 60_000_000, "1s": 1_000_000, "1ms": 1000, "1us": 1}
 
 
 def conditions_of(given: Given, spec: DataSpec) -> list[Condition]:
@@ -185,7 +185,7 @@ def _number(column: Column, text: str) -> Interval:
 
 def _moment(column: Column, text: str) -> Interval:
     """Return a date, time or duration as numbers of the column's unit; a day, month or year has two ends."""
-    unit = MICROSECONDS[column.unit]
+    unit = UNITS[column.unit]
     for span in (_period, _clock):
         if (ends := span(column, text)) is not None:
             start, end = (at / unit for at in ends)
@@ -211,8 +211,7 @@ def _period(column: Column, text: str) -> tuple[int, int] | None:
             first = last = datetime.datetime.fromisoformat(text)
     except ValueError:
         return None
-    origin = datetime.datetime.fromisoformat(column.origin)
-    return _since(first, origin, column.zone), _since(last, origin, column.zone)
+    return _since_origin(first, column), _since_origin(last, column)
 
 
 def _next(first: datetime.datetime, parts: int) -> datetime.datetime:
@@ -224,15 +223,13 @@ def _next(first: datetime.datetime, parts: int) -> datetime.datetime:
     return first + datetime.timedelta(days=1)
 
 
-def _since(moment: datetime.datetime, origin: datetime.datetime, zone: str) -> int:
-    """Return the microseconds from the origin, which is in UTC if the column has a zone."""
-    if zone:
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=ZoneInfo(zone))
-        moment = moment.astimezone(datetime.UTC)
-        origin = origin if origin.tzinfo else origin.replace(tzinfo=datetime.UTC)
-    else:
-        moment, origin = moment.replace(tzinfo=None), origin.replace(tzinfo=None)
-    return round((moment - origin) / datetime.timedelta(microseconds=1))
+def _since_origin(moment: datetime.datetime, column: Column) -> int:
+    """Return the microseconds from a column's origin, which is in UTC if the column has a zone."""
+    if column.zone:
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=ZoneInfo(column.zone))
+        moment = moment.astimezone(datetime.timezone.utc)
+    since_epoch = moment.replace(tzinfo=None) - EPOCH
+    return round(since_epoch / datetime.timedelta(microseconds=1)) - origin_of(column)
 
 
 def _clock(column: Column, text: str) -> tuple[int, int] | None:
@@ -243,8 +240,8 @@ def _clock(column: Column, text: str) -> tuple[int, int] | None:
     text, sign = (days[2] or "00:00", 1) if days else (text.lstrip("-"), -1 if text.startswith("-") else 1)
     if not (clock := re.fullmatch(r"(\d+):(\d{2})(?::(\d{2}(?:\.\d+)?))?", text)):
         return None
-    at = int(clock[1]) * 3_600_000_000 + int(clock[2]) * 60_000_000 + round(float(clock[3] or 0) * 1e6)
-    at = sign * at + (int(days[1]) * MICROSECONDS["1d"] if days else 0)
+    at = int(clock[1]) * UNITS["1h"] + int(clock[2]) * UNITS["1m"] + round(float(clock[3] or 0) * UNITS["1s"])
+    at = sign * at + (int(days[1]) * UNITS["1d"] if days else 0)
     return at, at
 
 
@@ -252,14 +249,16 @@ def number_text(column: Column, number: float) -> str:
     """Return a number of a column as a user writes it; a date or time in ISO 8601."""
     if not column.temporal:
         return f"{number:.4g}"
-    span = datetime.timedelta(microseconds=round(number * MICROSECONDS[column.unit]))
+    span = datetime.timedelta(microseconds=round(number * UNITS[column.unit]))
     if column.temporal == "duration":
         return str(span)
     if column.temporal == "time":
         return str((datetime.datetime.min + span % datetime.timedelta(days=1)).time())
     moment = datetime.datetime.fromisoformat(column.origin) + span
     if column.zone:
-        moment = (moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).astimezone(ZoneInfo(column.zone))
+        moment = (moment if moment.tzinfo else moment.replace(tzinfo=datetime.timezone.utc)).astimezone(
+            ZoneInfo(column.zone)
+        )
     return (moment.date() if column.temporal == "date" else moment).isoformat()
 
 
