@@ -24,7 +24,7 @@ from loglik.inputs import as_tensor, floating_tensor
 __all__ = [
     "Bound",
     "Density",
-    "Marginals",
+    "HasMarginals",
     "StandardNormal",
     "conditioned",
     "draw_terms",
@@ -225,7 +225,7 @@ def output_layer(network: nn.Module | None) -> tuple[nn.Module, ...]:
 
 
 @runtime_checkable
-class Marginals(Protocol):
+class HasMarginals(Protocol):
     """A density that knows the distribution of each dimension given a context; see `loglik.mixture.Mixture`."""
 
     def sample_each(self, n: int, draws: int, context: Tensor | None = None) -> Tensor: ...

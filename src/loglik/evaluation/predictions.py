@@ -12,7 +12,7 @@ from torch import Tensor
 
 from loglik.data.dataset import Split
 from loglik.data.spec import DataSpec
-from loglik.density import Density, Marginals
+from loglik.density import Density, HasMarginals
 from loglik.evaluation.scores import evaluating
 from loglik.memory import Pieces
 
@@ -55,7 +55,7 @@ def predict_rows(
 ) -> Prediction:
     """Return the predictive distributions of rows of inputs (N, I).
 
-    They are exact where a density has `Marginals`, as `mixture` has, else those of 200 draws for each row.
+    They are exact where a density has `HasMarginals`, as `mixture` has, else those of 200 draws for each row.
     """
     return Prediction.join([found for _, found in _batches(density, spec, inputs, levels, seed)])
 
@@ -65,7 +65,7 @@ def _batches(
 ) -> Iterator[tuple[slice, Prediction]]:
     def compute(rows: slice) -> tuple[slice, Prediction]:
         context = inputs[rows].to(density.device)
-        if isinstance(density, Marginals):
+        if isinstance(density, HasMarginals):
             return rows, _exact(density, context, levels)
         torch.manual_seed((seed * 1_000_003 + rows.start) % 2**63)
         return rows, _summary(_draw(density, context, draws), spec, levels)
@@ -76,7 +76,7 @@ def _batches(
             yield from pieces(slice(start, min(len(inputs), start + BATCH)))
 
 
-def _exact(density: Marginals, context: Tensor, levels: Sequence[float]) -> Prediction:
+def _exact(density: HasMarginals, context: Tensor, levels: Sequence[float]) -> Prediction:
     n = len(context)
     quantiles = density.marginal_quantiles(n, [0.5, *levels], context).cpu()
     mean, std = (moment.cpu() for moment in density.marginal_moments(n, context))
@@ -85,7 +85,7 @@ def _exact(density: Marginals, context: Tensor, levels: Sequence[float]) -> Pred
 
 
 def _draw(density: Density, context: Tensor, draws: int) -> Float[Tensor, "B S D"]:
-    if isinstance(density, Marginals):
+    if isinstance(density, HasMarginals):
         return density.sample_each(len(context), draws, context).double().cpu()
     n = len(context) * draws
     drawn = density.sample(n, context.repeat_interleave(draws, 0) if density.conditional else None)
@@ -125,7 +125,7 @@ class TargetValues:
 def target_values(density: Density, split: Split, spec: DataSpec, *, seed: int = 0) -> TargetValues:
     """Return a split's targets and predictions; evenly spaced rows of a large split where they are drawn."""
     draws = DRAWS
-    if not isinstance(density, Marginals):
+    if not isinstance(density, HasMarginals):
         draws = DRAWS // 2
         split = split.evenly(MAX_DRAWS // draws)
     assert split.y is not None
@@ -153,7 +153,7 @@ def _crps(drawn: Float[Tensor, "B S D"], true: Float[Tensor, "B D"]) -> Float[Te
 def _ends(
     density: Density, drawn: Tensor, true: Tensor, context: Tensor, spec: DataSpec
 ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]]:
-    if isinstance(density, Marginals):
+    if isinstance(density, HasMarginals):
         step = torch.tensor([float(column.type == "integer") for column in spec.columns], dtype=true.dtype)
         below, at_most = (density.marginal_cdf(y.to(context.device), context).cpu() for y in (true - step, true))
         return below, at_most

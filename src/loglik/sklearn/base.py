@@ -20,7 +20,7 @@ from torch import Tensor
 from loglik.data.dataset import Data, Split
 from loglik.data.spec import DataSpec
 from loglik.density import Density
-from loglik.evaluation.incomplete import scorable
+from loglik.evaluation.incomplete import scorable, unseen
 from loglik.evaluation.rows import row_scores
 from loglik.runs import Run
 from loglik.sklearn.frames import columns_of, encoded, library_of
@@ -132,8 +132,8 @@ class Estimator(BaseEstimator):
 
     def _known_rows(self, x: Any) -> Float[Tensor, "N D"]:
         """Return X as rows, with categories that the fit did not see as missing values."""
-        rows, counts = self._rows(x), torch.tensor(self.run_.spec.categories)
-        return rows.masked_fill((counts > 0) & (rows == counts), torch.nan)
+        rows = self._rows(x)
+        return rows.masked_fill(unseen(rows, self.run_.spec.columns), torch.nan)
 
     def _density(self) -> Density:
         """Return the density in float64. In float32 a product's rounding depends on the number of rows."""

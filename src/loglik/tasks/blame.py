@@ -33,7 +33,7 @@ __all__ = ["Blame", "blame_of", "conditional_log_probs"]
 
 GRID = 192  # values of a column
 MAX_DIMS = 64  # of a row, for a grid in each dimension
-MAX_USUAL = 256  # rows whose mean is a column's usual blame; an eighth of them where each needs grids
+MAX_USUAL = 256  # rows whose mean is a column's usual blame; 8x fewer where each needs grids
 MAX_WORK = 2**30  # kernels of columns for the usual blame
 
 Columns = Callable[[Split, Int64[Tensor, " B"]], Float64[Tensor, "B D"]]  # each value's log p given the others
