@@ -71,10 +71,9 @@ _HOME = {
     "verify": "verification.verify",
 }
 _ROOMS = (
-    "autoregressive", "baselines", "classification", "conditioning", "data", "diffusion", "divergence", "evaluation",
-    "flows", "inspection", "mixture", "networks", "recipes", "report", "sklearn", "tasks", "training", "transforms",
-    "vae",
-    "verification",
+    "adapters", "autoregressive", "baselines", "classification", "conditioning", "data", "diffusion", "divergence",
+    "evaluation", "flows", "inspection", "mixture", "networks", "recipes", "report", "sklearn", "tasks", "training",
+    "transforms", "vae", "verification",
 )  # fmt: skip
 
 __all__ = [
