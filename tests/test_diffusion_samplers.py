@@ -20,13 +20,14 @@ ORDERS = {
     "euler-maruyama": 1,
     "predictor-corrector": 1,
     "heun": 2,
+    "midpoint": 2,
     "dpm++2m": 2,
     "dpm++2m-sde": 2,
     "dpm++3m": 3,
     "unipc": 3,
     "ipndm": 2,
 }
-DETERMINISTIC = ("ddim", "heun", "dpm++2m", "dpm++3m", "unipc", "ipndm")
+DETERMINISTIC = ("ddim", "heun", "midpoint", "dpm++2m", "dpm++3m", "unipc", "ipndm")
 
 
 def moments(sampler: Sampler, schedule: LinearBeta) -> tuple[float, float]:
@@ -106,7 +107,7 @@ def test_evaluations_are_counted(method):
     drawn, evaluations = diffusion.draw(3)
     assert evaluations == Counting.calls and drawn.isfinite().all()
     if method != "adaptive":
-        assert evaluations == (13 if method in ("heun", "predictor-corrector") else 7)
+        assert evaluations == (13 if method in ("heun", "midpoint", "predictor-corrector") else 7)
 
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "adaptive"])

@@ -15,6 +15,7 @@ from loglik.diffusion import (
     Denoiser,
     Diffusion,
     Discrete,
+    FlowMatching,
     Learned,
     LinearBeta,
     LinearLogSNR,
@@ -32,7 +33,14 @@ from loglik.diffusion.sde import flow_in_logsnr, forward_drift, probability_flow
 from loglik.flows import Flow
 from loglik.networks import ResidualMLP
 
-SCHEDULES = [LinearBeta(), Discrete(ddpm_betas(50, 1e-3, 0.3)), Cosine(), LinearLogSNR(), Learned(units=4)]
+SCHEDULES = [
+    LinearBeta(),
+    Discrete(ddpm_betas(50, 1e-3, 0.3)),
+    Cosine(),
+    FlowMatching(),
+    LinearLogSNR(),
+    Learned(units=4),
+]
 
 
 def moved_learned() -> Learned:

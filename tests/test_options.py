@@ -190,7 +190,7 @@ WRONG = [
     ("flow", "array", {"base": "cauchy"}, "unknown base 'cauchy': use normal, logistic, mixture"),
     ("flow", "array", {"jitter": float("nan")}, "jitter must be a number of at least 0, got nan"),
     ("vae", "small images", {"norm": "batch"}, "norm=batch has no effect with network=ladder: leave norm out"),
-    ("diffusion", "array", {"schedule": "square"}, "unknown schedule 'square': use linear, cosine, linear-logsnr, le"),
+    ("diffusion", "array", {"schedule": "square"}, "unknown schedule 'square': use linear, cosine, linear-logsnr, fl"),
     ("diffusion", "array", {"schedule": "cosine", "beta_max": 9.0}, "beta_max=9.0 has no effect with schedule=cosine"),
     ("diffusion", "array", {"beta_min": 0}, "beta_min must be a number above 0, got 0"),
     ("diffusion", "array", {"beta_min": 30.0}, "β must not fall and start above 0, got 30.0 to 20.0"),

@@ -58,8 +58,10 @@ def _sections() -> Iterator[str]:
     for family in RECIPES.values():
         yield f"## {family.name}\n\n{family.summary}"
         if family.kinds:
-            names = ", ".join(f"`{family.name}:{kind}`" for kind in family.kinds)
+            names = ", ".join(f"`{family.name}:{kind}`" for kind in family.kinds if kind not in family.presets)
             yield f"\nVariants, each with `{family.variant}` set: {names}."
+        for kind, preset in family.presets.items():
+            yield f"`{family.name}:{kind}` sets {', '.join(f'`{key}={as_text(v)}`' for key, v in preset.items())}."
         yield "\n| option | default | values | |\n|---|---|---|---|"
         for option in family.options.values():
             text = option.help.replace("|", "\\|")

@@ -9,7 +9,7 @@ from loglik.diffusion.learned import Learned
 from loglik.diffusion.likelihood import ODE, VLB
 from loglik.diffusion.pixels import PixelDenoiser
 from loglik.diffusion.sampler import Sampler
-from loglik.diffusion.schedule import Cosine, LinearBeta, LinearLogSNR, NoiseSchedule
+from loglik.diffusion.schedule import Cosine, FlowMatching, LinearBeta, LinearLogSNR, NoiseSchedule
 from loglik.diffusion.score_matching import ScoreMatching
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Denoiser",
     "Diffusion",
     "Discrete",
+    "FlowMatching",
     "Learned",
     "LevelDenoiser",
     "LinearBeta",

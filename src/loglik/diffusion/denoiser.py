@@ -1,9 +1,11 @@
 r"""Denoisers: from noised data $x_t = \alpha x + \sigma \epsilon$ to the expected data, whatever the network predicts.
 
-For a known $x_t$ the four usual predictions are linear functions of one another:
+For a known $x_t$ the five usual predictions are linear functions of one another:
 $\hat x = (x_t - \sigma \hat\epsilon)/\alpha$; $\hat v = \alpha \hat\epsilon - \sigma \hat x$, so
 $\hat x = \alpha x_t - \sigma \hat v$; and the score $s = -\hat\epsilon / \sigma$, so
-$\hat x = (x_t + \sigma^2 s)/\alpha$ (Tweedie's formula).
+$\hat x = (x_t + \sigma^2 s)/\alpha$ (Tweedie's formula). The velocity of flow matching,
+$\hat u = \hat\epsilon - \hat x$, is that of $x_\tau = x_t/(\alpha + \sigma)$, so
+$\hat x = (x_t - \sigma \hat u)/(\alpha + \sigma)$.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ __all__ = [
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (x_t, log-SNRs of shape (B,)) -> the expected data
 Residual = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # (v, ε, log-SNRs, context) -> ε̂ - ε
 
-Prediction = Literal["noise", "data", "v", "score"]
+Prediction = Literal["noise", "data", "v", "score", "velocity"]
 
 
 def to_data(
@@ -56,7 +58,9 @@ def to_data(
         return a * x_t - s * prediction
     if kind == "score":
         return (x_t + s.square() * prediction) / a
-    raise ValueError(f"unknown prediction {kind!r}: use noise, data, v or score")
+    if kind == "velocity":
+        return (x_t - s * prediction) / (a + s)
+    raise ValueError(f"unknown prediction {kind!r}: use noise, data, v, score or velocity")
 
 
 def to_score(

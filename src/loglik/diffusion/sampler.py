@@ -21,7 +21,12 @@ from loglik.diffusion.time_grid import SPACINGS, time_grid
 __all__ = ["METHODS", "Drawn", "Sampler", "integrate"]
 
 METHODS = (*RULES, "adaptive")
-BEST_SPACING = {"euler-maruyama": "quadratic", "heun": "karras", "ipndm": "karras"}  # the others: logsnr
+BEST_SPACING = {
+    "euler-maruyama": "quadratic",
+    "heun": "karras",
+    "ipndm": "karras",
+    "midpoint": "time",
+}  # the others: logsnr
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +34,10 @@ class Sampler:
     """Settings of how a diffusion samples.
 
     Args:
-        method: `ddpm`, `ddim`, `euler-maruyama`, `predictor-corrector`, `heun`, `dpm++2m`, `dpm++3m`, `dpm++2m-sde`,
-            `unipc`, `ipndm` or `adaptive`; see `loglik.diffusion.steps`.
-        steps: number of noise levels. It is the number of network evaluations, but for `heun` and
-            `predictor-corrector`, with 2N - 1, and `adaptive`, whose tolerance sets it.
+        method: `ddpm`, `ddim`, `euler-maruyama`, `predictor-corrector`, `heun`, `midpoint`, `dpm++2m`, `dpm++3m`,
+            `dpm++2m-sde`, `unipc`, `ipndm` or `adaptive`; see `loglik.diffusion.steps`.
+        steps: number of noise levels. It is the number of network evaluations, but for `heun`,
+            `midpoint` and `predictor-corrector`, with 2N - 1, and `adaptive`, whose tolerance sets it.
         spacing: of the time grid: `logsnr`, `time`, `quadratic` or `karras`, see `time_grid`; the method's own if None.
         until: the log-SNR at which sampling ends with x̂; the schedule's highest if None. The x̂ of an image settles
             earlier, so with 10 to 20 steps 3 or 4 is better.

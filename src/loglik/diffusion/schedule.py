@@ -24,6 +24,7 @@ from loglik.cpu import private
 
 __all__ = [
     "Cosine",
+    "FlowMatching",
     "LinearBeta",
     "LinearLogSNR",
     "NoiseSchedule",
@@ -31,6 +32,7 @@ __all__ = [
     "alpha",
     "broadcast_like",
     "check_falling",
+    "flow_time",
     "sigma",
 ]
 
@@ -43,6 +45,14 @@ def alpha(logsnr: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 def sigma(logsnr: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     r"""Return $\sigma = \sqrt{\varsigma(-\lambda)}$, the standard deviation of the noise."""
     return torch.sigmoid(-logsnr).sqrt()
+
+
+def flow_time(logsnr: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    r"""Return $\tau = \sigma / (\alpha + \sigma) = \varsigma(-\lambda/2)$, the time of the flow-matching path.
+
+    On it $x_\tau = (1 - \tau)\,x + \tau\,\epsilon = x_t / (\alpha + \sigma)$.
+    """
+    return torch.sigmoid(-0.5 * logsnr)
 
 
 def broadcast_like(values: Float[Tensor, " B"], like: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
@@ -217,6 +227,40 @@ class Cosine(NoiseSchedule):
 
     def beta(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         return 2 * (self.last - self.first) * torch.tan(self._angle(t))
+
+
+class FlowMatching(NoiseSchedule):
+    r"""The path of flow matching, $x_\tau = (1 - \tau)\,x + \tau\,\epsilon$ with τ linear in t.
+
+    Divided by $\sqrt{(1 - \tau)^2 + \tau^2}$ it preserves variance, with $\lambda = 2 \log((1 - \tau)/\tau)$. At τ = 0
+    and 1 the log-SNR is infinite, and at τ = 0 so are the score and the bound's reconstruction of real data. Hence τ
+    runs from $\tau_0 = \varsigma(-\lambda_0/2)$ to $\tau_1 = \varsigma(-\lambda_1/2)$, 0.0015 to 0.993 by default.
+
+    Args:
+        highest, lowest: λ₀ and λ₁, at t = 0 and t = 1.
+
+    Source: Lipman et al. 2023, "Flow matching for generative modeling", eq. 20-23 with σ_min = 0, in reversed time;
+    Albergo and Vanden-Eijnden 2023, "Building normalizing flows with stochastic interpolants"; Gao et al. 2024,
+    "Diffusion meets flow matching".
+    """
+
+    def __init__(self, highest: float = 13.0, lowest: float = -10.0) -> None:
+        super().__init__()
+        _check_ends(highest, lowest)
+        self.first, self.last = 1 / (1 + math.exp(highest / 2)), 1 / (1 + math.exp(lowest / 2))
+
+    def _tau(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return self.first + (self.last - self.first) * t
+
+    def logsnr(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return -2 * torch.logit(self._tau(t))
+
+    def time(self, logsnr: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return (flow_time(logsnr) - self.first) / (self.last - self.first)
+
+    def beta(self, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        tau = self._tau(t)
+        return 2 * (self.last - self.first) * tau / ((1 - tau) * ((1 - tau).square() + tau.square()))
 
 
 def _check_ends(highest: float, lowest: float) -> None:

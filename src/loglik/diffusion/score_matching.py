@@ -18,12 +18,19 @@ whether the network predicts noise, data, v or the score, and w = 1 is the likel
 "Understanding diffusion objectives as the ELBO with simple data augmentation"). With $r = \lvert dt/d\lambda \rvert$ of
 the schedule, an expectation over uniform t is $w = r$.
 
+The loss of flow matching, $\mathbb E_t \lVert \hat u - (\epsilon - x) \rVert^2$ at
+$x_\tau = (1 - \tau) x + \tau \epsilon$, is one of them. For a known $x_\tau$,
+$(1 - \tau)(\hat x - x) = -\tau (\hat\epsilon - \epsilon)$, so
+$\hat u - (\epsilon - x) = (\hat\epsilon - \epsilon)/(1 - \tau)$ with $1/(1 - \tau) = 1 + e^{-\lambda/2}$, and
+$w = r (1 + e^{-\lambda/2})^2$ gives half of it.
+
 Reference: Vincent 2011, "A connection between score matching and denoising autoencoders"; Song et al. 2021,
 "Score-based generative modeling through SDEs", eq. 7.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -52,9 +59,13 @@ WEIGHTINGS: dict[str, Weighting] = {
     "simple": lambda logsnr, rate: rate,  # ‖ε - ε̂‖², uniform t: Ho et al. 2020, eq. 14
     "data": lambda logsnr, rate: rate * torch.exp(-logsnr),  # ‖x - x̂‖², uniform t
     "v": lambda logsnr, rate: rate * (1 + torch.exp(-logsnr)),  # ‖v - v̂‖², uniform t: Salimans and Ho 2022
+    "flow-matching": lambda logsnr, rate: rate * (1 + torch.exp(-0.5 * logsnr)).square(),  # ‖u - û‖², uniform t
+    "logit-normal": lambda logsnr, rate: _logit_normal(logsnr),  # ‖u - û‖², logit(τ) ~ N(0, 1): Esser et al. 2024
     "min-snr": lambda logsnr, rate: rate * torch.exp(-logsnr).mul(5).clamp(max=1),  # γ = 5: Hang et al. 2023
     "sigmoid": lambda logsnr, rate: torch.sigmoid(2 - logsnr),  # Hoogeboom et al. 2024, "Simpler diffusion"
 }
+
+WITHOUT_RATE = ("likelihood", "sigmoid", "logit-normal")  # weightings that do not depend on the schedule
 
 TIMES = ("uniform", "time", "importance")
 BINS = 64
@@ -138,6 +149,12 @@ def score_weight(weighting: str, logsnr: Float[Tensor, " B"], rate: Float[Tensor
     return WEIGHTINGS[weighting](logsnr, rate) * sigma(logsnr).square() / (2 * rate)
 
 
+def _logit_normal(logsnr: Tensor) -> Tensor:
+    """Return w of flow matching's loss at times τ of a logit-normal distribution: λ = -2 logit(τ) is of N(0, 2²)."""
+    density = torch.exp(-0.125 * logsnr.square()) / math.sqrt(8 * math.pi)
+    return density * (1 + torch.exp(-0.5 * logsnr)).square()
+
+
 def _conditional_score(epsilon: Tensor, logsnr: Tensor) -> Tensor:
     return -epsilon / broadcast_like(sigma(logsnr), epsilon)
 
@@ -163,8 +180,8 @@ class ScoreMatching(nn.Module):
     Draws are spread evenly over the batch, as in Kingma et al. 2021, appendix I.1.
 
     Args:
-        weighting: `likelihood` (the bound itself), `simple` (DDPM's), `data`, `v`, `min-snr` or `sigmoid`; or a
-            function λ(t), from times (B,) to the weights (B,) of denoising score matching.
+        weighting: `likelihood` (the bound itself), `simple` (DDPM's), `data`, `v`, `flow-matching`, `logit-normal`,
+            `min-snr` or `sigmoid`; or a function λ(t), from times (B,) to the weights (B,) of denoising score matching.
         times: `uniform` in the log-SNR (a learned schedule's own density; for the likelihood the importance sampling of
             Song et al. 2021); `time`, uniform in t; or `importance`, in proportion to the root mean square of the
             losses seen in each part of the log-SNR (Nichol and Dhariwal 2021, eq. 18).
@@ -213,7 +230,7 @@ class ScoreMatching(nn.Module):
             measure = 1 / rate
         else:
             logsnr, p = schedule.draw(u)
-            rate = p if self.weighting in ("likelihood", "sigmoid") else schedule.rate(schedule.time(logsnr))
+            rate = p if self.weighting in WITHOUT_RATE else schedule.rate(schedule.time(logsnr))
             measure = p.reciprocal()
         factor = measure if self.weighting == "likelihood" else self._weight(schedule, logsnr, rate) * measure
         return logsnr, factor if density is None else factor / density, u

@@ -54,7 +54,7 @@ def recipe(name: str) -> Recipe[Any]:
         known = ", ".join(f"{family}:{k}" for k in chosen.kinds)
         raise ValueError(f"unknown model {name!r}: " + (f"use {known}" if known else f"{family} has no variants"))
     training = chosen.training_by_kind.get(kind, chosen.training)
-    return replace(chosen, name=name, preset={chosen.variant: kind}, training=training)
+    return replace(chosen, name=name, preset=chosen.variant_options(kind), training=training)
 
 
 def build(name: str, spec: DataSpec, **options: Any) -> Density:

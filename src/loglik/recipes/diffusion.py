@@ -18,6 +18,7 @@ from loglik.diffusion import (
     Cosine,
     Denoiser,
     Diffusion,
+    FlowMatching,
     Learned,
     LevelDenoiser,
     LinearBeta,
@@ -53,8 +54,11 @@ MAX_LOGITS = 2**20  # per example: up to here the denoiser of an image gives eac
 UNLABELLED = 0.1  # the share of labels left out in training, so that samples can be guided
 BETAS = 0.1, 20.0  # Song et al. 2021, appendix C; DDPM's 0.0001 to 0.02 times its T = 1000
 
+_TIMES = {"flow-matching": "time", "logit-normal": "importance"}
+
 Kind = Literal["unet", "dit", "mlp"]
-KINDS: tuple[str, ...] = get_args(Kind)
+NETWORKS: tuple[str, ...] = get_args(Kind)
+FLOW_MATCHING = {"schedule": "flow-matching", "weighting": "flow-matching", "method": "midpoint", "steps": 25}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,26 +74,27 @@ class DiffusionOptions(Options):
     )
     patch: int | None = option(None, min=1, help="Side of dit's patches; 2, 4 or 8 by the image's size if null.")
     dropout: float | None = option(None, min=0, below=1, help="Dropout rate; if null 0.2 for mlp, else 0.")
-    schedule: Literal["linear", "cosine", "linear-logsnr", "learned"] = option(
+    schedule: Literal["linear", "cosine", "linear-logsnr", "flow-matching", "learned"] = option(
         "linear",
-        help="Noise schedule: β(t) linear (the VP-SDE), α(t) a cosine, the log-SNR linear, or a monotone network.",
+        help="Noise schedule: β(t) linear (the VP-SDE), α(t) a cosine, the log-SNR linear, the straight path of flow "
+        "matching, or a monotone network.",
     )
     beta_min: float | None = option(None, above=0, help="β(0) of the linear schedule; 0.1 if null.")
     beta_max: float | None = option(None, above=0, help="β(1) of the linear schedule; 20 if null.")
     T: int | None = option(
         None, min=2, help="Steps of a DDPM chain, for training, the bound and sampling; continuous time if null."
     )
-    prediction: Literal["auto", "noise", "data", "v", "score"] = option(
+    prediction: Literal["auto", "noise", "data", "v", "score", "velocity"] = option(
         "auto",
         help="What the network predicts; auto is v for real numbers, and for pixels and codes the probability of each "
         "level, which has the better likelihood.",
     )
-    weighting: Literal["likelihood", "simple", "data", "v", "min-snr", "sigmoid"] = option(
-        "likelihood", help="Weighting of the noise levels in the training loss; likelihood is the bound itself."
+    weighting: Literal["likelihood", "simple", "data", "v", "flow-matching", "logit-normal", "min-snr", "sigmoid"] = (
+        option("likelihood", help="Weighting of the noise levels in the training loss; likelihood is the bound itself.")
     )
     method: Literal[
-        "auto", "ddpm", "ddim", "euler-maruyama", "predictor-corrector", "heun", "dpm++2m", "dpm++3m", "dpm++2m-sde",
-        "unipc", "ipndm", "adaptive",
+        "auto", "ddpm", "ddim", "euler-maruyama", "predictor-corrector", "heun", "midpoint", "dpm++2m", "dpm++3m",
+        "dpm++2m-sde", "unipc", "ipndm", "adaptive",
     ] = option("auto", help="Sampling method; auto is ddpm, or for unet and dit dpm++2m-sde to log-SNR 4.")  # fmt: skip
     steps: int | None = option(
         None, min=1, help="Sampling steps; if null T, or 20 for unet and dit with method=auto, else 200."
@@ -111,13 +116,14 @@ def build(spec: DataSpec, options: DiffusionOptions) -> Density:
     by_level = options.prediction == "auto" and spec.levels is not None and spec.dims * spec.levels <= max_logits
     weighting = options.weighting
     adaptive = image and weighting == "likelihood" and options.T is None and options.schedule != "learned"
+    times = "importance" if adaptive else _TIMES.get(weighting, "uniform")
     diffusion = Diffusion(
         _denoiser(spec, options, kind, shape, by_level),
         shape,
         levels=spec.levels,
         categories=spec.categories if codes else None,
         schedule=_schedule(spec, options, image, by_level),
-        objective=ScoreMatching(weighting, times="importance" if adaptive else "uniform", steps=options.T),
+        objective=ScoreMatching(weighting, times=times, steps=options.T),
         likelihood=None if options.T is None else VLB(options.T),
         sampler=_sampler(options, image),
     )
@@ -196,6 +202,8 @@ def _schedule(spec: DataSpec, options: DiffusionOptions, image: bool, by_level: 
         return Cosine(highest)
     if options.schedule == "linear-logsnr":
         return LinearLogSNR(highest)
+    if options.schedule == "flow-matching":
+        return FlowMatching(highest)
     if options.T is not None or options.weighting != "likelihood":
         raise ValueError(
             "schedule=learned minimises the variance of the continuous bound: leave T out and use weighting=likelihood"
@@ -279,6 +287,7 @@ DIFFUSION = Recipe(
     options_type=DiffusionOptions,
     build=build,
     training=training,
-    kinds=KINDS,
-    training_by_kind={kind: partial(training, kind=kind) for kind in KINDS},
+    kinds=(*NETWORKS, "flow-matching"),
+    training_by_kind={kind: partial(training, kind=kind) for kind in NETWORKS},
+    presets={"flow-matching": FLOW_MATCHING},
 )

@@ -50,7 +50,8 @@ class Recipe(Generic[OptionsT]):
         tables_only: whether a comparison of all families of other data leaves it out without a word.
         variant: the option whose values `kinds` are variants with names of their own, such as `flow:glow`.
         training_by_kind: the training of a variant, where it differs.
-        preset: options that a variant sets.
+        presets: of a variant that sets other options than `variant`, the options that it sets.
+        preset: options that this variant sets.
     """
 
     name: str
@@ -63,7 +64,12 @@ class Recipe(Generic[OptionsT]):
     variant: str = "kind"
     kinds: tuple[str, ...] = ()
     training_by_kind: Mapping[str, Callable[[DataSpec], dict[str, Any]]] = field(default_factory=dict)
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     preset: Mapping[str, Any] = field(default_factory=dict)
+
+    def variant_options(self, kind: str) -> Mapping[str, Any]:
+        """Return the options that a variant sets."""
+        return self.presets.get(kind, {self.variant: kind})
 
     @property
     def family(self) -> str:
