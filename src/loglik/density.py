@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
+from loglik.distribution import DensityDistribution, distribution_of
 from loglik.inputs import as_tensor, floating_tensor
 
 __all__ = [
@@ -78,14 +79,14 @@ def _accepts_arrays(method: Method) -> Method:
 
 
 def _samples(method: Method) -> Method:
-    """Make a `sample` convert its context, and record no graph."""
+    """Make a `sample` or `rsample` convert its context; only `rsample` records a graph."""
 
     @functools.wraps(method)
     def wrapper(self: Density, n: int, context: Any = None, **kwargs: Any) -> Any:
         if context is not None and not torch.compiler.is_compiling():
             context = as_tensor(context, floating_tensor(self), label=self.event == "x")
             self.check_context(context)
-        with torch.no_grad():
+        with torch.set_grad_enabled(method.__name__ == "rsample" and torch.is_grad_enabled()):
             return method(self, n, context, **kwargs)
 
     return wrapper  # type: ignore[return-value]
@@ -113,10 +114,16 @@ class Density(nn.Module, ABC):
     conditional: bool = False
     event: Literal["x", "y"] = "x"
     marginalises: bool = False
+    has_rsample: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name, wrap in (("log_prob", _accepts_arrays), ("loss", _accepts_arrays), ("sample", _samples)):
+        for name, wrap in (
+            ("log_prob", _accepts_arrays),
+            ("loss", _accepts_arrays),
+            ("sample", _samples),
+            ("rsample", _samples),
+        ):
             if name in cls.__dict__:
                 setattr(cls, name, wrap(cls.__dict__[name]))
 
@@ -156,6 +163,17 @@ class Density(nn.Module, ABC):
     @abstractmethod
     def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Shaped[Tensor, "n ..."]:
         """Draw n examples in the units of the data, with torch's global generator and without gradients."""
+
+    def rsample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Float[Tensor, "n ..."]:
+        """Draw n examples with gradients with respect to the parameters and the context, where `has_rsample`."""
+        raise NotImplementedError(f"{type(self).__name__} has no rsample: its draws have no pathwise gradient")
+
+    def distribution(self, context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1) -> DensityDistribution:
+        """Return p(x | context) as a `torch.distributions.Distribution`, with one batch dimension for B contexts.
+
+        Its `log_prob` is the density's: where `bound` is not exact, it is a bound of `samples` Monte Carlo samples.
+        """
+        return distribution_of(self, context, samples)
 
     @property
     def device(self) -> torch.device:
@@ -246,6 +264,8 @@ class StandardNormal(Density):
     -1.8378770351409912
     """
 
+    has_rsample = True
+
     def __init__(self, event_shape: tuple[int, ...]) -> None:
         super().__init__()
         self.event_shape = tuple(event_shape)
@@ -260,6 +280,8 @@ class StandardNormal(Density):
     def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Float[Tensor, "n ..."]:
         anchor = self.get_buffer("anchor")
         return torch.randn(n, *self.event_shape, device=anchor.device, dtype=anchor.dtype)
+
+    rsample = sample  # nothing to differentiate
 
 
 def sample_categories(p: Float[Tensor, "B C"]) -> Int64[Tensor, " B"]:

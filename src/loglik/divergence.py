@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
+from torch.distributions import Distribution
 
 from loglik.density import Density
 
@@ -38,7 +39,11 @@ class Estimate(NamedTuple):
 
 
 def kl_divergence(
-    p: Density, q: Density, n: int = 10_000, *, context: Shaped[Tensor, "n ..."] | None = None
+    p: Density | Distribution,
+    q: Density | Distribution,
+    n: int = 10_000,
+    *,
+    context: Shaped[Tensor, "n ..."] | None = None,
 ) -> Estimate:
     r"""Estimate $\mathrm{KL}(p \,\|\, q) = \mathbb E_p[\log p(x) - \log q(x)]$ from n draws of p.
 
@@ -46,35 +51,39 @@ def kl_divergence(
     average, and where `p.log_prob` is one too small.
 
     Args:
-        p, q: densities of the same events.
+        p, q: densities of the same events, or torch distributions with batch shape ().
         n: number of draws, at least 2, from torch's global generator.
         context: n rows, where p or q is conditional.
 
-    Raises ValueError for events of different kinds, and for fewer than 2 draws.
+    Raises ValueError for events of different kinds, for a batch of distributions, and for fewer than 2 draws.
 
     >>> from loglik.density import StandardNormal
     >>> kl_divergence(StandardNormal((3,)), StandardNormal((3,)))
     Estimate(nats=0.0, stderr=0.0)
     """
-    if (tuple(p.event_shape), p.discrete) != (tuple(q.event_shape), q.discrete):
+    if _events(p) != _events(q):
         raise ValueError(
             f"p and q must be densities of the same events, got {_events(p)} and {_events(q)}: their divergence is "
             "not defined"
         )
-    return _mean(p, n, context, lambda x, c: p.log_prob(x, c) - q.log_prob(x, c))
+    return _mean(p, n, context, lambda x, c: _log_prob(p, x, c) - _log_prob(q, x, c))
 
 
 def cross_entropy(
-    p: Density, q: Density, n: int = 10_000, *, context: Shaped[Tensor, "n ..."] | None = None
+    p: Density | Distribution,
+    q: Density | Distribution,
+    n: int = 10_000,
+    *,
+    context: Shaped[Tensor, "n ..."] | None = None,
 ) -> Estimate:
     r"""Estimate $\mathbb E_p[-\log q(x)] = H(p) + \mathrm{KL}(p \,\|\, q)$ from n draws of p.
 
     It is what `q.loss` estimates where the data are draws of p. The arguments are those of `kl_divergence`.
     """
-    return _mean(p, n, context, lambda x, c: -q.log_prob(x, c))
+    return _mean(p, n, context, lambda x, c: -_log_prob(q, x, c))
 
 
-def entropy(p: Density, n: int = 10_000, *, context: Shaped[Tensor, "n ..."] | None = None) -> Estimate:
+def entropy(p: Density | Distribution, n: int = 10_000, *, context: Shaped[Tensor, "n ..."] | None = None) -> Estimate:
     r"""Estimate $H(p) = \mathbb E_p[-\log p(x)]$ from n draws of p.
 
     The arguments are those of `kl_divergence`. The entropy of real data may be negative.
@@ -84,7 +93,10 @@ def entropy(p: Density, n: int = 10_000, *, context: Shaped[Tensor, "n ..."] | N
 
 @torch.no_grad()
 def _mean(
-    p: Density, n: int, context: Tensor | None, value: Callable[[Tensor, Tensor | None], Float[Tensor, " B"]]
+    p: Density | Distribution,
+    n: int,
+    context: Tensor | None,
+    value: Callable[[Tensor, Tensor | None], Float[Tensor, " B"]],
 ) -> Estimate:
     """Return the mean of a function of (x, context) over n draws of p."""
     if n < 2:
@@ -95,10 +107,21 @@ def _mean(
     for start in range(0, n, AT_ONCE):
         size = min(AT_ONCE, n - start)
         rows = None if context is None else context[start : start + size]
-        parts.append(value(p.sample(size, rows), rows).double())
+        x = p.sample((size,)) if isinstance(p, Distribution) else p.sample(size, rows)
+        parts.append(value(x, rows).double())
     values = torch.cat(parts)
     return Estimate(values.mean().item(), values.std().item() / math.sqrt(n))
 
 
-def _events(density: Density) -> str:
-    return f"{'discrete' if density.discrete else 'real'} events of shape {tuple(density.event_shape)}"
+def _log_prob(p: Density | Distribution, x: Tensor, context: Tensor | None) -> Float[Tensor, " B"]:
+    if not isinstance(p, Distribution):
+        return p.log_prob(x, context)
+    if p.batch_shape:
+        raise ValueError(f"a divergence is between single distributions, got batch shape {tuple(p.batch_shape)}")
+    log_p: Tensor = p.log_prob(x)
+    return log_p
+
+
+def _events(p: Density | Distribution) -> str:
+    discrete = p.support.is_discrete if isinstance(p, Distribution) else p.discrete  # type: ignore[union-attr]
+    return f"{'discrete' if discrete else 'real'} events of shape {tuple(p.event_shape)}"

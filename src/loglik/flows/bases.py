@@ -24,6 +24,8 @@ class StandardLogistic(Density):
     -1.3862943649291992
     """
 
+    has_rsample = True
+
     def __init__(self, event_shape: tuple[int, ...]) -> None:
         super().__init__()
         self.event_shape = tuple(event_shape)
@@ -39,6 +41,8 @@ class StandardLogistic(Density):
         anchor = self.get_buffer("anchor")
         u = torch.rand(n, *self.event_shape, device=anchor.device, dtype=anchor.dtype)
         return torch.logit(u, eps=torch.finfo(anchor.dtype).tiny)
+
+    rsample = sample  # nothing to differentiate
 
 
 class GaussianMixture(Density):

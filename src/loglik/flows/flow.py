@@ -45,6 +45,8 @@ class Flow(Density):
         self.event_shape, self.discrete = shape, discrete
         self.conditional = context is not None or base.conditional
         self.marginalises = base.marginalises and all(transform.columnwise for transform in transforms)
+        rounds = any(isinstance(transform, Dequantize) for transform in transforms)
+        self.has_rsample = base.has_rsample and not rounds
         first = transforms[0] if transforms else None
         self.levels = first.levels if isinstance(first, Dequantize) and first.all_integers else None
 
@@ -154,6 +156,11 @@ class Flow(Density):
 
     def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Shaped[Tensor, "n ..."]:
         return self.decode(self.base.sample(n, context), context)
+
+    def rsample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Float[Tensor, "n ..."]:
+        if not self.has_rsample:
+            return super().rsample(n, context)
+        return self.decode(self.base.rsample(n, context), context)
 
     @torch.no_grad()
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:

@@ -31,7 +31,7 @@ from loglik.networks.soft_bound import tanh_bound
 from loglik.noise import is_first_part, mean_over_ranks
 from loglik.transforms import Transform
 from loglik.vae.kl import KLWeighting, gaussian_kl
-from loglik.vae.observation import Observation, to_float32
+from loglik.vae.observation import Gaussian, Observation, to_float32
 from loglik.vae.vamp import VampPrior
 
 __all__ = ["VAE", "Draw"]
@@ -139,6 +139,7 @@ class VAE(Density):
         self.discrete = observation.discrete
         self.conditional = context is not None or prior.conditional
         self.marginalises = observation.marginalises
+        self.has_rsample = type(self) is VAE and isinstance(observation, Gaussian) and prior.has_rsample
         if isinstance(prior, VampPrior):
             if len(self.posterior_flow):
                 raise ValueError(
@@ -333,6 +334,11 @@ class VAE(Density):
 
     def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Shaped[Tensor, "n ..."]:
         return self.observation.sample(self.parameters_of(self.sample_latents(n, context), context))
+
+    def rsample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Float[Tensor, "n ..."]:
+        if not self.has_rsample:
+            return super().rsample(n, context)
+        return self.observation.sample(self.parameters_of(self.prior.rsample(n, context), context))
 
     @torch.no_grad()
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
