@@ -8,14 +8,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from loglik.adapters.callables import Units, denoiser, score, velocity
+    from loglik.adapters.diffusers import from_diffusers
     from loglik.adapters.loading import load
 
 _HOME = {
+    "Units": "callables",
+    "denoiser": "callables",
+    "from_diffusers": "diffusers",
     "load": "loading",
+    "score": "callables",
+    "velocity": "callables",
 }
 
 __all__ = [
+    "Units",
+    "denoiser",
+    "from_diffusers",
     "load",
+    "score",
+    "velocity",
 ]
 
 

@@ -1,0 +1,119 @@
+"""Check a network's convention against its own noise: right ones remove noise, wrong ones do not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from loglik.adapters.paths import VE, VP, FlowMatching, Steps
+from loglik.adapters.wrapped import Wrapped
+from loglik.diffusion.schedule import add_noise
+
+__all__ = ["Errors", "check_convention", "errors"]
+
+NOISE = (0.1, 0.3, 1.0, 3.0, 10.0)  # standard deviations of the noise, in units of the data's
+ROWS, VALUES = 64, 2048  # that are denoised at each noise level: at most so many rows, at least so many values
+FITS, FAILS = 1.25, 4.0  # error of the denoiser over that of the better of the mean and of the noised data
+
+
+class Errors(NamedTuple):
+    """The mean squared errors of a denoiser at noise levels, over the data's variance.
+
+    `best` is that of the better of two guesses that need no network: the mean, 1, and the noised data themselves.
+    """
+
+    sigma: Float[Tensor, " N"]
+    own: Float[Tensor, " N"]
+    best: Float[Tensor, " N"]
+
+    @property
+    def ratio(self) -> Float[Tensor, " N"]:
+        return (self.own / self.best).nan_to_num(torch.inf)
+
+
+@torch.no_grad()
+def errors(wrapped: Wrapped, v: Float[Tensor, "B ..."], context: Tensor | None = None) -> Errors:
+    """Return the errors of a denoiser on data v, with noise of a generator of their own."""
+    count = max(len(v), math.ceil(VALUES / v[0].numel())) if len(v) <= ROWS else ROWS
+    rows = torch.arange(count, device=v.device) % len(v)
+    v, context = v[rows], None if context is None else context[rows]
+    epsilon = torch.randn(v.shape, generator=torch.Generator().manual_seed(0), dtype=v.dtype).to(v.device)
+    variance = (v - v.mean()).square().mean()
+    schedule = wrapped.path.schedule(wrapped.scale)
+    high, low = schedule.ends(v)
+    logsnr = (-torch.log(torch.tensor(NOISE, dtype=v.dtype, device=v.device).square() * variance)).clamp(low, high)
+    own = []
+    for level in logsnr:
+        each = level.expand(len(v))
+        own.append((wrapped(add_noise(v, epsilon, each), each, context) - v).square().mean() / variance)
+    noised = torch.exp(-logsnr) / variance
+    return Errors(torch.exp(-0.5 * logsnr).cpu(), torch.stack(own).cpu(), noised.clamp(max=1.0).cpu())
+
+
+def check_convention(
+    wrapped: Wrapped, v: Float[Tensor, "B ..."], context: Tensor | None = None, *, spans: bool = False
+) -> None:
+    """Raise ValueError where a network does not remove noise from data v, and name the convention in which it does.
+
+    At low noise a denoiser must beat the noised data, and at high noise the mean. A network that is little trained
+    passes while no other convention fits it.
+
+    Args:
+        spans: whether the data are integers, which a network may read on another interval.
+    """
+    if not (v - v.mean()).square().mean() > 0:
+        return  # equal values say nothing
+    found = errors(wrapped, v, context)
+    worst = int(found.ratio.argmax())
+    ratio = found.ratio[worst].item()
+    if ratio <= FITS:
+        return
+    better = None
+    for name, other in _others(wrapped, spans):
+        try:
+            errors_of_other = errors(other, v, context)
+        except Exception:  # another convention's labels may be none that the call accepts
+            continue
+        if errors_of_other.ratio.max() <= min(FITS, ratio / 2):
+            better = name, errors_of_other.own[(errors_of_other.sigma - found.sigma[worst]).abs().argmin()].item()
+            break
+    if better is None and ratio <= FAILS:
+        return
+    guess = "the mean" if found.best[worst] >= 1 else "the noised data"
+    line = (
+        f"this call does not denoise at σ={found.sigma[worst]:.3g}: error {found.own[worst]:.3g} against "
+        f"{found.best[worst]:.3g} of {guess}"
+    )
+    if better is None:
+        raise ValueError(f"{line}; no other convention fits either: is it trained, and on data like these?")
+    raise ValueError(f"{line}; it does as {better[0]} ({better[1]:.2g})")
+
+
+def _others(wrapped: Wrapped, spans: bool) -> Iterator[tuple[str, Wrapped]]:
+    """Yield other conventions of a call, each with what a user writes to choose it."""
+    own, scale, shift = wrapped.path, wrapped.scale, wrapped.shift
+    ends = (own.sigma_min, own.sigma_max) if isinstance(own, VE) else (0.002, 80.0)
+    paths = [
+        ("prediction={!r}", own),
+        ("convention='edm', prediction={!r}", VE(*ends, name="edm")),
+        ("convention='vp', prediction={!r}", Steps()),
+        ("convention='vp', prediction={!r}, schedule=LinearBeta()", VP()),
+        ("convention='vp', prediction={!r}, schedule=LinearBeta(), time_scale=999", VP(time_scale=999.0)),
+        ("convention='flow', prediction={!r}, data_at=1", FlowMatching(1)),
+        ("convention='flow', prediction={!r}, data_at=0", FlowMatching(0)),
+    ]
+    intervals = [(scale, shift, "")]
+    if spans:
+        intervals += [
+            (s, m, f", span=({m - s:g}, {m + s:g})") for s, m in ((1.0, 0.0), (0.5, 0.5)) if (s, m) != (scale, shift)
+        ]
+    for s, m, suffix in intervals:
+        for words, path in paths:
+            for prediction in path.predictions:
+                if path is not own or (prediction, s, m) != (wrapped.prediction, scale, shift):
+                    yield words.format(prediction) + suffix, wrapped.renamed(path, prediction, s, m)
