@@ -8,14 +8,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from loglik.adapters.distributions import from_distribution, from_scipy
+    from loglik.adapters.foreign import preprocessed
     from loglik.adapters.loading import load
+    from loglik.adapters.python import as_density
+    from loglik.adapters.zuko import from_zuko
 
 _HOME = {
+    "as_density": "python",
+    "from_distribution": "distributions",
+    "from_scipy": "distributions",
+    "from_zuko": "zuko",
     "load": "loading",
+    "preprocessed": "foreign",
 }
 
 __all__ = [
+    "as_density",
+    "from_distribution",
+    "from_scipy",
+    "from_zuko",
     "load",
+    "preprocessed",
 ]
 
 
