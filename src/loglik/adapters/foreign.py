@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from loglik.data.spec import DataSpec
 from loglik.density import Bound, Density
@@ -16,7 +18,7 @@ from loglik.memory import is_out_of_memory
 from loglik.transforms import Dequantize, Reshape, Transform
 from loglik.transforms.transform import zeros
 
-__all__ = ["Foreign", "Linear", "fitted_to", "linear_of", "preprocessed", "refused"]
+__all__ = ["Foreign", "Linear", "fitted_to", "linear_of", "preprocessed", "refused", "tried"]
 
 
 class Foreign(Density):
@@ -225,6 +227,21 @@ def _of_real_numbers(density: Density) -> bool:
             return False
         density = density.base
     return isinstance(density, Foreign) and not density.discrete
+
+
+@torch.no_grad()
+def tried(model: nn.Module, call: Callable[[Any], Any]) -> Any:
+    """Return what a call of a copy of a module in evaluation mode gives; None where it fails.
+
+    A copy, since some layers take their initial weights from the first batch that they see.
+    """
+    own, state = deepcopy(model).eval(), torch.get_rng_state()
+    try:
+        return call(own)
+    except Exception:  # another library's module may raise anything
+        return None
+    finally:
+        torch.set_rng_state(state)
 
 
 def refused(library: str, error: Exception) -> ValueError:

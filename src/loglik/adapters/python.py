@@ -79,10 +79,12 @@ def as_density(model: Any, spec: DataSpec | None = None, *, dequantize: bool = F
     else:
         adapter = _adapter_of(model)
         try:
-            inspect.signature(adapter).bind(model, **settings)
+            density = adapter(model, **settings)
         except TypeError as error:
-            raise ValueError(f"{adapter.__name__}: {error}") from None
-        density = adapter(model, **settings)
+            if "unexpected keyword argument" not in str(error):
+                raise
+            name = str(error).rpartition("argument ")[2]
+            raise ValueError(f"{adapter.__name__} has no setting {name}") from error
     return density if spec is None else fitted_to(density, spec, dequantize=dequantize)
 
 

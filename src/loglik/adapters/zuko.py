@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,12 +12,12 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from loglik.adapters.distributions import Context, FromDistribution, from_distribution
-from loglik.adapters.foreign import preprocessed
+from loglik.adapters.foreign import preprocessed, tried
 from loglik.density import Bound, Density
 
 __all__ = ["FromZuko", "from_zuko"]
 
-TIGHTER = 1e-2  # of the tolerances of the solver that another's error is measured with
+TIGHTER = 1e-4  # of the tolerances of the solver that another's error is measured with
 
 
 class FromZuko(FromDistribution):
@@ -34,7 +35,7 @@ class FromZuko(FromDistribution):
     def numerical_error(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> Float[Tensor, " B"] | None:
-        """Return the difference from a solver in float64 with tolerances of a hundredth; None without a solver."""
+        """Return the difference from a solver in float64 with tolerances of a ten-thousandth; None without a solver."""
         if not self._solved():
             return None
         state = torch.get_rng_state()
@@ -84,37 +85,36 @@ def from_zuko(
     return preprocessed(density, **preprocessing)
 
 
-@torch.no_grad()
 def _without_context(flow: nn.Module) -> Distribution | None:
     """Return p(x), None where the model fails without a context."""
-    try:
-        d: Distribution = flow(None)
+
+    def call(own: Any) -> Distribution:
+        d: Distribution = own(None)
         d.log_prob(d.sample((2,)))
-    except (RuntimeError, TypeError, AttributeError, AssertionError):  # what zuko's networks and PyTorch raise
-        return None
-    return d
+        return d
+
+    made: Distribution | None = tried(flow, call)
+    return made
 
 
-@torch.no_grad()
 def _with_context(flow: nn.Module, example: Any, context: Context) -> Distribution:
+    """Return p(x | some context), for the shape of its event."""
     if example is not None:
-        made: Distribution = flow(example if context is None else context(example))
+        with torch.no_grad():
+            made: Distribution = flow(example if context is None else context(example))
         return made
     base = getattr(flow, "base", None)
     if base is not None and (event := _without_context(base)) is not None:
         return event.expand((1,))
-    for width in _widths(flow):
-        parameter = next(flow.parameters())
-        try:
-            d: Distribution = flow(torch.zeros(1, width, dtype=parameter.dtype, device=parameter.device))
-            d.sample()
-        except (RuntimeError, IndexError):
-            continue
-        return d
+    parameter = next(flow.parameters(), torch.zeros(()))
+    inputs: list[Any] = [getattr(module, "in_features", 0) for module in flow.modules()]
+    for width in range(1, max(inputs, default=0) + 1):
+        vector = parameter.new_zeros(1, width)
+        found: Distribution | None = tried(flow, partial(_called, vector))
+        if found is not None:
+            return found
     raise ValueError("the shape of the event is unknown: pass example=, a batch of contexts that the model accepts")
 
 
-def _widths(flow: nn.Module) -> list[int]:
-    """Return the widths that a context may have: each at most that of an input layer."""
-    widest = max((module.in_features for module in flow.modules() if isinstance(module, nn.Linear)), default=0)
-    return list(range(1, widest + 1))
+def _called(vector: Tensor, flow: Any) -> Any:
+    return flow(vector)
