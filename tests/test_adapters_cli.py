@@ -141,7 +141,7 @@ def test_a_comparison_has_the_model_beside_ours(here):
     assert [row["model"] for row in results if row["model"] != "independent"] == ["python:normal", "python:normal (2)"]
     assert {row["rank"] for row in results} == {1, 2, 3} and results[-1]["gain"] is not None
     page = (here / "c" / "report.html").read_text()
-    assert "python:normal" in page and "python:normal" in out
+    assert "python:normal" in page and "python:normal, trained elsewhere: whether it has seen these rows" in out
     assert not (here / "c" / "python-normal").exists()
 
 

@@ -41,6 +41,8 @@ __all__ = [
 ]
 
 BASELINE = "independent"
+ELSEWHERE = "trained elsewhere: whether it has seen these rows is not known here"
+OWN_TOKENS = "its own tokenizer: nats per token are not comparable, bits/byte are"
 MAX_TOKENS = 2**18  # of a text, in the score at the end of a training
 
 
@@ -185,14 +187,18 @@ def _others_run(name: str, model: Any, spec: DataSpec, device: str | None) -> Ru
 def _evaluate_other(run: Run, source: Any, data: Data, **how: Any) -> Row:
     """Score a model that was trained elsewhere; on its own tokens, without a rank, if these are not the data's."""
     if run.spec == data.spec:
-        return evaluate_run(run, data, **how)
+        row = evaluate_run(run, data, **how)
+        return _noted(row, ELSEWHERE) if "adapter" in run.config else row
     if run.spec.kind != "text" or data.spec.kind != "text":
         raise ValueError(
             f"{run.model} is of other data: {run.spec.describe()}, and the data are {data.spec.describe()}"
         )
     row = evaluate_run(run, run.data_for(data.source or source), **{**how, "baseline": None})
-    note = "its own tokenizer: nats per token are not comparable, bits/byte are"
-    return replace(row, result=replace(row.result, notes=(*row.result.notes, note)), comparable=False)
+    return replace(_noted(row, ELSEWHERE, OWN_TOKENS), comparable=False)
+
+
+def _noted(row: Row, *notes: str) -> Row:
+    return replace(row, result=replace(row.result, notes=(*row.result.notes, *notes)))
 
 
 def _check_options(names: Sequence[str], options: dict[str, Any]) -> None:
