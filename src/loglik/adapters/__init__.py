@@ -10,22 +10,48 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from loglik.adapters.callables import Units, denoiser, score, velocity
     from loglik.adapters.diffusers import from_diffusers
+    from loglik.adapters.distributions import from_distribution, from_scipy
+    from loglik.adapters.foreign import preprocessed
     from loglik.adapters.loading import load
+    from loglik.adapters.nflows import from_nflows
+    from loglik.adapters.normflows import from_normflows
+    from loglik.adapters.pythae import from_pythae
+    from loglik.adapters.python import as_density
+    from loglik.adapters.sklearn import from_sklearn
+    from loglik.adapters.zuko import from_zuko
 
 _HOME = {
     "Units": "callables",
+    "as_density": "python",
     "denoiser": "callables",
     "from_diffusers": "diffusers",
+    "from_distribution": "distributions",
+    "from_nflows": "nflows",
+    "from_normflows": "normflows",
+    "from_pythae": "pythae",
+    "from_scipy": "distributions",
+    "from_sklearn": "sklearn",
+    "from_zuko": "zuko",
     "load": "loading",
+    "preprocessed": "foreign",
     "score": "callables",
     "velocity": "callables",
 }
 
 __all__ = [
     "Units",
+    "as_density",
     "denoiser",
     "from_diffusers",
+    "from_distribution",
+    "from_nflows",
+    "from_normflows",
+    "from_pythae",
+    "from_scipy",
+    "from_sklearn",
+    "from_zuko",
     "load",
+    "preprocessed",
     "score",
     "velocity",
 ]
