@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loglik.adapters.loading import load
+    from loglik.adapters.transformers import from_transformers
 
 _HOME = {
+    "from_transformers": "transformers",
     "load": "loading",
 }
 
 __all__ = [
+    "from_transformers",
     "load",
 ]
 

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "load"]
 
 # the module of each kind has `load(path, spec, **settings) -> Run`
-KINDS: dict[str, str] = {}
+KINDS: dict[str, str] = {
+    "transformers": "transformers",
+}
 
 
 def load(
