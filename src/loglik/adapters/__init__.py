@@ -8,15 +8,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from loglik.adapters.classifiers import classifier
     from loglik.adapters.loading import load
     from loglik.adapters.transformers import from_transformers
 
 _HOME = {
+    "classifier": "classifiers",
     "from_transformers": "transformers",
     "load": "loading",
 }
 
 __all__ = [
+    "classifier",
     "from_transformers",
     "load",
 ]

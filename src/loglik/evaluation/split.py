@@ -12,6 +12,7 @@ from torch import Tensor
 
 from loglik.classification.calibration import confusion_matrix, reliability, wilson_interval
 from loglik.data.dataset import Split
+from loglik.data.limits import some
 from loglik.data.spec import DataSpec
 from loglik.density import Bound, Density, evaluation_mode, sum_terms
 from loglik.evaluation.incomplete import scorable
@@ -65,6 +66,7 @@ def evaluate_split(
     """
     if len(split) == 0:
         raise ValueError("the split is empty: nothing to evaluate")
+    _check_classes(density, spec)
     own, (density, gaps) = density, scorable(density, split, spec)
     samples = default_samples(density, len(split), samples)
     scored: dict[str, Any]
@@ -99,6 +101,16 @@ def evaluate_split(
         notes=(*getattr(own, "notes", ()), *gaps.lines(spec), *scored.pop("notes", ())),
         **scored,
     )
+
+
+def _check_classes(density: Density, spec: DataSpec) -> None:
+    """Raise ValueError where a classifier from elsewhere has other class names than the data, or another order."""
+    names = getattr(density, "class_names", ())
+    if names and spec.classes and names != spec.classes:
+        raise ValueError(
+            f"the model's classes are {some(names)} and the data's {some(spec.classes)}: give the adapter spec=, that "
+            "of the data, which puts them in order"
+        )
 
 
 def baseline_scores(density: Density, split: Split, spec: DataSpec) -> Tensor | StreamScores:
