@@ -6,7 +6,7 @@ log-probabilities. B examples, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +190,7 @@ class _Logits(nn.Module):
 
 
 class _Function(nn.Module):
-    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+    def __init__(self, function: Any) -> None:
         super().__init__()
         if not callable(function):
             raise ValueError(
