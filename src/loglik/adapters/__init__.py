@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loglik.adapters.callables import Units, denoiser, score, velocity
+    from loglik.adapters.classifiers import classifier
     from loglik.adapters.diffusers import from_diffusers
     from loglik.adapters.distributions import from_distribution, from_scipy
     from loglik.adapters.foreign import preprocessed
@@ -18,11 +19,13 @@ if TYPE_CHECKING:
     from loglik.adapters.pythae import from_pythae
     from loglik.adapters.python import as_density
     from loglik.adapters.sklearn import from_sklearn
+    from loglik.adapters.transformers import from_transformers
     from loglik.adapters.zuko import from_zuko
 
 _HOME = {
     "Units": "callables",
     "as_density": "python",
+    "classifier": "classifiers",
     "denoiser": "callables",
     "from_diffusers": "diffusers",
     "from_distribution": "distributions",
@@ -31,6 +34,7 @@ _HOME = {
     "from_pythae": "pythae",
     "from_scipy": "distributions",
     "from_sklearn": "sklearn",
+    "from_transformers": "transformers",
     "from_zuko": "zuko",
     "load": "loading",
     "preprocessed": "foreign",
@@ -41,6 +45,7 @@ _HOME = {
 __all__ = [
     "Units",
     "as_density",
+    "classifier",
     "denoiser",
     "from_diffusers",
     "from_distribution",
@@ -49,6 +54,7 @@ __all__ = [
     "from_pythae",
     "from_scipy",
     "from_sklearn",
+    "from_transformers",
     "from_zuko",
     "load",
     "preprocessed",

@@ -21,6 +21,9 @@ __all__ = ["KINDS", "load", "load_for", "split_name"]
 
 # the module of each kind has `load(path, spec, **settings) -> Run`
 KINDS: dict[str, str] = {
+    "diffusers": "diffusers",
+    "python": "python",
+    "transformers": "transformers",
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -265,7 +265,24 @@ def _load_text_file(path: Path, *, like: DataSpec | None, text: TextSettings | N
             f"{path}: binary, and of no known type: give a table (.csv, .json, .jsonl, .parquet, .feather, .arrow, or "
             ".csv.gz), a .npy, .npz or text file, or a folder of images; tokenizer=bytes reads any file as text"
         )
+    if like is not None and like.padded:
+        return _text_rows(path, path.read_bytes().splitlines(), like)
     return load_text({"train": [path]}, name=path.stem, where=str(path), like=like, settings=text, cache=cache)
+
+
+def _text_rows(path: Path, texts: Iterable[bytes], like: DataSpec) -> Data:
+    """Return texts as the rows of a table with one column."""
+    import polars as pl
+
+    from loglik.data.tables import from_frame
+
+    rows = []
+    for number, text in enumerate(texts, 1):
+        try:
+            rows.append(text.decode())
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: text {number} is not UTF-8 at byte {error.start}: save it as UTF-8") from None
+    return from_frame(pl.DataFrame({"text": rows}), name=path.stem or path.name, source=str(path), like=like)
 
 
 def _load_shards(
@@ -312,6 +329,8 @@ def _load_folder(
         from loglik.data.images import load_images
 
         return load_images(folder, pictures, roots, seed=seed, like=like, settings=images)
+    if like is not None and like.padded:
+        return _text_rows(folder, [p.read_bytes() for paths in texts.values() for p in paths], like)
     return load_text(texts, name=folder.name, where=str(folder), like=like, settings=text, cache=cache)
 
 

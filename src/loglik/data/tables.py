@@ -156,7 +156,10 @@ def _texts(
     sizes: Mapping[str, int] | None,
     text: TextSettings | None,
 ) -> Data:
-    """Return texts as rows of T tokens; shorter texts are padded with the number K, longer ones are cut."""
+    """Return texts as rows of T tokens; shorter texts are padded with the number K, longer ones are cut.
+
+    Those of a model from elsewhere are not cut: T is the length of the longest.
+    """
     from loglik.data import tokenizers
 
     settings = text or TextSettings()
@@ -178,6 +181,9 @@ def _texts(
         tokenizer = tokenizers.train(settings.tokenizer, texts, vocabulary=settings.vocabulary)
         t = settings.window or 0
     rows = [tokenizer.encode(value, lambda at, row=row: where(row, others[0])) for row, value in enumerate(texts)]  # type: ignore[misc]
+    if tokenizer.elsewhere:  # its model scores texts of any length
+        t = max(1, *map(len, rows))
+        like = None if like is None else replace(like, event_shape=(t,))
     t = t or max(1, min(LONGEST, max(map(len, rows))))
     dtype = np.uint8 if tokenizer.size < 256 else np.int64
     check_bytes(len(rows) * t * np.dtype(dtype).itemsize, sum(map(len, texts)), f"{source}: windows of {t} tokens")

@@ -127,6 +127,8 @@ def load_text(
         raise ValueError(f"{where}: the text is empty")
     cuts = _cuts(sources, settings)
     required = None if like is None else _tokenizer_of(like, where)
+    if like is not None and required is not None and required.elsewhere:
+        return _whole_texts(sources, cuts, like, required, name, settings)
     tokenizer, stream, counts = _tokens(sources, cuts, settings, required, cache or user_cache())
     if sum(counts.values()) < t if like else any(counts[s] < t for s in SPLITS if _required(s, cuts)):
         got = ", ".join(f"{counts[s]:,} for {s}" for s in SPLITS)
@@ -142,6 +144,37 @@ def load_text(
     spec = like or DataSpec(kind="text", event_shape=(t,), levels=tokenizer.size, tokenizer=tokenizer)
     full = TextSplit(Windows(stream, t, t))
     return Data(name, spec, train, validation, test, full=full, text=settings)
+
+
+def _whole_texts(
+    sources: Mapping[str, _Source], cuts: Cuts, like: DataSpec, tokenizer: Tokenizer, name: str, settings: TextSettings
+) -> Data:
+    """Return text in tokens of a model from elsewhere: each source is encoded as a whole, and cut between tokens.
+
+    A text that is shorter than the model's window is one window.
+    """
+    parts: list[np.ndarray] = []
+    begins: dict[str, tuple[int, np.ndarray]] = {}  # of each source: its first token, and where its tokens begin
+    for key, source in sources.items():
+        tokens = tokenizer.encode(source.read(0, source.size), source.where)
+        lengths = tokenizer.lengths[tokens]
+        begins[key] = sum(map(len, parts)), lengths.cumsum() - lengths - tokenizer.added
+        parts.append(tokens.astype(_dtype(tokenizer)))
+    stream = Stream(np.concatenate(parts), _dtype(tokenizer), 0, sum(map(len, parts)))
+
+    def windows(start: int, stop: int) -> TextSplit:
+        part = stream.cut(start, stop)
+        t = max(1, min(like.event_shape[0], len(part)))
+        return TextSplit(Windows(part, t, t))
+
+    def cut(key: str, *ends: int) -> TextSplit:
+        first, at = begins[key]
+        return windows(
+            *(first + (len(at) if end == sources[key].size else int(np.searchsorted(at, end))) for end in ends)
+        )
+
+    train, validation, test = (cut(*cuts[s]) for s in SPLITS)
+    return Data(name, like, train, validation, test, full=windows(0, len(stream)), text=settings)
 
 
 Cuts = dict[str, tuple[str, int, int]]  # of each split: the source it is cut from, and its first and last byte
@@ -269,7 +302,7 @@ def _encode(sources: Mapping[str, _Source], cuts: Cuts, split: str, tokenizer: T
 
 
 def _dtype(tokenizer: Tokenizer) -> str:
-    return "uint8" if tokenizer.size <= 256 else "uint16"
+    return "uint8" if tokenizer.size <= 2**8 else "uint16" if tokenizer.size <= 2**16 else "uint32"
 
 
 def _digest(plain: Any) -> str:

@@ -32,9 +32,18 @@ PIECES = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\n|[^\S\n]+"
 
 
 class Tokenizer(ABC):
-    """A tokenizer: `decode(encode(text))` is the text."""
+    """A tokenizer: `decode(encode(text))` is the text.
+
+    Attributes:
+        kind: its name in a configuration.
+        elsewhere: it comes with a model of another library. Its tokens may join any characters, so a text is encoded as
+            a whole, and the model scores texts of any length.
+        added: the number of bytes that the tokens of a text have before it, such as a space; not of the text.
+    """
 
     kind: ClassVar[str]
+    elsewhere: ClassVar[bool] = False
+    added: ClassVar[int] = 0
 
     @property
     @abstractmethod

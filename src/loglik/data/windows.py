@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Int64, Shaped
 from torch import Tensor
 
-__all__ = ["Stream", "Windows"]
+__all__ = ["Stream", "Windows", "rolling"]
 
 MAPPED_WINDOWS = 1024  # windows read from one mapping, whose pages are then released
 
@@ -74,3 +74,19 @@ class Windows:
             for row, start in enumerate((numbers[first : first + MAPPED_WINDOWS] * self.stride).tolist(), first):
                 picked[row] = tokens[start : start + self.length]
         return torch.from_numpy(picked if picked.dtype == np.uint8 else picked.astype(np.int64))
+
+
+def rolling(n: int, length: int, stride: int) -> tuple[Int64[Tensor, " W"], Int64[Tensor, " W"]]:
+    """Return where windows over n tokens begin, and the first position in each that no window before it has.
+
+    A window begins every `stride` tokens, from 0 on, and one more ends with the text. There are at least `length`
+    tokens.
+    """
+    last = n - length
+    starts = torch.arange(0, last + 1, stride)
+    firsts = torch.full_like(starts, length - stride)
+    firsts[:1] = 0
+    rest = last - int(starts[-1])
+    if rest:
+        starts, firsts = torch.cat([starts, torch.tensor([last])]), torch.cat([firsts, torch.tensor([length - rest])])
+    return starts, firsts

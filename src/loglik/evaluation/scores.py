@@ -215,6 +215,8 @@ def mean_and_stderr(scores: Float64[Tensor, " N"]) -> tuple[float, float | None]
     other examples, and 0 would claim that there is no spread.
     """
     mean, largest = scores.mean().item(), scores.abs().max().item()
+    if not math.isfinite(mean):
+        return mean, None
     spread = scores.std().item() if len(scores) > 1 else 0.0
     return mean, None if spread <= ROUNDING * largest else spread / math.sqrt(len(scores))
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from loglik.classification.calibration import confusion_matrix, reliability, wilson_interval
 from loglik.data.dataset import Split
+from loglik.data.limits import some
 from loglik.data.spec import DataSpec
-from loglik.data.windows import Stream
 from loglik.density import Bound, Density, evaluation_mode, sum_terms
 from loglik.evaluation.incomplete import scorable
 from loglik.evaluation.predictions import target_scores, target_values
@@ -64,12 +66,13 @@ def evaluate_split(
     """
     if len(split) == 0:
         raise ValueError("the split is empty: nothing to evaluate")
+    _check_classes(density, spec)
     own, (density, gaps) = density, scorable(density, split, spec)
     samples = default_samples(density, len(split), samples)
     scored: dict[str, Any]
     if split.stream is not None:
         assert not isinstance(baseline, Tensor)
-        scored = _score_stream(density, split.stream, spec, baseline)
+        scored = _score_stream(density, split, spec, baseline)
     else:
         assert not isinstance(baseline, StreamScores)
         if rows is not None:
@@ -90,23 +93,36 @@ def evaluate_split(
         params=sum(p.numel() for p in own.parameters() if p.requires_grad),
         train_seconds=train_seconds,
         steps=steps,
-        samples_per_second=_sampling_rate(density, split, spec, seed),
+        samples_per_second=None
+        if spec.tokenizer and spec.tokenizer.elsewhere
+        else _sampling_rate(density, split, spec, seed),
         incomplete=gaps.rows,
         nats_per_cell=scored["nats"] * len(split) / gaps.cells if gaps.rows and density.event == "x" else None,
-        notes=tuple(gaps.lines(spec)),
+        notes=(*getattr(own, "notes", ()), *gaps.lines(spec), *scored.pop("notes", ())),
         **scored,
     )
+
+
+def _check_classes(density: Density, spec: DataSpec) -> None:
+    """Raise ValueError where a classifier from elsewhere has other class names than the data, or another order."""
+    names = getattr(density, "class_names", ())
+    if names and spec.classes and names != spec.classes:
+        raise ValueError(
+            f"the model's classes are {some(names)} and the data's {some(spec.classes)}: give the adapter spec=, that "
+            "of the data, which puts them in order"
+        )
 
 
 def baseline_scores(density: Density, split: Split, spec: DataSpec) -> Tensor | StreamScores:
     """Return a density's scores of a split, from which others' gains are counted."""
     if split.stream is not None:
-        return stream_scores(density, split.stream, spec)
+        return stream_scores(density, split.stream, spec, split.units_per_example)
     return log_probs(scorable(density, split, spec)[0], split)
 
 
-def _score_stream(density: Density, stream: Stream, spec: DataSpec, baseline: StreamScores | None) -> dict[str, Any]:
-    scores = stream_scores(density, stream, spec)
+def _score_stream(density: Density, split: Split, spec: DataSpec, baseline: StreamScores | None) -> dict[str, Any]:
+    assert split.stream is not None
+    scores = stream_scores(density, split.stream, spec, split.units_per_example)
     nats, stderr = scores.per_token()
     gain, gain_stderr = (None, None) if baseline is None else scores.gain(baseline)
     return {
@@ -140,6 +156,7 @@ def _score_examples(
         if not terms or not (scores := sum_terms(terms)).isfinite().all():
             scores = log_probs(density, split, samples=samples, seed=seed)
     nats, stderr = mean_and_stderr(scores)
+    zeros = int(scores.isneginf().sum())
     gain, gain_stderr = (None, None)
     if baseline is not None and density.event == "x":
         gain, gain_stderr = mean_and_stderr(scores - baseline)
@@ -152,10 +169,27 @@ def _score_examples(
         "gain_stderr": gain_stderr,
         "n": len(split),
         "bits_per_dim": bits,
-        "bits_per_byte": bits if spec.kind == "text" and not spec.padded else None,
+        "bits_per_byte": _bits_per_byte(scores, split, spec) if spec.kind == "text" else None,
+        "notes": []
+        if zeros == 0
+        else [f"{zeros:,} of {len(split):,} examples have probability 0, so the mean is -inf"],
         "terms": {name: values.mean().item() for name, values in terms.items()},
         "numerical_error": _numerical_error(density, split, seed),
     }
+
+
+def _bits_per_byte(scores: Tensor, split: Split, spec: DataSpec) -> float | None:
+    """Return -nats / (bytes · ln 2) of texts; None for texts that may be cut."""
+    if not spec.padded:
+        return bits_per_dim(scores.mean().item(), spec.dims)
+    if spec.tokenizer is None or not spec.tokenizer.elsewhere:
+        return None
+    lengths = torch.from_numpy(np.append(spec.tokenizer.lengths, 0))
+    size = sum(
+        (lengths[part[:].long()].sum(1) - spec.tokenizer.added).clamp_min(0).sum()
+        for part in split.tensor().split(2**12)
+    )
+    return -scores.sum().item() / (float(size) * math.log(2))
 
 
 def _classification(density: Density, split: Split) -> dict[str, Any]:

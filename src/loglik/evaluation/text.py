@@ -19,7 +19,7 @@ from torch import Tensor
 
 from loglik.checks import data_checked
 from loglik.data.spec import DataSpec
-from loglik.data.windows import Stream, Windows
+from loglik.data.windows import Stream, Windows, rolling
 from loglik.density import Density, evaluation_mode
 from loglik.evaluation.scores import ROUNDING, mean_and_stderr
 
@@ -59,43 +59,49 @@ def perplexity(nats: float) -> float:
 
 
 @torch.no_grad()
-def stream_scores(density: Density, stream: Stream, spec: DataSpec) -> StreamScores:
-    """Score a text of at least T tokens, one stretch for each window.
+def stream_scores(density: Density, stream: Stream, spec: DataSpec, length: int | None = None) -> StreamScores:
+    """Score a text, one stretch for each window of `length` tokens, T if None; the text has at least as many.
 
     Windows of a density without `token_log_probs` stand side by side, and the tokens after the last full window are
-    left out.
+    left out. A density with `window_log_probs`, a language model from elsewhere, is given the token before each window,
+    and has a stride of its own.
     """
-    device = density.device
+    device, length = density.device, length or spec.dims
     nats, tokens, sizes = [], [], []
-    table = None if spec.tokenizer is None else spec.tokenizer.lengths
-    score: Any = getattr(density, "token_log_probs", None)
+    table, added = (None, 0) if spec.tokenizer is None else (spec.tokenizer.lengths, spec.tokenizer.added)
+    model: Any = density
+    given, score = getattr(model, "window_log_probs", None), getattr(model, "token_log_probs", None)
     with evaluation_mode(density):
-        for starts, first in _batches(len(stream), spec.dims, overlap=score is not None):
-            x = Windows(stream, spec.dims, 1)[starts]
-            fresh = torch.arange(spec.dims) >= first[:, None]  # tokens that no earlier window has scored
+        for starts, first in _batches(len(stream), length, getattr(model, "stride", None), overlap=score is not None):
+            x = Windows(stream, length, 1)[starts]
+            fresh = torch.arange(length) >= first[:, None]  # tokens that no earlier window has scored
             density.check(x)
             with data_checked():
-                if score is None:
+                if given is not None:
+                    before = Windows(stream, 1, 1)[(starts - 1).clamp_min(0)][:, 0].long().masked_fill(starts == 0, -1)
+                    if not model.scores_first:
+                        fresh[starts == 0, 0] = False
+                    nats.append((given(x.to(device), before.to(device)).double() * fresh.to(device)).sum(1))
+                elif score is None:
                     nats.append(density.log_prob(x.to(device)).double())
                 else:
                     nats.append((score(x.to(device)).double() * fresh.to(device)).sum(1))
             tokens.append(fresh.sum(1).double())
             lengths = np.ones(x.shape) if table is None else table[x.numpy()]
+            if added and stream.start == 0:  # to the first token
+                lengths[starts.numpy() == 0, 0] -= added
             sizes.append((torch.from_numpy(lengths) * fresh).sum(1).double())
     return StreamScores(torch.cat(nats).cpu(), torch.cat(tokens), torch.cat(sizes))
 
 
-def _batches(n: int, length: int, *, overlap: bool) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(n: int, length: int, stride: int | None, *, overlap: bool) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield batches of the positions at which windows begin, and the first position in each that is scored."""
-    stride = max(1, length // 2) if overlap else length
-    last = n - length
+    if overlap:
+        starts, firsts = rolling(n, length, min(stride or max(1, length // 2), length))
+    else:
+        starts = torch.arange(0, n - length + 1, length)
+        firsts = torch.zeros_like(starts)
     batch = max(1, BATCH_TOKENS // length)
-    starts = torch.arange(0, last + 1, stride)
-    firsts = torch.full_like(starts, length - stride)
-    firsts[:1] = 0
-    rest = last - int(starts[-1])
-    if overlap and rest:  # one more window, which ends with the text
-        starts, firsts = torch.cat([starts, torch.tensor([last])]), torch.cat([firsts, torch.tensor([length - rest])])
     yield from zip(starts.split(batch), firsts.split(batch), strict=True)
 
 
