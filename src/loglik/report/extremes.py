@@ -145,7 +145,8 @@ def _terms(found: Cells | None, n: int) -> list[str]:
     parts = {name: nats.sum(1) for name, nats in found.terms.items()} | dict(found.rest)
     parts = {name: nats for name, nats in parts.items() if nats.abs().max() >= 0.05}
     return [
-        ", ".join(f"{name.split(' (')[0]} {number(float(nats[i]), 1)}" for name, nats in parts.items()) for i in range(n)
+        ", ".join(f"{name.split(' (')[0]} {number(float(nats[i]), 1)}" for name, nats in parts.items())
+        for i in range(n)
     ]
 
 

@@ -30,7 +30,7 @@
     return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, prepared(item, ink)]));
   }
 
-  function config(ink) {
+  function config(ink, width) {
     const font = getComputedStyle(document.documentElement).getPropertyValue("--sans");
     return {
       background: null, font, view: { stroke: null },
@@ -39,7 +39,7 @@
         tickColor: ink.quiet, gridColor: ink.rule, gridOpacity: 0.6, labelFontSize: 11, titleFontSize: 11.5,
         labelOverlap: true, labelLimit: 130, titlePadding: 9,
       },
-      legend: { labelColor: ink.text, titleColor: ink.text, orient: "bottom", columns: 3, labelFontSize: 11 },
+      legend: { labelColor: ink.text, titleColor: ink.text, orient: "bottom", columns: width < 420 ? 2 : 4, labelFontSize: 11 },
       title: { color: ink.text, anchor: "start", frame: "group", fontSize: 12.5, fontWeight: 600, limit: { expr: "width" } },
       text: { color: ink.text, fontSize: 11 },
       range: { category: ink.category, heatmap: { scheme: darkMode.matches ? "viridis" : "blues" } },
@@ -54,7 +54,7 @@
     const view = figure.querySelector(".view");
     views.get(figure)?.finalize();
     const result = await vegaEmbed(view, prepared(specs.get(figure), ink), {
-      renderer: "svg", config: config(ink), actions: { export: { svg: true, png: true }, source: false, compiled: false, editor: false },
+      renderer: "svg", config: config(ink, view.clientWidth), actions: { export: { svg: true, png: true }, source: false, compiled: false, editor: false },
       tooltip: { theme: darkMode.matches ? "dark" : "custom" },
     });
     views.set(figure, result);
