@@ -219,6 +219,12 @@ class Density(nn.Module, ABC):
         """
         return {}
 
+    def terms_by_dimension(
+        self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
+    ) -> dict[str, Float[Tensor, "B ..."]]:
+        """Return terms by dimension, (B, D), and those of whole events, (B,); empty if none. All sum to `log_prob`."""
+        return {}
+
     def output_layers(self) -> tuple[nn.Module, ...]:
         """Return the layers whose outputs are the distribution's parameters, such as logits.
 
@@ -349,20 +355,20 @@ def draw_weights(
 
 
 def draw_terms(
-    terms: Callable[[Tensor, Tensor | None], dict[str, Float[Tensor, " BS"]]],
+    terms: Callable[[Tensor, Tensor | None], dict[str, Float[Tensor, "BS ..."]]],
     x: Shaped[Tensor, "B ..."],
     context: Tensor | None,
     samples: int,
     *,
     importance_weighted: bool,
     at_once: int,
-) -> dict[str, Float[Tensor, " B"]]:
+) -> dict[str, Float[Tensor, "B ..."]]:
     r"""Average the terms of S draws of a bound, and add a term for the gain of combining the draws.
 
     With $\log w_s = \sum_j t_{sj}$, the terms $\tfrac1S \sum_s t_{sj}$ sum to the ELBO's estimate
     $\tfrac1S \sum_s \log w_s$. Importance weights give $\log \tfrac1S \sum_s w_s$, which is larger by Jensen's
     inequality; the difference is the term `tightening (K = S)`. So the terms sum to what `draw_weights` returns
-    for the same draws.
+    for the same draws. A term may have more axes, such as the dimensions of an event, over which it is summed.
 
     Reference: Burda et al. 2016, "Importance weighted autoencoders", theorem 1.
     """
@@ -370,14 +376,14 @@ def draw_terms(
     if samples == 1:
         return terms(x, context)
     chunks = [
-        {name: term.reshape(len(x), s) for name, term in terms(rows, contexts).items()}
+        {name: term.reshape(len(x), s, *term.shape[1:]) for name, term in terms(rows, contexts).items()}
         for s, rows, contexts in _repeated(x, context, samples, at_once=at_once)
     ]
     # float64: a draw of small weight is large in every term, and its rounding would remain in their sum
     draws = {name: torch.cat([chunk[name] for chunk in chunks], 1).double() for name in chunks[0]}
     means = {name: draw.mean(1) for name, draw in draws.items()}
     if importance_weighted:
-        log_weights = torch.stack(list(draws.values())).sum(0)
+        log_weights = torch.stack([draw.reshape(len(x), samples, -1).sum(2) for draw in draws.values()]).sum(0)
         means[f"tightening (K = {samples})"] = _combined(log_weights, True) - log_weights.mean(1)
     return means
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from loglik.checks import check_complete, check_labels
 from loglik.density import Bound, Density, initialise_context, output_layer, sum_terms
+from loglik.diffusion.by_dimension import bound_by_dimension
 from loglik.diffusion.chain import prior_term
 from loglik.diffusion.control import Control, bins_of, split
 from loglik.diffusion.denoiser import Denoise, Denoiser, LevelDenoiser, residual_of
@@ -157,6 +158,17 @@ class Diffusion(Density):
         v = self.reconstruction.embed(x)
         model, u = self._model(context), self._stratified(len(x), v)
         draws = [self.likelihood.terms(model, x, v, (u + k) / samples) for k in range(samples)]
+        return {name: torch.stack([draw[name] for draw in draws]).mean(0) for name in draws[0]}
+
+    def terms_by_dimension(
+        self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
+    ) -> dict[str, Float[Tensor, "B D"]]:
+        """Return `terms` by dimension of the data, of the bound in continuous time; empty for other likelihoods."""
+        if not isinstance(self.likelihood, VLB) or self.likelihood.steps is not None:
+            return {}
+        v = self.reconstruction.embed(x)
+        model, u = self._model(context), self._stratified(len(x), v)
+        draws = [bound_by_dimension(model, x, v, (u + k) / samples) for k in range(samples)]
         return {name: torch.stack([draw[name] for draw in draws]).mean(0) for name in draws[0]}
 
     def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Shaped[Tensor, "n ..."]:

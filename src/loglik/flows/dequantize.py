@@ -68,5 +68,5 @@ class VariationalDequantize(Dequantize):
         u = ((u + 1) / 2).clamp(0, 1 - 2**-24)
         if self.mask is not None:
             u = torch.zeros_like(flat).index_add(1, self.integers, u)
-        v, more = self._to_cell(v, u.view(v.shape))
-        return v, log_det + more
+        v, slopes = self._to_cell(v, u.view(v.shape))
+        return v, log_det if slopes is None else log_det + slopes.flatten(1).sum(1)

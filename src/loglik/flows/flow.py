@@ -10,7 +10,17 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from loglik.checks import check_complete, check_labels, check_levels, data_checked
-from loglik.density import Bound, Density, draw_terms, draw_weights, embed, initialise_context, output_layer
+from loglik.density import (
+    Bound,
+    Density,
+    StandardNormal,
+    draw_terms,
+    draw_weights,
+    embed,
+    initialise_context,
+    output_layer,
+)
+from loglik.flows.by_dimension import flow_terms, has_terms
 from loglik.graphs import graphed
 from loglik.missing import Imputer, hot_deck
 from loglik.transforms import Dequantize, Standardise, Transform
@@ -142,6 +152,11 @@ class Flow(Density):
         self.base.check_context(context)
 
     @property
+    def has_jacobian(self) -> bool:
+        """Whether `terms_by_dimension` computes the Jacobian, with a backward pass for each dimension."""
+        return isinstance(self.base, StandardNormal) and has_terms(list(self.transforms), self.base)
+
+    @property
     def _draws_only_in_base(self) -> bool:
         return Bound.weakest(*(transform.bound for transform in self.transforms)) is Bound.EXACT
 
@@ -218,6 +233,26 @@ class Flow(Density):
         return draw_terms(
             terms, x, context, samples, importance_weighted=self.importance_weighted, at_once=self._max_events
         )
+
+    def terms_by_dimension(
+        self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
+    ) -> dict[str, Float[Tensor, "B ..."]]:
+        """Return the base's terms and the log-determinant by dimension, (B, D); see `flow_terms`.
+
+        Empty for a flow that has none: with a base that is neither N(0, I) nor has such terms behind columnwise
+        transforms, and with transforms whose log-determinant is an estimate.
+        """
+        if not has_terms(list(self.transforms), self.base):
+            return {}
+
+        def terms(rows: Tensor, row_context: Tensor | None, samples: int = 1) -> dict[str, Tensor]:
+            vector = embed(self.context, row_context)
+            return flow_terms(list(self.transforms), self.base, vector, rows, row_context, samples=samples)
+
+        if self._draws_only_in_base:
+            return terms(x, context, samples)
+        weighted, at_once = self.importance_weighted, self._max_events
+        return draw_terms(terms, x, context, samples, importance_weighted=weighted, at_once=at_once)
 
 
 def _with_log_det(terms: dict[str, Tensor], log_det: Tensor) -> dict[str, Tensor]:

@@ -16,9 +16,10 @@ from torch import Tensor
 from loglik.data.dataset import Data, Split
 from loglik.data.decode import as_text, decode
 from loglik.data.spec import DataSpec
+from loglik.density import Bound
 from loglik.evaluation.incomplete import scorable
 from loglik.evaluation.scores import log_probs
-from loglik.report.cells import cell_log_probs
+from loglik.report.cells import Cells, cell_log_probs
 from loglik.report.chart import Chart
 from loglik.report.html import png_source
 from loglik.report.likelihood_figures import histogram
@@ -33,6 +34,9 @@ MAX_SCORED = 400  # examples, fewer of many dimensions
 SHOWN = {"image": 8, "table": 6, "array": 6, "text": 3}  # of the most likely, and of the least likely
 MAX_CELLS = 12  # columns of a row
 MAX_TOKENS = 400  # of a text
+MAX_DRAWS = 16  # of a bound, for each example that is compared
+MAX_VALUES = 2**20  # of all examples and draws
+SURPRISES = 4  # tokens of a text that are named
 
 
 @dataclass(frozen=True)
@@ -46,18 +50,24 @@ class Cell:
 
 @dataclass(frozen=True)
 class Example:
-    """An example: its nats, and a picture with a heat map, or cells."""
+    """An example: its nats and their terms, and a picture with its heat maps and their names, or cells."""
 
     nats: str
     key: float
+    which: str
+    terms: str = ""
     image: str = ""
-    heat: str = ""
+    heats: list[tuple[str, str]] = field(default_factory=list)
     cells: list[Cell] = field(default_factory=list)
+    surprises: str = ""
 
 
 @dataclass(frozen=True)
 class Extremes:
-    """A model's most and least likely examples, the names of their columns, and what their heat maps are."""
+    """A model's most and least likely examples, the names of their columns, and what their heat maps are.
+
+    `scale` has for each heat map its name and its lightest and darkest nats.
+    """
 
     model: str
     most: list[Example]
@@ -66,6 +76,7 @@ class Extremes:
     heat: str
     scored: int
     rest: str = ""
+    scale: list[tuple[str, str, str]] = field(default_factory=list)
 
 
 def view_examples(
@@ -79,7 +90,8 @@ def view_examples(
             density, _ = scorable(run.density, part, run.spec)
         except ValueError:  # a density of complete rows
             continue
-        scores = log_probs(density, part, seed=seed)
+        draws = 1 if density.bound is Bound.EXACT else max(1, min(MAX_DRAWS, MAX_VALUES // part.tensor().numel()))
+        scores = log_probs(density, part, samples=draws, seed=seed)
         nats[name] = scores.numpy()
         known = scores.isfinite().nonzero().flatten()
         if len(known) >= 2:
@@ -100,10 +112,11 @@ def _extremes(name: str, run: Run, data: Data, part: Split, order: Tensor, score
     rows = torch.cat([order[:half], order[-half:].flip(0)])
     x, context = part.batch(rows)
     found = cell_log_probs(run.density, x, context if run.density.conditional else None, spec, part.tensor())
-    cells = None if found is None else found[0].nan_to_num(0.0)
+    cells = None if found is None else found.nats
+    scale: list[tuple[str, str, str]] = []
     rest, names = "", []
     if spec.kind == "image":
-        shown = _images(x, cells, spec, part)
+        shown, scale = _images(x, found, spec, part)
     elif spec.kind == "text":
         shown = _texts(x, cells, spec)
         rest = f"The first {MAX_TOKENS} of {spec.dims:,} tokens are shown." if spec.dims > MAX_TOKENS else ""
@@ -114,11 +127,27 @@ def _extremes(name: str, run: Run, data: Data, part: Split, order: Tensor, score
         if len(kept) < spec.dims:
             which = "The first" if cells is None else "The most unlikely"
             rest = f"{which} {len(kept)} of {spec.dims:,} columns are shown."
+        if x.is_floating_point() and part.tensor().isnan().any():
+            rest += " The nats of a row are those of its known values, so a row with few of them has more."
+    terms = _terms(found, len(x))
     examples = [
-        Example(nats=number(float(scores[row]), 1), key=float(scores[row]), **one)
-        for row, one in zip(rows.tolist(), shown, strict=True)
+        Example(number(float(scores[row]), 1), float(scores[row]), which, term, **one)
+        for row, which, term, one in zip(rows.tolist(), ["most"] * half + ["least"] * half, terms, shown, strict=True)
     ]
-    return Extremes(name, examples[:half], examples[half:], names, "" if found is None else found[1], len(order), rest)
+    heat = "" if found is None else found.what + (f"; {found.draws} draws" if found.draws > 1 else "")
+    return Extremes(name, examples[:half], examples[half:], names, heat, len(order), rest.strip(), scale)
+
+
+def _terms(found: Cells | None, n: int) -> list[str]:
+    """Return for each example the sums of its terms in words, if there are several."""
+    if found is None or len(found.terms) + len(found.rest) < 2:
+        return [""] * n
+    parts = {name: nats.sum(1) for name, nats in found.terms.items()} | dict(found.rest)
+    parts = {name: nats for name, nats in parts.items() if nats.abs().max() >= 0.05}
+    return [
+        ", ".join(f"{name.split(' (')[0]} {number(float(nats[i]), 1)}" for name, nats in parts.items())
+        for i in range(n)
+    ]
 
 
 def _kept(cells: Tensor | None, half: int, dims: int) -> list[int]:
@@ -134,20 +163,41 @@ def _share(cells: Float64[Tensor, "B D"]) -> Float64[Tensor, "B D"]:
     return ((high - cells) / ((high - low) or 1.0)).clamp(0, 1)
 
 
-def _images(x: Tensor, cells: Tensor | None, spec: DataSpec, part: Split) -> list[dict[str, Any]]:
+def _images(
+    x: Tensor, found: Cells | None, spec: DataSpec, part: Split
+) -> tuple[list[dict[str, Any]], list[tuple[str, str, str]]]:
+    """Return for each image its picture and its heat maps, and the scale of each heat map."""
     channels = spec.event_shape[0]
     if channels not in (1, 3):
-        return [{} for _ in x]
+        return [{} for _ in x], []
     first = part.first(64)[0]
     span = (0.0, spec.levels - 1.0) if spec.levels else (float(first.min()), float(first.max()))
-    shown = [{"image": png_source(image_grid(one[None], spec, columns=1, span=span, cell=1))} for one in x]
-    if cells is not None:
-        from matplotlib import colormaps
+    shown: list[dict[str, Any]] = [
+        {"image": png_source(image_grid(one[None], spec, columns=1, span=span, cell=1)), "heats": []} for one in x
+    ]
+    from matplotlib import colormaps
 
-        heat = _share(cells.view(len(x), channels, -1).sum(1)).view(len(x), *spec.event_shape[1:]).numpy()
-        for one, pixels in zip(shown, (colormaps["cividis"](heat)[..., :3] * 255).astype(np.uint8), strict=True):
-            one["heat"] = png_source(pixels)
-    return shown
+    scale = []
+    for name, nats in _maps(found, channels).items():
+        low, high = nats.flatten().quantile(torch.tensor([0.02, 0.98], dtype=nats.dtype)).tolist()
+        scale.append((name, number(high, 2), number(low, 2)))
+        heat = colormaps["cividis"](_share(nats).view(len(x), *spec.event_shape[1:]).numpy())[..., :3] * 255
+        for one, pixels in zip(shown, heat.astype(np.uint8), strict=True):
+            one["heats"].append((name, png_source(pixels)))
+    return shown, scale
+
+
+def _maps(found: Cells | None, channels: int) -> dict[str, Float64[Tensor, "B P"]]:
+    """Return the nats of each pixel, all channels together: their sum, and each term that varies over pixels."""
+    if found is None:
+        return {}
+    terms = {name: nats.unflatten(1, (channels, -1)).sum(1) for name, nats in found.terms.items()}
+    spread = {name: float(nats.max() - nats.min()) for name, nats in terms.items()}
+    kept = {name: nats for name, nats in terms.items() if spread[name] >= 0.05 * max(spread.values())}
+    if len(kept) == 1:
+        return kept
+    whole = torch.stack(list(terms.values())).sum(0)
+    return {"sum": whole, **kept}
 
 
 def _texts(x: Tensor, cells: Tensor | None, spec: DataSpec) -> list[dict[str, Any]]:
@@ -158,7 +208,7 @@ def _texts(x: Tensor, cells: Tensor | None, spec: DataSpec) -> list[dict[str, An
     share = None if cells is None else _share(cells)
     shown = []
     for i, row in enumerate(tokens.tolist()):
-        found, decoder, first = [], getincrementaldecoder("utf-8")("replace"), 0
+        found, surprises, decoder, first = [], [], getincrementaldecoder("utf-8")("replace"), 0
         for t, token in enumerate(row):
             text = _token(token, spec, decoder, final=t == len(row) - 1)
             if text:
@@ -166,10 +216,11 @@ def _texts(x: Tensor, cells: Tensor | None, spec: DataSpec) -> list[dict[str, An
                 if cells is None or share is None:
                     found.append(Cell(text))
                 else:
-                    unlikely = round(float(share[i, together].max()), 2)
-                    found.append(Cell(text, number(float(cells[i, together].sum())), unlikely))
+                    unlikely, nats = round(float(share[i, together].max()), 2), float(cells[i, together].sum())
+                    found.append(Cell(text, number(nats), unlikely))
+                    surprises.append((nats, f"“{text.strip() or repr(text)[1:-1]}” {number(nats, 1)}"))
                 first = t + 1
-        shown.append({"cells": found})
+        shown.append({"cells": found, "surprises": ", ".join(words for _, words in sorted(surprises)[:SURPRISES])})
     return shown
 
 
@@ -181,7 +232,11 @@ def _token(token: int, spec: DataSpec, decoder: IncrementalDecoder, *, final: bo
 
 
 def _rows(x: Tensor, cells: Tensor | None, data: Data, kept: Sequence[int]) -> list[dict[str, Any]]:
-    columns, share = columns_of(data), None if cells is None else _share(cells)
+    columns, share = columns_of(data), None
+    if cells is not None:
+        cells = cells.masked_fill(x.isnan(), torch.nan) if x.is_floating_point() else cells
+        # each column against its likeliest value: a column of large numbers is unlikely in every row
+        share = _share((cells - cells.nan_to_num(-math.inf).max(0).values).nan_to_num(0.0))
     table = decode(x.double(), columns)
     texts = []
     for d in kept:

@@ -29,7 +29,7 @@ from loglik.evaluation.scores import evaluating, log_probs
 from loglik.runs import Run
 from loglik.tasks.kernel import KernelDensity, place_of, reference_rows
 
-__all__ = ["Blame", "blame_of", "conditional_log_probs"]
+__all__ = ["Blame", "blame_of", "conditional_log_probs", "without_each"]
 
 GRID = 192  # values of a column
 MAX_DIMS = 64  # of a row, for a grid in each dimension
@@ -116,7 +116,7 @@ def blame_of(run: Run, reference: Data, held: list[Split], *, own: bool = False)
         return Blame(how, _names(spec), columns, usual)
 
     if density.marginalises and density.bound is Bound.EXACT and spec.columns:
-        return by("each column given the others, by the run's density", _without_each(density, spec))
+        return by("each column given the others, by the run's density", without_each(density, spec))
     if plain and isinstance(density, (Autoregressive, Independent)):
         given = "the others" if isinstance(density, Independent) else "those before"
         return by(f"each column given {given}, by the run's density", _tokens(density))
@@ -145,7 +145,7 @@ def _tokens(density: Autoregressive | Independent) -> Columns:
     return columns
 
 
-def _without_each(density: Density, spec: DataSpec) -> Columns:
+def without_each(density: Density, spec: DataSpec) -> Columns:
     r"""Return $\log p(x_d \mid x_{-d})$ of each value by a density that marginalises; 0 of a missing value.
 
     An unseen category has the log of its column's `novelty`.

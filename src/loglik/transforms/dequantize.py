@@ -76,17 +76,22 @@ class Dequantize(Transform):
     def encode(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> tuple[Float[Tensor, "B ..."], Float[Tensor, " B"]]:
+        v, log_slopes = self.encode_dims(x)
+        return v, zeros(v) if log_slopes is None else log_slopes.flatten(1).sum(1)
+
+    def encode_dims(self, x: Shaped[Tensor, "B ..."]) -> tuple[Float[Tensor, "B ..."], Float[Tensor, "B ..."] | None]:
+        """Return what `encode` does, with log dv/du of each dimension instead of the sum; None where they are 0."""
         v = x if x.is_floating_point() else x.to(torch.get_default_dtype())
         u = torch.rand_like(v)
         return self._to_cell(v, u if self.mask is None else u * self.mask)
 
     def _to_cell(
         self, x: Float[Tensor, "B ..."], u: Float[Tensor, "B ..."]
-    ) -> tuple[Float[Tensor, "B ..."], Float[Tensor, " B"]]:
-        """Map u in [0, 1), or 0 in real dimensions, to the cell of x: (v, the sum of log dv/du)."""
+    ) -> tuple[Float[Tensor, "B ..."], Float[Tensor, "B ..."] | None]:
+        """Map u in [0, 1), or 0 in real dimensions, to the cell of x: (v, log dv/du); None where the slope is 1."""
         v = x + u
         if self.top is None:
-            return v, zeros(v)
+            return v, None
         top = self.top.to(v.dtype)
         self.check(x)
         known = top.isfinite()
@@ -103,7 +108,7 @@ class Dequantize(Transform):
             ends = torch.where(alone, 0.5 + 0.25 * (inside.log() - (-inside).log1p()), ends)
             log_slope = torch.where(alone, math.log(0.25) - inside.log() - (-inside).log1p(), log_slope)
         at_end = lowest | highest
-        return torch.where(at_end, ends, v), torch.where(at_end, log_slope, 0.0).flatten(1).sum(1)
+        return torch.where(at_end, ends, v), torch.where(at_end, log_slope, 0.0)
 
     def check(self, x: Shaped[Tensor, "B ..."]) -> None:
         check_codes(x.flatten(1), self.codes, missing=True)  # a Flow checks levels itself

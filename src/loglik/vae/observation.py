@@ -51,6 +51,17 @@ class Observation(nn.Module, ABC):
     def log_prob(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
         """Return log p(x | θ) in nats."""
 
+    def log_prob_dims(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, "B D"]:
+        """Return log p(x_d | θ) of each dimension in nats, one after the other with all others missing."""
+        flat = x.flatten(1).to(theta.dtype)
+        alone = torch.full_like(flat, torch.nan)
+        each = []
+        for d in range(self.dims):
+            alone[:, d] = flat[:, d]
+            each.append(self.log_prob(self._event(alone), theta))
+            alone[:, d] = torch.nan
+        return torch.stack(each, 1)
+
     @abstractmethod
     def sample(self, theta: Float[Tensor, "B P"]) -> Shaped[Tensor, "B ..."]:
         """Draw x given θ, in the units of the data."""

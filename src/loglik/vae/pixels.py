@@ -88,6 +88,9 @@ class LocalPixels(Observation):
     def log_prob(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, " B"]:
         return self.whole.log_prob(x, self._theta(x, theta))
 
+    def log_prob_dims(self, x: Shaped[Tensor, "B ..."], theta: Float[Tensor, "B P"]) -> Float[Tensor, "B D"]:
+        return self.whole.log_prob_dims(x, self._theta(x, theta))
+
     def sample(self, theta: Float[Tensor, "B P"]) -> Shaped[Tensor, "B ..."]:
         return self._in_turn(theta, self.pixel.sample)
 

@@ -267,15 +267,16 @@ class VAE(Density):
         )
 
     def _terms_of_draws(
-        self, x: Tensor, context: Tensor | None
+        self, x: Tensor, context: Tensor | None, *, by_dimension: bool = False
     ) -> Callable[[Tensor, Tensor | None], dict[str, Tensor]]:
         """Return a function to the ELBO's terms for repetitions of x; the encoder runs once."""
         inferred = self._infer(x, context)
+        reconstruction = self.observation.log_prob_dims if by_dimension else self.observation.log_prob
 
         def terms(rows: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
             repeats = len(rows) // len(x)
             draw = self._draw(tuple(t.repeat_interleave(repeats, 0) for t in inferred), labels)
-            return {"reconstruction": self.observation.log_prob(rows, draw.theta), "-KL": draw.log_ratio}
+            return {"reconstruction": reconstruction(rows, draw.theta), "-KL": draw.log_ratio}
 
         return terms
 
@@ -313,14 +314,18 @@ class VAE(Density):
         `reconstruction` is the mean of $\log p(x \mid z)$ and `-KL` that of $\log p(z) - \log q(z \mid x)$, whose
         expectation is $-\mathrm{KL}(q(z \mid x) \,\|\, p(z))$; `tightening (K = samples)` is the gain.
         """
-        return draw_terms(
-            self._terms_of_draws(x, context),
-            x,
-            context,
-            samples,
-            importance_weighted=self.importance_weighted,
-            at_once=self._at_once(x),
-        )
+        return self._terms(x, context, samples, by_dimension=False)
+
+    def terms_by_dimension(
+        self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
+    ) -> dict[str, Float[Tensor, "B ..."]]:
+        """Return `terms` with a reconstruction for each dimension, (B, D)."""
+        return self._terms(x, context, samples, by_dimension=True)
+
+    def _terms(self, x: Tensor, context: Tensor | None, samples: int, *, by_dimension: bool) -> dict[str, Tensor]:
+        draws = self._terms_of_draws(x, context, by_dimension=by_dimension)
+        weighted, at_once = self.importance_weighted, self._at_once(x)
+        return draw_terms(draws, x, context, samples, importance_weighted=weighted, at_once=at_once)
 
     def check(self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None) -> None:
         if not self.marginalises:
