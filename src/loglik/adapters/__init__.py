@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from loglik.adapters.copulas import from_copulas
     from loglik.adapters.distributions import from_distribution, from_scipy
     from loglik.adapters.foreign import preprocessed
     from loglik.adapters.loading import load
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "as_density": "python",
+    "from_copulas": "copulas",
     "from_distribution": "distributions",
     "from_nflows": "nflows",
     "from_normflows": "normflows",
@@ -33,6 +35,7 @@ _HOME = {
 
 __all__ = [
     "as_density",
+    "from_copulas",
     "from_distribution",
     "from_nflows",
     "from_normflows",
