@@ -250,6 +250,10 @@ def test_zuko_agrees_with_itself_in_the_units_of_the_data(make):
         assert conditional.sample(6, labels).shape == (6, 3) and density.sample(4).shape == (4, 3)
     with pytest.raises(ValueError, match=r"this zuko model is p\(x \| context\): pass a context"):
         conditional.log_prob(x)
+    with pytest.raises(ValueError, match="reads a vector for each row, and these are labels: pass context="):
+        from_zuko(given).log_prob(x[:3], labels[:3])  # as many labels as the vector is wide
+    with pytest.raises(ValueError, match="zuko refuses these data or their context"):
+        from_zuko(given).log_prob(x, torch.zeros(6, 5))
 
 
 def test_an_estimated_trace_is_an_estimate():
@@ -482,7 +486,7 @@ def test_wrong_models_and_data_are_one_line():
         "missing values, NaN": lambda: from_sklearn(fitted).log_prob([[0.0, math.nan]]),
         "an object of the class .*Linear, which has forward, is no density": lambda: as_density(nn.Linear(2, 2)),
         "the class .*NSF.*pass an object of it": lambda: as_density(zuko.flows.NSF),
-        "from_sklearn has no setting 'size'": lambda: as_density(fitted, size=3),
+        "the adapter of GaussianMixture has no setting 'size'": lambda: as_density(fitted, size=3),
         "expected a zuko LazyDistribution": lambda: from_zuko(nn.Linear(2, 2)),
         "expected an nflows Flow": lambda: from_nflows(nn.Linear(2, 2)),
         "expected NormalizingFlow": lambda: from_normflows(nn.Linear(2, 2)),
