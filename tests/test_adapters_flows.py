@@ -488,7 +488,7 @@ def test_wrong_models_and_data_are_one_line():
         "missing values, NaN": lambda: from_sklearn(fitted).log_prob([[0.0, math.nan]]),
         "an object of the class .*Linear, which has forward, is no density": lambda: as_density(nn.Linear(2, 2)),
         "the class .*NSF.*pass an object of it": lambda: as_density(zuko.flows.NSF),
-        "the adapter of GaussianMixture has no setting 'size'": lambda: as_density(fitted, size=3),
+        "from_sklearn has no setting 'size'": lambda: as_density(fitted, size=3),
         "expected a zuko LazyDistribution": lambda: from_zuko(nn.Linear(2, 2)),
         "expected an nflows Flow": lambda: from_nflows(nn.Linear(2, 2)),
         "expected NormalizingFlow": lambda: from_normflows(nn.Linear(2, 2)),

@@ -78,23 +78,21 @@ def as_density(model: Any, spec: DataSpec | None = None, *, dequantize: bool = F
             raise ValueError(f"{type(model).__name__} is a density, which has no setting {quote(next(iter(settings)))}")
         density = model
     else:
-        adapter = _adapter_of(model, spec)
+        adapter = _adapter_of(model)
         try:
             density = adapter(model, **settings)
         except TypeError as error:
             if "unexpected keyword argument" not in str(error):
                 raise
             name = str(error).rpartition("argument ")[2]
-            raise ValueError(f"the adapter of {type(model).__name__} has no setting {name}") from error
+            raise ValueError(f"{adapter.__name__} has no setting {name}") from error
     return density if spec is None else fitted_to(density, spec, dequantize=dequantize)
 
 
-def _adapter_of(model: Any, spec: DataSpec | None) -> Any:
+def _adapter_of(model: Any) -> Any:
     for cls in type(model).__mro__:
         for module, name in ADAPTERS.items():
             if f"{cls.__module__}.".startswith(f"{module}.") and name in loglik.adapters.__all__:
-                if module == "sklearn" and "classifier" in loglik.adapters.__all__ and _is_classifier(model):
-                    return partial(loglik.adapters.classifier, spec=spec)
                 return getattr(loglik.adapters, name)
     kind = "the class" if isinstance(model, type) else "an object of the class"
     cls = model if isinstance(model, type) else type(model)
@@ -104,14 +102,8 @@ def _adapter_of(model: Any, spec: DataSpec | None) -> Any:
     more = ": pass an object of it" if isinstance(model, type) else ""
     raise ValueError(
         f"{kind} {cls.__module__}.{cls.__qualname__}, which {has}, is no density that is known here{more}: it must be "
-        f"a loglik.Density or a model of {libraries}; loglik.adapters also wraps classifiers and functions"
+        f"a loglik.Density or a model of {libraries}; loglik.adapters also wraps functions"
     )
-
-
-def _is_classifier(estimator: Any) -> bool:
-    from sklearn.base import is_classifier
-
-    return bool(is_classifier(estimator))
 
 
 @contextmanager
