@@ -485,7 +485,7 @@ def test_wrong_models_and_data_are_one_line():
         "expected numbers, got an array of type <U1": lambda: from_sklearn(fitted, mean="x"),
         "no scale 0": lambda: from_sklearn(fitted, scale=0.0),
         "of events of shape .2,., got .3,.": lambda: from_sklearn(fitted).log_prob(np.zeros((4, 3))),
-        "missing values, NaN": lambda: from_sklearn(fitted).log_prob([[0.0, math.nan]]),
+        "row 0, column 1 is NaN, a missing value": lambda: from_sklearn(fitted).log_prob([[0.0, math.nan]]),
         "an object of the class .*Linear, which has forward, is no density": lambda: as_density(nn.Linear(2, 2)),
         "the class .*NSF.*pass an object of it": lambda: as_density(zuko.flows.NSF),
         "from_sklearn has no setting 'size'": lambda: as_density(fitted, size=3),

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from loglik.checks import check_complete
 from loglik.data.spec import DataSpec
 from loglik.density import Bound, Density
 from loglik.flows import Flow
@@ -50,8 +51,7 @@ class Foreign(Density):
         shape = tuple(x.shape[1:])
         if shape != self.event_shape:
             raise ValueError(f"this {self.library} model is of events of shape {self.event_shape}, got {shape}")
-        if x.is_floating_point() and x.isnan().any():
-            raise ValueError(f"the data have missing values, NaN, and this {self.library} model is of complete rows")
+        check_complete(x)
         self.check_context(context)
         if context is not None and self.conditional and len(context) not in (1, len(x)):
             raise ValueError(f"pass one row of context for each example: got {len(context)} for {len(x)}")
