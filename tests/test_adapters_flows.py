@@ -1,6 +1,7 @@
 """Flows, distributions, estimators and VAEs of other libraries give exact nats, and the same as the libraries' own."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from helpers.pythae_like import linear_vae
 from loglik import Bound, Flow, StandardNormal
 from loglik.adapters import (
     as_density,
+    from_copulas,
     from_distribution,
     from_nflows,
     from_normflows,
@@ -248,6 +250,10 @@ def test_zuko_agrees_with_itself_in_the_units_of_the_data(make):
         assert conditional.sample(6, labels).shape == (6, 3) and density.sample(4).shape == (4, 3)
     with pytest.raises(ValueError, match=r"this zuko model is p\(x \| context\): pass a context"):
         conditional.log_prob(x)
+    with pytest.raises(ValueError, match="reads a vector for each row, and these are labels: pass context="):
+        from_zuko(given).log_prob(x[:3], labels[:3])  # as many labels as the vector is wide
+    with pytest.raises(ValueError, match="zuko refuses these data or their context"):
+        from_zuko(given).log_prob(x, torch.zeros(6, 5))
 
 
 def test_an_estimated_trace_is_an_estimate():
@@ -470,14 +476,16 @@ def test_wrong_models_and_data_are_one_line():
     wrong = {
         "GaussianMixture is not fitted: call its fit": lambda: from_sklearn(GaussianMixture()),
         "IsolationForest is no density, its scores are no log-densities": lambda: from_sklearn(IsolationForest()),
-        "it is a classifier: use loglik.adapters.classifier": lambda: from_sklearn(LogisticRegression()),
+        r"is a classifier, p\(label | data\)": lambda: from_sklearn(LogisticRegression()),
         "is not normalised": lambda: from_sklearn(KernelDensity(metric="manhattan").fit(rows)),
         "StandardScaler is not fitted": lambda: from_sklearn(make_pipeline(StandardScaler(), fitted)),
         "no log-determinant that is known": lambda: from_sklearn(fitted, transform=PowerTransformer().fit(rows)),
         "mean of shape .3,. does not broadcast": lambda: from_sklearn(fitted, mean=[1, 2, 3]),
+        "levels must be an integer of at least 2, got 1": lambda: from_sklearn(fitted, levels=1),
+        "expected numbers, got an array of type <U1": lambda: from_sklearn(fitted, mean="x"),
         "no scale 0": lambda: from_sklearn(fitted, scale=0.0),
         "of events of shape .2,., got .3,.": lambda: from_sklearn(fitted).log_prob(np.zeros((4, 3))),
-        "missing values, NaN": lambda: from_sklearn(fitted).log_prob([[0.0, math.nan]]),
+        "row 0, column 1 is NaN, a missing value": lambda: from_sklearn(fitted).log_prob([[0.0, math.nan]]),
         "an object of the class .*Linear, which has forward, is no density": lambda: as_density(nn.Linear(2, 2)),
         "the class .*NSF.*pass an object of it": lambda: as_density(zuko.flows.NSF),
         "from_sklearn has no setting 'size'": lambda: as_density(fitted, size=3),
@@ -513,3 +521,47 @@ def test_pythae_itself(name):
         many = density.log_prob(x, samples=4000).double()
         own = [model.get_nll(row[None], n_samples=4000, batch_size=1000) for row in x]  # plus log p, not minus
     assert torch.allclose(many, torch.tensor(own).double(), atol=0.03)
+
+
+class Marginal:
+    """A column's distribution with copulas' interface."""
+
+    def __init__(self, frozen) -> None:
+        self.cdf, self.probability_density, self.percent_point = frozen.cdf, frozen.pdf, frozen.ppf
+
+
+def test_a_gaussian_copula_counts_its_marginals():
+    """Normal marginals make a Gaussian; those of other scales have the Jacobian of the map between them."""
+    correlation = np.array([[1.0, 0.8], [0.8, 1.0]])
+    scale = np.array([2.0, 0.5])
+    marginals = [Marginal(stats().norm(1, s)) for s in scale]
+    model = SimpleNamespace(columns=["a", "b"], univariates=marginals, correlation=correlation)
+    density = from_copulas(model)
+    truth = stats().multivariate_normal([1, 1], scale[:, None] * correlation * scale)
+    x = truth.rvs(50, random_state=0)
+    assert np.allclose(density.log_prob(x).numpy(), truth.logpdf(x), atol=1e-8)
+    drawn = density.sample(2000).numpy()
+    assert np.allclose(np.corrcoef(drawn.T), correlation, atol=0.03) and np.allclose(drawn.std(0), scale, rtol=0.06)
+    model.univariates = [Marginal(stats().lognorm(1.0)), marginals[1]]
+    log_x = np.column_stack([2 * np.log(x[:, 0].clip(0.1)) + 1, x[:, 1]])  # standard deviation 2, as in the truth
+    expected = truth.logpdf(log_x) + np.log(2 / x[:, 0].clip(0.1))
+    lognormal = from_copulas(model).log_prob(np.column_stack([x[:, 0].clip(0.1), x[:, 1]]))
+    assert np.allclose(lognormal.numpy(), expected, atol=1e-8)
+    with pytest.raises(ValueError, match="expected a GaussianMultivariate of copulas, got Linear"):
+        from_copulas(nn.Linear(1, 1))
+
+
+def test_copulas_itself():
+    copulas = pytest.importorskip("copulas.multivariate")
+    pandas = pytest.importorskip("pandas")
+    from copulas.univariate import GaussianUnivariate
+
+    rows = np.random.default_rng(0).multivariate_normal([0, 3], [[1, 0.5], [0.5, 2]], size=400)
+    model = copulas.GaussianMultivariate(distribution=GaussianUnivariate)
+    model.fit(pandas.DataFrame(rows, columns=["a", "b"]))
+    fitted = stats().multivariate_normal(
+        rows.mean(0), rows.std(0)[:, None] * np.asarray(model.correlation) * rows.std(0)
+    )
+    density = as_density(model)
+    assert np.allclose(density.log_prob(rows).numpy(), fitted.logpdf(rows), atol=1e-6)
+    assert density.sample(5).shape == (5, 2)

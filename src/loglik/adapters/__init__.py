@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from loglik.adapters.callables import Units, denoiser, score, velocity
     from loglik.adapters.classifiers import classifier
+    from loglik.adapters.copulas import from_copulas
     from loglik.adapters.diffusers import from_diffusers
     from loglik.adapters.distributions import from_distribution, from_scipy
     from loglik.adapters.foreign import preprocessed
@@ -27,6 +28,7 @@ _HOME = {
     "as_density": "python",
     "classifier": "classifiers",
     "denoiser": "callables",
+    "from_copulas": "copulas",
     "from_diffusers": "diffusers",
     "from_distribution": "distributions",
     "from_nflows": "nflows",
@@ -47,6 +49,7 @@ __all__ = [
     "as_density",
     "classifier",
     "denoiser",
+    "from_copulas",
     "from_diffusers",
     "from_distribution",
     "from_nflows",

@@ -30,6 +30,7 @@ ADAPTERS = {
     "pyro.distributions": "from_distribution",
     "sklearn": "from_sklearn",
     "scipy.stats": "from_scipy",
+    "copulas": "from_copulas",
     "pythae": "from_pythae",
     "diffusers": "from_diffusers",
     "transformers": "from_transformers",
