@@ -108,7 +108,9 @@ def load(
         )
     model = load_pretrained(AutoModelForCausalLM, path)
     own = load_pretrained(AutoTokenizer, folder, weights=False)
-    padded = spec is not None and spec.kind == "text" and spec.padded
+    if spec is not None and spec.kind not in ("text", "table"):
+        raise ValueError(f"{path}: a language model reads text, and the data are {spec.describe()}")
+    padded = spec is not None and (spec.padded or spec.kind == "table")
     try:
         density = from_transformers(
             model, own, window=window, stride=stride, prefix=prefix, rows=padded if rows is None else rows, lossy=lossy
