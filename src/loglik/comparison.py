@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from loglik.adapters import as_density
 from loglik.data import as_data
 from loglik.data.dataset import Data, Split
 from loglik.data.image_settings import ImageSettings
+from loglik.data.spec import DataSpec
 from loglik.data.table_settings import TableSettings
 from loglik.data.text_settings import TextSettings
+from loglik.devices import resolve_device
 from loglik.evaluation import Result, StreamScores, baseline_scores, compress, evaluate_split, summary
 from loglik.notebook import table
 from loglik.plots import plot_bars
@@ -38,16 +41,26 @@ __all__ = [
 ]
 
 BASELINE = "independent"
+ELSEWHERE = "trained elsewhere: whether it has seen these rows is not known here"
+OWN_TOKENS = "its own tokenizer: nats per token are not comparable, bits/byte are"
 MAX_TOKENS = 2**18  # of a text, in the score at the end of a training
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a comparison: a result, its run (None for a compressor), and the diagnosis of a VAE's latents."""
+    """A row of a comparison.
+
+    Attributes:
+        result: the score.
+        run: None for a compressor.
+        latents: the diagnosis of a VAE's latents.
+        comparable: the event is that of the other rows, not tokens of a tokenizer of its own.
+    """
 
     result: Result
     run: Run | None = None
     latents: Diagnosis | None = None
+    comparable: bool = True
 
     @property
     def conditional(self) -> bool:
@@ -97,6 +110,7 @@ def compare(
     target: str | Sequence[str] | None = None,
     device: str | None = None,
     progress: bool | None = None,
+    with_: Mapping[str, Any] | None = None,
     report: Callable[[str], None] = lambda line: None,
     **options: Any,
 ) -> Comparison:
@@ -113,6 +127,8 @@ def compare(
         target: the names of a table's columns to model given all others, in a list or a text with commas.
         device: where the models are trained and scored, as in `fit`.
         progress: show progress bars; on a terminal only if None.
+        with_: models that are trained already, by their names in the table: runs, densities, and models of a library
+            that `loglik.adapters` knows.
         report: called with one line for each model: its score, or why it is left out.
         **options: options of `fit`, for all models.
 
@@ -134,6 +150,7 @@ def compare(
     if models is not None and fitting == [BASELINE] and list(models) != [BASELINE]:
         raise ValueError(f"none of {', '.join(models)} can take {dataset.spec.describe()}")
 
+    others = {name: _others_run(name, model, dataset.spec, device) for name, model in (with_ or {}).items()}
     part = scored_part(dataset)
     how: dict[str, Any] = {"device": device, "progress": progress}
     rows: list[Row] = []
@@ -150,7 +167,38 @@ def compare(
         if name == BASELINE:
             baseline = baseline_scores(run.density, part, dataset.spec)
             rows += [Row(result) for result in compress(part, dataset.spec, baseline)]
+    for run in others.values():
+        rows.append(_evaluate_other(run, data, dataset, samples=samples, seed=seed, baseline=baseline))
+        report(summary(rows[-1].result))
     return Comparison(ranked(rows))
+
+
+def _others_run(name: str, model: Any, spec: DataSpec, device: str | None) -> Run:
+    """Return a model that was trained already as a run, whose model is its name in the table."""
+    try:
+        run = model if isinstance(model, Run) else Run(as_density(model, spec), spec, {"adapter": "memory"})
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    if device is not None:
+        run.density.to(resolve_device(device))
+    return replace(run, config={**run.config, "model": name})
+
+
+def _evaluate_other(run: Run, source: Any, data: Data, **how: Any) -> Row:
+    """Score a model that was trained elsewhere; on its own tokens, without a rank, if these are not the data's."""
+    if run.spec == data.spec:
+        row = evaluate_run(run, data, **how)
+        return _noted(row, ELSEWHERE) if "adapter" in run.config else row
+    if run.spec.kind != "text" or data.spec.kind != "text":
+        raise ValueError(
+            f"{run.model} is of other data: {run.spec.describe()}, and the data are {data.spec.describe()}"
+        )
+    row = evaluate_run(run, run.data_for(data.source or source), **{**how, "baseline": None})
+    return replace(_noted(row, ELSEWHERE, OWN_TOKENS), comparable=False)
+
+
+def _noted(row: Row, *notes: str) -> Row:
+    return replace(row, result=replace(row.result, notes=(*row.result.notes, *notes)))
 
 
 def _check_options(names: Sequence[str], options: dict[str, Any]) -> None:
@@ -215,7 +263,7 @@ def ranked(rows: Sequence[Row]) -> list[Row]:
 
     Numbers given the label have more information, so they are ranked only if all densities are conditional.
     """
-    finite = [row for row in rows if row.result.event == "x" and not math.isnan(row.result.nats)]
+    finite = [row for row in rows if row.result.event == "x" and row.comparable and not math.isnan(row.result.nats)]
     alike = [row for row in finite if not row.conditional]
     if not any(row.run is not None for row in alike):
         alike = finite

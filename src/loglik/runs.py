@@ -128,7 +128,8 @@ class Run:
         Raises ValueError where data is None and the run was trained on data in memory.
         """
         if data is None and self.config["source"] is None:
-            raise ValueError(f"{self.path or 'this run'} was trained on data in memory: pass data")
+            where = "elsewhere" if "adapter" in self.config else "on data in memory"
+            raise ValueError(f"{self.path or 'this run'} was trained {where}: pass data")
         if data is None and Path.home().is_relative_to(self.config["source"]):
             raise ValueError(
                 f"{self.path}: its data, {self.config['source']}, is the folder of all your files: pass data"

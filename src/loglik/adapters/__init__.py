@@ -9,19 +9,48 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loglik.adapters.classifiers import classifier
+    from loglik.adapters.copulas import from_copulas
+    from loglik.adapters.distributions import from_distribution, from_scipy
+    from loglik.adapters.foreign import preprocessed
     from loglik.adapters.loading import load
+    from loglik.adapters.nflows import from_nflows
+    from loglik.adapters.normflows import from_normflows
+    from loglik.adapters.pythae import from_pythae
+    from loglik.adapters.python import as_density
+    from loglik.adapters.sklearn import from_sklearn
     from loglik.adapters.transformers import from_transformers
+    from loglik.adapters.zuko import from_zuko
 
 _HOME = {
+    "as_density": "python",
     "classifier": "classifiers",
+    "from_copulas": "copulas",
+    "from_distribution": "distributions",
+    "from_nflows": "nflows",
+    "from_normflows": "normflows",
+    "from_pythae": "pythae",
+    "from_scipy": "distributions",
+    "from_sklearn": "sklearn",
     "from_transformers": "transformers",
+    "from_zuko": "zuko",
     "load": "loading",
+    "preprocessed": "foreign",
 }
 
 __all__ = [
+    "as_density",
     "classifier",
+    "from_copulas",
+    "from_distribution",
+    "from_nflows",
+    "from_normflows",
+    "from_pythae",
+    "from_scipy",
+    "from_sklearn",
     "from_transformers",
+    "from_zuko",
     "load",
+    "preprocessed",
 ]
 
 

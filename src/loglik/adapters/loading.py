@@ -1,24 +1,28 @@
-"""load: a model from elsewhere, in a local folder of its own library's format, as a run."""
+"""load: a model from elsewhere, in a local folder of its own library's format or in Python code, as a run."""
 
 from __future__ import annotations
 
+import inspect
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from loglik.adapters.foreign import fitted_to
+from loglik.data import as_data
+from loglik.data.dataset import Data
+from loglik.data.limits import quote
+from loglik.data.spec import DataSpec
 from loglik.devices import resolve_device
 from loglik.runs import Run
 
-if TYPE_CHECKING:
-    from loglik.data.spec import DataSpec
-
-__all__ = ["KINDS", "load"]
+__all__ = ["KINDS", "load", "load_for", "split_name"]
 
 # the module of each kind has `load(path, spec, **settings) -> Run`
 KINDS: dict[str, str] = {
     "transformers": "transformers",
+    "python": "python",
 }
 
 
@@ -30,19 +34,73 @@ def load(
     device: str | torch.device = "cpu",
     **settings: Any,
 ) -> Run:
-    """Read a model of another library from a local folder, as a run whose density has the units of the data.
+    """Read a model of another library as a run whose density has the units of the data.
 
     Args:
-        kind: the library: a key of `KINDS`.
+        kind: a key of `KINDS`: a library, or `python`, whose path is FILE.py:NAME or package.module:NAME. `python` runs
+            that code; the others run none that comes with a model.
         path: what the library's own `save_pretrained` wrote. Weights are read from safetensors only.
         spec: of the data that will be scored; None where the model says it by itself, as a language model does.
         device: of the density.
         **settings: the adapter's own.
 
-    Raises ValueError for a kind that there is not, and where the model does not fit the data.
+    Raises ValueError for a kind that there is not, for an unknown setting, and where the model does not fit the data.
     """
     if kind not in KINDS:
         raise ValueError(f"there is no adapter {kind!r}: choose {', '.join(sorted(KINDS))}")
-    run: Run = import_module(f"loglik.adapters.{KINDS[kind]}").load(Path(path), spec, **settings)
-    run.density.to(resolve_device(device)).eval()
+    read = import_module(f"loglik.adapters.{KINDS[kind]}").load
+    try:
+        inspect.signature(read).bind(Path(path), spec, **settings)
+    except TypeError as error:
+        raise ValueError(f"{kind}: {error}") from None
+    run: Run = read(Path(path), spec, **settings)
+    own = {"model": kind, "source": None, "label": run.spec.label if run.spec.kind == "table" else None}
+    name = run.config.get("model") or Path(path).name
+    run.config = {
+        **own,
+        "training": {"seed": 0, "precision": None},
+        "text": None,
+        "table": None,
+        "images": None,
+        **run.config,
+        "model": name if str(name).startswith(f"{kind}:") else f"{kind}:{name}",
+        "adapter": kind,
+    }
+    run.path = run.path or Path(path)
+    run.density = fitted_to(run.density, run.spec).to(resolve_device(device)).eval()
     return run
+
+
+def load_for(
+    kind: str,
+    path: str | Path,
+    data: Any,
+    *,
+    label: str | None = None,
+    target: str | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    **settings: Any,
+) -> tuple[Run, Data]:
+    """Read a model of another library for data, and the data in the codes of its density.
+
+    A language model has a tokenizer of its own, by which text is read again. The arguments are those of `load` and of
+    `loglik.data.as_data`.
+    """
+    dataset = as_data(data, label=label, target=target, seed=seed)
+    run = load(kind, path, dataset.spec, device=device, **settings)
+    return run, dataset if run.spec == dataset.spec else run.data_for(data, label=label)
+
+
+def split_name(word: str) -> tuple[str, str]:
+    """Return kind and path of KIND:PATH.
+
+    Raises ValueError where the kind or the path is missing.
+
+    >>> split_name("python:model.py:flow")
+    ('python', 'model.py:flow')
+    """
+    kind, _, path = word.partition(":")
+    if not path or kind not in KINDS:
+        raise ValueError(f"expected KIND:PATH with a kind among {', '.join(sorted(KINDS))}, got {quote(word)}")
+    return kind, path

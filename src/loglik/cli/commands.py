@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import typer
 
+from loglik.cli.anomalies import anomalies
 from loglik.cli.look import describe, inspect, list_data, list_models, verify
 from loglik.cli.report import report
 from loglik.cli.train import compare, fit
-from loglik.cli.use import anomalies, encode, evaluate, fill, predict, sample
+from loglik.cli.use import encode, evaluate, fill, predict, sample
 
 __all__ = ["app"]
 

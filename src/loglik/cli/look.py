@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +12,7 @@ from loglik.cli.options import (
     Columns,
     DataArgument,
     Device,
+    From,
     Json,
     Label,
     Missing,
@@ -18,10 +21,15 @@ from loglik.cli.options import (
     Settings,
     as_options,
     folder_for,
+    load_model,
     settings_of,
     show,
     table_of,
 )
+
+if TYPE_CHECKING:
+    from loglik.data.dataset import Data
+    from loglik.runs import Run
 
 __all__ = ["describe", "inspect", "list_data", "list_models", "verify"]
 
@@ -65,14 +73,16 @@ def inspect(
     out: Out = None,
     label: Label = None,
     seed: Seed = 0,
+    from_: From = None,
+    set_: Settings = None,
     device: Device = "auto",
 ) -> None:
     """Inspect a network: receptive fields, parameters and FLOPs, gradient flow, equivariance, cost."""
     from loglik.inspection import inspect as inspect_density
-    from loglik.inspection import load_or_build, print_inspection, write_page
+    from loglik.inspection import print_inspection, write_page
     from loglik.runs import new_folder
 
-    run, dataset = load_or_build(model, data, label=label, seed=seed, device=device)
+    run, dataset = _model_and_data(model, data, from_, label=label, seed=seed, settings=set_, device=device)
     folder = folder_for(out, model, before="inspect-")
     new_folder(folder, resumable=False)
     split, trained = "all" if data else None, run.path is not None
@@ -95,16 +105,17 @@ def verify(
     json: Json = None,
     label: Label = None,
     seed: Seed = 0,
+    from_: From = None,
+    set_: Settings = None,
     device: Device = "auto",
 ) -> int:
     """Check the theorems of the notes on a model: what holds, with the numbers; exit status 1 if one fails."""
-    from loglik.inspection import load_or_build
     from loglik.runs import new_folder
     from loglik.verification import print_verification, write_page
     from loglik.verification.verify import selected, subject_of, verify_subject
 
     checks = selected(None if only is None else [name.strip() for name in only.split(",") if name.strip()])
-    run, dataset = load_or_build(model, data, label=label, seed=seed, device=device)
+    run, dataset = _model_and_data(model, data, from_, label=label, seed=seed, settings=set_, device=device)
     folder = folder_for(out, model, before="verify-")
     new_folder(folder, resumable=False)
     verification = verify_subject(subject_of(run, dataset, split="all" if data else None, seed=seed), checks)
@@ -113,6 +124,28 @@ def verify(
         verification.write_json(json)
     show(f"page: {write_page(folder / 'verification.html', verification)}")
     return int(bool(verification.failed))
+
+
+def _model_and_data(
+    model: str,
+    data: str | None,
+    kind: str | None,
+    *,
+    label: str | None,
+    seed: int,
+    settings: Sequence[str] | None,
+    device: str,
+) -> tuple[Run, Data]:
+    """Return a run, an untrained model of a family, or a model of another library, with its data."""
+    from loglik.inspection import load_or_build
+
+    if kind is None:
+        if settings:
+            raise ValueError("--set goes with --from KIND")
+        return load_or_build(model, data, label=label, seed=seed, device=device)
+    if data is None:
+        raise ValueError("--from needs DATA: a model of another library does not know what it was trained on")
+    return load_model(Path(model), kind, data, label=label, settings=settings, seed=seed, device=device)
 
 
 def list_models(

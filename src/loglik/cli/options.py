@@ -17,6 +17,7 @@ from loglik.terminal import printable
 if TYPE_CHECKING:
     from loglik.data.dataset import Data
     from loglik.data.table_settings import TableSettings
+    from loglik.runs import Run
 
 __all__ = [
     "MAX_COUNT",
@@ -25,6 +26,7 @@ __all__ = [
     "DataArgument",
     "Device",
     "Devices",
+    "From",
     "Json",
     "Label",
     "Missing",
@@ -38,6 +40,7 @@ __all__ = [
     "Target",
     "as_options",
     "folder_for",
+    "load_model",
     "prompt_of",
     "ranks_of",
     "resume_command",
@@ -60,6 +63,16 @@ DataArgument = Annotated[
     ),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `loglik fit` wrote.")]
+From = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="KIND",
+        help="RUN is a model of another library, in a local folder: diffusers, transformers; or `python`, which RUNS "
+        "YOUR CODE: RUN is FILE.py:NAME or package.module:NAME, a model or a function of the data's spec.",
+        show_default=False,
+    ),
+]
 Label = Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of a table that holds the labels.")]
 Target = Annotated[
     str | None,
@@ -157,7 +170,7 @@ OPTION = re.compile(
     r'(?<![\w./-])(accumulate|device|devices|inputs|keep|label|missing|models|normal|num_nodes|out|per_row|resume|samples|score|seed|split|strategy|target|unseen)=(?:"([^"]*)"|(\w*))'
 )
 COLUMN = re.compile(r"columns=\{(['\"])(.*?)\1: (['\"])(.*?)\3\}")
-SETTING = re.compile(r"(?<![\w./-])(alpha|bits|colour|conditional|fit|resize|window)=(\w+)")
+SETTING = re.compile(r"(?<![\w./-])(alpha|bits|colour|conditional|dequantize|fit|resize|window)=(\w+)")
 NOT_SETTINGS = {"callbacks", "data", "density", "settings", "progress", "report"}
 
 
@@ -267,6 +280,47 @@ def folder_for(out: Path | None, source: str, before: str = "", after: str = "")
     while path.exists() and (not path.is_dir() or any(path.iterdir())):
         path, number = Path("runs") / f"{name}-{number}", number + 1
     return path
+
+
+def load_model(
+    run: Path,
+    kind: str | None,
+    data: str | None,
+    *,
+    label: str | None = None,
+    target: str | None = None,
+    settings: Sequence[str] | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    form: str | None = None,
+) -> tuple[Run, Any]:
+    """Return the run in a folder, or the model of another library that `kind` says, and the data to use.
+
+    Args:
+        run: the folder, or the path of the model.
+        kind: --from.
+        data: DATA; of another library's model they are read, so that the model is of their spec.
+        label, target, settings, seed: --label, --target, --set and --seed, for another library's model only.
+        device: --device.
+        form: data whose spec a model has that is used without data.
+
+    Raises ValueError for options that only another library's model has.
+    """
+    if kind is None:
+        for option, value in {"label": label, "target": target, "set": settings}.items():
+            if value:
+                raise ValueError(f"--{option} goes with --from KIND: a run of `loglik fit` has its own")
+        from loglik import runs
+
+        return runs.load(run, device=device), data
+    from loglik.adapters.loading import load, load_for
+
+    own: dict[str, Any] = {"device": device, **settings_of(settings)}
+    read = data if data is not None else form
+    if read is None:
+        return load(kind, run, **own), None
+    loaded, dataset = load_for(kind, run, read, label=label, target=target, seed=seed, **own)
+    return loaded, dataset if data is not None else None
 
 
 def prompt_of(text: str | None) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -38,6 +39,10 @@ from loglik.cli.options import (
 from loglik.ranks import is_first_rank, restarted
 from loglik.terminal import printable
 
+if TYPE_CHECKING:
+    from loglik.data.dataset import Data
+    from loglik.runs import Run
+
 __all__ = ["compare", "fit"]
 
 COUNTS = {1: "One", 2: "Two", 3: "Three", 4: "Four", 5: "Five"}
@@ -59,6 +64,14 @@ def compare(
     missing: Missing = None,
     samples: Samples = None,
     seed: Seed = 0,
+    with_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with",
+            metavar="KIND:PATH",
+            help="A model that is trained already: KIND is one of `evaluate --from`; repeatable.",
+        ),
+    ] = None,
     set_: Settings = None,
     device: Device = "auto",
     devices: Devices = None,
@@ -88,6 +101,7 @@ def compare(
     if is_first_rank():
         check_free(folder, resumable=False)  # before the data are read
     dataset = as_data(data, label=label, target=target, seed=seed, text=text, table=table, images=images, beside=folder)
+    others = _others(with_, dataset, device)
     with ExitStack() as stack:
         if is_first_rank():
             new_folder(folder, resumable=False)
@@ -102,6 +116,7 @@ def compare(
                 samples=samples,
                 seed=seed,
                 device=device,
+                with_=others,
                 report=_report,
                 **options,
             )
@@ -114,7 +129,7 @@ def compare(
     print_comparison(rows, dataset)
     for path in filter(None, (json, folder / "comparison.json")):
         write_json([row.result for row in rows], path)
-    kinds = max(1, sum(row.run is not None and row.result.steps > 0 for row in rows))
+    kinds = max(1, len(others) + sum(row.run is not None and row.result.steps > 0 for row in rows))
     title = f"{COUNTS.get(kinds, str(kinds))} kind{'s' * (kinds != 1)} of density on {dataset.name}"
     page = write_report(folder / "report.html", dataset, rows, title=title, seed=seed, split=dataset.scored_split)
     show(f"report: {page}")
@@ -216,6 +231,19 @@ def fit(
     show(f"run: {folder}")
     show(f"report: {page}")
     return 0
+
+
+def _others(words: Sequence[str] | None, data: Data, device: str) -> dict[str, Run]:
+    """Return the models of --with by their names, each of which is different."""
+    from loglik.adapters.loading import load, split_name
+
+    runs: dict[str, Run] = {}
+    for word in words or ():
+        kind, path = split_name(word)
+        run = load(kind, path, data.spec, device=device)
+        name = run.model if run.model not in runs else f"{run.model} ({len(runs) + 1})"
+        runs[name] = run
+    return runs
 
 
 def _report(line: str) -> None:

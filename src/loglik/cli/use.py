@@ -1,22 +1,26 @@
-"""The commands that use a run's density: `evaluate`, `sample`, `encode`, `fill`, `predict` and `anomalies`."""
+"""The commands that use a run's density: `evaluate`, `sample`, `encode`, `fill` and `predict`."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from loglik.cli.options import (
     MAX_COUNT,
     Device,
+    From,
     Json,
+    Label,
     RunArgument,
     Samples,
     Seed,
+    Settings,
+    Target,
+    load_model,
     prompt_of,
-    share_of,
     show,
     without_none,
 )
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
     from loglik.runs import Run
     from loglik.tasks import Samples as DrawnLater
 
-__all__ = ["anomalies", "encode", "evaluate", "fill", "predict", "sample"]
+__all__ = ["encode", "evaluate", "fill", "predict", "sample"]
 
 TEXT = "\n\t"  # the control characters of a text that a terminal shows as they are meant
 
@@ -76,6 +80,10 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="COLUMNS", help="With --given: the columns to score; all others by default."),
     ] = None,
+    from_: From = None,
+    label: Label = None,
+    target: Target = None,
+    set_: Settings = None,
     device: Device = "auto",
 ) -> None:
     """Score a run's density on data, in nats and bits/dim."""
@@ -83,16 +91,16 @@ def evaluate(
     from loglik.evaluation import score_in_words, summary, write_json
     from loglik.evaluation.split import SOLVED_ROWS
     from loglik.report import print_classes
-    from loglik.runs import load
 
-    trained = load(run, device=device)
+    how_read: dict[str, Any] = {"label": label, "target": target, "settings": set_, "seed": seed, "device": device}
+    trained, dataset = load_model(run, from_, data, **how_read)
     if given or of:
         if per_row is not None or method is not None or steps is not None:
             raise ValueError("--given and --of score columns: they do not go with --per-row, --method and --steps")
-        _score_columns(trained, data, given, of, split=split, samples=samples, seed=seed, json=json)
+        _score_columns(trained, dataset, given, of, split=split, samples=samples, seed=seed, json=json)
         return
     how = without_none(method=method, steps=steps, unseen=unseen)
-    result = score(trained, data, split=split, samples=samples, seed=seed, per_row=per_row, **how)
+    result = score(trained, dataset, split=split, samples=samples, seed=seed, per_row=per_row, **how)
     draws = "" if result.unit == "token" else f", {result.samples} sample{'s' * (result.samples > 1)} each"
     if draws and per_row is not None and samples is None and result.samples > 1:
         draws += " on average"
@@ -180,15 +188,22 @@ def sample(
             metavar="W", help="For a diffusion: the guidance weight; above 1 samples agree more with the label."
         ),
     ] = None,
+    from_: From = None,
+    like: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="With --from: data whose form the samples have, such as a table's columns."),
+    ] = None,
+    set_: Settings = None,
     device: Device = "auto",
 ) -> None:
     """Draw samples from a run's density, in the units of the data, or continue a text from a prompt."""
     from loglik.report import numbered, samples_file, write_samples
-    from loglik.runs import load
     from loglik.tasks import Samples as Drawn
     from loglik.tasks import continue_text, sample_given, samples_of
 
-    trained = load(run, device=device)
+    if like is not None and from_ is None:
+        raise ValueError("--like goes with --from KIND: a run of `loglik fit` has the form of its own data")
+    trained, _ = load_model(run, from_, None, settings=set_, seed=seed, device=device, form=like)
     options = without_none(length=length, temperature=temperature, top_k=top_k, top_p=top_p, stop=stop)
     if trained.density.event == "x" and (prompt is not None or options):
         n = n or 1
@@ -201,7 +216,7 @@ def sample(
         print(printable(f"{len(texts)} samples: {out}") if out else shown)
         return
     sampler = without_none(method=method, steps=steps, until=until, guidance=guidance)
-    path = out or samples_file(run, trained.spec)
+    path = out or samples_file(Path() if from_ else run, trained.spec)
     x: DrawnLater | Tensor
     if given:
         if sampler:
@@ -221,7 +236,7 @@ def sample(
 
 def _score_columns(
     run: Run,
-    data: str | None,
+    data: Any,
     given: list[str] | None,
     of: list[str] | None,
     *,
@@ -299,10 +314,13 @@ def predict(
         str | None, typer.Option(help="train, validation, test or all; `all` by default where DATA is passed.")
     ] = None,
     seed: Seed = 0,
+    from_: From = None,
+    label: Label = None,
+    target: Target = None,
+    set_: Settings = None,
     device: Device = "auto",
 ) -> None:
     """Predict targets or classes: the mean, median, std and quantiles, or the probabilities, of each row."""
-    from loglik.runs import load
     from loglik.tasks import predict as predict_table
     from loglik.tasks import write_predictions
 
@@ -310,72 +328,12 @@ def predict(
         levels = [float(level) for level in quantiles.split(",")]
     except ValueError:
         raise ValueError(f"--quantiles must be numbers between 0 and 1 with commas, got {quantiles!r}") from None
-    table = predict_table(load(run, device=device), data, quantiles=levels, split=split, seed=seed)
-    path = out or run / "predictions.csv"
+    how_read: dict[str, Any] = {"label": label, "target": target, "settings": set_, "seed": seed, "device": device}
+    trained, dataset = load_model(run, from_, data, **how_read)
+    table = predict_table(trained, dataset, quantiles=levels, split=split, seed=seed)
+    path = out or (Path() if from_ else run) / "predictions.csv"
     write_predictions(table, path)
     show(f"{table.height:,} rows of predictions: {path}")
-
-
-def anomalies(
-    run: RunArgument,
-    data: Annotated[
-        str | None,
-        typer.Argument(metavar="[DATA]", help="Rows to score; by default the run's own, each against the others."),
-    ] = None,
-    rate: Annotated[
-        str, typer.Option(metavar="SHARE", help="Share of normal rows to flag, as 1% or 0.01; see --fdr.")
-    ] = "1%",
-    fdr: Annotated[
-        bool,
-        typer.Option("--fdr", help="Let SHARE limit the false discovery rate: the normal rows among the flagged ones."),
-    ] = False,
-    score: Annotated[
-        str,
-        typer.Option(
-            help="`kernel`: the kernel density of the run's rows; `nats`: -log p of the run's density; "
-            "`typicality`: its distance from the usual; `auto` is kernel, and nats for text and for a density of "
-            "targets."
-        ),
-    ] = "auto",
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A .csv file; anomalies.csv in the run by default.")
-    ] = None,
-    normal: Annotated[
-        str | None,
-        typer.Option(metavar="DATA", help="The data of the run, if they are no longer where they were."),
-    ] = None,
-    explain: Annotated[
-        int, typer.Option(metavar="N", min=0, max=MAX_COUNT, help="Name the columns to blame of the N worst rows.")
-    ] = 100,
-    samples: Samples = None,
-    seed: Seed = 0,
-    device: Device = "auto",
-) -> None:
-    """Find unlikely rows: p-values against the run's rows, and the columns to blame. Write a table and a page."""
-    from loglik.report import write_anomalies
-    from loglik.runs import load
-    from loglik.tasks import find_anomalies
-
-    share, path = share_of(rate, "--rate"), out or run / "anomalies.csv"
-    if path.suffix.lower() != ".csv":
-        raise ValueError(f"--out must be a .csv file, got {path}: the page is written beside it, as .html")
-    found = find_anomalies(
-        load(run, device=device), data, rate=share, fdr=fdr, score=score, normal=normal, explain=explain,
-        samples=samples, seed=seed,
-    )  # fmt: skip
-    page = write_anomalies(found, path, title=f"Anomalies in {Path(data).name if data else 'the rows of ' + run.name}")
-    frame = found.frame
-    show(f"{frame['flagged'].sum()} of {frame.height} rows flagged at {rate}{' (FDR)' if fdr else ''}: {path}, {page}")
-    show(f"  score: {found.score}; p-values against {found.known} rows")
-    if not fdr and share * (found.known + 1) < 1:
-        show(f"  no row can be flagged: with {found.known} rows the smallest p-value is {1 / (found.known + 1):.2g}")
-    if explain:
-        show(f"  columns: {found.blame}, in nats above usual")
-    for note in found.notes:
-        show(f"  {note}")
-    for row in frame.head(5).iter_rows(named=True):
-        blamed = f", {row['columns'] or 'no column stands out'}" if explain else ""
-        show(f"  row {row['row']}: p {row['p']:.2g}{blamed}")
 
 
 def _print_piece(text: str) -> None:

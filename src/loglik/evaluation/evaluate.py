@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from loglik.adapters import as_density
+from loglik.adapters.foreign import fitted_to
 from loglik.data import as_data
 from loglik.density import Bound, Density
 from loglik.devices import resolve_device
@@ -22,7 +24,7 @@ __all__ = ["evaluate"]
 
 
 def evaluate(
-    model: Run | Density,
+    model: Run | Density | Any,
     data: Any = None,
     *,
     split: str | None = None,
@@ -37,7 +39,7 @@ def evaluate(
     """Score a run or a density on data, in nats per example or token.
 
     Args:
-        model: a run, or a density.
+        model: a run, a density, or a model of a library that `loglik.adapters` knows.
         data: what `fit` accepts; if None, the run's own data, where they can be found again.
         split: train, validation, test or all; if None, all of the data that are passed, or the run's own test split.
         samples: Monte Carlo samples per example where `log_prob` is a bound; chosen by the split's size if None.
@@ -54,6 +56,8 @@ def evaluate(
     density or the machine.
     """
     run = model if isinstance(model, Run) else None
+    if not isinstance(model, (Run, Density)):
+        model = as_density(model)
     density = model.density if isinstance(model, Run) else model
     if device is not None:
         density.to(resolve_device(device))
@@ -62,7 +66,9 @@ def evaluate(
     if run is not None:
         dataset = run.data_for(data, unseen=unseen)
     elif data is not None:
-        dataset = as_data(data, like=getattr(density, "data_spec", None))  # of a language model: its tokenizer
+        own = getattr(density, "data_spec", None)  # of a language model, which has a tokenizer of its own
+        dataset = as_data(data, like=own)
+        density = density if own is not None else fitted_to(density, dataset.spec)
     else:
         raise ValueError("pass data: a density by itself does not know what it was trained on")
     split = split or ("test" if data is None else "all")
@@ -81,7 +87,7 @@ def evaluate(
         part,
         dataset.spec,
         rows=rows,
-        model=run.model if run else type(density).__name__.lower(),
+        model=run.model if run else type(model).__name__.lower(),
         samples=samples,
         seed=seed,
         train_seconds=run.train_seconds if run else 0.0,

@@ -66,7 +66,5 @@ def summary(result: Result) -> str:
     nats = with_error(result.nats, result.stderr, minimum)
     if result.nats_per_cell is not None:
         bits = f", {result.nats_per_cell:.3f} per observed value{bits}"
-    return (
-        f"{result.model}: {nats} nats{per} ({result.bound}){bits}{accuracy}, "
-        f"{result.steps} steps in {result.train_seconds:.1f} s"
-    )
+    trained = f", {result.steps} steps in {result.train_seconds:.1f} s" if result.steps else ""
+    return f"{result.model}: {nats} nats{per} ({result.bound}){bits}{accuracy}{trained}"

@@ -183,7 +183,8 @@ def flagged_at(p: Float64[Tensor, " N"], rate: float, *, fdr: bool = False) -> B
 def _reference(run: Run, normal: Any) -> Data:
     """Return the run's data; an error says how to pass them."""
     if normal is None and run.config.get("source") is None:
-        raise ValueError("this run was trained on data in memory: pass its rows as normal=")
+        where = "elsewhere" if "adapter" in run.config else "on data in memory"
+        raise ValueError(f"this run was trained {where}: pass its rows as normal=")
     try:
         return run.data_for(normal)
     except FileNotFoundError as error:
