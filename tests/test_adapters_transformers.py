@@ -16,6 +16,7 @@ from loglik.networks import CausalTransformer
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
 
+from helpers.commands import refused, well  # noqa: E402
 from helpers.language_models import END, TEXT, Bigram, gpt2, llama, saved, tokenizer, with_space  # noqa: E402
 
 
@@ -275,3 +276,22 @@ def test_a_tokenizer_that_changes_the_text_is_found(tmp_path) -> None:
     (tmp_path / "b.txt").write_bytes(b"a cat \xff")
     with pytest.raises(ValueError, match="byte 6: not UTF-8 text"):
         loglik.evaluate(from_transformers(llama(200), with_space()), tmp_path / "b.txt")
+
+
+def test_the_command_scores_and_continues_a_text(words, tmp_path) -> None:
+    folder, model = tmp_path / "gpt2", gpt2()
+    saved(folder, model, words)
+    (tmp_path / "a.txt").write_text(TEXT, encoding="utf-8")
+    (tmp_path / "a.csv").write_text("text\nA cat.\nnaïve\n", encoding="utf-8")
+    bits = -rolling(model, ids_of(words), 0, 16, 16) / (len(TEXT.encode()) * math.log(2))
+    out = well("evaluate", "--from", "transformers", folder, tmp_path / "a.txt")
+    assert f"{bits:.3f} bits/byte" in out and "windows of 16 tokens side by side" in out
+    out = well("evaluate", "--from", "transformers", folder, tmp_path / "a.csv", "--set", "stride=4")
+    assert out.startswith("2 examples") and "one every 4 tokens" in out
+    assert well("sample", "--from", "transformers", folder, "--prompt", "A cat", "--length", 3).startswith("A cat")
+    assert "a language model reads text, and the data are images" in refused(
+        "evaluate", "--from", "transformers", folder, "digits"
+    )
+    assert "stride must be from 1" in refused(
+        "evaluate", "--from", "transformers", folder, tmp_path / "a.txt", "--set", "stride=17"
+    )

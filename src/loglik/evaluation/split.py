@@ -106,7 +106,8 @@ def evaluate_split(
 def _check_classes(density: Density, spec: DataSpec) -> None:
     """Raise ValueError where a classifier from elsewhere has other class names than the data, or another order."""
     names = getattr(density, "class_names", ())
-    if names and spec.classes and names != spec.classes:
+    numbers = tuple(map(str, range(len(names))))  # labels that are the numbers of the model's outputs
+    if names and spec.classes and spec.classes not in (names, numbers):
         raise ValueError(
             f"the model's classes are {some(names)} and the data's {some(spec.classes)}: give the adapter spec=, that "
             "of the data, which puts them in order"
