@@ -265,6 +265,15 @@ def test_models_in_memory_that_have_no_likelihood(words) -> None:
         density.log_prob(torch.tensor([[0, 300]]))
 
 
+def test_a_tokenizer_that_may_be_another_model_s(words, tmp_path) -> None:
+    (tmp_path / "a.txt").write_text(TEXT, encoding="utf-8")
+    result = loglik.evaluate(from_transformers(gpt2(1000), words), tmp_path / "a.txt")
+    assert "the tokenizer has 300 of the model's 1,000 tokens" in result.notes[2]
+    table = torch.zeros(300, 300).index_fill(1, torch.arange(250), 5.0)  # the tokens of words are unlikely
+    result = loglik.evaluate(from_transformers(Bigram(table), words), tmp_path / "a.txt")
+    assert result.notes[-1].startswith("tokens at random would score better")
+
+
 def test_a_tokenizer_that_changes_the_text_is_found(tmp_path) -> None:
     (tmp_path / "a.txt").write_text("a cat sat\non The mat\n")
     with pytest.raises(

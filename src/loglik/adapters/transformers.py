@@ -19,6 +19,7 @@ from loglik.runs import Run
 __all__ = ["from_transformers", "load"]
 
 DEFAULT_WINDOW = 2048  # of a model without a longest text
+FEW = 128  # tokens that a tokenizer may lack
 UNLIMITED = 10**9  # of a tokenizer that knows no longest text
 
 
@@ -68,6 +69,8 @@ def from_transformers(
         padded=rows,
     )
     notes = _notes(tokenizer, window, stride or window, first, rows, lossy)
+    if len(tokenizer) < levels - max(FEW, levels // 10):  # tables of embeddings are padded by less
+        notes += (f"the tokenizer has {len(tokenizer):,} of the model's {levels:,} tokens: it may be another model's",)
     return LanguageModel(model, spec, window=window, stride=stride, prefix=first, notes=notes)
 
 

@@ -126,6 +126,9 @@ def _score_stream(density: Density, split: Split, spec: DataSpec, baseline: Stre
     scores = stream_scores(density, split.stream, spec, split.units_per_example)
     nats, stderr = scores.per_token()
     gain, gain_stderr = (None, None) if baseline is None else scores.gain(baseline)
+    notes = []
+    if spec.tokenizer is not None and spec.tokenizer.elsewhere and nats < -math.log(spec.tokenizer.size):
+        notes.append("tokens at random would score better: the tokenizer may be another model's")
     return {
         "nats": nats,
         "stderr": stderr,
@@ -135,6 +138,7 @@ def _score_stream(density: Density, split: Split, spec: DataSpec, baseline: Stre
         "bits_per_dim": bits_per_dim(nats, 1),
         "bits_per_byte": scores.bits_per_byte(),
         "perplexity": perplexity(nats),
+        "notes": notes,
     }
 
 
