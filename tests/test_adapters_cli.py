@@ -181,7 +181,7 @@ def test_evaluate_accepts_a_model_as_it_is():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("evaluate --from python models.py:normal", "was trained elsewhere: pass data"),
+        ("evaluate --from python models.py:normal", "--from needs DATA"),
         ("evaluate --from python models.py x.npy", "needs FILE.py:NAME or package.module:NAME, got 'models.py'"),
         ("evaluate --from python gone.py:normal x.npy", "gone.py: no such file"),
         ("evaluate --from python no_such_package:normal x.npy", "fails: ModuleNotFoundError"),
@@ -195,7 +195,7 @@ def test_evaluate_accepts_a_model_as_it_is():
         ("evaluate --from nothing models.py:normal x.npy", "there is no adapter 'nothing': choose"),
         ("evaluate models.py:normal x.npy --set dequantize=true", "--set goes with --from KIND"),
         ("evaluate --from python models.py:normal table.csv --target b", "shape (2,), and the data are target 'b'"),
-        ("sample --from python models.py:given", "makes a model of the spec of data: pass data"),
+        ("sample --from python models.py:given", "makes a model of the spec of data: pass data (--like DATA)"),
         ("sample run --like x.npy", "--like goes with --from KIND"),
         ("verify --from python models.py:normal", "--from needs DATA"),
         ("anomalies --from python models.py:normal x.npy", "--from needs --normal DATA too"),

@@ -250,6 +250,10 @@ def test_zuko_agrees_with_itself_in_the_units_of_the_data(make):
         assert conditional.sample(6, labels).shape == (6, 3) and density.sample(4).shape == (4, 3)
     with pytest.raises(ValueError, match=r"this zuko model is p\(x \| context\): pass a context"):
         conditional.log_prob(x)
+    with pytest.raises(ValueError, match="reads a vector for each row, and these are labels: pass context="):
+        from_zuko(given).log_prob(x[:3], labels[:3])  # as many labels as the vector is wide
+    with pytest.raises(ValueError, match="zuko refuses these data or their context"):
+        from_zuko(given).log_prob(x, torch.zeros(6, 5))
 
 
 def test_an_estimated_trace_is_an_estimate():
@@ -472,11 +476,13 @@ def test_wrong_models_and_data_are_one_line():
     wrong = {
         "GaussianMixture is not fitted: call its fit": lambda: from_sklearn(GaussianMixture()),
         "IsolationForest is no density, its scores are no log-densities": lambda: from_sklearn(IsolationForest()),
-        "it is a classifier: use loglik.adapters.classifier": lambda: from_sklearn(LogisticRegression()),
+        r"is a classifier, p\(label | data\)": lambda: from_sklearn(LogisticRegression()),
         "is not normalised": lambda: from_sklearn(KernelDensity(metric="manhattan").fit(rows)),
         "StandardScaler is not fitted": lambda: from_sklearn(make_pipeline(StandardScaler(), fitted)),
         "no log-determinant that is known": lambda: from_sklearn(fitted, transform=PowerTransformer().fit(rows)),
         "mean of shape .3,. does not broadcast": lambda: from_sklearn(fitted, mean=[1, 2, 3]),
+        "levels must be an integer of at least 2, got 1": lambda: from_sklearn(fitted, levels=1),
+        "expected numbers, got an array of type <U1": lambda: from_sklearn(fitted, mean="x"),
         "no scale 0": lambda: from_sklearn(fitted, scale=0.0),
         "of events of shape .2,., got .3,.": lambda: from_sklearn(fitted).log_prob(np.zeros((4, 3))),
         "missing values, NaN": lambda: from_sklearn(fitted).log_prob([[0.0, math.nan]]),

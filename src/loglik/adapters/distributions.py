@@ -44,40 +44,43 @@ class FromDistribution(Foreign):
         self.discrete = _is_discrete(joint)
         self.module = make if isinstance(make, nn.Module) else None
         self.make = None if self.module is not None else make
+        self.home = x.device if isinstance(make, Distribution) else None  # its tensors do not move with the density
         self.context = context
 
-    def distribution(self, context: Tensor | None) -> Distribution:
-        """Return the distribution of events, given a batch of contexts if it is conditional."""
+    def wrapped(self, context: Tensor | None) -> Distribution:
+        """Return the library's distribution of events, given a batch of contexts if it is conditional."""
         make: Any = self.make if self.module is None else self.module
         if not self.conditional:
-            own = make if isinstance(make, Distribution) else make(None) if self.module is not None else make()
-            return _joint(own, 0)
+            return _joint(make if isinstance(make, Distribution) else make(None), 0)
         assert context is not None
         given = context if self.context is None else self.context(context)
         if self.context is None and given.is_floating_point():
             given = given.to(self.anchor.dtype)
-        try:
-            return _joint(make(given), 1)
-        except (RuntimeError, IndexError, TypeError) as error:
-            raise refused(self.library, error) from error
+        return _joint(make(given), 1)
 
     def log_prob(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
     ) -> Float[Tensor, " B"]:
         self.check(x, context)
-        d = self.distribution(context)
-        value = x.to(self.anchor.dtype).view(len(x), *d.event_shape)
+        try:
+            return self._log_prob(x, context)
+        except (RuntimeError, IndexError, TypeError) as error:  # a context of another width reaches a layer
+            raise refused(self.library, error) from error
+
+    def _log_prob(self, x: Shaped[Tensor, "B ..."], context: Tensor | None) -> Float[Tensor, " B"]:
+        d = self.wrapped(context)
+        value = x.to(self.home or x.device, self.anchor.dtype).view(len(x), *d.event_shape)
         inside = _inside(d, value)
         if not inside.all():
             safe = _drawn(d).to(value.dtype)
             value = torch.where(inside.view(-1, *[1] * len(d.event_shape)), value, safe)
-        return d.log_prob(value).masked_fill(~inside, -torch.inf)
+        return d.log_prob(value).masked_fill(~inside, -torch.inf).to(x.device)
 
     def sample(self, n: int, context: Shaped[Tensor, "n ..."] | None = None) -> Shaped[Tensor, "n ..."]:
         self.check_context(context)
-        d = self.distribution(context)
+        d = self.wrapped(context)
         x = d.sample() if self.conditional else d.sample((n,))
-        x = x.view(n, *self.event_shape)
+        x = x.view(n, *self.event_shape).to(self.device)
         return x.long() if self.discrete else x
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from loglik.data.spec import DataSpec
 from loglik.density import Bound, Density
 from loglik.flows import Flow
+from loglik.inputs import as_tensor
 from loglik.memory import is_out_of_memory
 from loglik.transforms import Dequantize, Reshape, Transform
 from loglik.transforms.transform import zeros
@@ -149,6 +150,8 @@ def preprocessed(
 
     Raises ValueError where the shapes do not fit, and for a transform without a known log-determinant.
     """
+    if levels is not None and (not isinstance(levels, int) or levels < 2):
+        raise ValueError(f"levels must be an integer of at least 2, got {levels!r}")
     steps: list[Transform] = [] if levels is None else [Dequantize(levels)]
     dtype = next((t.dtype for t in (*density.parameters(), *density.buffers()) if t.is_floating_point()), torch.float32)
     if transform is not None:
@@ -156,9 +159,15 @@ def preprocessed(
             raise ValueError("give mean= and scale=, or transform=, not both")
         steps.append(transform if isinstance(transform, Transform) else linear_of(transform, dtype))
     elif mean is not None or scale is not None:
-        values = [torch.as_tensor(0.0 if mean is None else mean), torch.as_tensor(1.0 if scale is None else scale)]
-        steps.append(_Affine(values[0].to(dtype), values[1].to(dtype), density.event_shape))
+        centre, unit = (_numbers(value) for value in (0.0 if mean is None else mean, 1.0 if scale is None else scale))
+        steps.append(_Affine(centre.to(dtype), unit.to(dtype), density.event_shape))
     return Flow(steps, density).to(density.device) if steps else density
+
+
+def _numbers(value: Any) -> Tensor:
+    """Return numbers in float64. Raises ValueError for anything else."""
+    tensor = value.detach().cpu() if isinstance(value, Tensor) else as_tensor(value, None)
+    return tensor.double()
 
 
 LINEAR = ("StandardScaler", "MinMaxScaler", "MaxAbsScaler", "RobustScaler", "PCA")

@@ -96,9 +96,9 @@ def _density(estimator: Any, log_density: bool) -> Density:
         raise ValueError(f"{name} is an estimator of loglik: pass its run_")
     known = name in KINDS and type(estimator).__module__.startswith("sklearn.")
     if not known and not (log_density and hasattr(estimator, "score_samples")):
-        why = "its scores are no log-densities" if hasattr(estimator, "score_samples") else "it has no score_samples"
         if hasattr(estimator, "predict_proba"):
-            why = "it is a classifier: use loglik.adapters.classifier"
+            raise ValueError(f"{name} is a classifier, p(label | data): use loglik.adapters.classifier")
+        why = "its scores are no log-densities" if hasattr(estimator, "score_samples") else "it has no score_samples"
         raise ValueError(f"{name} is no density, {why}: use one of {', '.join(KINDS)}, or a pipeline that ends in one")
     try:
         check_is_fitted(estimator)

@@ -32,6 +32,14 @@ class FromZuko(FromDistribution):
 
         return [module for module in self.modules() if isinstance(module, FFJTransform)]
 
+    def check_context(self, context: Shaped[Tensor, "B ..."] | None) -> None:
+        super().check_context(context)
+        if self.conditional and self.context is None and context is not None and context.dim() < 2:
+            raise ValueError(
+                "a zuko model reads a vector for each row, and these are labels: pass context=, such as "
+                "lambda y: torch.nn.functional.one_hot(y, 3).float()"
+            )
+
     def numerical_error(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None
     ) -> Float[Tensor, " B"] | None:

@@ -143,8 +143,6 @@ def _model_and_data(
         if settings:
             raise ValueError("--set goes with --from KIND")
         return load_or_build(model, data, label=label, seed=seed, device=device)
-    if data is None:
-        raise ValueError("--from needs DATA: a model of another library does not know what it was trained on")
     return load_model(Path(model), kind, data, label=label, settings=settings, seed=seed, device=device)
 
 

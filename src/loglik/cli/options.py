@@ -292,7 +292,7 @@ def load_model(
     settings: Sequence[str] | None = None,
     seed: int = 0,
     device: str = "auto",
-    form: str | None = None,
+    sampling: bool = False,
 ) -> tuple[Run, Any]:
     """Return the run in a folder, or the model of another library that `kind` says, and the data to use.
 
@@ -302,9 +302,9 @@ def load_model(
         data: DATA; of another library's model they are read, so that the model is of their spec.
         label, target, settings, seed: --label, --target, --set and --seed, for another library's model only.
         device: --device.
-        form: data whose spec a model has that is used without data.
+        sampling: the data are --like, and may be None; nothing is scored on them.
 
-    Raises ValueError for options that only another library's model has.
+    Raises ValueError for options that only another library's model has, and where such a model has no data.
     """
     if kind is None:
         for option, value in {"label": label, "target": target, "set": settings}.items():
@@ -316,11 +316,16 @@ def load_model(
     from loglik.adapters.loading import load, load_for
 
     own: dict[str, Any] = {"device": device, **settings_of(settings)}
-    read = data if data is not None else form
-    if read is None:
+    if data is not None:
+        return load_for(kind, run, data, label=label, target=target, seed=seed, **own)
+    if not sampling:
+        raise ValueError("--from needs DATA: a model of another library does not know what it was trained on")
+    try:
         return load(kind, run, **own), None
-    loaded, dataset = load_for(kind, run, read, label=label, target=target, seed=seed, **own)
-    return loaded, dataset if data is not None else None
+    except ValueError as error:
+        if "pass data" not in str(error):
+            raise
+        raise ValueError(f"{error} (--like DATA)") from error
 
 
 def prompt_of(text: str | None) -> str:

@@ -203,7 +203,7 @@ def sample(
 
     if like is not None and from_ is None:
         raise ValueError("--like goes with --from KIND: a run of `loglik fit` has the form of its own data")
-    trained, _ = load_model(run, from_, None, settings=set_, seed=seed, device=device, form=like)
+    trained, _ = load_model(run, from_, like, settings=set_, seed=seed, device=device, sampling=True)
     options = without_none(length=length, temperature=temperature, top_k=top_k, top_p=top_p, stop=stop)
     if trained.density.event == "x" and (prompt is not None or options):
         n = n or 1

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from loglik import files
+from loglik.adapters import as_density
 from loglik.data import as_data
 from loglik.data.dataset import Data
 from loglik.density import Density, evaluation_mode
@@ -88,7 +89,7 @@ class Verification:
 
 
 def verify(
-    model: Run | Density,
+    model: Run | Density | Any,
     data: Any = None,
     *,
     only: str | Sequence[str] | None = None,
@@ -98,7 +99,7 @@ def verify(
     """Run the checks on a run or a density, and return one row for each statement.
 
     Args:
-        model: a run, or a density.
+        model: a run, a density, or a model of a library that `loglik.adapters` knows.
         data: what `fit` accepts; the run's own data if None.
         only: names of checks, or beginnings of names; all if None.
         split: the split whose first 256 examples are used: train, validation, test or all; if None, the test split.
@@ -112,7 +113,7 @@ def verify(
         raise ValueError("pass data: a density by itself does not know what it was trained on")
     else:
         dataset = as_data(data)
-        run = Run(model, dataset.spec)
+        run = Run(as_density(model, dataset.spec), dataset.spec)
     return verify_subject(subject_of(run, dataset, split=split, seed=seed), selected(only))
 
 
