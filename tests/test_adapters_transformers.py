@@ -297,6 +297,12 @@ def test_the_command_scores_and_continues_a_text(words, tmp_path) -> None:
     assert f"{bits:.3f} bits/byte" in out and "windows of 16 tokens side by side" in out
     out = well("evaluate", "--from", "transformers", folder, tmp_path / "a.csv", "--set", "stride=4")
     assert out.startswith("2 examples") and "one every 4 tokens" in out
+    (tmp_path / "short.txt").write_text("A cat.", encoding="utf-8")
+    assert "windows of 16 tokens" in well("evaluate", "--from", "transformers", folder, tmp_path / "short.txt")
+    (tmp_path / "bad.txt").write_bytes(b"A \xff")
+    assert "line 1, byte 2: not UTF-8 text" in refused(
+        "evaluate", "--from", "transformers", folder, tmp_path / "bad.txt"
+    )
     assert well("sample", "--from", "transformers", folder, "--prompt", "A cat", "--length", 3).startswith("A cat")
     assert "a language model reads text, and the data are images" in refused(
         "evaluate", "--from", "transformers", folder, "digits"
