@@ -159,6 +159,15 @@ def test_each_text_by_itself(words, tmp_path) -> None:
         assert result.bits_per_byte == pytest.approx(-sum(expected) / (size * math.log(2)), abs=1e-5)
 
 
+def test_bytes_of_an_unscored_token_are_not_counted(words) -> None:
+    text, density = "A cat sat.", from_transformers(gpt2(), words, rows=True, prefix="none")
+    result = loglik.evaluate(density, {"text": [text, text + " naïve"]})
+    own = density.data_spec.tokenizer
+    first = own.lengths[own.encode(text.encode())[0]]
+    size = 2 * len(text) + len(" naïve".encode()) - 2 * first
+    assert result.bits_per_byte == pytest.approx(-2 * result.nats / (size * math.log(2)))
+
+
 def test_tokens_have_the_bytes_of_the_text(words) -> None:
     density = from_transformers(gpt2(), words)
     own = density.data_spec.tokenizer

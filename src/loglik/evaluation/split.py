@@ -35,6 +35,7 @@ from loglik.memory import Pieces
 __all__ = ["SOLVED_ROWS", "baseline_scores", "evaluate_split"]
 
 RATE_DRAWS = 16  # samples drawn to measure the rate of sampling
+MANY_TOKENS = 100  # whose mean score says something of the tokenizer
 SOLVED_ROWS = 64  # rows on which the error of a solver is measured
 
 
@@ -127,7 +128,12 @@ def _score_stream(density: Density, split: Split, spec: DataSpec, baseline: Stre
     nats, stderr = scores.per_token()
     gain, gain_stderr = (None, None) if baseline is None else scores.gain(baseline)
     notes = []
-    if spec.tokenizer is not None and spec.tokenizer.elsewhere and nats < -math.log(spec.tokenizer.size):
+    if (
+        spec.tokenizer is not None
+        and spec.tokenizer.elsewhere
+        and nats < -math.log(spec.tokenizer.size)
+        and len(split.stream) >= MANY_TOKENS
+    ):
         notes.append("tokens at random would score better: the tokenizer may be another model's")
     return {
         "nats": nats,
@@ -174,7 +180,7 @@ def _score_examples(
         "gain_stderr": gain_stderr,
         "n": len(split),
         "bits_per_dim": bits,
-        "bits_per_byte": _bits_per_byte(scores, split, spec) if spec.kind == "text" else None,
+        "bits_per_byte": _bits_per_byte(density, scores, split, spec) if spec.kind == "text" else None,
         "notes": []
         if zeros == 0
         else [f"{zeros:,} of {len(split):,} examples have probability 0, so the mean is -inf"],
@@ -183,18 +189,20 @@ def _score_examples(
     }
 
 
-def _bits_per_byte(scores: Tensor, split: Split, spec: DataSpec) -> float | None:
+def _bits_per_byte(density: Density, scores: Tensor, split: Split, spec: DataSpec) -> float | None:
     """Return -nats / (bytes · ln 2) of texts; None for texts that may be cut."""
     if not spec.padded:
         return bits_per_dim(scores.mean().item(), spec.dims)
     if spec.tokenizer is None or not spec.tokenizer.elsewhere:
         return None
     lengths = torch.from_numpy(np.append(spec.tokenizer.lengths, 0))
-    size = sum(
-        (lengths[part[:].long()].sum(1) - spec.tokenizer.added).clamp_min(0).sum()
-        for part in split.tensor().split(2**12)
-    )
-    return -scores.sum().item() / (float(size) * math.log(2))
+    first = int(not getattr(density, "scores_first", True))
+    added = 0 if first else spec.tokenizer.added  # to the first token
+    parts = [part[:, first:].long() for part in split.tensor().split(2**12)]
+    size = sum(int((lengths[part].sum(1) - added).clamp_min(0).sum()) for part in parts)
+    if size == 0:
+        return None
+    return -scores.sum().item() / (size * math.log(2))
 
 
 def _classification(density: Density, split: Split) -> dict[str, Any]:
