@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 import loglik
+from helpers.commands import well
 from loglik.adapters import classifier, load
 from loglik.adapters.pixels import Pixels
 from loglik.data import as_data
@@ -233,3 +234,35 @@ def test_a_vision_transformer_in_a_folder(folder) -> None:
         "pixels are scaled to [0, 1] and resized to (16, 16)"
         in load("transformers", folder / "vit", data.spec).density.notes[0]
     )
+
+
+def test_a_classifier_is_scored_as_it_is(tmp_path) -> None:
+    """evaluate, and the command line by a file of Python, wrap an estimator for the classes of the data."""
+    from sklearn.naive_bayes import GaussianNB
+
+    x, y = gaussians()
+    names = np.array(["cat", "ant", "bee"])[y]
+    frame = {"a": x[:, 0].numpy(), "b": x[:, 1].numpy(), "kind": names}
+    (tmp_path / "rows.csv").write_text(
+        "a,b,kind\n" + "".join(f"{a:.4f},{b:.4f},{kind}\n" for a, b, kind in zip(*frame.values(), strict=True))
+    )
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\nfrom sklearn.naive_bayes import GaussianNB\n"
+        f"model = GaussianNB().fit(np.array({x.tolist()}), {names.tolist()})\n"
+    )
+    out = well("evaluate", "--from", "python", f"{tmp_path}/mine.py:model", tmp_path / "rows.csv", "--label", "kind")
+    own = GaussianNB().fit(x.numpy(), names)
+    nats = own.predict_log_proba(x.numpy())[np.arange(300), np.searchsorted(own.classes_, names)].mean()
+    assert f"{nats:.3f} ±" in out and "accuracy" in out
+    codes = torch.from_numpy(np.searchsorted(own.classes_, names))
+    assert loglik.evaluate(own, (x, codes)).nats == pytest.approx(nats, abs=1e-6)
+    with pytest.raises(ValueError, match="the model's classes are ant, bee, cat and the data's 1, 2, 3: give the"):
+        loglik.evaluate(own, as_data({"a": frame["a"], "b": frame["b"], "kind": (codes + 1).numpy()}, label="kind"))
+
+
+def test_the_command_reads_a_folder(folder) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.ViTConfig(image_size=16, patch_size=8, id2label={0: "dog", 1: "cat"}, **sizes)
+    transformers.ViTForImageClassification(config).save_pretrained(folder / "vit")
+    assert "12 examples" in well("evaluate", "--from", "transformers", folder / "vit", folder / "pictures")

@@ -16,6 +16,7 @@ from loglik.networks import CausalTransformer
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
 
+from helpers.commands import refused, well  # noqa: E402
 from helpers.language_models import END, TEXT, Bigram, gpt2, llama, saved, tokenizer, with_space  # noqa: E402
 
 
@@ -158,6 +159,15 @@ def test_each_text_by_itself(words, tmp_path) -> None:
         assert result.bits_per_byte == pytest.approx(-sum(expected) / (size * math.log(2)), abs=1e-5)
 
 
+def test_bytes_of_an_unscored_token_are_not_counted(words) -> None:
+    text, density = "A cat sat.", from_transformers(gpt2(), words, rows=True, prefix="none")
+    result = loglik.evaluate(density, {"text": [text, text + " naïve"]})
+    own = density.data_spec.tokenizer
+    first = own.lengths[own.encode(text.encode())[0]]
+    size = 2 * len(text) + len(" naïve".encode()) - 2 * first
+    assert result.bits_per_byte == pytest.approx(-2 * result.nats / (size * math.log(2)))
+
+
 def test_tokens_have_the_bytes_of_the_text(words) -> None:
     density = from_transformers(gpt2(), words)
     own = density.data_spec.tokenizer
@@ -264,6 +274,15 @@ def test_models_in_memory_that_have_no_likelihood(words) -> None:
         density.log_prob(torch.tensor([[0, 300]]))
 
 
+def test_a_tokenizer_that_may_be_another_model_s(words, tmp_path) -> None:
+    (tmp_path / "a.txt").write_text(TEXT, encoding="utf-8")
+    result = loglik.evaluate(from_transformers(gpt2(1000), words), tmp_path / "a.txt")
+    assert "the tokenizer has 300 of the model's 1,000 tokens" in result.notes[2]
+    table = torch.zeros(300, 300).index_fill(1, torch.arange(250), 5.0)  # the tokens of words are unlikely
+    result = loglik.evaluate(from_transformers(Bigram(table), words), tmp_path / "a.txt")
+    assert result.notes[-1].startswith("tokens at random would score better")
+
+
 def test_a_tokenizer_that_changes_the_text_is_found(tmp_path) -> None:
     (tmp_path / "a.txt").write_text("a cat sat\non The mat\n")
     with pytest.raises(
@@ -275,3 +294,28 @@ def test_a_tokenizer_that_changes_the_text_is_found(tmp_path) -> None:
     (tmp_path / "b.txt").write_bytes(b"a cat \xff")
     with pytest.raises(ValueError, match="byte 6: not UTF-8 text"):
         loglik.evaluate(from_transformers(llama(200), with_space()), tmp_path / "b.txt")
+
+
+def test_the_command_scores_and_continues_a_text(words, tmp_path) -> None:
+    folder, model = tmp_path / "gpt2", gpt2()
+    saved(folder, model, words)
+    (tmp_path / "a.txt").write_text(TEXT, encoding="utf-8")
+    (tmp_path / "a.csv").write_text("text\nA cat.\nnaïve\n", encoding="utf-8")
+    bits = -rolling(model, ids_of(words), 0, 16, 16) / (len(TEXT.encode()) * math.log(2))
+    out = well("evaluate", "--from", "transformers", folder, tmp_path / "a.txt")
+    assert f"{bits:.3f} bits/byte" in out and "windows of 16 tokens side by side" in out
+    out = well("evaluate", "--from", "transformers", folder, tmp_path / "a.csv", "--set", "stride=4")
+    assert out.startswith("2 examples") and "one every 4 tokens" in out
+    (tmp_path / "short.txt").write_text("A cat.", encoding="utf-8")
+    assert "windows of 16 tokens" in well("evaluate", "--from", "transformers", folder, tmp_path / "short.txt")
+    (tmp_path / "bad.txt").write_bytes(b"A \xff")
+    assert "line 1, byte 2: not UTF-8 text" in refused(
+        "evaluate", "--from", "transformers", folder, tmp_path / "bad.txt"
+    )
+    assert well("sample", "--from", "transformers", folder, "--prompt", "A cat", "--length", 3).startswith("A cat")
+    assert "a language model reads text, and the data are images" in refused(
+        "evaluate", "--from", "transformers", folder, "digits"
+    )
+    assert "stride must be from 1" in refused(
+        "evaluate", "--from", "transformers", folder, tmp_path / "a.txt", "--set", "stride=17"
+    )

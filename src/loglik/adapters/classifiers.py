@@ -119,7 +119,7 @@ def _order(names: tuple[str, ...], count: int, spec: DataSpec) -> tuple[list[int
         raise ValueError(f"the data have no labels: {spec.describe()}; a classifier is p(label | data)")
     if set(names) == set(own):
         return [names.index(name) for name in own], ()
-    if not names and count == len(own):
+    if count == len(own) and (not names or own == tuple(map(str, range(count)))):  # the labels are numbers of outputs
         return list(range(count)), (f"the model's {count} outputs are taken as {some(own)}, in this order",)
     if not names:
         raise ValueError(f"the model has {count} classes, and the data {len(own)}: {some(own)}")

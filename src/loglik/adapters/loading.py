@@ -14,6 +14,7 @@ from loglik.data import as_data
 from loglik.data.dataset import Data
 from loglik.data.limits import quote
 from loglik.data.spec import DataSpec
+from loglik.data.text import TooShort
 from loglik.devices import resolve_device
 from loglik.runs import Run
 
@@ -88,7 +89,11 @@ def load_for(
     A language model has a tokenizer of its own, by which text is read again. The arguments are those of `load` and of
     `loglik.data.as_data`.
     """
-    dataset = as_data(data, label=label, target=target, seed=seed)
+    try:
+        dataset = as_data(data, label=label, target=target, seed=seed)
+    except TooShort:  # for our windows, and not for those of a language model
+        run = load(kind, path, device=device, **settings)
+        return run, run.data_for(data)
     run = load(kind, path, dataset.spec, device=device, **settings)
     return run, dataset if run.spec == dataset.spec else run.data_for(data, label=label)
 

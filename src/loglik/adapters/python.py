@@ -79,6 +79,8 @@ def as_density(model: Any, spec: DataSpec | None = None, *, dequantize: bool = F
         density = model
     else:
         adapter = _adapter_of(model)
+        if adapter is loglik.adapters.classifier:
+            settings["spec"] = settings.get("spec", spec)
         try:
             density = adapter(model, **settings)
         except TypeError as error:
@@ -90,6 +92,8 @@ def as_density(model: Any, spec: DataSpec | None = None, *, dequantize: bool = F
 
 
 def _adapter_of(model: Any) -> Any:
+    if hasattr(model, "classes_") and hasattr(model, "predict"):  # of scikit-learn or an estimator like its
+        return loglik.adapters.classifier
     for cls in type(model).__mro__:
         for module, name in ADAPTERS.items():
             if f"{cls.__module__}.".startswith(f"{module}.") and name in loglik.adapters.__all__:

@@ -19,6 +19,7 @@ from loglik.runs import Run
 __all__ = ["from_transformers", "load"]
 
 DEFAULT_WINDOW = 2048  # of a model without a longest text
+FEW = 128  # tokens that a tokenizer may lack
 UNLIMITED = 10**9  # of a tokenizer that knows no longest text
 
 
@@ -68,6 +69,8 @@ def from_transformers(
         padded=rows,
     )
     notes = _notes(tokenizer, window, stride or window, first, rows, lossy)
+    if len(tokenizer) < levels - max(FEW, levels // 10):  # tables of embeddings are padded by less
+        notes += (f"the tokenizer has {len(tokenizer):,} of the model's {levels:,} tokens: it may be another model's",)
     return LanguageModel(model, spec, window=window, stride=stride, prefix=first, notes=notes)
 
 
@@ -108,7 +111,9 @@ def load(
         )
     model = load_pretrained(AutoModelForCausalLM, path)
     own = load_pretrained(AutoTokenizer, folder, weights=False)
-    padded = spec is not None and spec.kind == "text" and spec.padded
+    if spec is not None and spec.kind not in ("text", "table"):
+        raise ValueError(f"{path}: a language model reads text, and the data are {spec.describe()}")
+    padded = spec is not None and (spec.padded or spec.kind == "table")
     try:
         density = from_transformers(
             model, own, window=window, stride=stride, prefix=prefix, rows=padded if rows is None else rows, lossy=lossy

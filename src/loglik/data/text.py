@@ -30,11 +30,15 @@ from loglik.data.tokenizers import Bytes, Tokenizer
 from loglik.data.windows import Stream, Windows
 from loglik.files import naming
 
-__all__ = ["is_text", "load_text"]
+__all__ = ["TooShort", "is_text", "load_text"]
 
 BLOCK = 2**20  # bytes tokenised at once
 WINDOW = 128
 UNITS = {"bytes": "bytes", "characters": "characters", "bpe": "tokens"}
+
+
+class TooShort(ValueError):
+    """A text has no window for each split; a model with windows of its own may accept it."""
 
 
 class _Source:
@@ -132,7 +136,7 @@ def load_text(
     tokenizer, stream, counts = _tokens(sources, cuts, settings, required, cache or user_cache())
     if sum(counts.values()) < t if like else any(counts[s] < t for s in SPLITS if _required(s, cuts)):
         got = ", ".join(f"{counts[s]:,} for {s}" for s in SPLITS)
-        raise ValueError(
+        raise TooShort(
             f"{where}: {len(stream):,} {UNITS[tokenizer.kind]} are too short for a window of {t} in each split "
             f"({got}): give more text or a shorter window (window=N)"
         )

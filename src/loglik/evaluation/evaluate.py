@@ -66,8 +66,9 @@ def evaluate(
     if run is not None:
         dataset = run.data_for(data, unseen=unseen)
     elif data is not None:
-        dataset = as_data(data, like=getattr(density, "data_spec", None))  # of a language model: its tokenizer
-        density = fitted_to(density, dataset.spec)
+        own = getattr(density, "data_spec", None)  # of a language model, which has a tokenizer of its own
+        dataset = as_data(data, like=own)
+        density = density if own is not None else fitted_to(density, dataset.spec)
     else:
         raise ValueError("pass data: a density by itself does not know what it was trained on")
     split = split or ("test" if data is None else "all")

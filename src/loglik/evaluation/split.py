@@ -35,6 +35,7 @@ from loglik.memory import Pieces
 __all__ = ["SOLVED_ROWS", "baseline_scores", "evaluate_split"]
 
 RATE_DRAWS = 16  # samples drawn to measure the rate of sampling
+MANY_TOKENS = 100  # whose mean score says something of the tokenizer
 SOLVED_ROWS = 64  # rows on which the error of a solver is measured
 
 
@@ -106,7 +107,8 @@ def evaluate_split(
 def _check_classes(density: Density, spec: DataSpec) -> None:
     """Raise ValueError where a classifier from elsewhere has other class names than the data, or another order."""
     names = getattr(density, "class_names", ())
-    if names and spec.classes and names != spec.classes:
+    numbers = tuple(map(str, range(len(names))))  # labels that are the numbers of the model's outputs
+    if names and spec.classes and spec.classes not in (names, numbers):
         raise ValueError(
             f"the model's classes are {some(names)} and the data's {some(spec.classes)}: give the adapter spec=, that "
             "of the data, which puts them in order"
@@ -125,6 +127,14 @@ def _score_stream(density: Density, split: Split, spec: DataSpec, baseline: Stre
     scores = stream_scores(density, split.stream, spec, split.units_per_example)
     nats, stderr = scores.per_token()
     gain, gain_stderr = (None, None) if baseline is None else scores.gain(baseline)
+    notes = []
+    if (
+        spec.tokenizer is not None
+        and spec.tokenizer.elsewhere
+        and nats < -math.log(spec.tokenizer.size)
+        and len(split.stream) >= MANY_TOKENS
+    ):
+        notes.append("tokens at random would score better: the tokenizer may be another model's")
     return {
         "nats": nats,
         "stderr": stderr,
@@ -134,6 +144,7 @@ def _score_stream(density: Density, split: Split, spec: DataSpec, baseline: Stre
         "bits_per_dim": bits_per_dim(nats, 1),
         "bits_per_byte": scores.bits_per_byte(),
         "perplexity": perplexity(nats),
+        "notes": notes,
     }
 
 
@@ -169,7 +180,7 @@ def _score_examples(
         "gain_stderr": gain_stderr,
         "n": len(split),
         "bits_per_dim": bits,
-        "bits_per_byte": _bits_per_byte(scores, split, spec) if spec.kind == "text" else None,
+        "bits_per_byte": _bits_per_byte(density, scores, split, spec) if spec.kind == "text" else None,
         "notes": []
         if zeros == 0
         else [f"{zeros:,} of {len(split):,} examples have probability 0, so the mean is -inf"],
@@ -178,18 +189,20 @@ def _score_examples(
     }
 
 
-def _bits_per_byte(scores: Tensor, split: Split, spec: DataSpec) -> float | None:
+def _bits_per_byte(density: Density, scores: Tensor, split: Split, spec: DataSpec) -> float | None:
     """Return -nats / (bytes · ln 2) of texts; None for texts that may be cut."""
     if not spec.padded:
         return bits_per_dim(scores.mean().item(), spec.dims)
     if spec.tokenizer is None or not spec.tokenizer.elsewhere:
         return None
     lengths = torch.from_numpy(np.append(spec.tokenizer.lengths, 0))
-    size = sum(
-        (lengths[part[:].long()].sum(1) - spec.tokenizer.added).clamp_min(0).sum()
-        for part in split.tensor().split(2**12)
-    )
-    return -scores.sum().item() / (float(size) * math.log(2))
+    first = int(not getattr(density, "scores_first", True))
+    added = 0 if first else spec.tokenizer.added  # to the first token
+    parts = [part[:, first:].long() for part in split.tensor().split(2**12)]
+    size = sum(int((lengths[part].sum(1) - added).clamp_min(0).sum()) for part in parts)
+    if size == 0:
+        return None
+    return -scores.sum().item() / (size * math.log(2))
 
 
 def _classification(density: Density, split: Split) -> dict[str, Any]:
