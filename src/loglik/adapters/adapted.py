@@ -62,13 +62,19 @@ class Adapted(Diffusion):
     def terms(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
     ) -> dict[str, Float[Tensor, " B"]]:
+        x = self._in_own_dtype(x)
         if not self.prepared and len(x) >= MIN_ROWS and x.numel() >= MIN_VALUES and not x.is_meta:
             self.initialise(x, context)
         return super().terms(x, context, samples=samples)
 
+    def _in_own_dtype(self, x: Tensor) -> Tensor:
+        """Return real data in the density's dtype: a data set's float32 would round a float64 network's noise."""
+        return x.to(self.wrapped.anchor.dtype) if x.is_floating_point() else x
+
     @torch.no_grad()
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
         """Check the convention on data, and learn from them where the bound's noise levels are best drawn."""
+        x = self._in_own_dtype(x)
         if self.checked:
             v = self.reconstruction.embed(x)
             check_convention(self.wrapped, v, context, spans=self.levels is not None)

@@ -79,7 +79,7 @@ class Units:
 
     def density(self, model: Density) -> Density:
         """Return a density in the data's units from one in the network's, with its convention checked on the data."""
-        density: Density = model
+        density: Density = model.eval()  # a network's dropout would count as noise
         if self.mean is not None or self.scale is not None:
             density = Flow([self._standardise()], model)
         if self.data is not None:

@@ -19,6 +19,7 @@ __all__ = ["Errors", "check_convention", "errors"]
 NOISE = (0.1, 0.3, 1.0, 3.0, 10.0)  # standard deviations of the noise, in units of the data's
 ROWS, VALUES = 64, 2048  # that are denoised at each noise level: at most so many rows, at least so many values
 FITS, FAILS = 1.25, 4.0  # error of the denoiser over that of the better of the mean and of the noised data
+BETTER = 0.8  # score of another convention, over that of the chosen one
 
 
 class Errors(NamedTuple):
@@ -34,6 +35,11 @@ class Errors(NamedTuple):
     @property
     def ratio(self) -> Float[Tensor, " N"]:
         return (self.own / self.best).nan_to_num(torch.inf)
+
+    @property
+    def score(self) -> float:
+        """The geometric mean of the ratios."""
+        return self.ratio.log().mean().exp().item()
 
 
 @torch.no_grad()
@@ -73,15 +79,14 @@ def check_convention(
     ratio = found.ratio[worst].item()
     if ratio <= FITS:
         return
-    better = None
+    better, best = None, BETTER * found.score
     for name, other in _others(wrapped, spans):
         try:
-            errors_of_other = errors(other, v, context)
+            tried = errors(other, v, context)
         except Exception:  # another convention's labels may be none that the call accepts
             continue
-        if errors_of_other.ratio.max() <= min(FITS, ratio / 2):
-            better = name, errors_of_other.own[(errors_of_other.sigma - found.sigma[worst]).abs().argmin()].item()
-            break
+        if tried.ratio.max() <= FITS and tried.score < (best if better is None else 0.95 * best):
+            better, best = (name, tried.own[(tried.sigma - found.sigma[worst]).abs().argmin()].item()), tried.score
     if better is None and ratio <= FAILS:
         return
     guess = "the mean" if found.best[worst] >= 1 else "the noised data"

@@ -43,7 +43,8 @@ def from_diffusers(
 
     - DDPMScheduler, DDIMScheduler and others with `alphas_cumprod`: the bound of the chain of T timesteps, as Ho et al.
       and Nichol and Dhariwal have it. The ODE lies between the trained timesteps, whose labels are interpolated.
-      `clip_sample` holds in the bound; dynamic thresholding does not, since it is no part of a chain of Gaussians.
+      `clip_sample` holds in the bound of integers; dynamic thresholding does not, since it is no part of a chain of
+      Gaussians.
     - EDMEulerScheduler and EDMDPMSolverMultistepScheduler, ScoreSdeVeScheduler, FlowMatchEulerDiscreteScheduler: the
       bound in continuous time.
 
@@ -72,8 +73,8 @@ def from_diffusers(
     settings: dict[str, Any] = {"doubled": doubled, "variance": variance}
     if isinstance(path, Steps):
         own = _variance(scheduler, doubled)
-        clips = getattr(scheduler.config, "clip_sample", False) and vae is None
-        settings["clip"] = float(getattr(scheduler.config, "clip_sample_range", 1.0)) if clips else None
+        if levels is not None and vae is None and _config(scheduler, "clip_sample", False):
+            settings["clip"] = float(_config(scheduler, "clip_sample_range", 1.0))
         if variance is None and (own == "learned_range" or (levels is not None and vae is None)):
             settings["variance"] = own
     units = {"classes": _classes(model), "module": model} | units
