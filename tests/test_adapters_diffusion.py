@@ -122,10 +122,12 @@ def carried(x, density):
     return Normal(0.0, 1.0).log_prob(z) + 0.5 * (v1 / v0).log() + alpha(high).log()
 
 
+QUICK = ("k-diffusion", "ddpm noise", "ddpm v", "score_sde subvp", "score_sde ve", "torchcfm", "torchcfm sigma")
+SHAPES = [(name, (2,)) for name in INTERFACES] + [(name, (1, 8, 8)) for name in QUICK[::3]]
+
+
 @pytest.mark.parametrize(
-    ("name", "shape"),
-    [(name, (2,)) for name in INTERFACES]
-    + [(name, (1, 8, 8)) for name in ("k-diffusion", "ddpm noise", "score_sde subvp", "torchcfm")],
+    ("name", "shape"), [pytest.param(*c, marks=[] if c[0] in QUICK else [pytest.mark.slow]) for c in SHAPES]
 )
 @torch.no_grad()
 def test_a_gaussian_has_its_nats(name, shape, float64):
@@ -173,8 +175,7 @@ def of_levels(chances, span, kind="data"):
 CHANCES = (0.5, 0.2, 0.05, 0.25)
 
 
-@pytest.mark.parametrize("span", [(-1.0, 1.0), (0.0, 1.0)])
-@pytest.mark.parametrize("convention", ["edm", "vp"])
+@pytest.mark.parametrize(("span", "convention"), [((-1.0, 1.0), "edm"), ((0.0, 1.0), "vp")])
 @torch.no_grad()
 def test_integers_have_their_probability(convention, span, float64):
     """Dequantization is counted: the bound of events of 3 dimensions is their probability, and sums to at most 1."""
@@ -288,14 +289,13 @@ def optimal(mean, scale):
     return call
 
 
-@pytest.mark.parametrize("shape", [(2,), (1, 8, 8)])
-@pytest.mark.parametrize("data_at", [0, 1])
+@pytest.mark.parametrize(("shape", "data_at"), [((2,), 0), ((2,), 1), ((1, 8, 8), 1)])
 def test_a_velocity_carries_noise_to_its_density(shape, data_at, float64):
     """Of an optimal-transport field, which has no Gaussian path: log p is exact within the error that it states."""
     field = optimal(2.0, 0.3)
     call = field if data_at == 1 else lambda y, t: -field(y, 1 - t)
     truth = Normal(2.0, 0.3)
-    x = truth.sample((32, *shape))
+    x = truth.sample((8, *shape))
     density = velocity(call, event_shape=shape, data_at=data_at, data=x)
     error, dims = density.numerical_error(x), math.prod(shape)
     assert density.bound is Bound.ESTIMATE and error.max() < 1e-3 * dims
@@ -449,6 +449,8 @@ def test_the_module_inside_a_call_moves_and_counts_with_the_density():
         (lambda: denoiser(edm, event_shape=(2,), span=(0.0, 1.0)), "is of integers: pass levels"),
         (lambda: denoiser(edm, event_shape=(2,), levels=4, span=(1.0, 0.0)), "span must rise"),
         (lambda: denoiser(edm, event_shape=(2,), scale=-1.0), "scale must be above 0, got -1"),
+        (lambda: denoiser(edm, event_shape=(2,), sigma=1.0), "unknown setting 'sigma': use event_shape, levels, span"),
+        (lambda: denoiser(edm), "pass event_shape"),
         (lambda: score(edm, "vpe", event_shape=(2,)), "unknown sde 'vpe': use vp, subvp or ve"),
         (lambda: velocity(edm, data_at=2, event_shape=(2,)), "data_at must be 0 or 1"),
         (lambda: velocity(edm, sigma=0.1, sigma_min=0.1, event_shape=(2,)), "pass sigma_min or sigma"),

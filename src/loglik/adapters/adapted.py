@@ -18,7 +18,7 @@ from loglik.graphs import graphed
 __all__ = ["Adapted"]
 
 MIN_ROWS, MIN_VALUES = 8, 64  # of the data that a convention is checked with
-LEARNED_ROWS, LEARNED_BATCHES = 128, 8  # from which the control variate learns
+LEARNED_ROWS, LEARNED_BATCHES = 128, 4  # from which the control variate learns, at most
 
 
 class Adapted(Diffusion):
@@ -82,7 +82,8 @@ class Adapted(Diffusion):
         before, self.training = self.training, True  # the control variate learns in training, the network does not
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
             torch.manual_seed(0)
+            count = min(LEARNED_ROWS, len(x))
             for number in range(LEARNED_BATCHES):
-                rows = (torch.arange(LEARNED_ROWS, device=x.device) + number * LEARNED_ROWS) % len(x)
+                rows = (torch.arange(count, device=x.device) + number * count) % len(x)
                 self.loss(x[rows], None if context is None else context[rows])
         self.training, self.prepared = before, True

@@ -12,7 +12,7 @@ r"""Denoisers, scores and velocities of other libraries, as plain callables, bec
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -70,6 +70,17 @@ class Units:
             raise ValueError(f"span={tuple(self.span)} is of integers: pass levels, or mean and scale for real data")
         if not self.span[0] < self.span[1]:
             raise ValueError(f"span must rise, got {tuple(self.span)}")
+
+    @classmethod
+    def of(cls, settings: dict[str, Any]) -> Units:
+        """Return the units of keyword arguments. Raises ValueError for those that there are not."""
+        names = [field.name for field in fields(cls)]
+        unknown = [name for name in settings if name not in names]
+        if unknown:
+            raise ValueError(f"unknown setting {unknown[0]!r}: use {', '.join(names)}")
+        if "event_shape" not in settings:
+            raise ValueError("pass event_shape, the shape of one example")
+        return cls(**settings)
 
     def wrapped(self, call: Callable[..., Tensor], path: Path, prediction: str | None, **settings: Any) -> Wrapped:
         """Return a call as a denoiser of data scaled to [-1, 1], or of standardised real data."""
@@ -145,7 +156,7 @@ def denoiser(
 
     Raises ValueError for an unknown convention, and where the call does not remove noise from the data.
     """
-    own = Units(**units)
+    own = Units.of(units)
     path: Path
     if convention in ("edm", "ve"):
         path = VE(*sigmas, name=convention)
@@ -213,7 +224,7 @@ def score(
         path = VE(*sigmas, times=not network)
     else:
         raise ValueError(f"unknown sde {sde!r}: use vp, subvp or ve")
-    return as_density(call, path, "noise" if network and sde != "ve" else "score", Units(**units))
+    return as_density(call, path, "noise" if network and sde != "ve" else "score", Units.of(units))
 
 
 def velocity(
@@ -246,7 +257,7 @@ def velocity(
 
     Raises ValueError for integers without gaussian=True, and where the call does not carry the data to noise.
     """
-    own = Units(**units)
+    own = Units.of(units)
     path = FlowMatching(data_at, sigma_min=sigma_min, sigma=sigma, time_scale=time_scale)
     if gaussian:
         return as_density(call, path, "velocity", own)

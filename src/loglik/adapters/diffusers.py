@@ -81,9 +81,11 @@ def from_diffusers(
     if vae is None:
         if isinstance(path, VE) and levels is not None and type(path) is VE:
             units.setdefault("span", (0.0, 1.0))  # score_sde's images
-        return as_density(_call(model), path, prediction, Units(event_shape=shape, levels=levels, **units), **settings)
+        return as_density(
+            _call(model), path, prediction, Units.of(units | {"event_shape": shape, "levels": levels}), **settings
+        )
     data, labels = units.pop("data", None), units.pop("labels", None)
-    prior = as_density(_call(model), path, prediction, Units(event_shape=shape, **units), **settings)
+    prior = as_density(_call(model), path, prediction, Units.of(units | {"event_shape": shape}), **settings)
     return LatentDiffusion(vae, prior, pixels, levels=levels, scale=decoder_scale, data=data, labels=labels).eval()
 
 
