@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from loglik.adapters.conventions import check_convention
+from loglik.adapters.conventions import SEED, check_convention
 from loglik.adapters.wrapped import Wrapped, needed
 from loglik.checks import check_levels
 from loglik.diffusion import Diffusion
@@ -81,7 +81,7 @@ class Adapted(Diffusion):
         super().initialise(x, context)
         before, self.training = self.training, True  # the control variate learns in training, the network does not
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-            torch.manual_seed(0)
+            torch.manual_seed(SEED)
             count = min(LEARNED_ROWS, len(x))
             for number in range(LEARNED_BATCHES):
                 rows = (torch.arange(count, device=x.device) + number * count) % len(x)

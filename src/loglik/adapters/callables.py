@@ -170,10 +170,10 @@ def denoiser(
         path = FlowMatching(data_at, sigma_min=sigma_min, time_scale=time_scale)
     else:
         raise ValueError(f"unknown convention {convention!r}: use edm, ve, vp or flow")
-    return as_density(call, path, prediction, own, variance=variance, clip=clip)
+    return diffusion_of(call, path, prediction, own, variance=variance, clip=clip)
 
 
-def as_density(
+def diffusion_of(
     call: Callable[..., Tensor],
     path: Path,
     prediction: str | None,
@@ -224,7 +224,7 @@ def score(
         path = VE(*sigmas, times=not network)
     else:
         raise ValueError(f"unknown sde {sde!r}: use vp, subvp or ve")
-    return as_density(call, path, "noise" if network and sde != "ve" else "score", Units.of(units))
+    return diffusion_of(call, path, "noise" if network and sde != "ve" else "score", Units.of(units))
 
 
 def velocity(
@@ -260,7 +260,7 @@ def velocity(
     own = Units.of(units)
     path = FlowMatching(data_at, sigma_min=sigma_min, sigma=sigma, time_scale=time_scale)
     if gaussian:
-        return as_density(call, path, "velocity", own)
+        return diffusion_of(call, path, "velocity", own)
     if own.levels is not None:
         raise ValueError("integers have no density under an ODE: pass gaussian=True, which counts their dequantization")
     wrapped = own.wrapped(call, path, "velocity")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from loglik.adapters.callables import Units, as_density
+from loglik.adapters.callables import Units, diffusion_of
 from loglik.adapters.latent import LatentDiffusion
 from loglik.adapters.paths import EDM, VE, FlowMatching, Path, Steps
 from loglik.density import Density
@@ -81,11 +81,11 @@ def from_diffusers(
     if vae is None:
         if isinstance(path, VE) and levels is not None and type(path) is VE:
             units.setdefault("span", (0.0, 1.0))  # score_sde's images
-        return as_density(
+        return diffusion_of(
             _call(model), path, prediction, Units.of(units | {"event_shape": shape, "levels": levels}), **settings
         )
     data, labels = units.pop("data", None), units.pop("labels", None)
-    prior = as_density(_call(model), path, prediction, Units.of(units | {"event_shape": shape}), **settings)
+    prior = diffusion_of(_call(model), path, prediction, Units.of(units | {"event_shape": shape}), **settings)
     return LatentDiffusion(vae, prior, pixels, levels=levels, scale=decoder_scale, data=data, labels=labels).eval()
 
 
