@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from loglik.adapters.conventions import check_convention
+from loglik.adapters.conventions import SEED, check_convention
 from loglik.adapters.wrapped import Wrapped, needed
 from loglik.checks import check_levels
 from loglik.diffusion import Diffusion
@@ -18,7 +18,7 @@ from loglik.graphs import graphed
 __all__ = ["Adapted"]
 
 MIN_ROWS, MIN_VALUES = 8, 64  # of the data that a convention is checked with
-LEARNED_ROWS, LEARNED_BATCHES = 128, 8  # from which the control variate learns
+LEARNED_ROWS, LEARNED_BATCHES = 128, 4  # from which the control variate learns, at most
 
 
 class Adapted(Diffusion):
@@ -62,21 +62,28 @@ class Adapted(Diffusion):
     def terms(
         self, x: Shaped[Tensor, "B ..."], context: Shaped[Tensor, "B ..."] | None = None, *, samples: int = 1
     ) -> dict[str, Float[Tensor, " B"]]:
+        x = self._in_own_dtype(x)
         if not self.prepared and len(x) >= MIN_ROWS and x.numel() >= MIN_VALUES and not x.is_meta:
             self.initialise(x, context)
         return super().terms(x, context, samples=samples)
 
+    def _in_own_dtype(self, x: Tensor) -> Tensor:
+        """Return real data in the density's dtype: a data set's float32 would round a float64 network's noise."""
+        return x.to(self.wrapped.anchor.dtype) if x.is_floating_point() else x
+
     @torch.no_grad()
     def initialise(self, x: Shaped[Tensor, "N ..."], context: Shaped[Tensor, "N ..."] | None = None) -> None:
         """Check the convention on data, and learn from them where the bound's noise levels are best drawn."""
+        x = self._in_own_dtype(x)
         if self.checked:
             v = self.reconstruction.embed(x)
             check_convention(self.wrapped, v, context, spans=self.levels is not None)
         super().initialise(x, context)
         before, self.training = self.training, True  # the control variate learns in training, the network does not
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-            torch.manual_seed(0)
+            torch.manual_seed(SEED)
+            count = min(LEARNED_ROWS, len(x))
             for number in range(LEARNED_BATCHES):
-                rows = (torch.arange(LEARNED_ROWS, device=x.device) + number * LEARNED_ROWS) % len(x)
+                rows = (torch.arange(count, device=x.device) + number * count) % len(x)
                 self.loss(x[rows], None if context is None else context[rows])
         self.training, self.prepared = before, True

@@ -12,7 +12,7 @@ r"""Denoisers, scores and velocities of other libraries, as plain callables, bec
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -71,6 +71,17 @@ class Units:
         if not self.span[0] < self.span[1]:
             raise ValueError(f"span must rise, got {tuple(self.span)}")
 
+    @classmethod
+    def of(cls, settings: dict[str, Any]) -> Units:
+        """Return the units of keyword arguments. Raises ValueError for those that there are not."""
+        names = [field.name for field in fields(cls)]
+        unknown = [name for name in settings if name not in names]
+        if unknown:
+            raise ValueError(f"unknown setting {unknown[0]!r}: use {', '.join(names)}")
+        if "event_shape" not in settings:
+            raise ValueError("pass event_shape, the shape of one example")
+        return cls(**settings)
+
     def wrapped(self, call: Callable[..., Tensor], path: Path, prediction: str | None, **settings: Any) -> Wrapped:
         """Return a call as a denoiser of data scaled to [-1, 1], or of standardised real data."""
         low, high = self.span if self.levels is not None else (-1.0, 1.0)
@@ -79,7 +90,7 @@ class Units:
 
     def density(self, model: Density) -> Density:
         """Return a density in the data's units from one in the network's, with its convention checked on the data."""
-        density: Density = model
+        density: Density = model.eval()  # a network's dropout would count as noise
         if self.mean is not None or self.scale is not None:
             density = Flow([self._standardise()], model)
         if self.data is not None:
@@ -145,7 +156,7 @@ def denoiser(
 
     Raises ValueError for an unknown convention, and where the call does not remove noise from the data.
     """
-    own = Units(**units)
+    own = Units.of(units)
     path: Path
     if convention in ("edm", "ve"):
         path = VE(*sigmas, name=convention)
@@ -159,10 +170,10 @@ def denoiser(
         path = FlowMatching(data_at, sigma_min=sigma_min, time_scale=time_scale)
     else:
         raise ValueError(f"unknown convention {convention!r}: use edm, ve, vp or flow")
-    return as_density(call, path, prediction, own, variance=variance, clip=clip)
+    return diffusion_of(call, path, prediction, own, variance=variance, clip=clip)
 
 
-def as_density(
+def diffusion_of(
     call: Callable[..., Tensor],
     path: Path,
     prediction: str | None,
@@ -213,7 +224,7 @@ def score(
         path = VE(*sigmas, times=not network)
     else:
         raise ValueError(f"unknown sde {sde!r}: use vp, subvp or ve")
-    return as_density(call, path, "noise" if network and sde != "ve" else "score", Units(**units))
+    return diffusion_of(call, path, "noise" if network and sde != "ve" else "score", Units.of(units))
 
 
 def velocity(
@@ -246,10 +257,10 @@ def velocity(
 
     Raises ValueError for integers without gaussian=True, and where the call does not carry the data to noise.
     """
-    own = Units(**units)
+    own = Units.of(units)
     path = FlowMatching(data_at, sigma_min=sigma_min, sigma=sigma, time_scale=time_scale)
     if gaussian:
-        return as_density(call, path, "velocity", own)
+        return diffusion_of(call, path, "velocity", own)
     if own.levels is not None:
         raise ValueError("integers have no density under an ODE: pass gaussian=True, which counts their dequantization")
     wrapped = own.wrapped(call, path, "velocity")

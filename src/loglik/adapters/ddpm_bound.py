@@ -63,7 +63,8 @@ class DDPMBound(Likelihood):
         betas = 1 - alpha_bar / before
         small = betas * (1 - before) / (1 - alpha_bar)
         small = torch.cat([small[1:2], small[1:]])  # the first is 0
-        self.log_small, self.log_large = small.log(), torch.cat([small[:1], betas[1:]]).log()
+        large = torch.cat([betas[:1] if variance == "learned_range" else small[:1], betas[1:]])
+        self.log_small, self.log_large = small.log(), large.log()
         # µ̃(x_t, x) - µ̃(x_t, x̂) = slope · (x - x̂), so L is about ½ weight · ‖ε - ε̂‖²
         self.slope = betas * before.sqrt() / (1 - alpha_bar)
         part = {"fixed_small": 0.0, "learned_range": 0.5, "fixed_large": 1.0}[variance]
@@ -79,12 +80,10 @@ class DDPMBound(Likelihood):
     def terms(
         self, model: Model, x: Tensor, v: Float[Tensor, "B ..."], u: Float[Tensor, " B"]
     ) -> dict[str, Float[Tensor, " B"]]:
-        w = self.wrapped.to_network(v)
-        return {
-            "reconstruction": self._reconstruction(model, x, w),
-            "prior": prior_term(w, v.new_tensor(self.path.lowest)),
-            "diffusion": -0.5 * self._sum(model, v, u),
-        }
+        w, diffusion = self.wrapped.to_network(v), -0.5 * self._sum(model, v, u)
+        reconstruction = self._reconstruction(model, x, w)
+        prior = prior_term(w, v.new_tensor(self.path.lowest))
+        return {"reconstruction": reconstruction, "prior": prior, "diffusion": diffusion}
 
     def _reconstruction(self, model: Model, x: Tensor, w: Tensor) -> Float[Tensor, " B"]:
         """Return a draw of -L_0."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from loglik.adapters.callables import Units, as_density
+from loglik.adapters.callables import Units, diffusion_of
 from loglik.adapters.latent import LatentDiffusion
 from loglik.adapters.paths import EDM, VE, FlowMatching, Path, Steps
 from loglik.density import Density
@@ -43,7 +43,8 @@ def from_diffusers(
 
     - DDPMScheduler, DDIMScheduler and others with `alphas_cumprod`: the bound of the chain of T timesteps, as Ho et al.
       and Nichol and Dhariwal have it. The ODE lies between the trained timesteps, whose labels are interpolated.
-      `clip_sample` holds in the bound; dynamic thresholding does not, since it is no part of a chain of Gaussians.
+      `clip_sample` holds in the bound of integers; dynamic thresholding does not, since it is no part of a chain of
+      Gaussians.
     - EDMEulerScheduler and EDMDPMSolverMultistepScheduler, ScoreSdeVeScheduler, FlowMatchEulerDiscreteScheduler: the
       bound in continuous time.
 
@@ -72,17 +73,19 @@ def from_diffusers(
     settings: dict[str, Any] = {"doubled": doubled, "variance": variance}
     if isinstance(path, Steps):
         own = _variance(scheduler, doubled)
-        clips = getattr(scheduler.config, "clip_sample", False) and vae is None
-        settings["clip"] = float(getattr(scheduler.config, "clip_sample_range", 1.0)) if clips else None
+        if levels is not None and vae is None and _config(scheduler, "clip_sample", False):
+            settings["clip"] = float(_config(scheduler, "clip_sample_range", 1.0))
         if variance is None and (own == "learned_range" or (levels is not None and vae is None)):
             settings["variance"] = own
     units = {"classes": _classes(model), "module": model} | units
     if vae is None:
         if isinstance(path, VE) and levels is not None and type(path) is VE:
             units.setdefault("span", (0.0, 1.0))  # score_sde's images
-        return as_density(_call(model), path, prediction, Units(event_shape=shape, levels=levels, **units), **settings)
+        return diffusion_of(
+            _call(model), path, prediction, Units.of(units | {"event_shape": shape, "levels": levels}), **settings
+        )
     data, labels = units.pop("data", None), units.pop("labels", None)
-    prior = as_density(_call(model), path, prediction, Units(event_shape=shape, **units), **settings)
+    prior = diffusion_of(_call(model), path, prediction, Units.of(units | {"event_shape": shape}), **settings)
     return LatentDiffusion(vae, prior, pixels, levels=levels, scale=decoder_scale, data=data, labels=labels).eval()
 
 

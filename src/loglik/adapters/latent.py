@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from loglik.adapters.conventions import SEED
 from loglik.adapters.ddpm_bound import log_prob_of_levels
 from loglik.checks import check_complete, check_levels
 from loglik.density import Bound, Density, draw_terms, sum_terms
@@ -111,7 +112,7 @@ class LatentDiffusion(Density):
         x, context = x[:FITTED], None if context is None else context[:FITTED]
         v = self._embed(x)
         with torch.random.fork_rng(devices=[v.device] if v.is_cuda else []):
-            torch.manual_seed(0)
+            torch.manual_seed(SEED)
             z, _ = self._draw(v)
         if fit:
             mean = self._decode(z)

@@ -37,7 +37,7 @@ __all__ = [
     "target",
 ]
 
-SMALLEST_ALPHA_BAR = 2.0**-24  # as diffusers has it where betas are rescaled to an SNR of zero
+SMALLEST_ALPHA_BAR = 2.0**-24  # where betas are rescaled to an SNR of zero, as diffusers' Euler schedulers have it
 
 
 class NoiseLevel(NamedTuple):
@@ -92,7 +92,7 @@ def target(path: Path, prediction: str, level: NoiseLevel) -> tuple[Tensor, Tens
         return path.velocity(level)
     if prediction == "network" and isinstance(path, EDM):
         return path.preconditioned(level)
-    raise ValueError(f"{path.name} has no prediction {prediction!r}: use {', '.join(path.predictions)}")
+    raise AssertionError(prediction)
 
 
 class VE(Path):
@@ -167,9 +167,10 @@ class Steps(Path):
 
     def __init__(self, alphas_cumprod: Sequence[float] | Tensor | None = None, *, interpolate: bool = True) -> None:
         super().__init__()
-        values = torch.as_tensor(_ddpm() if alphas_cumprod is None else alphas_cumprod).double().cpu().flatten()
-        values = values.clamp_min(SMALLEST_ALPHA_BAR)
-        if len(values) < 2 or not (values.diff() < 0).all() or not 0 < values[0] < 1:
+        values = torch.as_tensor(_ddpm() if alphas_cumprod is None else alphas_cumprod).double().cpu().flatten().clone()
+        if len(values) > 1 and values[-1] == 0:
+            values[-1] = min(SMALLEST_ALPHA_BAR, values[-2].item() / 4)
+        if len(values) < 2 or not (values.diff() < 0).all() or not 0 < values[-1] <= values[0] < 1:
             raise ValueError(
                 f"alphas_cumprod must have 2 values or more that fall between 1 and 0, got {values[:3].tolist()} ..."
             )

@@ -51,7 +51,7 @@ class Wrapped(nn.Module):
         self.context = None if classes is None else nn.Identity()  # a `Diffusion` with one is conditional
         self.register_buffer("anchor", torch.zeros(()), persistent=False)  # has the density's dtype
         if self.prediction not in path.predictions:
-            target(path, self.prediction, path.at(torch.zeros(1)))  # raises ValueError, with the possible ones
+            raise ValueError(f"{path.name} has no prediction {prediction!r}: use {', '.join(path.predictions)}")
 
     def renamed(self, path: Path, prediction: str, scale: float, shift: float) -> Wrapped:
         """Return the same call, read in another convention."""
