@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loglik.adapters.loading import load
+    from loglik.adapters.sbi import sbi_builder
 
 _HOME = {
     "load": "loading",
+    "sbi_builder": "sbi",
 }
 
 __all__ = [
     "load",
+    "sbi_builder",
 ]
 
 
