@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from loglik.adapters.normflows import from_normflows
     from loglik.adapters.pythae import from_pythae
     from loglik.adapters.python import as_density
+    from loglik.adapters.sbi import sbi_builder
     from loglik.adapters.sklearn import from_sklearn
     from loglik.adapters.transformers import from_transformers
     from loglik.adapters.zuko import from_zuko
@@ -40,6 +41,7 @@ _HOME = {
     "from_zuko": "zuko",
     "load": "loading",
     "preprocessed": "foreign",
+    "sbi_builder": "sbi",
     "score": "callables",
     "velocity": "callables",
 }
@@ -61,6 +63,7 @@ __all__ = [
     "from_zuko",
     "load",
     "preprocessed",
+    "sbi_builder",
     "score",
     "velocity",
 ]
