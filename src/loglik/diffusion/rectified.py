@@ -59,6 +59,8 @@ class RectifiedFlow(Diffusion):
     The arguments are those of `Diffusion`. `log_prob` is the ODE's estimate. Training keeps its last weights, as the
     first ones have the likelihood of the first flow, and paths as curved.
 
+    `loss` without the first flow is that of independent pairs, and an error in training mode.
+
     Raises ValueError for the bound, for samplers that add noise, and for `inpaint`.
     """
 
@@ -103,8 +105,11 @@ class RectifiedFlow(Diffusion):
 
     @torch.compiler.disable
     def _pairs(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        if self.first is None:
+        if self.first is None and self.training:
             raise ValueError("a rectified flow is trained on the pairs of a first flow: pass reflow=RUN, its folder")
+        if self.first is None:
+            v = self.reconstruction.embed(x)
+            return v, torch.randn_like(v)
         noise = torch.randn_like(self.reconstruction.embed(x[::TOGETHER]))
         v, epsilon = self.first.pairs(noise, None if context is None else context[::TOGETHER])
         return _together(v, len(x)), _together(epsilon, len(x))

@@ -1,4 +1,4 @@
-"""Diffusion models: the VP-SDE with a U-Net or a Transformer for images, and an MLP for other data."""
+"""Diffusion models: the VP-SDE or flow matching with a U-Net or a Transformer for images, and an MLP for other data."""
 
 from __future__ import annotations
 
@@ -312,7 +312,7 @@ def training(spec: DataSpec, kind: str = "auto") -> dict[str, Any]:
 
 DIFFUSION = Recipe(
     name="diffusion",
-    summary="VP-SDE, trained by denoising score matching; images, tables (mixed too), arrays",
+    summary="VP-SDE or flow matching, trained by score matching; images, tables (mixed too), arrays",
     options_type=DiffusionOptions,
     build=build,
     training=training,
