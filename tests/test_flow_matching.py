@@ -1,12 +1,14 @@
 """Flow matching: its path is a Gaussian one, its loss a weighting of score matching, and Gaussian data are exact."""
 
 import math
+import re
 
 import pytest
 import torch
 from torch import nn
 from torch.distributions import Normal
 
+import loglik
 from helpers.densities import SPECS, draw, tiny, train
 from loglik.data.spec import Column, DataSpec
 from loglik.density import Bound
@@ -16,9 +18,12 @@ from loglik.diffusion import (
     Diffusion,
     FlowMatching,
     LinearBeta,
+    RectifiedFlow,
     Sampler,
     ScoreMatching,
+    curvature,
     with_likelihood,
+    with_sampler,
 )
 from loglik.diffusion.denoiser import to_data
 from loglik.diffusion.sampler import integrate
@@ -225,9 +230,141 @@ def test_known_values_stay_in_filled_rows():
 def test_the_variant_sets_what_flow_matching_is():
     chosen = recipe("diffusion:flow-matching")
     parsed = chosen.parse({})
-    assert (parsed.schedule, parsed.weighting, parsed.method) == ("flow-matching", "flow-matching", "midpoint")
+    assert (parsed.schedule, parsed.weighting) == ("flow-matching", "flow-matching")
     density = build("diffusion:flow-matching", SPECS["table"], weighting="likelihood", method="ddpm")
     assert isinstance(density, Flow) and density.base.objective.weighting == "likelihood"
     assert density.base.sampler.method == "ddpm"
     with pytest.raises(ValueError, match="beta_max=9 has no effect with schedule=flow-matching"):
         build("diffusion:flow-matching", SPECS["table"], beta_max=9)
+
+
+# ---- rectified flow
+
+
+def two_points() -> torch.Tensor:
+    """Data at ±2, so that straight lines from noise to random data cross and a flow's paths bend."""
+    return 2 * torch.randint(0, 2, (256, 1)).float() - 1 + 0.1 * torch.randn(256, 1)
+
+
+@pytest.fixture(scope="module")
+def flows(tmp_path_factory):
+    """A flow on two clusters, and the rectified flow of its pairs."""
+    torch.manual_seed(0)
+    data, folder = two_points(), tmp_path_factory.mktemp("flows")
+    how = {"progress": False, "max_steps": 120, "validate_every": 120, "batch_size": 64, "learning_rate": 5e-3}
+    network = {"width": 32, "depth": 1, "dropout": 0.0}
+    first = loglik.fit("diffusion:flow-matching", data, out=folder / "first", **how, **network)
+    second = loglik.fit("diffusion:flow-matching", data, out=folder / "second", reflow=str(folder / "first"), **how)
+    return first, second, data, folder
+
+
+def the_flow(density) -> Diffusion:
+    return next(module for module in density.modules() if isinstance(module, Diffusion))
+
+
+def energy(x, y):
+    """Twice the squared energy distance of two samples of the same size."""
+    return 2 * torch.cdist(x, y).mean() - torch.cdist(x, x).mean() - torch.cdist(y, y).mean()
+
+
+def test_reflow_straightens_the_paths(flows):
+    first, second, data, _ = flows
+    torch.manual_seed(0)
+    bent, straight = (curvature(the_flow(run.density)).item() for run in (first, second))
+    assert straight < 0.2 * bent and bent > 0.1
+    for steps in (1, 2, 4):
+        far, near = (
+            energy(with_sampler(run.density, method="euler", steps=steps).sample(256), data) for run in (first, second)
+        )
+        assert near < 0.5 * far + 0.01
+    assert second.density.base.sampler.steps == 4
+
+
+def test_a_rectified_flow_has_the_odes_density_alone(flows):
+    first, second, data, folder = flows
+    assert second.density.bound is Bound.ESTIMATE and first.density.bound is Bound.LOWER
+    numbers = [loglik.evaluate(run, data[:32], method="ode", samples=1).nats for run in (first, second)]
+    assert numbers[1] == pytest.approx(numbers[0], abs=0.3)
+    loaded = loglik.load(folder / "second")
+    torch.testing.assert_close(loaded.density.log_prob(data[:8]), second.density.log_prob(data[:8]))
+    assert loaded.density.loss(data[:8]).isfinite()
+    for call in (
+        lambda: loglik.evaluate(loaded, data[:8], method="vlb"),
+        lambda: with_sampler(loaded.density, method="ddpm"),
+        lambda: the_flow(loaded.density).inpaint(data[:2], data[:2] > 0),
+        lambda: loaded.density.train().loss(data[:8]),
+    ):
+        with pytest.raises(ValueError, match="rectified flow") as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+def test_its_density_integrates_to_one(flows):
+    """The ODE's density over a grid, which is what few steps of the sampler draw from."""
+    _, second, _, _ = flows
+    grid = torch.linspace(-3, 3, 241)[:, None]
+    total = torch.trapezoid(second.density.log_prob(grid).exp(), grid[:, 0]).item()
+    assert total == pytest.approx(1, abs=0.02)
+
+
+def test_lines_pass_through_the_noise_that_the_ode_starts_from(flows):
+    first, _, _, _ = flows
+    flow, noise = the_flow(first.density), torch.randn(16, 1)
+    rectified = RectifiedFlow(flow.denoiser, (1,), schedule=FlowMatching(13.8))
+    rectified.rectify(first.density)
+    v, epsilon = rectified.first.pairs(noise, None)
+    low = flow.schedule.ends(noise)[1].expand(16)
+    torch.testing.assert_close(add_noise(v, epsilon, low), noise)
+
+
+def test_training_resumes_and_keeps_the_last_weights(flows, tmp_path):
+    _, _, data, folder = flows
+    how = {"progress": False, "batch_size": 16, "validate_every": 2, "reflow": str(folder / "first")}
+    stages = [
+        loglik.fit("diffusion:flow-matching", data[:40], out=tmp_path / "run", max_steps=steps, resume=steps > 2, **how)
+        for steps in (2, 4)
+    ]
+    assert stages[1].steps == 4 and [row["step"] for row in stages[1].history] == [2, 4]
+    first, last = (run.density.state_dict() for run in stages)
+    assert any(not torch.equal(first[name], last[name]) for name in first)
+    stored = loglik.load(tmp_path / "run").density.state_dict()
+    assert all(torch.equal(stored[name], last[name]) for name in last)
+
+
+@pytest.mark.parametrize("spec", ["image", "large image", "mixed table", "whole array"])
+def test_it_rectifies_what_flow_matching_models(spec):
+    torch.manual_seed(0)
+    first, second = (tiny("diffusion:flow-matching", SPECS[spec], conditional=True, **o) for o in ({}, {"reflow": "x"}))
+    x, y = draw(SPECS[spec], 10)
+    first.initialise(x, y)
+    the_flow(second).rectify(first)
+    train(second, x, y, steps=2)
+    assert second.sample(3, y[:3]).shape == (3, *SPECS[spec].event_shape)
+    with torch.no_grad():
+        assert second.log_prob(x[:2], y[:2]).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"weighting": "likelihood"}, "reflow minimises the loss of flow matching: use the model diffusion:flow-match"),
+        ({"T": 10}, "reflow minimises the loss of flow matching"),
+        ({"method": "ddpm"}, "reflow has no score for method=ddpm: use method=euler, midpoint or unipc"),
+    ],
+)
+def test_wrong_options_of_reflow_are_one_line(options, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        build("diffusion:flow-matching", SPECS["table"], reflow="run", **options)
+
+
+def test_wrong_first_flows_are_one_line(flows, tmp_path):
+    _, _, data, folder = flows
+    how = {"progress": False, "max_steps": 1, "reflow": str(folder / "first")}
+    with pytest.raises(ValueError, match="was trained on other data: train on the same, with the same seed"):
+        loglik.fit("diffusion:flow-matching", torch.cat([data, data], 1), **how)
+    with pytest.raises(ValueError, match="reflow needs the network of the first flow: leave out options of the netw"):
+        loglik.fit("diffusion:flow-matching", data, width=8, **how)
+    with pytest.raises(FileNotFoundError, match="does not exist: a run is a folder"):
+        loglik.fit("diffusion:flow-matching", data, **how | {"reflow": str(tmp_path / "none")})
+    with pytest.raises(ValueError, match="reflow needs complete rows"):
+        build("diffusion:flow-matching", SPECS["incomplete table"], reflow="run")

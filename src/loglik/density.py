@@ -107,6 +107,7 @@ class Density(nn.Module, ABC):
             the data are the context.
         marginalises: `log_prob` and `loss` accept rows with missing values, NaN, and return log p of the values that
             are there, or its bound; `sample` draws whole rows.
+        keep_last: training keeps its last weights, not those of the best validation, since `loss` is not of `log_prob`.
     """
 
     event_shape: tuple[int, ...]
@@ -115,6 +116,7 @@ class Density(nn.Module, ABC):
     event: Literal["x", "y"] = "x"
     marginalises: bool = False
     has_rsample: bool = False
+    keep_last: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -8,6 +8,7 @@ from loglik.diffusion.guidance import with_noise_level
 from loglik.diffusion.learned import Learned
 from loglik.diffusion.likelihood import ODE, VLB
 from loglik.diffusion.pixels import PixelDenoiser
+from loglik.diffusion.rectified import RectifiedFlow, curvature
 from loglik.diffusion.sampler import Sampler
 from loglik.diffusion.schedule import Cosine, FlowMatching, LinearBeta, LinearLogSNR, NoiseSchedule
 from loglik.diffusion.score_matching import ScoreMatching
@@ -28,8 +29,10 @@ __all__ = [
     "LinearLogSNR",
     "NoiseSchedule",
     "PixelDenoiser",
+    "RectifiedFlow",
     "Sampler",
     "ScoreMatching",
+    "curvature",
     "ddpm_betas",
     "with_likelihood",
     "with_noise_level",

@@ -32,6 +32,7 @@ from loglik.diffusion.reconstruction import Codes, Levels, Reals, Reconstruction
 from loglik.diffusion.sampler import Sampler, integrate
 from loglik.diffusion.schedule import LinearBeta, NoiseSchedule, add_noise, check_falling
 from loglik.diffusion.score_matching import ScoreMatching
+from loglik.diffusion.steps import NOISE_ADDING
 from loglik.graphs import graphed
 from loglik.noise import draw_rows, whole_batch
 
@@ -65,9 +66,14 @@ class Diffusion(Density):
 
     Raises ValueError where the schedule's log-SNR does not fall.
 
+    Attributes:
+        gaussian: x_t is Gaussian given the data, as the bound and samplers that add noise need.
+
     Sources: Ho et al. 2020, "Denoising diffusion probabilistic models"; Song et al. 2021, "Score-based generative
     modeling through SDEs"; Kingma et al. 2021, "Variational diffusion models".
     """
+
+    gaussian: bool = True
 
     def __init__(
         self,
@@ -321,6 +327,10 @@ def with_likelihood(density: Density, method: str, steps: int | None = None) -> 
         raise ValueError(f"unknown method {method!r}: use vlb or ode")
     changed, diffusions = _copied(density, "method and steps choose how a diffusion's likelihood is computed")
     for diffusion in diffusions:
+        if method == "vlb" and not diffusion.gaussian:
+            raise ValueError(
+                "a rectified flow has no bound, as its path is not Gaussian given the data: use method=ode"
+            )
         chain = steps in (diffusion.schedule.steps, diffusion.objective.steps)
         if method == "vlb":
             diffusion.likelihood = VLB(steps, spacing="time" if chain else "logsnr")
@@ -338,6 +348,8 @@ def with_sampler(density: Density, **settings: Any) -> Density:
     if "method" in settings:
         settings.setdefault("until", None)  # the last noise level was chosen for the other method
     for diffusion in diffusions:
+        if not diffusion.gaussian and settings.get("method") in NOISE_ADDING:
+            raise ValueError(f"a rectified flow has no score for {settings['method']}: use euler, midpoint or unipc")
         diffusion.sampler = replace(diffusion.sampler, **settings)
     return changed
 

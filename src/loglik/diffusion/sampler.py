@@ -26,6 +26,7 @@ BEST_SPACING = {
     "heun": "karras",
     "ipndm": "karras",
     "midpoint": "time",
+    "euler": "flow",
 }  # the others: logsnr
 
 
@@ -34,11 +35,12 @@ class Sampler:
     """Settings of how a diffusion samples.
 
     Args:
-        method: `ddpm`, `ddim`, `euler-maruyama`, `predictor-corrector`, `heun`, `midpoint`, `dpm++2m`, `dpm++3m`,
-            `dpm++2m-sde`, `unipc`, `ipndm` or `adaptive`; see `loglik.diffusion.steps`.
+        method: `ddpm`, `ddim`, `euler`, `euler-maruyama`, `predictor-corrector`, `heun`, `midpoint`, `dpm++2m`,
+            `dpm++3m`, `dpm++2m-sde`, `unipc`, `ipndm` or `adaptive`; see `loglik.diffusion.steps`.
         steps: number of noise levels. It is the number of network evaluations, but for `heun`,
             `midpoint` and `predictor-corrector`, with 2N - 1, and `adaptive`, whose tolerance sets it.
-        spacing: of the time grid: `logsnr`, `time`, `quadratic` or `karras`, see `time_grid`; the method's own if None.
+        spacing: of the time grid: `logsnr`, `time`, `quadratic`, `karras` or `flow`, see `time_grid`; the
+            method's own if None.
         until: the log-SNR at which sampling ends with x̂; the schedule's highest if None. The x̂ of an image settles
             earlier, so with 10 to 20 steps 3 or 4 is better.
         eta: of `ddim`, from 0 (deterministic) to 1 (the ancestral chain).

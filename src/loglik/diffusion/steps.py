@@ -21,7 +21,7 @@ from loglik.diffusion.denoiser import Denoise
 from loglik.diffusion.schedule import NoiseSchedule, alpha, flow_time, sigma
 from loglik.diffusion.sde import diffusion, reverse_drift
 
-__all__ = ["RULES", "Level", "SamplerState"]
+__all__ = ["NOISE_ADDING", "RULES", "Level", "SamplerState"]
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,8 @@ def heun(x: Float[Tensor, "B ..."], t: Level, s: Level, state: SamplerState) -> 
 def midpoint(x: Float[Tensor, "B ..."], t: Level, s: Level, state: SamplerState) -> Float[Tensor, "B ..."]:
     r"""The midpoint rule for the ODE of flow matching, $dx_\tau/d\tau = \hat u$: two evaluations.
 
-    In $x_\tau = x_t/(\alpha + \sigma)$ and $\tau = \sigma/(\alpha + \sigma)$. Euler's rule for the same ODE is `ddim`.
+    In $x_\tau = x_t/(\alpha + \sigma)$ and $\tau = \sigma/(\alpha + \sigma)$.
+    Euler's rule for the same ODE is `ddim`; `euler` is `ddim` at even τ.
 
     Source: Lipman et al. 2023, "Flow matching for generative modeling", section 6.
     """
@@ -266,6 +267,7 @@ def unipc(x: Float[Tensor, "B ..."], t: Level, s: Level, state: SamplerState) ->
 RULES: dict[str, Rule] = {
     "ddpm": ddpm,
     "ddim": ddim,
+    "euler": ddim,
     "euler-maruyama": euler_maruyama,
     "predictor-corrector": predictor_corrector,
     "heun": heun,
@@ -276,3 +278,5 @@ RULES: dict[str, Rule] = {
     "unipc": unipc,
     "ipndm": ipndm,
 }
+
+NOISE_ADDING = ("ddpm", "euler-maruyama", "predictor-corrector", "dpm++2m-sde")  # rules that need the score

@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loglik.diffusion.schedule import NoiseSchedule
+from loglik.diffusion.schedule import NoiseSchedule, flow_time
 
 __all__ = ["SPACINGS", "sinh_grid", "time_grid"]
 
-SPACINGS = ("logsnr", "time", "quadratic", "karras")
+SPACINGS = ("logsnr", "time", "quadratic", "karras", "flow")
 
 
 def time_grid(
@@ -25,7 +25,8 @@ def time_grid(
     Args:
         steps: N.
         spacing: what is evenly spaced: `logsnr`, λ; `time`, t; `quadratic`, $\sqrt t$ (Song et al. 2021, "Denoising
-            diffusion implicit models", appendix D.2); `karras`, $(\sigma/\alpha)^{1/7}$ (Karras et al. 2022, eq. 5).
+            diffusion implicit models", appendix D.2); `karras`, $(\sigma/\alpha)^{1/7}$ (Karras et al. 2022, eq. 5);
+            `flow`, the time of flow matching $\tau = \sigma/(\alpha + \sigma)$, where one more step would reach τ = 0.
         like: a tensor with the device and dtype of the result.
         until: the last log-SNR, if it is below the schedule's highest.
     """
@@ -38,6 +39,8 @@ def time_grid(
     if spacing == "karras":
         first, last = (torch.exp(-end / 14) for end in (low, high))
         return -14 * torch.log(first + (last - first) * even)
+    if spacing == "flow":
+        return (-2 * torch.logit(flow_time(low) * (1 - even * ((steps - 1) / steps)))).clamp(max=high)
     first, last = (schedule.time(end) for end in (low, high))
     if spacing == "quadratic":
         times = (first.sqrt() + (last.sqrt() - first.sqrt()) * even).square()

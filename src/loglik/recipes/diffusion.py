@@ -1,4 +1,4 @@
-"""Diffusion models: the VP-SDE with a U-Net or a Transformer for images, and an MLP for other data."""
+"""Diffusion models: the VP-SDE or flow matching with a U-Net or a Transformer for images, and an MLP for other data."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ from loglik.diffusion import (
     LinearLogSNR,
     NoiseSchedule,
     PixelDenoiser,
+    RectifiedFlow,
     Sampler,
     ScoreMatching,
 )
+from loglik.diffusion.steps import NOISE_ADDING
 from loglik.flows import Flow
 from loglik.networks import DiT, ResidualMLP, UNet
 from loglik.recipes.incomplete import with_imputer
@@ -58,7 +60,7 @@ _TIMES = {"flow-matching": "time", "logit-normal": "importance"}
 
 Kind = Literal["unet", "dit", "mlp"]
 NETWORKS: tuple[str, ...] = get_args(Kind)
-FLOW_MATCHING = {"schedule": "flow-matching", "weighting": "flow-matching", "method": "midpoint", "steps": 25}
+FLOW_MATCHING = {"schedule": "flow-matching", "weighting": "flow-matching"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +95,22 @@ class DiffusionOptions(Options):
         option("likelihood", help="Weighting of the noise levels in the training loss; likelihood is the bound itself.")
     )
     method: Literal[
-        "auto", "ddpm", "ddim", "euler-maruyama", "predictor-corrector", "heun", "midpoint", "dpm++2m", "dpm++3m",
-        "dpm++2m-sde", "unipc", "ipndm", "adaptive",
-    ] = option("auto", help="Sampling method; auto is ddpm, or for unet and dit dpm++2m-sde to log-SNR 4.")  # fmt: skip
+        "auto", "ddpm", "ddim", "euler", "euler-maruyama", "predictor-corrector", "heun", "midpoint", "dpm++2m",
+        "dpm++3m", "dpm++2m-sde", "unipc", "ipndm", "adaptive",
+    ] = option(
+        "auto",
+        help="Sampling method; auto is ddpm, for unet and dit dpm++2m-sde to log-SNR 4, with schedule=flow-matching "
+        "midpoint, and with reflow euler.",
+    )  # fmt: skip
     steps: int | None = option(
-        None, min=1, help="Sampling steps; if null T, or 20 for unet and dit with method=auto, else 200."
+        None,
+        min=1,
+        help="Sampling steps; if null T; with method=auto 20 for unet and dit, 25 of midpoint, 4 of euler; else 200.",
+    )
+    reflow: str | None = option(
+        None,
+        help="A run of a diffusion: train a rectified flow, whose paths are straighter, on the pairs of noise and data "
+        "that its ODE joins. It starts from the run's weights, on the same data, and has no bound.",
     )
     conditional: bool = option(False, help="Learn p(x | label) instead of p(x).")
 
@@ -117,7 +130,9 @@ def build(spec: DataSpec, options: DiffusionOptions) -> Density:
     weighting = options.weighting
     adaptive = image and weighting == "likelihood" and options.T is None and options.schedule != "learned"
     times = "importance" if adaptive else _TIMES.get(weighting, "uniform")
-    diffusion = Diffusion(
+    if options.reflow is not None:
+        _check_reflow(spec, options)
+    diffusion = (Diffusion if options.reflow is None else RectifiedFlow)(
         _denoiser(spec, options, kind, shape, by_level),
         shape,
         levels=spec.levels,
@@ -160,8 +175,22 @@ def _denoiser(spec: DataSpec, options: DiffusionOptions, kind: str, shape: tuple
     return ColumnDenoiser(network, spec.categories, **shared)
 
 
+def _check_reflow(spec: DataSpec, options: DiffusionOptions) -> None:
+    """Raise ValueError for options and data that a rectified flow cannot have."""
+    if options.T is not None or options.weighting == "likelihood" or options.schedule == "learned":
+        raise ValueError("reflow minimises the loss of flow matching: use the model diffusion:flow-matching, without T")
+    if options.method in NOISE_ADDING:
+        raise ValueError(f"reflow has no score for method={options.method}: use method=euler, midpoint or unipc")
+    if spec.incomplete:
+        raise ValueError("reflow needs complete rows, and these data have missing values: use missing=refuse")
+
+
 def _sampler(options: DiffusionOptions, image: bool) -> Sampler:
     steps = options.steps or options.T
+    if options.method == "auto" and options.reflow is not None:
+        return Sampler(method="euler", steps=steps or 4)
+    if options.method == "auto" and options.schedule == "flow-matching" and options.T is None:
+        return Sampler(method="midpoint", steps=steps or 25)
     if options.method == "auto" and options.T is not None:
         return Sampler(method="ddpm", steps=steps or 200, spacing="time")
     if options.method == "auto" and image:
@@ -283,7 +312,7 @@ def training(spec: DataSpec, kind: str = "auto") -> dict[str, Any]:
 
 DIFFUSION = Recipe(
     name="diffusion",
-    summary="VP-SDE, trained by denoising score matching; images, tables (mixed too), arrays",
+    summary="VP-SDE or flow matching, trained by score matching; images, tables (mixed too), arrays",
     options_type=DiffusionOptions,
     build=build,
     training=training,

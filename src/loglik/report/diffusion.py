@@ -86,7 +86,7 @@ def bound_by_noise(name: str, density: Density, data: Data, seed: int, split: st
     """
     diffusion = density.base if isinstance(density, Flow) else density
     part = data.split(split)
-    if not isinstance(diffusion, Diffusion) or (density.conditional and part.y is None):
+    if not isinstance(diffusion, Diffusion) or not diffusion.gaussian or (density.conditional and part.y is None):
         return None
     n = min(n, len(part), max(4, 2**16 // data.spec.dims))
     rows = torch.linspace(0, len(part) - 1, n).round().long()

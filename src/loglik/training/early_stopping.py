@@ -38,12 +38,23 @@ class EarlyStopping:
         """Whether training should stop; never with a patience of 0."""
         return 0 < self.patience <= self.worse
 
-    def update(self, step: int, scores: Float64[Tensor, " N"], train_nats: float, *, warming_up: bool = False) -> bool:
-        """Count a validation; return whether it is the best so far, which only a finite one can be."""
+    def update(
+        self,
+        step: int,
+        scores: Float64[Tensor, " N"],
+        train_nats: float,
+        *,
+        warming_up: bool = False,
+        keep_last: bool = False,
+    ) -> bool:
+        """Count a validation; return whether it is the best so far, which only a finite one can be.
+
+        With `keep_last` it is the newest.
+        """
         nats = scores.mean().item()
         if not math.isfinite(nats):
             return False
-        if nats > self.nats:
+        if nats > self.nats or keep_last:
             self.nats, self.train_nats, self.step, self.worse = nats, train_nats, step, 0
             self.scores = scores
             return True

@@ -34,6 +34,7 @@ from loglik.training.loop import Trainer
 from loglik.training.lost_ranks import together
 from loglik.training.out_of_memory import explain
 from loglik.training.progress import Progress, progress_bar
+from loglik.training.reflow import attach_first_flow, with_first_options
 from loglik.training.requirements import check_fits, check_trainable
 from loglik.training.settings import TrainingSettings, with_device
 
@@ -91,6 +92,7 @@ def fit(
     table, options = TableSettings.split_options(options)
     images, options = ImageSettings.split_options(options)
     chosen, options = split_options(density, options)
+    options = with_first_options(options)
     chosen = with_device(device, chosen)
     resume = resume or (restarted() and path is not None and (path / runs.CONFIG).is_file())
     run = config_to_resume(path) if resume else None
@@ -132,6 +134,7 @@ def fit(
             built = runs.build_within(path, density, data.spec, options)
         else:
             built = recipes.build(density, data.spec, **options)
+        attach_first_flow(built, options, data.spec)
         check_fits(built, data)
         check_trainable(built, name)
         if path is not None:

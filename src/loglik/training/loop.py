@@ -280,7 +280,9 @@ class Trainer:
             loss, norm, scores = self.fabric.broadcast((loss, norm, scores))
         row = (self.step, self.elapsed, -loss, scores.mean().item(), rate, norm)
         self.history.append(dict(zip(runs.METRICS, row, strict=True)))
-        if self.stopping.update(self.step, scores, -loss, warming_up=self.trained.warming_up):
+        keep_last = any(part.keep_last for part in self.trained.modules() if isinstance(part, Density))
+        warming_up = self.trained.warming_up
+        if self.stopping.update(self.step, scores, -loss, warming_up=warming_up, keep_last=keep_last):
             self.best_weights = {k: v.detach().clone() for k, v in self.evaluated.state_dict().items()}
         if self.stopping.step < 0:
             self._stop_not_finite(f"the first validation is {row[3]} nats")

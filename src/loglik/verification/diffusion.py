@@ -17,7 +17,7 @@ from loglik.diffusion.schedule import NoiseSchedule, add_noise, alpha, broadcast
 from loglik.diffusion.sde import diffusion, forward_drift
 from loglik.diffusion.time_grid import time_grid
 from loglik.verification.check import Finding, check, standard_error
-from loglik.verification.subject import Subject
+from loglik.verification.subject import DoesNotApply, Subject
 
 __all__ = [
     "bound_rises",
@@ -176,7 +176,7 @@ def chain_of_kls(subject: Subject) -> Finding:
 @check("t-steps", section=LIKELIHOOD, statement=r"\mathcal L_T \le \mathcal L_{2T} \le \mathcal L_\infty")
 def bound_rises(subject: Subject) -> Iterator[Finding]:
     """The bound in T steps rises with T to that of continuous time."""
-    subject.part(Diffusion)
+    _model(subject)
     before: Float[Tensor, " B"] | None = None
     for steps in (8, 64, None):
         density = with_likelihood(subject.density, "vlb", steps).eval()
@@ -196,6 +196,8 @@ def bound_rises(subject: Subject) -> Iterator[Finding]:
 def _model(subject: Subject) -> tuple[Diffusion, Float[Tensor, "B ..."]]:
     """Return the diffusion and the data in the space where noise is added."""
     part = subject.part(Diffusion)
+    if not part.density.gaussian:
+        raise DoesNotApply("the path of a rectified flow is not Gaussian given the data")
     with subject.drawing():
         return part.density, part.density.reconstruction.embed(part.event)
 
