@@ -30,7 +30,7 @@ def synthetic_content(found: SyntheticReport | None) -> dict[str, Any] | None:
             ("AUC of a classifier of real rows and samples", f"{f.test.auc:.2f} ± {f.test.stderr:.2f}", "0.5"),
             ("samples nearer to training than to held-out rows", f"{near.share:.1%}", f"50 ± {100 * near.usual:.1f} %"),
             ("samples that equal a training row", f"{near.copies:.1%}", f"{near.natural_copies:.1%} of held-out rows"),
-            ("log p of training rows, less that of held-out rows", f"{p.train_nats - p.held_out_nats:.2f} nats", "0"),
+            ("log p of training rows, less that of held-out rows", f"{p.gap:.2f} ± {p.gap_stderr:.2f} nats", "0"),
             ("pairs in which log p finds the training row", f"{p.guess:.1%}", "50 %"),
         ],
         "least": [(name, f"{score:.1%}") for name, score in columns]

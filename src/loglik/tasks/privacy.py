@@ -3,12 +3,18 @@ r"""Privacy of synthetic rows: whether samples, or log p itself, tell the traini
 Rows that the model was trained on and rows held out from it are drawn from one population. A model that has learnt the
 population only cannot tell them apart:
 
-- a sample is as often nearer to one of M held-out rows as to one of M training rows; memorised rows draw it to these;
+- a sample is as often nearer to one of M held-out rows as to one of M training rows. If a fraction λ of the samples are
+  near-copies of training rows, the share that is nearer to these is (1 + λ) / 2;
 - a training row is as likely as a held-out one: the area under the ROC curve of log p, by which someone who has the
-  model would guess who was in its training data, is 0.5.
+  model would guess who was in its training data, is 0.5. The mean of log p of training rows less that of held-out rows
+  is the mean of $\log p(x_i \mid X) - \log p(x_i \mid X \setminus x_i)$, how much a model of the data X remembers a
+  row. With P effective parameters it is P/N nats for N rows. D nats are as many parameters as there are numbers in N
+  rows of D numbers: the model can store them all.
 
 Reference: Platzer and Reutterer 2021, "Holdout-based empirical assessment of mixed-type synthetic data"; Yeom et al.
-2018, "Privacy risk in machine learning: analyzing the connection to overfitting".
+2018, "Privacy risk in machine learning: analyzing the connection to overfitting"; van den Burg and Williams 2021, "On
+memorization in probabilistic deep generative models", eq. 3; Akaike 1974, "A new look at the statistical model
+identification".
 """
 
 from __future__ import annotations
@@ -29,13 +35,13 @@ from loglik.evaluation.incomplete import scorable
 from loglik.evaluation.scores import default_samples, log_probs
 from loglik.tasks.kernel import KernelDensity
 
-__all__ = ["Nearest", "Privacy", "columns_of", "nearest_rows", "privacy_of"]
+__all__ = ["Nearest", "Privacy", "area_under_curve", "columns_of", "nearest_rows", "privacy_of"]
 
 MAX_ROWS = 1000  # held-out rows, and as many training rows
 SHUFFLES = 199
 SURE = 2.6  # standard errors: 1 in 200 by chance
-SHARE = 0.6  # of samples nearer to training rows
-GUESS = 0.6  # area under the curve of log p
+COPIED = 0.1  # of samples: more near-copies of training rows than this are called memorising
+STORED = 1.0  # nats for each number of a row: as many effective parameters as the training data have numbers
 
 
 @dataclass(frozen=True)
@@ -61,31 +67,49 @@ class Privacy:
 
     Attributes:
         rows: the number of held-out rows, and of training rows, that samples are compared with.
+        dims: the numbers of a row.
         nearest: of samples.
         train_nats, held_out_nats: the means of log p.
+        gap_stderr: the standard error of their difference.
         guess: the probability that a training row has a higher log p than a held-out row.
         guess_stderr: its standard error.
     """
 
     rows: int
+    dims: int
     nearest: Nearest
     train_nats: float
     held_out_nats: float
+    gap_stderr: float
     guess: float
     guess_stderr: float
 
     @property
+    def gap(self) -> float:
+        """The mean of log p of training rows less that of held-out rows, in nats."""
+        return self.train_nats - self.held_out_nats
+
+    @property
     def samples_memorise(self) -> bool:
-        """Whether samples are near to the training rows, or copies of them, more than chance explains."""
+        """Whether more than 1 in 10 samples are near-copies of training rows, or more copies than in held-out rows.
+
+        Each by 2.6 standard errors.
+        """
         near = self.nearest
-        close = near.share > SHARE and near.share > 0.5 + SURE * near.usual
+        close = near.share - SURE * near.usual > (1 + COPIED) / 2
         error = math.sqrt((near.natural_copies + 1 / self.rows) / self.rows)
         return close or near.copies > near.natural_copies + 0.01 + SURE * error
 
     @property
     def model_memorises(self) -> bool:
-        """Whether log p tells training rows from others, more than chance explains."""
-        return self.guess > GUESS and self.guess > 0.5 + SURE * self.guess_stderr
+        """Whether log p is higher for training rows by more than a nat for each number, more than chance explains."""
+        error = self.gap_stderr if math.isfinite(self.gap_stderr) else 0.0  # of an infinite mean
+        return self.gap - SURE * error > STORED * self.dims
+
+    @property
+    def overfits(self) -> bool:
+        """Whether log p tells training rows from others, more than chance explains: a one-sided rank-sum test."""
+        return self.guess > 0.5 + SURE * self.guess_stderr
 
     @property
     def memorises(self) -> bool:
@@ -120,8 +144,10 @@ def privacy_of(
     for part in (_some(train, min(MAX_ROWS, len(train)), random), some[1]):
         scored = scorable(density, part, spec)[0]
         scores.append(log_probs(scored, part, samples=default_samples(scored, len(part)), seed=seed))
-    guess, error = _auc(scores[0], scores[1])
-    return Privacy(count, nearest, scores[0].mean().item(), scores[1].mean().item(), guess, error)
+    guess, error = area_under_curve(scores[0], scores[1])
+    gap_error = math.sqrt(sum(part.var().item() / len(part) for part in scores))
+    means = scores[0].mean().item(), scores[1].mean().item()
+    return Privacy(count, len(written), nearest, *means, gap_error, guess, error)
 
 
 def nearest_rows(
@@ -185,11 +211,12 @@ def _plain(rows: Tensor) -> Tensor:
     return torch.where(rows.isnan(), torch.nan, rows + 0.0).float().contiguous()
 
 
-def _auc(high: Sequence[float] | Tensor, low: Sequence[float] | Tensor) -> tuple[float, float]:
+def area_under_curve(high: Sequence[float] | Tensor, low: Sequence[float] | Tensor) -> tuple[float, float]:
     """Return P(high > low), ties half, and its standard error (Hanley and McNeil 1982)."""
-    a, b = torch.as_tensor(high), torch.as_tensor(low)
-    auc = ((a[:, None] > b).double() + 0.5 * (a[:, None] == b).double()).mean().item()
-    one, two = auc / (2 - auc), 2 * auc**2 / (1 + auc)
+    a, b = torch.as_tensor(high), torch.as_tensor(low).sort().values
     n, m = len(a), len(b)
+    below = torch.searchsorted(b, a) + torch.searchsorted(b, a, right=True)
+    auc = below.double().mean().item() / (2 * m)
+    one, two = auc / (2 - auc), 2 * auc**2 / (1 + auc)
     variance = (auc * (1 - auc) + (n - 1) * (one - auc**2) + (m - 1) * (two - auc**2)) / (n * m)
     return auc, math.sqrt(max(variance, 0.0))
