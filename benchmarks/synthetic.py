@@ -2,8 +2,8 @@
 
 `python benchmarks/synthetic.py TABLE.csv ... [--models flow,autoregressive] [--steps 1500] [--splits 1]` prints for
 each table and sampler the AUC of the two-sample classifier, the column shapes and the pair trends, the share of samples
-that are nearer to training rows than to as many held-out rows, and CPU seconds; means over splits, with the standard
-error of the AUC's mean over splits where there are several.
+that are near-copies of training rows, and CPU seconds; means over splits, with the standard error of the AUC's mean
+over splits where there are several.
 
 All samplers see the same training rows, and none is tested on them: the classifier is cross-validated on the rows that
 are held out (a fifth of all), or learns from training rows and is tested on held-out ones where fewer than 1,000 are. A
@@ -124,10 +124,10 @@ def compare(
                 continue
             found.setdefault(name, []).append([*scores, time.process_time() - start])
     for name, rows in found.items():
-        auc, error, shape, trend, share, named, seconds = np.mean(rows, axis=0)
+        auc, error, shape, trend, near, named, seconds = np.mean(rows, axis=0)
         if splits > 1:
             error = np.std([row[0] for row in rows], ddof=1) / len(rows) ** 0.5
-        mark = f"{share:.1%}" + (f", copies in {round(named * len(rows))} of {len(rows)}" if named else "")
+        mark = f"{near:.0%}" + (f", memorises in {round(named * len(rows))} of {len(rows)}" if named else "")
         report(
             f"| {file.stem} | {name} | {auc:.3f} ± {error:.3f} | {shape:.1%} | {trend:.1%} | {mark} | {seconds:.0f} |"
         )
@@ -163,7 +163,7 @@ def read(file: Path, seed: int) -> tuple[Any, Any, Any, Any]:
 
 
 def scores_of(draw: Draw, train: Any, held: Any, columns: Any) -> list[float]:
-    """Return AUC, its error, column shapes, pair trends, the share nearer to training rows, and whether it is named."""
+    """Return AUC, its error, column shapes, pair trends, the share of near-copies, and whether that is memorising."""
     import numpy as np
     import torch
 
@@ -177,45 +177,37 @@ def scores_of(draw: Draw, train: Any, held: Any, columns: Any) -> list[float]:
     test = two_sample_test(real, drawn, columns, training=known)
     shapes, pairs = column_shapes(held, drawn, columns), pair_trends(held, drawn, columns)
     check_scores(held, drawn, columns, shapes, pairs)
-    count = min(len(train), len(held), ENOUGH)
-    near, far, made, whole = map(torch.from_numpy, (random.permutation(train)[:count], real[:count], drawn, train))
-    share = nearest_rows(made, near, far, whole, [len(column.categories) for column in columns])
-    named = share.share - SURE * share.usual > (1 + COPIED) / 2
-    return [test.auc, test.stderr, np.mean(list(shapes.values())), np.mean(list(pairs.values())), share.share, named]
+    near = nearest_rows(*map(torch.from_numpy, (drawn[:ENOUGH], train, real)), [len(c.categories) for c in columns])
+    fraction, error = near.near_copies
+    scores = np.mean(list(shapes.values())), np.mean(list(pairs.values()))
+    return [test.auc, test.stderr, *scores, fraction, fraction - SURE * error > COPIED]
 
 
 def check_scores(real: Any, drawn: Any, columns: Any, shapes: Any, pairs: Any) -> None:
     """Compare our scores with those of sdmetrics, where it is installed.
 
-    Raises AssertionError where they differ. Its contingency of a code and a number has bins of the number's range, and
-    leaves out rows with a missing value, which ours counts as a value: these pairs are compared where none is missing.
+    Raises AssertionError where they differ.
     """
     try:
         from sdmetrics.column_pairs import ContingencySimilarity, CorrelationSimilarity
         from sdmetrics.single_column import KSComplement, TVComplement
     except ImportError:
         return
-    import numpy as np
     import pandas as pd
 
     a, b = (pd.DataFrame(x, columns=[c.name for c in columns]) for x in (real, drawn))
     for column in columns:
         metric = TVComplement if column.categories else KSComplement
-        theirs = metric.compute(a[column.name].dropna(), b[column.name].dropna())
+        theirs = metric.compute(a[column.name], b[column.name])
         assert abs(theirs - shapes[column.name]) < TOLERANCE, (column.name, theirs, shapes[column.name])
-    kinds = {column.name: bool(column.categories) for column in columns}
-    gaps = {name for name in kinds if a[name].isna().any() or b[name].isna().any()}
-    for (one, other), score in pairs.items():
-        numbers = [name for name in (one, other) if not kinds[name]]
-        if len(numbers) == 2:
-            theirs = CorrelationSimilarity.compute(a[[one, other]], b[[one, other]])
-        elif not gaps & {one, other}:
-            theirs = ContingencySimilarity.compute(
-                a[[one, other]], b[[one, other]], continuous_column_names=numbers or None, num_discrete_bins=10
-            )
+    numbers = {column.name for column in columns if not column.categories}
+    for pair, score in pairs.items():
+        x, y, binned = a[[*pair]], b[[*pair]], [name for name in pair if name in numbers]
+        if len(binned) == 2:
+            theirs = CorrelationSimilarity.compute(x, y)
         else:
-            continue
-        assert np.isnan(theirs) or abs(theirs - score) < TOLERANCE, (one, other, theirs, score)
+            theirs = ContingencySimilarity.compute(x, y, continuous_column_names=binned or None)
+        assert abs(theirs - score) < TOLERANCE, (pair, theirs, score)
 
 
 def main() -> None:
@@ -225,7 +217,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of training; early stopping may come before")
     parser.add_argument("--splits", type=int, default=1, help="random splits into training and held-out rows")
     options = parser.parse_args()
-    print("| table | sampler | AUC | column shapes | pair trends | nearer to training rows | CPU s |")
+    print("| table | sampler | AUC | column shapes | pair trends | near-copies | CPU s |")
     print("|---|---|---:|---:|---:|---:|---:|")
     models = [model for model in options.models.split(",") if model]
     settings = {} if options.steps is None else {"max_steps": options.steps}

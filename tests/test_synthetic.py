@@ -130,10 +130,10 @@ def test_with_few_held_out_rows_the_classifier_learns_from_training_rows():
 
 def test_samples_that_repeat_training_rows_are_found():
     rows = torch.randn(3, 300, 4)
-    fair = nearest_rows(rows[2], rows[0], rows[1], rows[0], [0] * 4)
+    fair = nearest_rows(rows[2], rows[0], rows[1], [0] * 4)
     assert abs(fair.share - 0.5) < 3 * fair.usual and fair.copies == 0
-    copied = nearest_rows(rows[0], rows[0], rows[1], rows[0], [0] * 4)
-    near = nearest_rows(rows[0] + 0.1 * rows[2], rows[0], rows[1], rows[0], [0] * 4)
+    copied = nearest_rows(rows[0], rows[0], rows[1], [0] * 4)
+    near = nearest_rows(rows[0] + 0.1 * rows[2], rows[0], rows[1], [0] * 4)
     assert copied.share == 1 and copied.copies == 1 and near.share > 0.8 and near.copies == 0
 
 
@@ -179,7 +179,7 @@ def test_which_fits_of_200_rows_are_named_over_seeds(seed):
 
 
 def privacy(**values) -> Privacy:
-    near = Nearest(share=0.5, usual=0.01, copies=0.0, natural_copies=0.0)
+    near = Nearest(share=0.8, expected=0.8, usual=0.01, seen=1.0, copies=0.0, natural_copies=0.0)
     usual = {"train_nats": -3.0, "held_out_nats": -3.1, "gap_stderr": 0.1, "guess": 0.5, "guess_stderr": 0.01}
     return Privacy(**{"rows": 1000, "dims": 4, "nearest": near, **usual, **values})
 
@@ -192,18 +192,32 @@ def test_what_is_named_as_memorising_follows_from_its_definition():
     assert privacy(held_out_nats=-np.inf, gap_stderr=np.nan).model_memorises
 
     def near(share, usual=0.01, copies=0.0, natural_copies=0.0):
-        return privacy(nearest=Nearest(share, usual, copies, natural_copies)).samples_memorise
+        return privacy(nearest=Nearest(share, 0.8, usual, 1.0, copies, natural_copies)).samples_memorise
 
-    assert near(0.58) and not near(0.57) and not near(0.58, usual=0.03)  # 10 % near-copies make a share of 0.55
-    assert near(0.5, copies=0.02) and not near(0.5, copies=0.02, natural_copies=0.02)
+    assert near(0.85) and not near(0.84) and not near(0.85, usual=0.02)  # 10 % near-copies make a share of 0.82
+    assert near(0.8, copies=0.02) and not near(0.8, copies=0.02, natural_copies=0.02)
 
 
-def test_samples_of_which_a_fraction_are_near_copies_have_the_share_of_the_formula():
-    x = torch.randn(3, 1000, 4, generator=torch.Generator().manual_seed(0))
-    mixed = x[2].clone()
-    mixed[:300] = x[0, :300] + 1e-3 * x[2, :300]
-    found = nearest_rows(mixed, x[0], x[1], x[0], [0] * 4)
-    assert abs(found.share - (1 + 0.3) / 2) < 3 * found.usual
+def test_the_fraction_of_near_copies_is_estimated():
+    x = torch.randn(2000, 4, generator=torch.Generator().manual_seed(0))
+    train, held, fresh = x[:800], x[800:1000], x[1000:]
+    mixed = fresh.clone()
+    mixed[:300] = train[:300] + 1e-3 * fresh[:300]
+    fraction, error = nearest_rows(mixed, train, held, [0] * 4).near_copies
+    assert abs(fraction - 0.3) < 3 * error and error < 0.15
+
+
+def test_the_usual_share_is_that_of_training_rows_chosen_at_random():
+    random = torch.Generator().manual_seed(0)
+    rows, drawn = torch.randn(60, 2, generator=random).round(decimals=0), torch.randn(40, 2, generator=random)
+    shares = []
+    for _ in range(400):
+        order = torch.randperm(60, generator=random)
+        found = nearest_rows(drawn, rows[order[:45]], rows[order[45:]], [0, 0])
+        shares.append(found.share)
+    assert found.expected == 0.75
+    assert np.mean(shares) == pytest.approx(0.75, abs=4 * found.usual / 20)
+    assert np.std(shares) == pytest.approx(found.usual, rel=0.15)
 
 
 def test_the_area_under_the_curve_is_that_of_scikit_learn():

@@ -92,9 +92,9 @@ class SyntheticReport:
             "chance, 1 is always)"
             + (f"; it looks at {', '.join(map(quote, visible))}" if visible and test.auc > CLOSE else ""),
             f"  {self.fidelity_verdict}",
-            f"privacy: {p.rows:,} held-out rows and as many training rows",
-            f"  {near.share:.1%} of samples are nearer to training rows (50 ± {100 * near.usual:.1f} % if nothing is "
-            "memorised)",
+            f"privacy: training rows against {p.rows:,} held-out rows",
+            f"  {near.share:.1%} of samples are nearest to a training row ({100 * near.expected:.1f} ± "
+            f"{100 * near.usual:.1f} % if nothing is memorised)",
             f"  {near.copies:.1%} of samples are copies of training rows, as are {near.natural_copies:.1%} of the "
             "held-out rows",
             f"  log p is {p.train_nats:.2f} nats for training rows and {p.held_out_nats:.2f} for held-out rows: "
@@ -118,7 +118,7 @@ class SyntheticReport:
     def __repr__(self) -> str:
         return listed("SyntheticReport", {
             "auc": f"{self.fidelity.test.auc:.2f}", "shapes": f"{self.fidelity.shape:.1%}",
-            "trends": f"{self.fidelity.trend:.1%}", "nearer to training rows": f"{self.privacy.nearest.share:.1%}",
+            "trends": f"{self.fidelity.trend:.1%}", "near-copies": f"{self.privacy.nearest.near_copies[0]:.1%}",
             "memorises": self.memorises,
         })  # fmt: skip
 
