@@ -17,6 +17,7 @@ def synthetic_content(found: SyntheticReport | None) -> dict[str, Any] | None:
         return None
     f, p = found.fidelity, found.privacy
     near = p.nearest
+    usual = f"{100 * near.expected:.1f} ± {100 * near.usual:.1f} %"
     columns = sorted(f.shapes.items(), key=lambda item: item[1])[:SHOWN]
     pairs = sorted(f.pairs.items(), key=lambda item: item[1])[:SHOWN]
     return {
@@ -28,9 +29,9 @@ def synthetic_content(found: SyntheticReport | None) -> dict[str, Any] | None:
             ("column shapes", f"{f.shape:.1%}", "100 %"),
             ("pair trends", f"{f.trend:.1%}", "100 %"),
             ("AUC of a classifier of real rows and samples", f"{f.test.auc:.2f} ± {f.test.stderr:.2f}", "0.5"),
-            ("samples nearer to training than to held-out rows", f"{near.share:.1%}", f"50 ± {100 * near.usual:.1f} %"),
+            ("samples nearest to a training row", f"{near.share:.1%}", usual),
             ("samples that equal a training row", f"{near.copies:.1%}", f"{near.natural_copies:.1%} of held-out rows"),
-            ("log p of training rows, less that of held-out rows", f"{p.train_nats - p.held_out_nats:.2f} nats", "0"),
+            ("log p of training rows, less that of held-out rows", f"{p.gap:.2f} ± {p.gap_stderr:.2f} nats", "0"),
             ("pairs in which log p finds the training row", f"{p.guess:.1%}", "50 %"),
         ],
         "least": [(name, f"{score:.1%}") for name, score in columns]

@@ -7,8 +7,10 @@ For N real rows x and N sampled rows y, 1 is best and 0 worst of each score:
 - the trend of two columns of numbers: $1 - \frac12 |\rho_x - \rho_y|$ with Pearson's correlation ρ; of a column of
   codes and another: the total variation complement of their joint table, numbers in ten equal bins of the real range.
 
-A classifier, cross-validated, then tries to tell real rows from samples: its AUC is 0.5 where it cannot, and 1 where it
-always can.
+A classifier then tries to tell real rows from samples: its AUC is 0.5 where it cannot, and 1 where it always can. It is
+cross-validated on held-out rows; where few are held out, it learns from the rows that the model was trained on, and is
+tested on held-out ones. Rows that the model was trained on are never tested: samples that repeat them would make the
+AUC lower than 0.5.
 
 Reference: Patki, Wedge and Veeramachaneni 2016, "The synthetic data vault"; Lopez-Paz and Oquab 2017, "Revisiting
 classifier two-sample tests".
@@ -21,9 +23,11 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 
 from loglik.data.spec import Column
+from loglik.tasks.privacy import area_under_curve
 
 __all__ = ["Fidelity", "TwoSample", "column_shapes", "fidelity_of", "pair_trends", "two_sample_test"]
 
@@ -34,6 +38,7 @@ MIN_FOLD = 2  # rows of each kind
 MAX_CODES = 255  # categories of the classifier; beyond, codes are numbers for it
 Rows = Float[np.ndarray, "N D"]
 Drawn = Float[np.ndarray, "M D"]
+Known = Float[np.ndarray, "L D"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class TwoSample:
 
     Attributes:
         auc: area under the ROC curve, the mean over folds; 0.5 is chance.
-        stderr: its standard error over folds.
+        stderr: its standard error.
         columns: for each column, how much the AUC falls when the column's values are permuted.
     """
 
@@ -80,17 +85,15 @@ class Fidelity:
         return _mean(self.pairs.values())
 
 
-def fidelity_of(real: Rows, drawn: Drawn, columns: Sequence[Column], *, seed: int = 0) -> Fidelity:
-    """Return the scores of sampled rows; NaN is a missing value."""
+def fidelity_of(real: Rows, drawn: Drawn, columns: Sequence[Column], test: TwoSample, *, seed: int = 0) -> Fidelity:
+    """Return the scores of sampled rows, beside those of the two-sample classifier; NaN is a missing value."""
     gaps = {
         c.name: (float(np.isnan(real[:, d]).mean()), float(np.isnan(drawn[:, d]).mean()))
         for d, c in enumerate(columns)
         if np.isnan(real[:, d]).any() or np.isnan(drawn[:, d]).any()
     }
-    test = two_sample_test(real, drawn, columns, seed=seed)
-    return Fidelity(
-        len(real), column_shapes(real, drawn, columns), pair_trends(real, drawn, columns, seed=seed), gaps, test
-    )
+    trends = pair_trends(real, drawn, columns, seed=seed)
+    return Fidelity(len(real), column_shapes(real, drawn, columns), trends, gaps, test)
 
 
 def column_shapes(real: Rows, drawn: Drawn, columns: Sequence[Column]) -> dict[str, float]:
@@ -127,36 +130,69 @@ def pair_trends(real: Rows, drawn: Drawn, columns: Sequence[Column], *, seed: in
     return found
 
 
-def two_sample_test(real: Rows, drawn: Drawn, columns: Sequence[Column], *, seed: int = 0) -> TwoSample:
-    """Return the AUC of gradient-boosted trees that tell samples from real rows, by 5-fold cross-validation.
+def two_sample_test(
+    real: Rows, drawn: Drawn, columns: Sequence[Column], *, training: Known | None = None, seed: int = 0
+) -> TwoSample:
+    """Return the AUC of gradient-boosted trees that tell samples from held-out rows.
 
-    Raises ValueError for fewer than 10 rows of either kind.
+    Args:
+        real: held-out rows.
+        drawn: samples.
+        columns: of both.
+        training: where few rows are held out, rows for the trees to learn from, beside as many of the samples; by
+            default the trees are cross-validated, with 5 folds.
+        seed: of folds and permutations.
+
+    Raises ValueError for fewer than 10 rows of a kind.
     """
-    from sklearn.ensemble import HistGradientBoostingClassifier
-    from sklearn.metrics import roc_auc_score
-    from sklearn.model_selection import StratifiedKFold
-
-    if min(len(real), len(drawn)) < FOLDS * MIN_FOLD:
+    least = FOLDS * MIN_FOLD
+    if min(len(real), len(drawn)) < least or (training is not None and len(drawn) < len(training) + least):
+        more = "" if training is None else f" beside {len(training)} to learn from"
         raise ValueError(
-            f"a two-sample test needs at least {FOLDS * MIN_FOLD} real rows and samples, "
-            f"got {len(real)} and {len(drawn)}"
+            f"a two-sample test needs at least {least} real rows and samples{more}, got {len(real)} and {len(drawn)}"
         )
-    x, y = np.concatenate([real, drawn]), np.repeat([0, 1], [len(real), len(drawn)])
+    if training is None:
+        x, y = _labelled(real, drawn)
+        from sklearn.model_selection import StratifiedKFold
+
+        folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(x, y)
+        parts = [(x[learn], y[learn], x[test], y[test]) for learn, test in folds]
+    else:
+        n = len(training)
+        parts = [(*_labelled(training, drawn[:n]), *_labelled(real, drawn[n:]))]
     coded = [0 < len(column.categories) <= MAX_CODES for column in columns]
     random = np.random.default_rng(seed)
-    scores, falls = [], []
-    for train, test in StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(x, y):
-        trees = HistGradientBoostingClassifier(categorical_features=coded, random_state=seed).fit(x[train], y[train])
-        scores.append(roc_auc_score(y[test], trees.decision_function(x[test])))
-        without = []
-        for d in range(x.shape[1]):
-            permuted = x[test].copy()
-            permuted[:, d] = random.permutation(permuted[:, d])
-            without.append(scores[-1] - roc_auc_score(y[test], trees.decision_function(permuted)))
-        falls.append(without)
-    fall = np.mean(falls, axis=0)
+    found = [_auc_of_trees(part, coded, random, seed) for part in parts]
+    aucs, fall = [auc for auc, _, _ in found], np.mean([falls for _, _, falls in found], axis=0)
+    error = np.std(aucs, ddof=1) / FOLDS**0.5 if training is None else found[0][1]
     names = {columns[d].name: float(fall[d]) for d in np.argsort(-fall)}
-    return TwoSample(float(np.mean(scores)), float(np.std(scores, ddof=1) / FOLDS**0.5), names)
+    return TwoSample(float(np.mean(aucs)), float(error), names)
+
+
+def _labelled(real: Rows, drawn: Drawn) -> tuple[np.ndarray, np.ndarray]:
+    return np.concatenate([real, drawn]), np.repeat([0, 1], [len(real), len(drawn)])
+
+
+def _auc_of_trees(
+    part: Sequence[np.ndarray], coded: list[bool], random: np.random.Generator, seed: int
+) -> tuple[float, float, list[float]]:
+    """Return the AUC of trees on test rows, its standard error, and how much it falls if a column is permuted."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    x, y, test, truth = part
+    trees = HistGradientBoostingClassifier(categorical_features=coded, random_state=seed).fit(x, y)
+
+    def auc(rows: np.ndarray) -> tuple[float, float]:
+        scores = torch.from_numpy(trees.decision_function(rows))
+        return area_under_curve(scores[truth == 1], scores[truth == 0])
+
+    whole, error = auc(test)
+    falls = []
+    for d in range(test.shape[1]):
+        permuted = test.copy()
+        permuted[:, d] = random.permutation(permuted[:, d])
+        falls.append(whole - auc(permuted)[0])
+    return whole, error, falls
 
 
 def _codes(

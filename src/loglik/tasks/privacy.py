@@ -3,12 +3,18 @@ r"""Privacy of synthetic rows: whether samples, or log p itself, tell the traini
 Rows that the model was trained on and rows held out from it are drawn from one population. A model that has learnt the
 population only cannot tell them apart:
 
-- a sample is as often nearer to one of M held-out rows as to one of M training rows; memorised rows draw it to these;
+- the row nearest to a sample is as often a training row as these rows are frequent, a fraction e. If a fraction λ of
+  the samples are near-copies of training rows, the share of samples nearest to these is e + λ (1 - e);
 - a training row is as likely as a held-out one: the area under the ROC curve of log p, by which someone who has the
-  model would guess who was in its training data, is 0.5.
+  model would guess who was in its training data, is 0.5. The mean of log p of training rows less that of held-out rows
+  is the mean of $\log p(x_i \mid X) - \log p(x_i \mid X \setminus x_i)$, how much a model of the data X remembers a
+  row. With P effective parameters it is P/N nats for N rows. D nats are as many parameters as there are numbers in N
+  rows of D numbers: the model can store them all.
 
 Reference: Platzer and Reutterer 2021, "Holdout-based empirical assessment of mixed-type synthetic data"; Yeom et al.
-2018, "Privacy risk in machine learning: analyzing the connection to overfitting".
+2018, "Privacy risk in machine learning: analyzing the connection to overfitting"; van den Burg and Williams 2021, "On
+memorization in probabilistic deep generative models", eq. 3; Akaike 1974, "A new look at the statistical model
+identification".
 """
 
 from __future__ import annotations
@@ -18,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from loglik.data.dataset import Split
@@ -29,13 +35,16 @@ from loglik.evaluation.incomplete import scorable
 from loglik.evaluation.scores import default_samples, log_probs
 from loglik.tasks.kernel import KernelDensity
 
-__all__ = ["Nearest", "Privacy", "columns_of", "nearest_rows", "privacy_of"]
+__all__ = ["Nearest", "Privacy", "area_under_curve", "columns_of", "nearest_rows", "privacy_of"]
 
-MAX_ROWS = 1000  # held-out rows, and as many training rows
-SHUFFLES = 199
+MAX_ROWS = 1000  # of each kind, of which log p is evaluated
+MAX_DRAWN = 1000  # samples that are compared with rows
+MAX_HELD_OUT = 5000  # that samples are compared with
+MAX_TRAIN = 20_000  # training rows that samples are compared with
+BLOCK = 256  # samples
 SURE = 2.6  # standard errors: 1 in 200 by chance
-SHARE = 0.6  # of samples nearer to training rows
-GUESS = 0.6  # area under the curve of log p
+COPIED = 0.1  # of samples: more near-copies of training rows than this are called memorising
+STORED = 1.0  # nats for each number of a row: as many effective parameters as the training data have numbers
 
 
 @dataclass(frozen=True)
@@ -43,16 +52,26 @@ class Nearest:
     """Which rows samples are nearest to.
 
     Attributes:
-        share: of samples, that are nearer to a training row than to any of as many held-out rows; ties count half.
-        usual: the standard deviation of that share between random halves of all these rows.
+        share: of samples, whose nearest row is a training row rather than a held-out row; ties count in part.
+        expected: that share if nothing is memorised, the fraction of training rows among these rows.
+        usual: the standard deviation of that share if the training rows were chosen from these rows at random.
+        seen: the fraction of all training rows among the training rows here.
         copies: share of samples that equal a training row.
         natural_copies: share of held-out rows that equal a training row.
     """
 
     share: float
+    expected: float
     usual: float
+    seen: float
     copies: float
     natural_copies: float
+
+    @property
+    def near_copies(self) -> tuple[float, float]:
+        """The fraction λ of samples that are near-copies of training rows, and its standard error."""
+        unit = self.seen * (1 - self.expected)
+        return (self.share - self.expected) / unit, self.usual / unit
 
 
 @dataclass(frozen=True)
@@ -60,32 +79,51 @@ class Privacy:
     """What a model and its samples tell of the training rows.
 
     Attributes:
-        rows: the number of held-out rows, and of training rows, that samples are compared with.
+        rows: the number of held-out rows that samples are compared with.
+        dims: the numbers of a row.
         nearest: of samples.
         train_nats, held_out_nats: the means of log p.
+        gap_stderr: the standard error of their difference.
         guess: the probability that a training row has a higher log p than a held-out row.
         guess_stderr: its standard error.
     """
 
     rows: int
+    dims: int
     nearest: Nearest
     train_nats: float
     held_out_nats: float
+    gap_stderr: float
     guess: float
     guess_stderr: float
 
     @property
+    def gap(self) -> float:
+        """The mean of log p of training rows less that of held-out rows, in nats."""
+        return self.train_nats - self.held_out_nats
+
+    @property
     def samples_memorise(self) -> bool:
-        """Whether samples are near to the training rows, or copies of them, more than chance explains."""
+        """Whether more than 1 in 10 samples are near-copies of training rows, or more copies than in held-out rows.
+
+        Each by 2.6 standard errors.
+        """
         near = self.nearest
-        close = near.share > SHARE and near.share > 0.5 + SURE * near.usual
+        fraction, spread = near.near_copies
+        close = fraction - SURE * spread > COPIED
         error = math.sqrt((near.natural_copies + 1 / self.rows) / self.rows)
         return close or near.copies > near.natural_copies + 0.01 + SURE * error
 
     @property
     def model_memorises(self) -> bool:
-        """Whether log p tells training rows from others, more than chance explains."""
-        return self.guess > GUESS and self.guess > 0.5 + SURE * self.guess_stderr
+        """Whether log p is higher for training rows by more than a nat for each number, more than chance explains."""
+        error = self.gap_stderr if math.isfinite(self.gap_stderr) else 0.0  # of an infinite mean
+        return self.gap - SURE * error > STORED * self.dims
+
+    @property
+    def overfits(self) -> bool:
+        """Whether log p tells training rows from others, more than chance explains: a one-sided rank-sum test."""
+        return self.guess > 0.5 + SURE * self.guess_stderr
 
     @property
     def memorises(self) -> bool:
@@ -102,54 +140,61 @@ def privacy_of(
     *,
     seed: int = 0,
 ) -> Privacy:
-    """Return what samples and log p tell of the training rows, by held-out rows and as many training rows.
+    """Return what samples and log p tell of the training rows, by held-out rows and training rows.
 
     The samples are as `as_written` returns them.
 
     Raises ValueError for fewer than 2 held-out rows.
     """
     random = torch.Generator().manual_seed(seed)
-    count = min(MAX_ROWS, len(held_out), len(train))
-    if count < 2:
+    if len(held_out) < 2:
         raise ValueError(f"privacy is measured by held-out rows, and there are {len(held_out)}: pass data with more")
-    some = [_some(split, count, random) for split in (train, held_out)]
     columns = columns_of(spec)
-    (near, written), (far, _), (whole, _) = (as_written(s.tensor().flatten(1), columns) for s in (*some, train))
-    nearest = nearest_rows(drawn, near, far, whole, [len(column.categories) for column in written], seed=seed)
+    (known, written), (others, _) = (as_written(s.tensor().flatten(1), columns) for s in (train, held_out))
+    others = others[torch.randperm(len(others), generator=random)[:MAX_HELD_OUT]]
+    categories = [len(column.categories) for column in written]
+    nearest = nearest_rows(drawn[:MAX_DRAWN], known, others, categories, seed=seed)
     scores = []
-    for part in (_some(train, min(MAX_ROWS, len(train)), random), some[1]):
+    for part in (_some(split, MAX_ROWS, random) for split in (train, held_out)):
         scored = scorable(density, part, spec)[0]
         scores.append(log_probs(scored, part, samples=default_samples(scored, len(part)), seed=seed))
-    guess, error = _auc(scores[0], scores[1])
-    return Privacy(count, nearest, scores[0].mean().item(), scores[1].mean().item(), guess, error)
+    guess, error = area_under_curve(scores[0], scores[1])
+    gap_error = math.sqrt(sum(part.var().item() / len(part) for part in scores))
+    means = scores[0].mean().item(), scores[1].mean().item()
+    return Privacy(len(others), len(written), nearest, *means, gap_error, guess, error)
 
 
 def nearest_rows(
     drawn: Shaped[Tensor, "N D"],
-    train: Shaped[Tensor, "M D"],
+    train: Shaped[Tensor, "T D"],
     held_out: Shaped[Tensor, "M D"],
-    whole: Shaped[Tensor, "T D"],
     categories: Sequence[int],
     *,
     seed: int = 0,
 ) -> Nearest:
-    """Return which of M training and M held-out rows samples are nearer to, and how many are copies.
+    r"""Return how many samples are nearest to one of T training rows rather than M held-out rows, or copies.
 
-    Distances are those of `KernelDensity`. The rows are cut into halves at random too: the samples are as near to one
-    half as to the other, up to a spread that is `usual`.
+    Distances are those of `KernelDensity`. With $w_j$ the fraction of samples that are nearest to row j, the share is
+    $\sum_j w_j$ over training rows. If T of the T + M rows were chosen at random, it would have the mean
+    $e = T / (T + M)$ and the variance $e (1 - e) \frac{T + M}{T + M - 1} \left(\sum_j w_j^2 - \frac1{T + M}\right)$.
     """
-    pool = torch.cat([train, held_out])
-    squares = KernelDensity(pool, categories).squared_distances(drawn)
-    m = len(train)
     random = torch.Generator().manual_seed(seed)
-    usual = []
-    for _ in range(SHUFFLES):
-        order = torch.randperm(2 * m, generator=random)
-        usual.append(_nearer(squares[:, order[:m]], squares[:, order[m:]]))
-    known = _keys(whole)
+    some = train[torch.randperm(len(train), generator=random)[:MAX_TRAIN]]
+    kernel = KernelDensity(torch.cat([some, held_out]), categories)
+    weight = torch.zeros(len(some) + len(held_out), dtype=torch.float64)
+    for start in range(0, len(drawn), BLOCK):
+        squares = kernel.squared_distances(drawn[start : start + BLOCK])
+        nearest = (squares == squares.amin(1, keepdim=True)).double()
+        weight += (nearest / nearest.sum(1, keepdim=True)).sum(0)
+    weight /= len(drawn)
+    expected, count = len(some) / len(weight), len(weight)
+    spread = (weight.square().sum().item() - 1 / count) * count / (count - 1)
+    known = _keys(train)
     return Nearest(
-        share=_nearer(squares[:, :m], squares[:, m:]),
-        usual=torch.tensor(usual).std().item(),
+        share=weight[: len(some)].sum().item(),
+        expected=expected,
+        usual=math.sqrt(max(expected * (1 - expected) * spread, 0.0)),
+        seen=len(some) / len(train),
         copies=_found(drawn, known),
         natural_copies=_found(held_out, known),
     )
@@ -159,12 +204,6 @@ def columns_of(spec: DataSpec) -> tuple[Column, ...]:
     """Return the columns of a table, or of vectors."""
     kind = "numeric" if spec.levels is None else "integer"
     return spec.columns or tuple(Column(name=f"x{d}", type=kind) for d in range(spec.dims))  # type: ignore[arg-type]
-
-
-def _nearer(a: Float64[Tensor, "N M"], b: Float64[Tensor, "N M"]) -> float:
-    """Return the share of rows whose smallest distance is in a; ties count half."""
-    low, other = a.amin(1), b.amin(1)
-    return ((low < other).double() + 0.5 * (low == other).double()).mean().item()
 
 
 def _some(split: Split, count: int, random: torch.Generator) -> Split:
@@ -185,11 +224,12 @@ def _plain(rows: Tensor) -> Tensor:
     return torch.where(rows.isnan(), torch.nan, rows + 0.0).float().contiguous()
 
 
-def _auc(high: Sequence[float] | Tensor, low: Sequence[float] | Tensor) -> tuple[float, float]:
+def area_under_curve(high: Sequence[float] | Tensor, low: Sequence[float] | Tensor) -> tuple[float, float]:
     """Return P(high > low), ties half, and its standard error (Hanley and McNeil 1982)."""
-    a, b = torch.as_tensor(high), torch.as_tensor(low)
-    auc = ((a[:, None] > b).double() + 0.5 * (a[:, None] == b).double()).mean().item()
-    one, two = auc / (2 - auc), 2 * auc**2 / (1 + auc)
+    a, b = torch.as_tensor(high), torch.as_tensor(low).sort().values
     n, m = len(a), len(b)
+    below = torch.searchsorted(b, a) + torch.searchsorted(b, a, right=True)
+    auc = below.double().mean().item() / (2 * m)
+    one, two = auc / (2 - auc), 2 * auc**2 / (1 + auc)
     variance = (auc * (1 - auc) + (n - 1) * (one - auc**2) + (m - 1) * (two - auc**2)) / (n * m)
     return auc, math.sqrt(max(variance, 0.0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,14 +14,14 @@ from loglik.data.decode import as_written
 from loglik.data.limits import quote
 from loglik.notebook import listed
 from loglik.runs import Run
-from loglik.tasks.fidelity import Fidelity, fidelity_of
+from loglik.tasks.fidelity import Fidelity, fidelity_of, two_sample_test
 from loglik.tasks.privacy import Privacy, columns_of, privacy_of
 from loglik.tasks.sample import Samples
 
 __all__ = ["SyntheticReport", "has_synthetic_rows", "synthetic_report"]
 
 MAX_ROWS = 5000  # of each kind
-ENOUGH = 1000  # held-out rows for the fidelity; with fewer, all rows
+ENOUGH = 1000  # held-out rows for the fidelity; with fewer, training rows too
 MIN_SAMPLES = 1000  # for the privacy
 NAMED = 3
 CLOSE, VISIBLE, POOR = 0.6, 0.75, 0.9  # AUC
@@ -33,7 +34,8 @@ class SyntheticReport:
     Attributes:
         fidelity: of the samples, against `against`.
         privacy: of samples and log p.
-        against: which real rows: `held-out rows`, or `rows` where few are held out.
+        against: which real rows: `held-out rows`, or `rows` where few are held out: shapes and trends are then of all
+            rows, and the classifier learns from training rows and is tested on held-out ones.
     """
 
     fidelity: Fidelity
@@ -66,8 +68,13 @@ class SyntheticReport:
             )
         if self.privacy.model_memorises:
             return (
-                "the model memorises its training rows: log p tells them from others, though samples are no nearer to "
-                "them: do not share the model"
+                "the model memorises its training rows: log p is higher for them by more than a nat for each of "
+                f"{self.privacy.dims} columns, though samples are no nearer to them: share neither; train for less time"
+            )
+        if self.privacy.overfits:
+            return (
+                "no sign that training rows are memorised; log p is higher for them, so that someone who has the model "
+                f"guesses in {self.privacy.guess:.0%} of cases which of two rows it was trained on: share samples only"
             )
         return "no sign that training rows are memorised"
 
@@ -81,17 +88,18 @@ class SyntheticReport:
             f"fidelity: {f.n:,} samples against {f.n:,} {self.against}",
             f"  column shapes {f.shape:.1%}{_least({quote(k): v for k, v in f.shapes.items()})}",
             f"  pair trends {f.trend:.1%}{_least({' and '.join(map(quote, k)): v for k, v in f.pairs.items()})}",
-            f"  a classifier tells samples from real rows with AUC {test.auc:.2f} ± {test.stderr:.2f} (0.5 is chance, "
-            f"1 is always)"
+            f"  a classifier tells samples from held-out rows with AUC {test.auc:.2f} ± {test.stderr:.2f} (0.5 is "
+            "chance, 1 is always)"
             + (f"; it looks at {', '.join(map(quote, visible))}" if visible and test.auc > CLOSE else ""),
             f"  {self.fidelity_verdict}",
-            f"privacy: {p.rows:,} held-out rows and as many training rows",
-            f"  {near.share:.1%} of samples are nearer to training rows (50 ± {100 * near.usual:.1f} % if nothing is "
-            "memorised)",
+            f"privacy: training rows against {p.rows:,} held-out rows",
+            f"  {near.share:.1%} of samples are nearest to a training row ({100 * near.expected:.1f} ± "
+            f"{100 * near.usual:.1f} % if nothing is memorised)",
             f"  {near.copies:.1%} of samples are copies of training rows, as are {near.natural_copies:.1%} of the "
             "held-out rows",
-            f"  log p is {p.train_nats:.2f} nats for training rows and {p.held_out_nats:.2f} for held-out rows; a "
-            f"training row has the higher one in {p.guess:.1%} of pairs (50 % is chance)",
+            f"  log p is {p.train_nats:.2f} nats for training rows and {p.held_out_nats:.2f} for held-out rows: "
+            f"{p.gap:.2f} ± {p.gap_stderr:.2f} more; a training row has the higher one in {p.guess:.1%} of pairs (50 % "
+            "is chance)",
             f"  {self.privacy_verdict}",
         ]
         if gaps:
@@ -110,7 +118,7 @@ class SyntheticReport:
     def __repr__(self) -> str:
         return listed("SyntheticReport", {
             "auc": f"{self.fidelity.test.auc:.2f}", "shapes": f"{self.fidelity.shape:.1%}",
-            "trends": f"{self.fidelity.trend:.1%}", "nearer to training rows": f"{self.privacy.nearest.share:.1%}",
+            "trends": f"{self.fidelity.trend:.1%}", "near-copies": f"{self.privacy.nearest.near_copies[0]:.1%}",
             "memorises": self.memorises,
         })  # fmt: skip
 
@@ -139,32 +147,34 @@ def synthetic_report(run: Run, data: Any = None, *, n: int | None = None, seed: 
         raise ValueError(f"fidelity and privacy are of samples of whole rows, and {run.path or 'this run'} has {what}")
     dataset = data if isinstance(data, Data) else run.data_for(data)
     held_out = _joined(dataset.test, dataset.validation)
-    few = len(held_out) < ENOUGH
-    real = dataset.split("all") if few else held_out
-    count = min(n or MAX_ROWS, len(real))
-    at = torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))
-    rows, labels = real.batch(at[:count])
-    spec = run.spec
-    size = max(count, MIN_SAMPLES)
-    context = None
-    if run.density.conditional:
-        assert labels is not None
-        context = labels[torch.arange(size) % count]
-    drawn = Samples(run.density, spec, size, seed=seed, inputs=context).tensor().flatten(1)
-    drawn, columns = as_written(drawn, columns_of(spec))
-    rows, _ = as_written(rows.flatten(1), columns_of(spec))
-    fidelity = fidelity_of(_numbers(rows), _numbers(drawn[:count]), columns, seed=seed)
-    privacy = privacy_of(run.density, spec, drawn, dataset.train, held_out, seed=seed)
+    count, few = n or MAX_ROWS, len(held_out) < ENOUGH
+    random = torch.Generator().manual_seed(seed)
+    rows, labels = _some(held_out, count, random)
+    known = _some(dataset.train, count, random)[0] if few else rows[:0]
+    size = max(len(known) + len(rows), MIN_SAMPLES)
+    context = None if labels is None or not run.density.conditional else labels[torch.arange(size) % len(rows)]
+    columns = columns_of(run.spec)
+    sampled = Samples(run.density, run.spec, size, seed=seed, inputs=context).tensor().flatten(1)
+    sampled, written = as_written(sampled, columns)
+    drawn = sampled.double().numpy()
+    held, training = (as_written(x, columns)[0].double().numpy() for x in (rows, known))
+    tested = drawn[: len(known) + len(rows)]
+    test = two_sample_test(held, tested, written, training=training if few else None, seed=seed)
+    real = np.concatenate([held, training])[:count]
+    fidelity = fidelity_of(real, drawn[: len(real)], written, test, seed=seed)
+    privacy = privacy_of(run.density, run.spec, sampled, dataset.train, held_out, seed=seed)
     return SyntheticReport(fidelity, privacy, "rows" if few else "held-out rows")
+
+
+def _some(split: Split, count: int, random: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    """Return at most `count` rows of a split, and their labels."""
+    x, y = split.batch(torch.randperm(len(split), generator=random)[:count])
+    return x.flatten(1), y
 
 
 def _joined(a: Split, b: Split) -> Split:
     y = None if a.y is None or b.y is None else torch.cat([a.y[:], b.y[:]])
     return Split(torch.cat([a.tensor(), b.tensor()]), y)
-
-
-def _numbers(x: Tensor) -> Any:
-    return x.double().numpy()
 
 
 def _least(scores: dict[str, float]) -> str:
