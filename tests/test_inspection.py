@@ -26,7 +26,8 @@ def test_attention_maps_are_the_networks_own(family):
         assert weights.shape == (heads, length, length)
         torch.testing.assert_close(weights.sum(-1), torch.ones(heads, length))
         assert (weights.triu(1).abs().max() == 0) == (family == "autoregressive")
-    assert attention_maps(found.maps).startswith("<svg")
+    drawn = attention_maps(found.maps)
+    assert [row.layer for row in drawn] == list(found.maps) and all(len(row.maps) == heads for row in drawn)
     assert next(iter(_short_names(found.maps))) in next(iter(found.maps))
 
 

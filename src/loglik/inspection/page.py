@@ -27,9 +27,9 @@ from loglik.inspection.tables import (
     number_text,
     symmetry_table,
 )
-from loglik.report.html import Picture, render, svg_picture
+from loglik.report.chart import Chart
+from loglik.report.html import CHARTS, CONTROLS, render, scripts
 from loglik.report.numbers import count
-from loglik.report.panel import INK
 
 __all__ = ["write_page"]
 
@@ -61,11 +61,12 @@ def _content(inspection: Inspection) -> dict[str, Any]:
         "flow_pictures": _flow_pictures(inspection.flow),
         **_field_content(inspection),
         "symmetry": symmetry if symmetry.rows else None,
-        "maps": svg_picture(figures.attention_maps(maps), "attention maps of each layer and head") if maps else None,
+        "maps": figures.attention_maps(maps) if maps else None,
+        "heads": max(map(len, maps.values()), default=0),
         **(_cost_content(inspection.cost) if inspection.cost else {"cost": None}),
         "left_out": inspection.left_out,
         "left": LEFT,
-        "ink": INK,
+        "scripts": scripts(*CHARTS, CONTROLS),
     }
 
 
@@ -85,29 +86,21 @@ def _field_content(inspection: Inspection) -> dict[str, Any]:
         "agreement": inspection.agreement,
         "skipped": len(shown) < len(fields),
         "assumed": ", ".join(sorted({name for f in fields for name in f.assumed})),
-        "sizes": svg_picture(figures.field_sizes(growing), "field over depth") if len(growing) > 3 else None,
+        "sizes": figures.field_sizes(growing) if len(growing) > 3 else None,
         "heat": [
-            svg_picture(
-                figures.heat_map(inspection.heat[f.layer], f),
-                f"effective field of {f.layer}",
-                f"{f.layer}: {field_size(f)}",
-            )
+            (figures.heat_map(inspection.heat[f.layer], f), f"{f.layer}: {field_size(f)}")
             for f in fields
             if f.layer in inspection.heat
         ],
     }
 
 
-def _flow_pictures(flow: GradientFlow) -> list[Picture]:
+def _flow_pictures(flow: GradientFlow) -> list[Chart]:
     pictures = []
     if sum(layer.output_norm > 0 for layer in flow.layers) > 2:
-        caption = "Norms of the gradient of the loss: with respect to each layer's output (blue) and weights (grey)."
-        pictures.append(svg_picture(figures.gradient_norms(flow), "gradient norms over depth", caption))
+        pictures.append(figures.gradient_norms(flow))
     if sum(layer.jacobian is not None for layer in flow.layers) > 2:
-        caption = (
-            "Singular values of each layer's Jacobian: largest (grey), root mean square (blue), smallest (dotted)."
-        )
-        pictures.append(svg_picture(figures.jacobian_values(flow), "singular values over depth", caption))
+        pictures.append(figures.jacobian_values(flow))
     return pictures
 
 
@@ -115,10 +108,7 @@ def _cost_content(costs: list[Cost]) -> dict[str, Any]:
     return {
         "cost": cost_table(costs),
         "lengths": ", ".join(f"{n:,}" for n in costs[0].lengths),
-        "cost_pictures": [
-            svg_picture(figures.cost_curves(costs, memory=memory), f"{what} against length")
-            for memory, what in ((False, "time"), (True, "memory"))
-        ],
+        "cost_pictures": [figures.cost_curves(costs, memory=memory) for memory in (False, True)],
         "quadratic": _quadratic(costs),
         "memory_note": cost_note(costs),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -61,7 +62,8 @@ def _pictures(row: Row, data: Data, split: str) -> list[Chart]:
         caption += f"{percent(table.error, table.error_interval)}."
         pictures.append(reliability_diagram(table, model, caption))
     if len(row.run.history) > 1:
-        pictures.append(curves(model, run_history(row.run, 1.0), unit="nats per label", baseline=None, limits=None))
+        curve = curves(model, run_history(row.run, 1.0), unit="nats per label", baseline=None, limits=None)
+        pictures.append(replace(curve, caption="Training: the training split is grey, the validation split blue."))
     return pictures
 
 

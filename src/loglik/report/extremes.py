@@ -143,7 +143,11 @@ def _terms(found: Cells | None, n: int) -> list[str]:
     if found is None or len(found.terms) + len(found.rest) < 2:
         return [""] * n
     parts = {name: nats.sum(1) for name, nats in found.terms.items()} | dict(found.rest)
-    return [", ".join(f"{name} {number(float(nats[i]), 1)}" for name, nats in parts.items()) for i in range(n)]
+    parts = {name: nats for name, nats in parts.items() if nats.abs().max() >= 0.05}
+    return [
+        ", ".join(f"{name.split(' (')[0]} {number(float(nats[i]), 1)}" for name, nats in parts.items())
+        for i in range(n)
+    ]
 
 
 def _kept(cells: Tensor | None, half: int, dims: int) -> list[int]:
@@ -228,7 +232,11 @@ def _token(token: int, spec: DataSpec, decoder: IncrementalDecoder, *, final: bo
 
 
 def _rows(x: Tensor, cells: Tensor | None, data: Data, kept: Sequence[int]) -> list[dict[str, Any]]:
-    columns, share = columns_of(data), None if cells is None else _share(cells)
+    columns, share = columns_of(data), None
+    if cells is not None:
+        cells = cells.masked_fill(x.isnan(), torch.nan) if x.is_floating_point() else cells
+        # each column against its likeliest value: a column of large numbers is unlikely in every row
+        share = _share((cells - cells.nan_to_num(-math.inf).max(0).values).nan_to_num(0.0))
     table = decode(x.double(), columns)
     texts = []
     for d in kept:

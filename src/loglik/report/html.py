@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from markupsafe import Markup
 from PIL import Image
 
-__all__ = ["CHARTS", "CONTROLS", "Picture", "png_picture", "png_source", "render", "scripts", "svg_picture"]
+__all__ = ["CHARTS", "CONTROLS", "Picture", "png_picture", "png_source", "render", "scripts"]
 
 CHARTS = ("vega/vega.min.js", "vega/vega-lite.min.js", "vega/vega-embed.min.js")
 CONTROLS = "page.js"
@@ -26,11 +26,6 @@ class Picture:
     source: str
     alt: str
     caption: str = ""
-
-
-def svg_picture(svg: str, alt: str, caption: str = "") -> Picture:
-    """Return an SVG as a picture."""
-    return Picture("data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode(), alt, caption)
 
 
 def png_picture(pixels: UInt8[np.ndarray, "..."], alt: str, caption: str = "") -> Picture:

@@ -21,7 +21,7 @@ AGAINST = (  # of training curves: what a control says, and what it changes
     ("steps", {"encoding.x": field("step", "steps")}),
 )
 MAX_POINTS = 400  # of a training curve
-BINS = 40
+BINS, MIN_BINS = 40, 8  # fewer for few examples
 
 
 @dataclass(frozen=True)
@@ -161,11 +161,12 @@ def histogram(nats: Mapping[str, Float64[np.ndarray, " N"]], each: str) -> Chart
     pooled = np.concatenate(list(finite.values()))
     low, high = np.quantile(pooled, 0.005), pooled.max()
     pad = 0.02 * (high - low) or 0.5
-    edges = np.linspace(low - pad, high + pad, BINS + 1)
+    bins = int(min(BINS, max(MIN_BINS, 3 * max(map(len, finite.values())) ** 0.5)))
+    edges = np.linspace(low - pad, high + pad, bins + 1)
     rows: dict[str, list[Any]] = {name: [] for name in ("model", "low", "high", "middle", "share")}
     for name, values in finite.items():
         share = np.histogram(values, edges)[0] / len(values)
-        rows["model"] += [name] * BINS
+        rows["model"] += [name] * bins
         rows["low"] += edges[:-1].tolist()
         rows["high"] += edges[1:].tolist()
         rows["middle"] += ((edges[:-1] + edges[1:]) / 2).tolist()

@@ -148,8 +148,9 @@ def _curve_limits(
     finite = [values for values in finite if len(values)]
     if not finite:
         return None
-    # the first values of a run may be far from all others: use the medians
-    typical = [*(np.median(v).item() for v in finite), *([] if level is None else [level])]
+    # the first values of a run may be far from all others: use the medians, and the values at the end
+    typical = [*(np.median(v).item() for v in finite), *(v[-1].item() for v in finite)]
+    typical += [] if level is None else [level]
     best = min(v.min().item() for v in finite) if lower_is_better else max(v.max().item() for v in finite)
     low, high = min(*typical, best), max(*typical, best)
     pad = 0.06 * (high - low) or 0.5

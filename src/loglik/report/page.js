@@ -21,7 +21,7 @@
     if (typeof value === "string") return value[0] === "$" && value.slice(1) in ink ? ink[value.slice(1)] : value;
     if (Array.isArray(value)) return value.map((item) => prepared(item, ink));
     if (value === null || typeof value !== "object") return value;
-    if (value.columns) {
+    if (value.columns && Object.values(value.columns).every(Array.isArray)) {
       const names = Object.keys(value.columns);
       const rows = (value.columns[names[0]] || []).map((_, i) =>
         Object.fromEntries(names.map((name) => [name, value.columns[name][i]])));
@@ -30,17 +30,17 @@
     return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, prepared(item, ink)]));
   }
 
-  function config(ink) {
+  function config(ink, width) {
     const font = getComputedStyle(document.documentElement).getPropertyValue("--sans");
     return {
       background: null, font, view: { stroke: null },
       axis: {
         labelColor: ink.text, titleColor: ink.text, titleFontWeight: "normal", domainColor: ink.quiet,
         tickColor: ink.quiet, gridColor: ink.rule, gridOpacity: 0.6, labelFontSize: 11, titleFontSize: 11.5,
-        labelOverlap: true, labelLimit: 130,
+        labelOverlap: true, labelLimit: 130, titlePadding: 9,
       },
-      legend: { labelColor: ink.text, titleColor: ink.text, orient: "bottom", columns: 3, labelFontSize: 11 },
-      title: { color: ink.text, anchor: "start", fontSize: 12.5, fontWeight: 600, limit: 260 },
+      legend: { labelColor: ink.text, titleColor: ink.text, orient: "bottom", columns: width < 420 ? 2 : 4, labelFontSize: 11 },
+      title: { color: ink.text, anchor: "start", frame: "group", fontSize: 12.5, fontWeight: 600, limit: { expr: "width" } },
       text: { color: ink.text, fontSize: 11 },
       range: { category: ink.category, heatmap: { scheme: darkMode.matches ? "viridis" : "blues" } },
     };
@@ -54,10 +54,11 @@
     const view = figure.querySelector(".view");
     views.get(figure)?.finalize();
     const result = await vegaEmbed(view, prepared(specs.get(figure), ink), {
-      renderer: "svg", config: config(ink), actions: { export: { svg: true, png: true }, source: false, compiled: false, editor: false },
+      renderer: "svg", config: config(ink, view.clientWidth), actions: { export: { svg: true, png: true }, source: false, compiled: false, editor: false },
       tooltip: { theme: darkMode.matches ? "dark" : "custom" },
     });
     views.set(figure, result);
+    figure.dispatchEvent(new Event("drawn"));
     figure.dataset.drawn = Number(figure.dataset.drawn || 0) + 1;
   }
 
@@ -81,6 +82,82 @@
     });
   }
 
+  // A chart with the parameter `zoom` gets buttons, which the keyboard reaches; on them, arrow keys move the chart.
+  function addZoom(figure) {
+    if (!JSON.stringify(specs.get(figure)).includes('"name":"zoom"')) return;
+    const group = document.createElement("div");
+    group.className = "zoom";
+    group.setAttribute("role", "group");
+    group.setAttribute("aria-label", `Zoom of: ${specs.get(figure).description}`);
+    const change = (lows, highs) => {  // each a shift of a domain's end, as a part of its length
+      const view = views.get(figure).view;
+      for (const { field, channel } of view.signal("zoom_tuple_fields")) {
+        const [low, high] = view.scale(channel).domain();
+        const at = channel === "x" ? 0 : 1;
+        view.signal(`zoom_${field}`, [low + lows[at] * (high - low), high + highs[at] * (high - low)]);
+      }
+      view.runAsync();
+    };
+    const reset = () => {
+      const view = views.get(figure).view;
+      for (const { field } of view.signal("zoom_tuple_fields")) view.signal(`zoom_${field}`, null);
+      view.runAsync();
+    };
+    const zoomIn = () => change([0.15, 0.15], [-0.15, -0.15]);
+    const zoomOut = () => change([-0.25, -0.25], [0.25, 0.25]);
+    const move = (x, y) => change([x, y], [x, y]);
+    for (const [text, label, act] of [["+", "Zoom in", zoomIn], ["−", "Zoom out", zoomOut], ["⟲", "Reset zoom", reset]]) {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.textContent = text;
+      button.title = label;
+      button.setAttribute("aria-label", label);
+      button.addEventListener("click", act);
+      group.append(button);
+    }
+    const keys = {
+      ArrowLeft: () => move(-0.1, 0), ArrowRight: () => move(0.1, 0), ArrowUp: () => move(0, 0.1),
+      ArrowDown: () => move(0, -0.1), "+": zoomIn, "-": zoomOut, "0": reset,
+    };
+    group.addEventListener("keydown", (event) => {
+      if (!(event.key in keys) || event.ctrlKey || event.metaKey || event.altKey) return;
+      keys[event.key]();
+      event.preventDefault();
+    });
+    figure.querySelector(".card").prepend(group);
+  }
+
+  // A chart with the parameter `picked` gets a slider over its examples: one is marked, and named with its image.
+  function addPicker(figure) {
+    const { usermeta, layer } = specs.get(figure);
+    if (!usermeta?.picker) return;
+    const known = layer.find((one) => one.data.columns.example).data.columns;
+    const order = known.x.map((_, i) => i).sort((a, b) => known.x[a] - known.x[b]);
+    const box = document.createElement("div");
+    box.className = "picker";
+    const label = document.createElement("label");
+    const slider = document.createElement("input");
+    Object.assign(slider, { type: "range", min: 0, max: order.length - 1, value: 0, autocomplete: "off" });
+    label.append("Example ", slider);
+    const output = document.createElement("output");
+    const image = known.image ? document.createElement("img") : null;
+    if (image) image.className = "pixels";
+    box.append(label, ...(image ? [image] : []), output);
+    const mark = () => views.get(figure)?.view.signal("picked", order[slider.value]).runAsync();
+    const show = () => {
+      const i = order[slider.value];
+      const at = usermeta.picker.map((name, k) => `${name} ${[known.x, known.y][k][i].toFixed(2).replace("-", "−")}`).join(", ");
+      const text = known.class ? `class ${known.class[i]}: ${at}` : at;
+      output.textContent = text;
+      slider.setAttribute("aria-valuetext", text);
+      if (image) Object.assign(image, { src: known.image[i], alt: `the example at ${at}` });
+    };
+    slider.addEventListener("input", () => { show(); mark(); });
+    figure.addEventListener("drawn", mark);
+    show();
+    figure.querySelector(".card").after(box);
+  }
+
   // A table is sorted by a click on a heading, a second click reverses it; narrow screens have a list instead.
   const collator = new Intl.Collator(undefined, { numeric: true, sensitivity: "base" });
   function sortKey(cell) {
@@ -100,7 +177,13 @@
     body.append(...rows.map(([, row]) => row));
     [...table.tHead.rows[0].cells].forEach((head, i) =>
       head.setAttribute("aria-sort", i === index ? (ascending ? "ascending" : "descending") : "none"));
+    const name = table.tHead.rows[0].cells[index].textContent.trim();
+    status.textContent = `Sorted by ${name}, ${ascending ? "ascending" : "descending"}.`;
   }
+  const status = document.createElement("p");  // what screen readers are told
+  status.className = "unseen";
+  status.setAttribute("role", "status");
+  document.body.append(status);
   function makeSortable(table) {
     if (table.tBodies[0].rows.length < 2) return;
     const heads = [...table.tHead.rows[0].cells];
@@ -126,6 +209,18 @@
     table.before(label);
   }
 
+  // The nats of cells are shown on hover; a box shows all of them.
+  function addNats(table) {
+    if (!table.querySelector("[data-nats]")) return;
+    const label = document.createElement("label");
+    const box = document.createElement("input");
+    box.type = "checkbox";
+    box.autocomplete = "off";
+    label.append(box, " Show the nats of each cell");
+    box.addEventListener("change", () => table.classList.toggle("with-nats", box.checked));
+    table.closest(".scroll").before(label);
+  }
+
   // A slider shows one of its frames.
   function connectSlider(box) {
     const slider = box.querySelector("input");
@@ -142,9 +237,12 @@
 
   document.documentElement.classList.add("alive");
   document.querySelectorAll("table.sortable").forEach(makeSortable);
+  document.querySelectorAll("table.cells").forEach(addNats);
   document.querySelectorAll(".frames").forEach(connectSlider);
   const figures = [...document.querySelectorAll("figure.chart")];
   for (const figure of figures) specs.set(figure, JSON.parse(figure.querySelector("script").textContent));
+  figures.forEach(addZoom);
+  figures.forEach(addPicker);
   document.querySelectorAll("[data-group]").forEach(connect);
   if (figures.length) {
     darkMode.addEventListener("change", () => drawAll(figures));

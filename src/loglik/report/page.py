@@ -22,7 +22,7 @@ from loglik.report.html import CHARTS, CONTROLS, png_picture, render, scripts
 from loglik.report.latents import view_latents
 from loglik.report.likelihood_figures import AGAINST
 from loglik.report.likelihoods import bar_chart, bound_terms, curve_charts, is_code_length, table_rows
-from loglik.report.numbers import number, unit_of
+from loglik.report.numbers import TableRow, Unit, number, unit_of
 from loglik.report.sample_pictures import image_samples, text_windows, view_columns
 from loglik.report.synthetic import synthetic_content
 from loglik.report.targets import target_content
@@ -75,6 +75,7 @@ def _content(data: Data, rows: Sequence[Row], title: str, seed: int, split: str)
     runs = [(row.result.model, row.run) for row in generative if row.run is not None and _can_draw(row.run, data)]
     kind = data.spec.kind
     scored = [(row.result.model, row.run) for row in by_score(generative) if row.run is not None]
+    table = table_rows(by_score(generative), unit, baseline)
     spread, extremes = view_examples(data, scored, seed, split)
     return {
         "title": title,
@@ -86,7 +87,9 @@ def _content(data: Data, rows: Sequence[Row], title: str, seed: int, split: str)
         "each": data.train.unit,
         "n": f"{rows[0].result.n:,}",
         "unit": unit,
-        "rows": table_rows(by_score(generative), unit, baseline),
+        "rows": table,
+        "single": _verdict(table[0], unit) if len(table) == 1 else "",
+        "kinds": {row.kind for row in table},
         "baseline": baseline.result.model if baseline else None,
         "better": table_rows(better_compressors(generative, best), unit, None) if best else [],
         "notes": [(row.result.model, note) for row in by_score(generative) for note in row.result.notes],
@@ -112,6 +115,13 @@ def _content(data: Data, rows: Sequence[Row], title: str, seed: int, split: str)
         "scripts": scripts(*CHARTS, CONTROLS),
         "number": number,
     }
+
+
+def _verdict(row: TableRow, unit: Unit) -> str:
+    """Return what a single run scores, in words."""
+    value = f"{row.in_unit} {unit.name}"
+    note = f", {row.note}" if row.note else ""
+    return f"{row.model} scores {value} ({row.kind}{note})."
 
 
 def _can_draw(run: Run, data: Data) -> bool:

@@ -38,7 +38,8 @@ def marginal(column: Column, data: Float[np.ndarray, " N"], samples: Mapping[str
 def _histogram(column: Column, parts: Mapping[str, np.ndarray]) -> dict[str, Any]:
     if not len(parts["data"]):
         return {"data": {"values": []}, "mark": "bar"}
-    edges = _edges(parts["data"], integer=column.type == "integer")
+    integer = column.type == "integer"
+    edges = _edges(parts["data"], integer=integer)
     rows: dict[str, list[Any]] = {name: [] for name in ("s", "low", "high", "middle", "share")}
     for name, values in parts.items():
         share = np.histogram(values, edges)[0] / max(len(values), 1)
@@ -50,7 +51,7 @@ def _histogram(column: Column, parts: Mapping[str, np.ndarray]) -> dict[str, Any
     tooltip = [field("s", "rows of", "nominal"), field("low", "from"), field("high", "to"), _SHARE]
     scale = {"domain": [edges[0], edges[-1]], "nice": False}
     y = field("share", "", axis=None)
-    axis = {"tickCount": 4, "grid": False}
+    axis = {"tickCount": 4, "grid": False} | _plain(edges, integer=integer)
     lines = {"type": "line", "interpolate": "step", "color": COLOURS["model"], "strokeWidth": 1.8}
     x = field("middle", "", scale=scale, axis=axis)
     return {
@@ -73,6 +74,11 @@ def _histogram(column: Column, parts: Mapping[str, np.ndarray]) -> dict[str, Any
     }
 
 
+def _plain(values: Float[np.ndarray, " N"], *, integer: bool) -> dict[str, str]:
+    """Return the format of an axis of small integers, such as years, which have no separator of thousands."""
+    return {"format": "~r"} if integer and np.abs(values).max(initial=0) < 10_000 else {}
+
+
 _SHARE = field("share", format=".1%")
 
 
@@ -93,7 +99,8 @@ def _category_bars(column: Column, parts: Mapping[str, np.ndarray]) -> dict[str,
     )
     axis = {
         "labelExpr": f"{json.dumps(names)}[datum.value]",
-        "labelAngle": -35 if sum(map(len, names)) > 20 else 0,
+        "labelAngle": -45 if sum(map(len, names)) > 16 else 0,
+        "labelOverlap": False,
         "ticks": False,
     }
     title = f"the {len(kept)} most common of {k:,}" if k > len(kept) else ""
@@ -111,11 +118,12 @@ def _category_bars(column: Column, parts: Mapping[str, np.ndarray]) -> dict[str,
     }
 
 
-def axis_of(d: int, column: Column) -> dict[str, Any]:
-    """Return the encoding of a column of `pairs`: the names of categories stand at their codes."""
+def axis_of(d: int, column: Column, values: Float[np.ndarray, " N"]) -> dict[str, Any]:
+    """Return the encoding of a column of `pairs` with some values: the names of categories stand at their codes."""
     title, names = short(column.name, 40), [short(name, 14) for name in column.categories]
     if not names:
-        return field(f"c{d}", title, scale={"zero": False, "nice": False, "padding": 6}, axis={"tickCount": 6})
+        axis: dict[str, Any] = {"tickCount": 6} | _plain(np.nan_to_num(values), integer=column.type == "integer")
+        return field(f"c{d}", title, scale={"zero": False, "nice": False, "padding": 6}, axis=axis)
     # at most 12 labels
     step = math.ceil(len(names) / 12)
     axis = {"values": list(range(0, len(names), step)), "labelExpr": f"{json.dumps(names)}[datum.value]"}
@@ -146,7 +154,7 @@ def pairs(
         seed: of the noise that parts rows of the same category.
     """
     noise = np.random.default_rng(seed)
-    parts = {"data": data, **samples}
+    parts = {**samples, "data": data}  # data are drawn last, on top
     fields: dict[str, Any] = {"s": [name for name, rows in parts.items() for _ in rows]}
     together = np.concatenate([rows[:, : len(shown)] for rows in parts.values()])
     for d, column in enumerate(shown):
@@ -171,8 +179,8 @@ def pairs(
             {"calculate": "datum.s == 'data' ? 'data' : 'samples'", "as": "of"},
         ],
         "encoding": {
-            "x": axis_of(first, shown[first]),
-            "y": axis_of(second, shown[second]),
+            "x": axis_of(first, shown[first], data[:, first]),
+            "y": axis_of(second, shown[second], data[:, second]),
             "color": field("of", "", "nominal", scale=PAIR),
             "shape": field("of", "", "nominal", scale={"domain": PAIR["domain"], "range": ["circle", "cross"]}),
             "tooltip": tooltip,
@@ -205,6 +213,7 @@ def correlations(
     axis = {"labelExpr": f"{json.dumps(names)}[datum.value]", "ticks": False, "domain": False, "labelLimit": 110}
     colour = {"domain": [-1, 0, 1], "range": [COLOURS["baseline"], COLOURS["paper"], COLOURS["model"]]}
     colour["interpolate"] = "rgb"
+    crowded = len(kept) > 6
     layer: list[dict[str, Any]] = [
         {"mark": {"type": "rect"}, "encoding": {"color": field("r", "correlation", scale=colour)}}
     ]
@@ -216,7 +225,7 @@ def correlations(
         "params": [_param(next(iter(samples)))],
         "transform": [{"filter": "datum.s == model"}],
         "encoding": {
-            "x": field("j", "", "ordinal", axis={**axis, "labelAngle": -40}),
+            "x": field("j", "", "ordinal", axis={**axis, "labelAngle": -90 if crowded else -40, "labelOverlap": False}),
             "y": field("i", "", "ordinal", axis=axis),
             "tooltip": [
                 field("first", "", "nominal"),
@@ -295,32 +304,47 @@ def latent_map(
     """
     x = field("x", names[0], scale={"zero": False}, axis={"tickCount": 5})
     y = field("y", names[1], scale={"zero": False}, axis={"tickCount": 5})
-    known = {"x": z[:, 0], "y": z[:, 1]}
+    known = {"x": z[:, 0], "y": z[:, 1], "example": np.arange(len(z))}
     tooltip = []
     colour: dict[str, Any] = {"value": COLOURS["model"]}
     if classes is not None:
         known["class"] = np.array(classes, dtype=object)
         tooltip.append(field("class", kind="nominal"))
         if len(set(classes)) <= 20:
+            fit = {"expr": f"max(1, min(10, floor(width / {7 * max(map(len, classes)) + 24})))"}
             scheme = {"scheme": "tableau20"} if len(set(classes)) > 8 else {}
-            colour = field("class", "", "nominal", scale=scheme, legend={"columns": 10})
+            colour = field("class", "", "nominal", scale=scheme, legend={"columns": fit})
     if images is not None:
         known["image"] = np.array(images, dtype=object)
         tooltip.append(field("image", kind="nominal"))
     tooltip += [field("x", names[0], format=".2f"), field("y", names[1], format=".2f")]
+    picked = "datum.example === picked"
+    marked = {
+        "size": {"condition": {"test": picked, "value": 240}, "value": 34},
+        "stroke": {"condition": {"test": picked, "value": COLOURS["text"]}, "value": None},
+    }
     spec = {
         "height": 320,
+        "params": [{"name": "picked", "value": -1}],
+        "usermeta": {"picker": names},
         "encoding": {"x": x, "y": y},
         "layer": [
             {
                 "data": columns(x=prior[:, 0], y=prior[:, 1]),
-                "mark": {"type": "point", "filled": True, "size": 14, "color": COLOURS["data"], "opacity": 0.5},
+                "mark": {
+                    "type": "point",
+                    "filled": True,
+                    "size": 14,
+                    "color": COLOURS["data"],
+                    "opacity": 0.5,
+                    "clip": True,
+                },
             },
             {
                 "data": columns(**known),
                 "params": [ZOOM],
-                "mark": {"type": "point", "filled": True, "size": 34, "opacity": 0.85},
-                "encoding": {"color": colour, "tooltip": tooltip},
+                "mark": {"type": "point", "filled": True, "opacity": 0.85, "strokeWidth": 2.5, "clip": True},
+                "encoding": {"color": colour, **marked, "tooltip": tooltip},
             },
         ],
     }
@@ -328,15 +352,16 @@ def latent_map(
         "Latents of the data (coloured) and samples of the prior (grey), in the two dimensions with the largest KL."
     )
     if images is not None:
-        caption += " Hover over a point to see its image."
+        caption += " Hover over a point, or move the slider, to see an image."
     return Chart(spec, f"{model}: {caption}", caption)
 
 
 def _edges(data: Float[np.ndarray, " N"], *, integer: bool) -> np.ndarray:
     """Return the edges of equal bins over the central 99 % of the data; for integers, around integers."""
     low, high = np.quantile(data, [0.005, 0.995])
+    bins = int(min(30, max(6, 2 * len(data) ** 0.5)))
     if not integer:
         pad = 0.06 * (high - low) or 0.5
-        return np.linspace(low - pad, high + pad, 29)
-    step = max(1, math.ceil((high - low + 1) / 30))
+        return np.linspace(low - pad, high + pad, bins + 1)
+    step = max(1, math.ceil((high - low + 1) / bins))
     return np.arange(math.floor(low) - 0.5, high + step + 0.5, step)

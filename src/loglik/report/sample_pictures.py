@@ -123,8 +123,8 @@ def view_columns(data: Data, runs: Sequence[tuple[str, Run]], seed: int, split: 
             if labels is not None:
                 classes[name] = [spec.classes[k] for k in labels.tolist()]
     count = max(50, min(500, MAX_NUMBERS // (len(shown) * (len(drawn) + 1))))
-    few = {name: rows[:count] for name, rows in drawn.items()}
-    axes = [(column.name, axis_of(d, column)) for d, column in enumerate(shown)]
+    few = {name: rows[: min(count, max(100, 2 * len(real)))] for name, rows in drawn.items()}
+    axes = [(column.name, axis_of(d, column, real[:, d])) for d, column in enumerate(shown)]
     chosen = [("all classes", script_json({"params.1.value": None}))]
     chosen += [(name, script_json({"params.1.value": name})) for name in spec.classes]
     return ColumnView(
@@ -132,7 +132,13 @@ def view_columns(data: Data, runs: Sequence[tuple[str, Run]], seed: int, split: 
         classes=chosen if classes else [],
         x=[(name, script_json({"encoding.x": axis})) for name, axis in axes],
         y=[(name, script_json({"encoding.y": axis})) for name, axis in axes],
-        pairs=pairs(shown, real[:count], few, classes={name: k[:count] for name, k in classes.items()}, seed=seed),
+        pairs=pairs(
+            shown,
+            real[:count],
+            few,
+            classes={name: k[: len(few.get(name, real[:count]))] for name, k in classes.items()},
+            seed=seed,
+        ),
         correlations=correlations(shown, real, drawn),
         marginals=[
             marginal(c, real[:, d], {name: rows[:, d] for name, rows in drawn.items()}) for d, c in enumerate(shown)
