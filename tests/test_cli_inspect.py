@@ -21,6 +21,7 @@ pytestmark = pytest.mark.usefixtures("own_folder")
 
 def page_of(out: str) -> str:
     html = Path(out.strip().splitlines()[-1].removeprefix("page: ")).read_text(encoding="utf-8")
+    html = re.sub(r"<script>.*?</script>", "", html, flags=re.DOTALL)
     assert not re.search(r"(src|href)=\"(?!data:)", html) and "@import" not in html and "url(" not in html
     return html
 

@@ -87,8 +87,8 @@ def test_categories_stand_at_their_codes_with_noise_and_a_class_can_be_chosen():
     chart = pairs(shown, data, {"flow": data}, classes={"data": ["p", "q"]}, seed=0)
     held = chart.spec["data"]["columns"]
     assert np.abs(np.array(held["c0"]) - [0, 1, 0, 1]).max() <= 0.3 and held["c1"] == [1.5, 2.5, 1.5, 2.5]
-    assert held["k"] == ["p", "q", None, None]
-    assert axis_of(0, shown[0])["axis"]["values"] == [0, 1]
+    assert held["k"] == [None, None, "p", "q"] and held["s"] == ["flow", "flow", "data", "data"]  # data are on top
+    assert axis_of(0, shown[0], data[:, 0])["axis"]["values"] == [0, 1]
 
 
 def test_a_confusion_matrix_of_equal_names_keeps_its_classes_apart():

@@ -78,9 +78,9 @@ def jacobian_values(flow: GradientFlow) -> Chart:
     """Return the largest, root mean square and smallest singular value of each layer's Jacobian."""
     known = [layer.jacobian for layer in flow.layers]
     kinds = {
-        "largest": [j and j.largest for j in known],
-        "root mean square": [j and j.rms for j in known],
-        "smallest": [j and j.smallest for j in known],
+        "largest": [None if j is None else j.largest for j in known],
+        "root mean square": [None if j is None else j.rms for j in known],
+        "smallest": [None if j is None else j.smallest for j in known],
     }
     spec = _lines(
         [layer.layer for layer in flow.layers],
@@ -128,7 +128,9 @@ def cost_curves(costs: Sequence[Cost], *, memory: bool = False) -> Chart:
         ],
     }
     return Chart(
-        spec, f"{title} against length", f"{title[0].upper()}{title[1:]}: points are measured, lines are the fits."
+        spec,
+        f"{'memory' if memory else 'time'} against length",
+        f"{title[0].upper()}{title[1:]}: points are measured, lines are the fits.",
     )
 
 
@@ -181,9 +183,9 @@ def _lines(
     """Return lines over the layers, one for each kind; a horizontal one is dashed. Zero has no logarithm: no point."""
     rows: dict[str, list[Any]] = {name: [] for name in ("layer", "depth", "kind", "value")}
     for kind, values in kinds.items():
-        for i, (layer, value) in enumerate(zip(layers, values, strict=True), 1):
+        for i, (own, value) in enumerate(zip(layers, values, strict=True), 1):
             if value:
-                for name, one in zip(rows, (layer, i, kind, value), strict=True):
+                for name, one in zip(rows, (own, i, kind, value), strict=True):
                     rows[name].append(one)
     names = list(kinds)
     layer: list[dict[str, Any]] = [

@@ -122,7 +122,7 @@ def axis_of(d: int, column: Column, values: Float[np.ndarray, " N"]) -> dict[str
     """Return the encoding of a column of `pairs` with some values: the names of categories stand at their codes."""
     title, names = short(column.name, 40), [short(name, 14) for name in column.categories]
     if not names:
-        axis = {"tickCount": 6} | _plain(np.nan_to_num(values), integer=column.type == "integer")
+        axis: dict[str, Any] = {"tickCount": 6} | _plain(np.nan_to_num(values), integer=column.type == "integer")
         return field(f"c{d}", title, scale={"zero": False, "nice": False, "padding": 6}, axis=axis)
     # at most 12 labels
     step = math.ceil(len(names) / 12)

@@ -9,7 +9,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from loglik import files
-from loglik.report.html import render
+from loglik.report.html import CONTROLS, render, scripts
 from loglik.report.mathml import mathml
 from loglik.terminal import printable
 from loglik.verification.check import Finding
@@ -31,6 +31,7 @@ def write_page(path: Path, verification: Verification) -> Path:
         "title": f"What holds for {verification.model} on {verification.data}",
         "summary": summary(verification),
         "sections": [(section, rows) for section, rows in sections if rows],
+        "scripts": scripts(CONTROLS),
         "failed": [row.check.name for row in verification.rows if row.outcome == "fails"],
         "absent": [row for row in verification.rows if row.outcome == "does not apply"],
     }
