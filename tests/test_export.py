@@ -38,12 +38,10 @@ TRACED = [
     ("classifier-image", "log_prob"),
     ("autoregressive-image", "sample"),
     ("autoregressive-text", "logits"),
-    ("autoregressive:any-order-table", "log_prob"),
-    ("flow-table", "log_prob"),
     ("vae-incomplete_table", "log_prob"),
     ("vae-image", "decode"),
     ("diffusion-image", "sample"),
-    ("diffusion-table", "denoise"),
+    ("diffusion-image", "denoise"),
     ("mixture-mixed_table", "sample"),
     ("independent-table", "sample"),
 ]
@@ -117,20 +115,21 @@ def test_a_gaussian_has_its_own_log_density(tmp_path):
     assert torch.allclose(drawn, 3 + 2 * normal)
 
 
-def test_samples_of_a_graph_have_the_density_s_moments(tmp_path):
+def test_samples_of_a_graph_have_the_density_s_quantiles(tmp_path):
     run, program, done = exported("mixture-mixed_table", "sample", "torch.export", tmp_path)
     torch.manual_seed(0)
     n, widths = 4000, {name: int(shape[4:].split(")")[0]) for name, shape in done.inputs.items()}
     draws = {"normal": torch.randn, "uniform": torch.rand}
     got = program({name: draws[name](n, width) for name, width in widths.items()})
     want = run.density.sample(n)
-    error = (got.mean(0) - want.mean(0)) / (got.var(0) / n + want.var(0) / n).sqrt()
-    assert error.abs().max() < 4.5
-    assert ((got.std(0) / want.std(0)).log().abs() < 0.1).all()
+    for level in (0.25, 0.5, 0.75):
+        at = want.quantile(level, 0)
+        difference = (got <= at).double().mean(0) - (want <= at).double().mean(0)
+        assert (difference.abs() < 4.5 * math.sqrt(2 * 0.25 / n)).all()
 
 
 def test_monte_carlo_samples_are_in_the_graph(tmp_path):
-    run = run_of(BY_NAME["vae-table"])
+    run = run_of(BY_NAME["vae-image"])
     (done,) = export(run, "torch.export", tmp_path, parts=["log_prob"], samples=3)
     assert done.inputs["normal"].startswith(f"(B, {3 * run.density.latent})")
     assert read(done.path, "torch.export")[1]["loglik.samples"] == "3"
