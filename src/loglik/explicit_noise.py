@@ -48,7 +48,7 @@ class NoiseDraw:
     """One random tensor: its kind, and its shape, of which `dim` has `repeats` entries for each row."""
 
     kind: Kind
-    shape: tuple[int, ...]
+    shape: tuple[Any, ...]  # integers, or the symbols of a traced program
     dim: int = 0
     repeats: int = 1
 
@@ -123,7 +123,7 @@ class ExplicitNoise(TorchFunctionMode):
         cdf = weights.cumsum(-1)
         return (u.unsqueeze(-1) * cdf[..., None, -1:] >= cdf[..., None, :-1]).sum(-1)
 
-    def _take(self, kind: Kind, shape: Sequence[int]) -> Tensor:
+    def _take(self, kind: Kind, shape: Sequence[Any]) -> Tensor:
         self.drawn.append(NoiseDraw(kind, tuple(shape)))
         if self.given is None or self.plan is None:
             return torch.rand(tuple(shape)) if kind == "uniform" else torch.randn(tuple(shape))

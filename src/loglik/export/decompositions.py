@@ -81,7 +81,7 @@ def _erfc(x: Tensor) -> Tensor:
     return torch.where(size > SMALL, outside, 1 - _erf_small(x))
 
 
-def _erf(x: Tensor) -> Tensor:
+def _erf(x: Tensor) -> Any:
     if x.dtype != torch.float64:  # onnxruntime has it in float32 only
         return NotImplemented
     size = x.abs()
@@ -228,7 +228,7 @@ def _cross_entropy(
     return -logits.log_softmax(1).gather(1, target.unsqueeze(1)).squeeze(1)
 
 
-def _sum(x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
+def _sum(x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Any:
     """Return a sum in int64 where it would be in an integer type that onnxruntime cannot sum."""
     if dtype in (torch.uint8, torch.int8, torch.int16):
         return aten.sum.dim_IntList(x.to(torch.int64), dim, keepdim).to(dtype)

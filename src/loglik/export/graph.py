@@ -82,7 +82,7 @@ class Graph(nn.Module):
             self._call(example, rows)
         return noise.drawn
 
-    def _call(self, values: Inputs, rows: int) -> Tensor:
+    def _call(self, values: Inputs, rows: Any) -> Tensor:
         event = self.density.event
         context = values.get("context" if event == "x" else "x")
         if self.part == "log_prob":
