@@ -98,6 +98,10 @@ def test_torch_export_gives_the_density_s_numbers(name, part, tmp_path):
 def test_every_density_is_exported(name, to, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
+    if name.startswith("flow:continuous"):
+        with pytest.raises(ValueError, match="cannot be traced"):
+            exported(name, "log_prob", to, tmp_path)
+        return
     for part in parts_of(run_of(BY_NAME[name]).density):
         exported(name, part, to, tmp_path)
 
@@ -135,7 +139,7 @@ def test_monte_carlo_samples_are_in_the_graph(tmp_path):
     assert read(done.path, "torch.export")[1]["loglik.samples"] == "3"
 
 
-def test_a_diffusion_is_exported_by_its_ode_and_by_fewer_steps(tmp_path):
+def test_a_diffusion_samples_in_few_steps(tmp_path):
     run = run_of(BY_NAME["diffusion-one_column"])
     (done,) = export(run, "torch.export", tmp_path, parts=["sample"], method="ddim", steps=2)
     assert done.sampler == "ddim, 2 steps" and done.sampler in done.describe()

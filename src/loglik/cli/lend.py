@@ -27,9 +27,6 @@ def export(
         ),
     ] = None,
     samples: Samples = None,
-    likelihood: Annotated[
-        str | None, typer.Option(help="For a diffusion: `vlb`, a lower bound, or `ode`, an estimate.")
-    ] = None,
     method: Annotated[str | None, typer.Option(help="For a diffusion: the sampler: ddpm, ddim, unipc, ...")] = None,
     steps: Annotated[
         int | None, typer.Option(metavar="N", max=MAX_COUNT, help="For a diffusion: the sampler's noise levels.")
@@ -41,9 +38,7 @@ def export(
     from loglik.runs import load
 
     sampler = without_none(method=method, steps=steps)
-    for done in write(
-        load(run), to, out, parts=part or (), samples=samples or 1, seed=seed, likelihood=likelihood, **sampler
-    ):
+    for done in write(load(run), to, out, parts=part or (), samples=samples or 1, seed=seed, **sampler):
         show(done.describe())
 
 

@@ -26,7 +26,6 @@ from loglik.diffusion.reconstruction import Reconstruction
 from loglik.diffusion.schedule import NoiseSchedule, alpha
 from loglik.diffusion.sde import flow_in_logsnr
 from loglik.diffusion.time_grid import SPACINGS, sinh_grid, time_grid
-from loglik.explicit_noise import is_explicit
 
 __all__ = ["ODE", "VLB", "Likelihood", "Model", "draw_noise"]
 
@@ -193,7 +192,7 @@ class ODE(Likelihood):
         prior, log_det, error = self._solve(model, z, directions, steps)
         limit = self.tolerance * math.prod(v.shape[1:])
         rows = (~(error <= limit)).nonzero().squeeze(1)
-        while not is_explicit() and len(rows) and steps < self.MAX_STEPS:
+        while len(rows) and steps < self.MAX_STEPS:
             steps *= 2
             again = self._solve(model.at(rows), z[rows], directions[:, rows], steps)
             better = ~(again[2] >= error[rows] / 2)  # otherwise the rest is rounding

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from loglik.data.limits import first_line
 from loglik.density import Bound, Density, evaluation_mode
-from loglik.diffusion import Diffusion, with_likelihood, with_sampler
+from loglik.diffusion import Diffusion, with_sampler
 from loglik.export.examples import example
 from loglik.export.formats import FORMATS, read, require, write
 from loglik.export.graph import MAX_TOKENS, PARTS, Graph, parts_of, trace
@@ -65,7 +65,6 @@ def export(
     parts: Sequence[str] = (),
     samples: int = 1,
     seed: int = 0,
-    likelihood: str | None = None,
     **sampler: Any,
 ) -> list[Exported]:
     """Write a run's density as graphs of any batch size, one file for each part, and check each file by running it.
@@ -81,7 +80,6 @@ def export(
         parts: keys of `PARTS`; by default `log_prob` and `sample`, of a classifier `log_prob` and `probabilities`.
         samples: Monte Carlo samples of a bound.
         seed: of the values that the check feeds.
-        likelihood: of a diffusion: `vlb`, a lower bound, or `ode`, an estimate on a fixed grid.
         **sampler: of a diffusion: settings of `Sampler`, such as `method` and `steps`; by default its own, and unipc
             with 20 steps where these are more than 64.
 
@@ -91,7 +89,7 @@ def export(
         ImportError: without the packages of the format.
     """
     require(to)
-    density = _prepared(run.density, likelihood, sampler)
+    density = _prepared(run.density, sampler)
     known = parts_of(density)
     chosen = list(parts) or ["log_prob", "sample" if "sample" in known else "probabilities"]
     for part in chosen:
@@ -108,14 +106,16 @@ def export(
         ]
 
 
-def _prepared(density: Density, likelihood: str | None, sampler: dict[str, Any]) -> Density:
+def _prepared(density: Density, sampler: dict[str, Any]) -> Density:
     """Return a copy on the CPU with these settings, whose samplers have few enough steps for a graph."""
-    if likelihood is not None:
-        density = with_likelihood(density, likelihood)
     if sampler:
         density = with_sampler(density, **sampler)
     density = copy.deepcopy(density).cpu()
     for diffusion in diffusions_of(density):
+        if diffusion.likelihood.bound is Bound.ESTIMATE:
+            raise ValueError(
+                "the likelihood by the ODE has derivatives of the network: export the bound, likelihood=VLB()"
+            )
         if diffusion.sampler.method == "adaptive" or diffusion.sampler.steps > MAX_STEPS:
             if sampler:
                 raise ValueError(
