@@ -72,8 +72,8 @@ _HOME = {
 }
 _ROOMS = (
     "adapters", "autoregressive", "baselines", "classification", "conditioning", "data", "diffusion", "divergence",
-    "evaluation", "flows", "inspection", "mixture", "networks", "recipes", "report", "sklearn", "tasks", "training",
-    "transforms", "vae", "verification",
+    "evaluation", "export", "flows", "inspection", "mixture", "networks", "recipes", "report", "sklearn", "tasks",
+    "training", "transforms", "vae", "verification",
 )  # fmt: skip
 
 __all__ = [

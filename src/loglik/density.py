@@ -20,6 +20,7 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
 from loglik.distribution import DensityDistribution, distribution_of
+from loglik.explicit_noise import is_explicit
 from loglik.inputs import as_tensor, floating_tensor
 
 __all__ = [
@@ -399,7 +400,7 @@ def _repeated(
     x: Tensor, context: Tensor | None, samples: int, *, at_once: int
 ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
     """Yield (s, rows, contexts) until there are S draws: each row s times, at most `at_once` rows together."""
-    chunk = max(1, at_once // max(len(x), 1))
+    chunk = samples if is_explicit() else max(1, at_once // max(len(x), 1))
     for start in range(0, samples, chunk):
         s = min(chunk, samples - start)
         yield s, x.repeat_interleave(s, 0), expand_context(context, s)

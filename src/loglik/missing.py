@@ -12,6 +12,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from loglik.density import Bound, Density, draw_terms, draw_weights, expand_context, sample_categories
+from loglik.explicit_noise import is_explicit
 
 __all__ = ["Imputed", "Imputer", "hot_deck"]
 
@@ -120,7 +121,9 @@ class Imputed(Density):
     def _fill(self, x: Tensor, context: Tensor | None) -> tuple[Float[Tensor, "B D"], Float[Tensor, " B"]]:
         """Draw the missing values from q: (rows, log q)."""
         context = context if self.imputer.conditional else None
-        if not x.is_cpu or (gaps := x.isnan().any(1)).all():  # other devices would wait for the number of rows
+        if (
+            is_explicit() or not x.is_cpu or (gaps := x.isnan().any(1)).all()
+        ):  # other devices would wait for the number of rows
             return self.imputer.fill_with_log_prob(x, context)  # type: ignore[operator, no-any-return]
         log_q = x.new_zeros(len(x))
         if gaps.any():

@@ -28,6 +28,7 @@ from loglik.data.limits import first_line
 from loglik.data.spec import DataSpec
 from loglik.density import Density
 from loglik.devices import resolve_device
+from loglik.hub import local_run
 from loglik.lock import LOCK_FILES, in_use, is_locked
 from loglik.model_size import ModelTooLarge, limit_size
 from loglik.notebook import facts, listed
@@ -272,14 +273,14 @@ def load(path: str | Path, *, density: Density | None = None, device: str | torc
     """Read a run: build its density from config.yaml and its weights from model.safetensors.
 
     Args:
-        path: the run's folder.
+        path: the run's folder, or `hf://OWNER/NAME[/FOLDER][@REVISION]` for a run on the Hugging Face Hub.
         density: for a run of a density that was built by hand: a density built the same way, which gets the weights.
         device: of the density: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto` for a CUDA GPU if there is one, else the CPU.
 
     Raises FileNotFoundError if the folder is not a run, and ValueError if the run is damaged or newer than this
     version, and for a device that this machine does not have.
     """
-    path, device = Path(path), resolve_device(device)
+    path, device = local_run(path), resolve_device(device)
     config = read_config(path)
     spec, name = DataSpec.from_dict(config["spec"]), config["model"]
     if density is None:

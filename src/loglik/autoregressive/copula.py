@@ -41,6 +41,9 @@ class GaussianCopula(nn.Module):
         They are meaningful for variables that are not observed; z is ignored there.
         """
         z = torch.where(observed, z.double() - self.mean, 0.0)
+        if torch.compiler.is_exporting():  # of any number of rows
+            mean, variance = self._chunk(z, observed)
+            return mean + self.mean, variance
         parts = [self._chunk(*rows) for rows in zip(z.split(CHUNK), observed.split(CHUNK), strict=True)]
         mean, variance = (torch.cat(part) for part in zip(*parts, strict=True))
         return mean + self.mean, variance

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from loglik.cli.anomalies import anomalies
+from loglik.cli.lend import export, push
 from loglik.cli.look import describe, inspect, list_data, list_models, verify
 from loglik.cli.report import report
 from loglik.cli.train import compare, fit
@@ -19,7 +20,9 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-for command in (compare, fit, evaluate, report, predict, sample, encode, fill, anomalies, describe, inspect, verify):
+for command in (
+    compare, fit, evaluate, report, predict, sample, encode, fill, anomalies, describe, inspect, verify, export, push,
+):  # fmt: skip
     app.command()(command)
 
 listing = typer.Typer(no_args_is_help=True, help="List the models or the named data sets.")

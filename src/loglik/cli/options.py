@@ -62,7 +62,23 @@ DataArgument = Annotated[
         show_default=False,
     ),
 ]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `loglik fit` wrote.")]
+
+
+def _local_run(path: Path) -> Path:
+    """Return a run's folder, downloaded if RUN is on the hub: what a command writes beside a run needs a folder."""
+    from loglik.hub import local_run
+
+    return local_run(path)
+
+
+RunArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN",
+        help="A folder that `loglik fit` wrote, or hf://OWNER/NAME[@REVISION] on the Hugging Face Hub.",
+        callback=_local_run,
+    ),
+]
 From = Annotated[
     str | None,
     typer.Option(
@@ -167,7 +183,7 @@ OWN_OPTIONS = {
 }
 # Python's arguments in messages, such as `resume=True` or `label="COLUMN"`: options of the commands, and of --set
 OPTION = re.compile(
-    r'(?<![\w./-])(accumulate|device|devices|inputs|keep|label|missing|models|normal|num_nodes|out|per_row|resume|samples|score|seed|split|strategy|target|unseen)=(?:"([^"]*)"|(\w*))'
+    r'(?<![\w./-])(accumulate|device|devices|inputs|keep|label|missing|models|normal|num_nodes|out|part|per_row|resume|samples|score|seed|split|strategy|target|to|unseen)=(?:"([^"]*)"|(\w*))'
 )
 COLUMN = re.compile(r"columns=\{(['\"])(.*?)\1: (['\"])(.*?)\3\}")
 SETTING = re.compile(r"(?<![\w./-])(alpha|bits|colour|conditional|dequantize|fit|resize|window)=(\w+)")

@@ -262,7 +262,7 @@ def _score_columns(
 
 
 def encode(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `loglik fit --model vae` wrote.")],
+    run: RunArgument,
     data: Annotated[
         str | None, typer.Argument(metavar="[DATA]", help="Data to encode; by default the run's own.")
     ] = None,

@@ -56,6 +56,8 @@ def linear_outputs_first(
 
 def _gains(x: Tensor, weight: Tensor) -> bool:
     """Return whether oneDNN is faster at the map or at one of its gradients."""
+    if torch.compiler.is_exporting():
+        return False
     flops = _flops(x, weight)
     return flops >= MIN_ONEDNN_FLOPS and flops >= onednn_flops("smallest") and _suits_onednn(x)
 

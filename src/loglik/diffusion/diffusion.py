@@ -33,6 +33,7 @@ from loglik.diffusion.sampler import Sampler, integrate
 from loglik.diffusion.schedule import LinearBeta, NoiseSchedule, add_noise, check_falling
 from loglik.diffusion.score_matching import ScoreMatching
 from loglik.diffusion.steps import NOISE_ADDING
+from loglik.explicit_noise import is_explicit
 from loglik.graphs import graphed
 from loglik.noise import draw_rows, whole_batch
 
@@ -271,6 +272,8 @@ class Diffusion(Density):
 
         The draws of one example stand side by side.
         """
+        if is_explicit():  # each row has noise of its own
+            return torch.rand(count, dtype=v.dtype, device=v.device)
         return draw_rows(lambda n: self._stratified_rows(n, v), count)
 
     def _stratified_rows(self, count: int, v: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from loglik.data.store import Rows
 from loglik.density import Density
 from loglik.devices import fork_generators, resolve_device
 from loglik.evaluation.scores import arguments
+from loglik.hub import local_run
 from loglik.inspection.cost import Cost, saved_bytes, sequence_cost
 from loglik.inspection.counts import LayerCount, layer_counts
 from loglik.inspection.equivariance import Translation, invariance_error, translation_error
@@ -101,7 +101,7 @@ def load_or_build(
         ValueError: if `model` is neither a run nor a family, or there is no such device.
     """
     device = resolve_device(device)
-    path = Path(model)
+    path = local_run(model)
     if (path / "config.yaml").is_file():
         run = load(path, device=device)
         return run, run.data_for(data, label=label)
