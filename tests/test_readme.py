@@ -72,4 +72,4 @@ def without_comments(code: str) -> str:
 
 def test_there_are_blocks():
     assert [block.id for block in BLOCKS] == ["README-0", "python-0", "python-1", "python-2", "python-3"]
-    assert len(HOWTO) == 19 and sum(bool(blocks_of(page)) for page in PAGES) == 17
+    assert len(HOWTO) == 21 and sum(bool(blocks_of(page)) for page in PAGES) == 19
