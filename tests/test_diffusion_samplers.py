@@ -172,6 +172,7 @@ class Noise(nn.Module):
         return self.second(torch.tanh(self.first(torch.cat([x, index[:, None] / 500 - 1], dim=1))))
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 @pytest.mark.parametrize("name", ["DDPM", "DDIM", "DDIM-eta", "DPM++2M", "DPM++2M-SDE"])
 @torch.no_grad()
 def test_trajectories_are_diffusers(float64, name):
