@@ -17,6 +17,7 @@ MEAN, SCALE = 0.7, 0.4
 ORDERS = {
     "ddpm": 1,
     "ddim": 1,
+    "euler": 1,
     "euler-maruyama": 1,
     "predictor-corrector": 1,
     "heun": 2,
@@ -27,7 +28,7 @@ ORDERS = {
     "unipc": 3,
     "ipndm": 2,
 }
-DETERMINISTIC = ("ddim", "heun", "midpoint", "dpm++2m", "dpm++3m", "unipc", "ipndm")
+DETERMINISTIC = ("ddim", "euler", "heun", "midpoint", "dpm++2m", "dpm++3m", "unipc", "ipndm")
 
 
 def moments(sampler: Sampler, schedule: LinearBeta) -> tuple[float, float]:
@@ -117,7 +118,7 @@ def test_one_step_is_one_evaluation_of_the_noise(method):
     assert (drawn - MEAN).abs().max() < 0.01  # almost nothing is to be seen in pure noise
 
 
-@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("spacing", [spacing for spacing in SPACINGS if spacing != "flow"])
 def test_levels_go_from_noise_to_data(float64, spacing):
     schedule, like = LinearBeta(), torch.empty(())
     levels = time_grid(schedule, 9, spacing, like)
@@ -128,6 +129,15 @@ def test_levels_go_from_noise_to_data(float64, spacing):
     torch.testing.assert_close(earlier[[0, -1]], torch.stack([low, torch.tensor(3.0)]))
     assert (earlier.diff() > 0).all()
     torch.testing.assert_close(time_grid(schedule, 9, spacing, like, until=99.0), levels)
+
+
+def test_levels_of_flow_matching_are_one_step_before_the_data(float64):
+    schedule, like = LinearBeta(), torch.empty(())
+    levels = time_grid(schedule, 9, "flow", like)
+    times = torch.sigmoid(-levels / 2)  # σ / (α + σ)
+    torch.testing.assert_close(times, times[0] * (1 - torch.arange(9) / 9))
+    torch.testing.assert_close(levels[0], schedule.ends(like)[1])
+    torch.testing.assert_close(time_grid(schedule, 9, "flow", like, until=3.0), levels.clamp(max=3.0))
 
 
 def test_the_last_level_may_come_before_the_schedule_ends():

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.distributions import (
     Categorical,
+    Distribution,
     ExpTransform,
     Independent,
     MixtureSameFamily,
@@ -22,6 +23,15 @@ from loglik.divergence import cross_entropy, entropy, kl_divergence
 from loglik.flows import Flow, LogisticMixture, StandardLogistic, autoregressions, maf, nsf
 from loglik.transforms import Standardise
 from loglik.vae import VAE, Gaussian
+
+
+@pytest.fixture(autouse=True)
+def validated():
+    """Libraries such as zuko switch torch's default validation off when they are imported."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(True)
+    yield
+    Distribution.set_default_validate_args(before)
 
 
 def conditional_flow() -> Flow:
