@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import polars
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import nn
 
 import loglik
 from helpers.commands import well
-from loglik.adapters import classifier, load
+from loglik.adapters import classifier, load, loading
 from loglik.adapters.pixels import Pixels
 from loglik.data import as_data
 
@@ -266,3 +267,45 @@ def test_the_command_reads_a_folder(folder) -> None:
     config = transformers.ViTConfig(image_size=16, patch_size=8, id2label={0: "dog", 1: "cat"}, **sizes)
     transformers.ViTForImageClassification(config).save_pretrained(folder / "vit")
     assert "12 examples" in well("evaluate", "--from", "transformers", folder / "vit", folder / "pictures")
+
+
+def test_a_classifier_of_texts_in_a_folder(tmp_path) -> None:
+    """Its own tokenizer reads each text whole, with its special tokens; the classes are put in the data's order."""
+    transformers = pytest.importorskip("transformers")
+    from helpers.language_models import tokenizer
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    limits = {"vocab_size": 300, "max_position_embeddings": 300}
+    config = transformers.BertConfig(id2label={0: "good", 1: "bad"}, initializer_range=0.5, **limits, **sizes)
+    model, words = transformers.BertForSequenceClassification(config).eval(), tokenizer()
+    folder, table = tmp_path / "bert", tmp_path / "reviews.csv"
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
+    texts = [f"Film {i} – naïve{' and long' * i}" for i in range(30)]  # also beyond the 256 bytes of our own models
+    assert max(len(text.encode()) for text in texts) > 256
+    names = ["good" if i % 3 else "bad" for i in range(30)]
+    polars.DataFrame({"text": texts, "kind": names}).write_csv(table)
+    out = well(
+        "evaluate", "--from", "transformers", folder, table, "--label", "kind", "--per-row", tmp_path / "rows.csv"
+    )
+    assert "30 examples" in out and "accuracy" in out and "bits/byte" not in out
+    with torch.no_grad():
+        logits = [model(**words(text, return_tensors="pt", verbose=False)).logits[0] for text in texts]
+    nats = [row.log_softmax(0)[int(name == "bad")].item() for row, name in zip(logits, names, strict=True)]
+    assert polars.read_csv(tmp_path / "rows.csv")["nats"].to_list() == pytest.approx(nats, abs=1e-5)
+
+    def refusal(data, **kwargs) -> str:
+        with pytest.raises(ValueError) as error:
+            loading.load_for("transformers", folder, data, **kwargs)
+        return str(error.value)
+
+    assert "needs a table with a column of texts and label=COLUMN, got texts" in refusal({"text": texts})
+    assert "the model has good, the data fine" in refusal(
+        {"text": texts, "kind": [name.replace("good", "fine") for name in names]}, label="kind"
+    )
+    run, data = loading.load_for(
+        "transformers", folder, {"text": ["long " * 200, *texts[1:]], "kind": names}, label="kind"
+    )
+    with pytest.raises(ValueError, match="tokens, and the model reads 300"):
+        loglik.evaluate(run, data)

@@ -4,6 +4,7 @@ import json
 import math
 import re
 
+import polars
 import pytest
 import torch
 from torch import nn
@@ -157,6 +158,26 @@ def test_each_text_by_itself(words, tmp_path) -> None:
         assert nats == pytest.approx(expected, abs=1e-3)
         size = sum(len(text.encode()) for text in own)
         assert result.bits_per_byte == pytest.approx(-sum(expected) / (size * math.log(2)), abs=1e-5)
+
+
+def test_the_command_scores_each_row_of_a_column(words, tmp_path) -> None:
+    """A column of distinct texts, alone or beside a label, is no table that our models read."""
+    folder, texts = saved(tmp_path / "gpt2", gpt2(), words), [f"{i} cats: {TEXT[: 3 * i]}." for i in range(40)]
+    nats = [scores.sum().item() for scores in from_transformers(gpt2(), words).text_log_probs(texts)]
+    alone, labelled = tmp_path / "alone.csv", tmp_path / "labelled.csv"
+    polars.DataFrame({"review": texts}).write_csv(alone)
+    polars.DataFrame({"review": texts, "stars": [i % 2 for i in range(40)]}).write_csv(labelled)
+    for data, options in ((alone, ()), (labelled, ("--label", "stars"))):
+        well("evaluate", "--from", "transformers", folder, data, *options, "--per-row", tmp_path / "rows.csv")
+        assert polars.read_csv(tmp_path / "rows.csv")["nats"].to_list() == pytest.approx(nats, abs=1e-3)
+
+
+def test_a_text_of_one_token(tmp_path) -> None:
+    words = tokenizer(eos_token=END)
+    (tmp_path / "a.txt").write_text("a", encoding="utf-8")
+    assert loglik.evaluate(from_transformers(gpt2(), words), tmp_path / "a.txt").n == 1
+    with pytest.raises(ValueError, match="the text has one token, and the first is not scored: pass prefix=TOKEN"):
+        loglik.evaluate(from_transformers(gpt2(), words, prefix="none"), tmp_path / "a.txt")
 
 
 def test_bytes_of_an_unscored_token_are_not_counted(words) -> None:

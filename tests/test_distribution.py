@@ -244,8 +244,16 @@ def test_wrong_contexts():
         flow.distribution()
     with pytest.raises(ValueError, match="no context"):
         StandardNormal((2,)).distribution(torch.zeros(4, 3))
-    with pytest.raises(RuntimeError, match="must match"):
-        flow.distribution(torch.zeros(4, 3)).expand((3,))
+    with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
+        flow.distribution(torch.zeros(4, 3), samples=0)
+
+
+def test_expand_follows_torch():
+    four, one = conditional_flow().distribution(torch.zeros(4, 3)), StandardNormal((2,)).distribution()
+    assert four.expand((2, -1)).sample().shape == (2, 4, 2)
+    for distribution, shape in ((four, (3,)), (four, ()), (one, (-1,)), (one.expand((3,)), (2,))):
+        with pytest.raises(ValueError, match="does not expand to"):
+            distribution.expand(shape)
 
 
 def test_moments_where_marginals_are_known():

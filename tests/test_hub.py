@@ -12,6 +12,7 @@ from helpers.commands import refused, well
 from helpers.fake_hub import TOKEN, serving
 from loglik.export import card, prepare
 from loglik.hub import HubRun
+from loglik.recipes import build
 from loglik.runs import Run, read_config
 
 hub_library = pytest.importorskip("huggingface_hub")
@@ -105,6 +106,15 @@ def test_the_card_is_one_that_the_hub_reads(run, tmp_path):
     assert (tmp_path / "to" / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_card_of_a_classifier_says_how_it_is_called():
+    density = build("classifier", spec := loglik.DataSpec(kind="array", event_shape=(2,), classes=("a", "b")))
+    config = {"model": "classifier", "training": {"seed": 0}}
+    text = card(Run(density, spec, config), None, "ada/x", curve=False)
+    assert "run.density.log_prob(y, x)\n" in text and "`loglik predict hf://ada/x DATA`" in text
+    text = card(Run(density, spec, {**config, "model": "autoregressive"}), None, "ada/x", curve=False)
+    assert "An autoregressive model of" in text and "- The file config.yaml has the names of 2 classes" in text
+
+
 def test_a_card_without_a_score_says_so():
     density = loglik.StandardNormal((2,))
     spec = loglik.DataSpec(kind="array", event_shape=(2,))
@@ -118,7 +128,7 @@ def test_a_card_without_a_score_says_so():
 
 def test_a_run_goes_to_the_hub_and_back(hub, run, tmp_path):
     out = well("push", run.path, "ada/flow/small@v1", "--yes")
-    assert "pushed: http" in out and "note: config.yaml has the names" in out
+    assert "pushed: http" in out and "note: the file config.yaml has the names" in out
     assert hub.tokens and set(hub.tokens) == {TOKEN}
     files = hub.files["ada/flow", "v1"]
     assert {"small/config.yaml", "small/model.safetensors", "small/README.md"} <= files.keys()

@@ -197,11 +197,15 @@ def test_copies_and_saved_weights():
 def test_wrong_input():
     with pytest.raises(ValueError, match="unknown model 'glow'"):
         sbi_builder("glow")
+    with pytest.raises(ValueError, match="classifier is no p"):
+        sbi_builder("classifier")
     with pytest.raises(ValueError, match="target must be posterior"):
         sbi_builder(target="evidence")
     with pytest.raises(ValueError, match="widht"):
         sbi_builder("flow", widht=3)
     estimator = estimator_for(**SMALL["flow"])
+    with pytest.raises(ValueError, match=r"expected rows of 3 columns, got the shape \(2, 4\)"):
+        estimator.net.distribution(torch.zeros(2, 4)).log_prob(torch.zeros(2, 2))
     with pytest.raises(ValueError, match="condition"):
         estimator.log_prob(torch.zeros(4, 2), torch.zeros(4, 5))
     with pytest.raises(ValueError, match="input"):

@@ -65,7 +65,7 @@ class DensityDistribution(Distribution):
     `mean` and `variance` are those of densities with `marginal_moments`. `entropy` is not known; `loglik.divergence`
     estimates it, and the KL divergence, for distributions too.
 
-    Raises ValueError for a missing context, and for one that the density does not have.
+    Raises ValueError for a missing context, for one that the density does not have, and for samples below 1.
 
     >>> from loglik.density import StandardNormal
     >>> StandardNormal((3,)).distribution().sample((2,)).shape
@@ -86,6 +86,8 @@ class DensityDistribution(Distribution):
             raise ValueError("this density is p(x | context): pass a context, one row for each distribution")
         if context is not None and not density.conditional:
             raise ValueError("this density has no context: leave it out, and use `expand` for a batch")
+        if samples < 1:
+            raise ValueError(f"samples must be at least 1, got {samples}")
         self.density, self.samples, self.has_rsample = density, samples, density.has_rsample
         self._context = context
         batch_shape = torch.Size([] if context is None else [len(context)])
@@ -112,12 +114,14 @@ class DensityDistribution(Distribution):
         return constraints.independent(constraints.integer_interval(*last), dims)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> DensityDistribution:
+        try:
+            batch_shape = torch.empty(self.batch_shape, device="meta").expand(batch_shape).shape
+        except (RuntimeError, TypeError):
+            raise ValueError(f"batch_shape {tuple(self.batch_shape)} does not expand to {batch_shape}") from None
         new: DensityDistribution = self._get_checked_instance(DensityDistribution, _instance)
         new.density, new.samples, new.has_rsample = self.density, self.samples, self.has_rsample
         new._context, new._row = self._context, self._row
-        if self._context is not None:
-            self._context.expand(torch.Size(batch_shape) + self._row)  # raises for shapes that do not fit
-        Distribution.__init__(new, torch.Size(batch_shape), self.event_shape, validate_args=False)
+        Distribution.__init__(new, batch_shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
 

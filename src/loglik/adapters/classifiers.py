@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from loglik.adapters.hf_folder import load_pretrained, read_json
+from loglik.adapters.hf_folder import labels_of, load_pretrained
 from loglik.adapters.pixels import Pixels, pixels_of
 from loglik.classification import Classifier
 from loglik.data.decode import decode
@@ -254,16 +254,11 @@ def load_images(path: Path, spec: DataSpec | None, *, outputs: str | None = None
         what = "no data" if spec is None else spec.describe()
         raise ValueError(f"{path}: a classifier of images needs images with labels, got {what}")
     model = load_pretrained(AutoModelForImageClassification, path)
-    config = read_json(path, "config.json")
-    labels = {int(number): str(name) for number, name in (config.get("id2label") or {}).items()}
-    count = int(model.config.num_labels)
-    names = [labels.get(number, f"LABEL_{number}") for number in range(count)]
-    unnamed = all(name == f"LABEL_{number}" for number, name in enumerate(names))
+    names = labels_of(path, int(model.config.num_labels))
     prepare, notes = pixels_of(path, model.config, spec)
     try:
-        density = classifier(model, classes=count if unnamed else names, spec=spec, outputs=outputs, prepare=prepare)
+        density = classifier(model, classes=names, spec=spec, outputs=outputs, prepare=prepare)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     density.notes = (*density.notes, *notes)
-    config = {"model": f"transformers:{path.name}", "source": None, "label": None, "text": None, "table": None}
-    return Run(density, spec, {**config, "images": None, "training": {"seed": 0, "precision": None}}, path=path)
+    return Run(density, spec, {})

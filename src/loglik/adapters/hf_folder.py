@@ -10,7 +10,7 @@ from typing import Any
 
 from loglik.data.limits import first_line, quote
 
-__all__ = ["load_pretrained", "quiet", "read_json"]
+__all__ = ["labels_of", "load_pretrained", "load_tokenizer", "quiet", "read_json"]
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
 
@@ -72,6 +72,26 @@ def load_pretrained(auto: Any, path: Path, *, weights: bool = True) -> Any:
             f"random ({len(wrong)} such): they are another model's"
         )
     return model
+
+
+def load_tokenizer(path: Path, tokenizer: str | None = None) -> Any:
+    """Return the tokenizer in a model's folder, or in another. Raises ValueError where there is none."""
+    from transformers import AutoTokenizer
+
+    folder = path if tokenizer is None else Path(tokenizer)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        raise ValueError(
+            f"{folder} has no tokenizer: save it there with tokenizer.save_pretrained(PATH), or pass tokenizer=PATH"
+        )
+    return load_pretrained(AutoTokenizer, folder, weights=False)
+
+
+def labels_of(path: Path, count: int) -> list[str] | int:
+    """Return the names of a classifier's outputs, or their number where they have none."""
+    labels = {int(number): str(name) for number, name in (read_json(path, "config.json").get("id2label") or {}).items()}
+    unnamed = [f"LABEL_{number}" for number in range(count)]
+    names = [labels.get(number, name) for number, name in enumerate(unnamed)]
+    return count if names == unnamed else names
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch
 
 from loglik.adapters.foreign import fitted_to
 from loglik.data import as_data
+from loglik.data.columns import OneColumn
 from loglik.data.dataset import Data
 from loglik.data.limits import quote
 from loglik.data.spec import DataSpec
@@ -91,8 +92,11 @@ def load_for(
     """
     try:
         dataset = as_data(data, label=label, target=target, seed=seed)
-    except TooShort:  # for our windows, and not for those of a language model
-        run = load(kind, path, device=device, **settings)
+    except (OneColumn, TooShort) as error:  # a language model reads a column of texts, and texts of any length
+        spec = (
+            DataSpec(kind="text", event_shape=(1,), levels=257, padded=True) if isinstance(error, OneColumn) else None
+        )
+        run = load(kind, path, spec, device=device, **settings)
         return run, run.data_for(data)
     run = load(kind, path, dataset.spec, device=device, **settings)
     return run, dataset if run.spec == dataset.spec else run.data_for(data, label=label)

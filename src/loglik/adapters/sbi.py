@@ -45,6 +45,8 @@ def sbi_builder(
     if target not in ("posterior", "likelihood"):
         raise ValueError(f"target must be posterior (for NPE) or likelihood (for NLE), got {target!r}")
     chosen = recipe(model)
+    if chosen.family in ("classifier", "independent"):
+        raise ValueError(f"{model} is no p(θ | x) of vectors: use flow, mixture, autoregressive, vae or diffusion")
     parsed = chosen.parse({**DEFAULTS.get(chosen.family, {}), **options})
     try:
         from loglik.adapters.sbi_estimator import DensityEstimator

@@ -1,14 +1,15 @@
-"""Models of transformers: causal language models as densities over texts, and classifiers of images."""
+"""Models of transformers: causal language models as densities over texts, and classifiers of images and texts."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from loglik.adapters.hf_folder import load_pretrained, quiet, read_json
+from loglik.adapters.hf_folder import load_pretrained, load_tokenizer, quiet, read_json
 from loglik.adapters.hf_tokenizer import PretrainedTokenizer
 from loglik.adapters.language_model import LanguageModel, read_tokens
 from loglik.data.limits import first_line, quote
@@ -20,6 +21,7 @@ __all__ = ["from_transformers", "load"]
 
 DEFAULT_WINDOW = 2048  # of a model without a longest text
 FEW = 128  # tokens that a tokenizer may lack
+READ = ("ForCausalLM", "LMHeadModel", "ForImageClassification", "ForSequenceClassification")
 UNLIMITED = 10**9  # of a tokenizer that knows no longest text
 
 
@@ -86,12 +88,12 @@ def load(
     lossy: bool = False,
     outputs: str | None = None,
 ) -> Run:
-    """Read a model of transformers from a local folder: a causal language model, or a classifier of images.
+    """Read a model of transformers from a local folder: a causal language model, or a classifier of images or texts.
 
     Args:
         path: what `save_pretrained` wrote, the tokenizer beside the model.
         spec: of the data; a table with one column of text makes each row a text of its own.
-        tokenizer: the folder of the tokenizer, if it is another.
+        tokenizer: the folder of the tokenizer of texts, if it is another.
         window, stride, prefix, rows, lossy: see `from_transformers`; of a language model.
         outputs: see `classifier`; of a classifier.
 
@@ -102,15 +104,14 @@ def load(
         from loglik.adapters.classifiers import load_images
 
         return load_images(path, spec, outputs=outputs)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    if kind.endswith("ForSequenceClassification"):
+        from loglik.adapters.text_classifier import load_texts
 
-    folder = path if tokenizer is None else Path(tokenizer)
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-        raise ValueError(
-            f"{folder} has no tokenizer: save it there with tokenizer.save_pretrained(PATH), or pass tokenizer=PATH"
-        )
+        return load_texts(path, spec, tokenizer=tokenizer, outputs=outputs)
+    from transformers import AutoModelForCausalLM
+
+    own = load_tokenizer(path, tokenizer)
     model = load_pretrained(AutoModelForCausalLM, path)
-    own = load_pretrained(AutoTokenizer, folder, weights=False)
     if spec is not None and spec.kind not in ("text", "table"):
         raise ValueError(f"{path}: a language model reads text, and the data are {spec.describe()}")
     padded = spec is not None and (spec.padded or spec.kind == "table")
@@ -120,10 +121,9 @@ def load(
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    config = {"model": f"transformers:{path.name}", "source": None, "label": None, "text": None, "table": None}
-    return Run(
-        density, density.data_spec, {**config, "images": None, "training": {"seed": 0, "precision": None}}, path=path
-    )
+    if spec is not None and density.data_spec.padded:  # a table's column beside the texts
+        density.data_spec = replace(density.data_spec, label=spec.label, classes=spec.classes)
+    return Run(density, density.data_spec, {})
 
 
 def _architecture(path: Path) -> str:
@@ -133,12 +133,13 @@ def _architecture(path: Path) -> str:
     if config.get("is_encoder_decoder"):
         raise ValueError(
             f"{path}: {kind or 'the model'} is a sequence-to-sequence model, p(text | source): only causal language "
-            "models and classifiers of images are read"
+            "models and classifiers are read"
         )
-    if not kind.endswith(("ForCausalLM", "LMHeadModel", "ForImageClassification")):
+    if not kind.endswith(READ):
         raise ValueError(
             f"{path}: {kind or 'a model without architectures in its config.json'} is neither a causal language model "
-            "(...ForCausalLM, ...LMHeadModel) nor a classifier of images (...ForImageClassification)"
+            "(...ForCausalLM, ...LMHeadModel) nor a classifier (...ForImageClassification, "
+            "...ForSequenceClassification)"
         )
     return str(kind)
 

@@ -15,10 +15,14 @@ from loglik.data.numbers import FORMS, MAX_DECIMALS, WRITTEN
 from loglik.data.profile import MAX_CATEGORIES, STRINGS, Profile, Where
 from loglik.data.spec import Column, DataSpec
 
-__all__ = ["INDICATOR", "Read", "read_columns", "set_decimal_mark"]
+__all__ = ["INDICATOR", "OneColumn", "Read", "read_columns", "set_decimal_mark"]
 
 LONGEST_CATEGORY = 1000  # characters: config.yaml holds all categories
 INDICATOR = " is missing"  # ends the name of a column that says whether another's value is missing
+
+
+class OneColumn(ValueError):
+    """A table's only column cannot be modelled; a language model may accept it."""
 
 
 class LeftOut(Exception):
@@ -60,7 +64,7 @@ def read_columns(profiles: Sequence[Profile], source: str, where: Where, *, miss
     """Return what columns are read as.
 
     Raises ValueError where a column cannot be what the user wants, where the numbers of a column may be read in two
-    ways, and where no column is left.
+    ways, and where no column is left; of a single column it is OneColumn.
     """
     read = Read()
     set_decimal_mark(profiles)
@@ -80,7 +84,8 @@ def read_columns(profiles: Sequence[Profile], source: str, where: Where, *, miss
             read.columns.append(Column(name=name, type="boolean", categories=("false", "true"), indicates=column.name))
     if not read.columns:
         reasons = "; ".join(f"{shorten(name, 40)}: {reason}" for name, reason in read.left_out[:3])
-        raise ValueError(f"{source}: no column can be modelled ({reasons})")
+        error = OneColumn if len(profiles) == 1 else ValueError
+        raise error(f"{source}: no column can be modelled ({reasons})")
     return read
 
 

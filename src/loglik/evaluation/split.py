@@ -180,7 +180,9 @@ def _score_examples(
         "gain_stderr": gain_stderr,
         "n": len(split),
         "bits_per_dim": bits,
-        "bits_per_byte": _bits_per_byte(density, scores, split, spec) if spec.kind == "text" else None,
+        "bits_per_byte": _bits_per_byte(density, scores, split, spec)
+        if spec.kind == "text" and density.event == "x"
+        else None,
         "notes": []
         if zeros == 0
         else [f"{zeros:,} of {len(split):,} examples have probability 0, so the mean is -inf"],

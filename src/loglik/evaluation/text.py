@@ -91,6 +91,10 @@ def stream_scores(density: Density, stream: Stream, spec: DataSpec, length: int 
             if added and stream.start == 0:  # to the first token
                 lengths[starts.numpy() == 0, 0] -= added
             sizes.append((torch.from_numpy(lengths) * fresh).sum(1).double())
+    if not sum(part.sum() for part in tokens):
+        raise ValueError(
+            "the text has one token, and the first is not scored: pass prefix=TOKEN, what stands before it"
+        )
     return StreamScores(torch.cat(nats).cpu(), torch.cat(tokens), torch.cat(sizes))
 
 

@@ -47,11 +47,12 @@ def card(run: Run, result: Result | None, repository: str, *, license: str = "un
     event = "p(y | x), the label given the data" if density.event == "y" else "p(x)"
     if density.conditional and density.event == "x":
         event = "p(targets | inputs)" if run.spec.inputs else "p(x | label)"
+    article = "An" if family[0] in "aeiou" else "A"
     count = sum(p.numel() for p in density.parameters() if p.requires_grad)
     parts = [
         f"# {_text(repository.rpartition('/')[2])}",
-        f"A {_text(run.model)} model of {_text(_data_name(run))}: the density {event} in nats, in the units of the "
-        "data, trained with [loglik](https://pypi.org/project/loglik/).",
+        f"{article} {_text(run.model)} model of {_text(_data_name(run))}: the density {event} in nats, in the units of "
+        "the data, trained with [loglik](https://pypi.org/project/loglik/).",
         _table(
             {
                 "data": f"{_data_name(run)}: {run.spec.describe()}",
@@ -68,7 +69,7 @@ def card(run: Run, result: Result | None, repository: str, *, license: str = "un
     ]
     if curve:
         parts += ["## Training", f"![nats against the step, of training and validation]({CURVE})"]
-    parts += ["## Data", _data(run, license), *_use(run), "## Load", _load(repository)]
+    parts += ["## Data", _data(run, license), *_use(run), "## Load", _load(run, repository)]
     return (
         f"---\n{yaml.safe_dump(_front(run, result, family, license), sort_keys=False)}---\n\n"
         + "\n\n".join(parts)
@@ -149,14 +150,18 @@ def _use(run: Run) -> list[str]:
     return ["## Use", f"Meant to {use}.", "\n".join(f"- {_text(limit.rstrip('.'))}." for limit in limits)]
 
 
-def _load(repository: str) -> str:
+def _load(run: Run, repository: str) -> str:
+    density = run.density
+    arguments = "y, x" if density.event == "y" else "x, context" if density.conditional else "x"
+    command = "predict {} DATA" if density.event == "y" or run.spec.inputs else "sample {}"
+    address = f"hf://{repository}"
     return (
         "```python\n"
         "import loglik\n\n"
-        f'run = loglik.load("hf://{repository}")\n'
-        "run.density.log_prob(x)\n"
+        f'run = loglik.load("{address}")\n'
+        f"run.density.log_prob({arguments})\n"
         "```\n\n"
-        f"or `loglik sample hf://{repository}`. No code and no pickle is run by loading: the weights are safetensors, "
+        f"or `loglik {command.format(address)}`. No code and no pickle is run by loading: the weights are safetensors, "
         "checked against their SHA-256."
     )
 
@@ -174,12 +179,14 @@ def disclosures(run: Run) -> list[str]:
         names = sum(len(column.categories) for column in columns)
         categories = f", {names:,} names of categories" if names else ""
         found.append(
-            f"config.yaml has the names of {len(columns)} columns{categories}, and the ranges of their numbers"
+            f"the file config.yaml has the names of {len(columns)} columns{categories}, and the ranges of their numbers"
         )
     if spec.classes:
-        found.append(f"config.yaml has the names of {len(spec.classes):,} classes, such as {spec.classes[0]!r:.40}")
+        found.append(
+            f"the file config.yaml has the names of {len(spec.classes):,} classes, such as {spec.classes[0]!r:.40}"
+        )
     if spec.tokenizer is not None and spec.tokenizer.kind != "bytes":
-        found.append(f"config.yaml has the {spec.levels:,} tokens, which were found in the training text")
+        found.append(f"the file config.yaml has the {spec.levels:,} tokens, which were found in the training text")
     if spec.kind in ("table", "array") and run.model.partition(":")[0] != "classifier":
         found.append("the weights hold quantiles and values that are frequent in a column of the training data")
     return found

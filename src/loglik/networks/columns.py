@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -89,6 +90,8 @@ class ColumnFeatures(nn.Module):
                 self.slopes[i, :count] = edges.diff().clamp_min(1e-30).reciprocal().clamp_max(1e30).to(self.edges)
 
     def forward(self, x: Shaped[Tensor, "B D"]) -> Float[Tensor, "B F"]:
+        if x.dim() < 2 or math.prod(x.shape[1:]) != len(self.categories):
+            raise ValueError(f"expected rows of {len(self.categories)} columns, got the shape {tuple(x.shape)}")
         rows = x.flatten(1)
         numbers = rows[:, self.numbers].to(self.center.dtype)
         known = ~numbers.isnan()
