@@ -95,6 +95,8 @@ def export(
     for part in chosen:
         if part not in known:
             raise ValueError(f"a {run.model} has no part {part!r} to export: choose {', '.join(known)}")
+    if "log_prob" in chosen:
+        _refuse_ode(density)
     if out is None and run.path is None:
         raise ValueError("this run is in memory: pass out, a folder")
     folder = Path(out) if out is not None else Path(run.path or ".") / "export"
@@ -112,10 +114,6 @@ def _prepared(density: Density, sampler: dict[str, Any]) -> Density:
         density = with_sampler(density, **sampler)
     density = copy.deepcopy(density).cpu()
     for diffusion in diffusions_of(density):
-        if diffusion.likelihood.bound is Bound.ESTIMATE:
-            raise ValueError(
-                "the likelihood by the ODE has derivatives of the network: export the bound, likelihood=VLB()"
-            )
         if diffusion.sampler.method == "adaptive" or diffusion.sampler.steps > MAX_STEPS:
             if sampler:
                 raise ValueError(
@@ -124,6 +122,14 @@ def _prepared(density: Density, sampler: dict[str, Any]) -> Density:
                 )
             diffusion.sampler = replace(diffusion.sampler, method="unipc", steps=FEW_STEPS, until=None, eta=0.0)
     return density
+
+
+def _refuse_ode(density: Density) -> None:
+    """Raise ValueError for a diffusion whose likelihood is the ODE's, which has derivatives of the network."""
+    for diffusion in diffusions_of(density):
+        if diffusion.likelihood.bound is Bound.ESTIMATE:
+            use = "export its bound, of with_likelihood(density, 'vlb')" if diffusion.gaussian else "export part=sample"
+            raise ValueError(f"log_prob by the ODE has derivatives of the network, which a graph cannot have: {use}")
 
 
 def diffusions_of(density: Density) -> list[Diffusion]:
