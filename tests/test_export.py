@@ -2,7 +2,9 @@
 
 import json
 import math
+import sys
 from dataclasses import replace
+from unittest import mock
 
 import jaxtyping
 import pytest
@@ -267,6 +269,12 @@ def test_wrong_use_is_one_line(folder, tmp_path):
     assert "unknown format 'torchscript': use onnx or torch.export" in refused("export", folder, "--to", "torchscript")
     assert "has no part 'logits' to export" in refused("export", folder, "--part", "logits")
     assert "this density has none" in refused("export", folder, "--steps", "3")
+    assert "none does not exist: a run is a folder" in refused("export", folder / "none")
+    assert "Invalid value for '--samples'" in refused("export", folder, "--samples", "0")
+    file = folder / "config.yaml"
+    assert "config.yaml is a file: choose" in refused("export", folder, "--to", "torch.export", "--out", file)
+    with mock.patch.dict(sys.modules, {"onnxruntime": None}):
+        assert refused("export", folder) == "error: --to onnx needs onnxruntime: pip install 'loglik[onnx]'\n"
     run = Run(StandardNormal((1,)), SPECS["one column"])
     with pytest.raises(ValueError, match="pass out, a folder"):
         export(run, "torch.export")
