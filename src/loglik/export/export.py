@@ -94,10 +94,14 @@ def export(
     chosen = list(parts) or ["log_prob", "sample" if "sample" in known else "probabilities"]
     for part in chosen:
         if part not in known:
-            raise ValueError(f"a {run.model} has no part {part!r} to export: choose {', '.join(known)}")
+            raise ValueError(f"{run.model} has no part {part!r} to export: choose {', '.join(known)}")
+    if "log_prob" in chosen:
+        _refuse_ode(density)
     if out is None and run.path is None:
         raise ValueError("this run is in memory: pass out, a folder")
     folder = Path(out) if out is not None else Path(run.path or ".") / "export"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"the graphs go to a folder, and {folder} is a file: choose another name for out")
     folder.mkdir(parents=True, exist_ok=True)
     with evaluation_mode(density):
         return [
@@ -112,10 +116,6 @@ def _prepared(density: Density, sampler: dict[str, Any]) -> Density:
         density = with_sampler(density, **sampler)
     density = copy.deepcopy(density).cpu()
     for diffusion in diffusions_of(density):
-        if diffusion.likelihood.bound is Bound.ESTIMATE:
-            raise ValueError(
-                "the likelihood by the ODE has derivatives of the network: export the bound, likelihood=VLB()"
-            )
         if diffusion.sampler.method == "adaptive" or diffusion.sampler.steps > MAX_STEPS:
             if sampler:
                 raise ValueError(
@@ -124,6 +124,14 @@ def _prepared(density: Density, sampler: dict[str, Any]) -> Density:
                 )
             diffusion.sampler = replace(diffusion.sampler, method="unipc", steps=FEW_STEPS, until=None, eta=0.0)
     return density
+
+
+def _refuse_ode(density: Density) -> None:
+    """Raise ValueError for a diffusion whose likelihood is the ODE's, which has derivatives of the network."""
+    for diffusion in diffusions_of(density):
+        if diffusion.likelihood.bound is Bound.ESTIMATE:
+            use = "export its bound, of with_likelihood(density, 'vlb')" if diffusion.gaussian else "export part=sample"
+            raise ValueError(f"log_prob by the ODE has derivatives of the network, which a graph cannot have: {use}")
 
 
 def diffusions_of(density: Density) -> list[Diffusion]:
@@ -144,7 +152,7 @@ def _export_part(run: Run, density: Density, part: str, path: Path, to: str, sam
         noise = graph.draw_noise(len(next(iter(inputs.values()), torch.empty(16))), torch.Generator().manual_seed(seed))
         values = inputs | noise
         if not values:
-            raise ValueError(f"{part} of a {run.model} has no inputs")
+            raise ValueError(f"{part} of {run.model} has no inputs")
         program = trace(graph, {name: value[:TRACED] for name, value in values.items()})
     except (
         torch._dynamo.exc.TorchDynamoException,

@@ -33,10 +33,18 @@ def safeguarded_newton(
 
     Reference: Press et al. 2007, "Numerical recipes", section 9.4.
     """
-    x = start
-    for _ in range(steps):
+
+    def improved(x: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         value, step = residual(x)
         low, high = torch.where(value < 0, x, low), torch.where(value < 0, high, x)
         newton = x - step
-        x = torch.where((newton > low) & (newton < high), newton, (low + high) / 2)
-    return x
+        return torch.where((newton > low) & (newton < high), newton, (low + high) / 2), low, high
+
+    state = start, low, high
+    if torch.compiler.is_exporting():  # a loop in the graph, where unrolled steps would make a large one
+        first = torch.zeros((), dtype=torch.int64), *state
+        x: Tensor = torch.while_loop(lambda i, *_: i < steps, lambda i, *xs: (i + 1, *improved(*xs)), first)[1]
+        return x
+    for _ in range(steps):
+        state = improved(*state)
+    return state[0]
