@@ -14,7 +14,7 @@ from torch import nn
 
 from helpers.densities import CASES, SPECS, Case, draw, ready, shorten, tiny
 from helpers.elsewhere import DEVICE, second_device, there
-from loglik.autoregressive import AnyOrder
+from loglik.autoregressive import AnyOrder, GroupedCopula
 from loglik.baselines import Independent
 from loglik.density import StandardNormal
 from loglik.diffusion import ODE, VLB, Diffusion, Sampler
@@ -49,7 +49,7 @@ def needs_numbers(density) -> bool:
     density = density.density if isinstance(density, Imputed) else density
     base = density.base if isinstance(density, Flow) else density
     bins = isinstance(density, Flow) and any(isinstance(transform, Bins) for transform in density.transforms)
-    return bins or isinstance(base, (Independent, Diffusion, AnyOrder, Mixture))
+    return bins or isinstance(base, (Independent, Diffusion, AnyOrder, GroupedCopula, Mixture))
 
 
 def step(density, event, context=None):
@@ -133,6 +133,7 @@ EXCEPTIONS = {
         initialise("table", "autoregressive:any-order"),
         "knots are distinct quantiles, and iterations end when nothing changes",
     ),
+    "initialise, copulas": (initialise("table", "mixture:copulas"), "the column is that with the highest likelihood"),
     "initialise, mixture": (initialise("table", "mixture"), "each column has the map with the highest score"),
     "initialise, diffusion": (initialise("table", "diffusion"), "dimensions are grouped by their distinct values"),
 }

@@ -108,6 +108,7 @@ class Density(nn.Module, ABC):
             the data are the context.
         marginalises: `log_prob` and `loss` accept rows with missing values, NaN, and return log p of the values that
             are there, or its bound; `sample` draws whole rows.
+        closed_form: `initialise` alone fits it; there are no parameters to train.
         keep_last: training keeps its last weights, not those of the best validation, since `loss` is not of `log_prob`.
     """
 
@@ -117,6 +118,7 @@ class Density(nn.Module, ABC):
     event: Literal["x", "y"] = "x"
     marginalises: bool = False
     has_rsample: bool = False
+    closed_form: bool = False
     keep_last: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -3,5 +3,13 @@
 from loglik.autoregressive.any_order import AnyOrder
 from loglik.autoregressive.autoregressive import Autoregressive
 from loglik.autoregressive.column_distributions import CodeDistribution, ColumnDistribution, NumberDistribution
+from loglik.autoregressive.grouped_copula import GroupedCopula
 
-__all__ = ["AnyOrder", "Autoregressive", "CodeDistribution", "ColumnDistribution", "NumberDistribution"]
+__all__ = [
+    "AnyOrder",
+    "Autoregressive",
+    "CodeDistribution",
+    "ColumnDistribution",
+    "GroupedCopula",
+    "NumberDistribution",
+]

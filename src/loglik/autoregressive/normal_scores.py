@@ -14,6 +14,7 @@ KNOTS = 1.5  # times the cube root of the number of rows
 MAX_FITTED_ROWS = 2**16
 TAIL = 4.0  # z grows linearly by about so much beyond the outer knots, then as a logarithm
 MAX_DECIMALS = 4
+SMOOTH_REACH = 2.5  # standard deviations of the outermost quantiles
 MIN_REPEATED = 0.25  # the fraction of values that are repeated where a column of real numbers is one of rounded numbers
 
 
@@ -28,9 +29,13 @@ class NormalScores(nn.Module):
 
     Source of the spline: Gregory and Delbourgo 1982, "Piecewise rational quadratic interpolation to monotonic data".
 
+    With `smooth`, F is that of a kernel density with Silverman's bandwidth, and numbers that are not integers are
+    continuous: for few rows, whose steps a map would store.
+
     Args:
         integer: for each column, whether it holds integers.
         knots: M.
+        smooth: whether F is smoothed.
     """
 
     integer: Tensor
@@ -40,9 +45,9 @@ class NormalScores(nn.Module):
     z: Tensor
     slope: Tensor
 
-    def __init__(self, integer: list[bool], knots: int = 64) -> None:
+    def __init__(self, integer: list[bool], knots: int = 64, *, smooth: bool = False) -> None:
         super().__init__()
-        self.knots = knots
+        self.knots, self.smooth = knots, smooth
         columns = len(integer)
         self.register_buffer("integer", torch.tensor(integer, dtype=torch.bool), persistent=False)
         self.register_buffer("width", torch.tensor(integer, dtype=torch.float64))  # 0 for a continuous column
@@ -144,8 +149,11 @@ class NormalScores(nn.Module):
             if not len(values):
                 continue
             integer = bool(self.integer[d])
-            width = 1.0 if integer else _resolution(values)
-            knots_x, p = _integer_knots(values, width, self.knots) if width else _knots(values, self.knots)
+            width = 1.0 if integer else 0.0 if self.smooth else _resolution(values)
+            if self.smooth:
+                knots_x, p = _smooth_knots(values, self.knots, integer)
+            else:
+                knots_x, p = _integer_knots(values, width, self.knots) if width else _knots(values, self.knots)
             knots_z = torch.special.ndtri(p)
             size = len(knots_x)
             unused = torch.full((self.knots - size,), torch.inf, dtype=torch.float64)
@@ -199,6 +207,26 @@ def _integer_knots(values: Float[Tensor, " N"], width: float, knots: int) -> tup
     edges, order = edges.unique(return_inverse=True)
     p = torch.zeros_like(edges).scatter_(0, order, p)
     return edges * width, _increasing((p + 0.5) / (n + 1), 0.25 / (n + 1))
+
+
+def _smooth_knots(values: Float[Tensor, " N"], knots: int, integer: bool) -> tuple[Tensor, Tensor]:
+    """Return knots at distinct quantiles and beyond, and the distribution function of a kernel density there.
+
+    A broad normal distribution has the weight of one row, which keeps F increasing between clusters.
+    """
+    n, mean, std = len(values), values.mean(), values.std(correction=0)
+    quartiles = values.quantile(torch.tensor([0.25, 0.75], dtype=torch.float64))
+    iqr = (quartiles[1] - quartiles[0]) / 1.34
+    bandwidth = 0.9 * torch.where(iqr > 0, torch.minimum(iqr, std), std) * n**-0.2
+    bandwidth = bandwidth.clamp_min(0.25 if integer else max(1e-3 * float(std), 1e-4 * float(mean.abs()), 1e-30))
+    levels = torch.linspace(-1, 1, knots - 6, dtype=torch.float64) * SMOOTH_REACH
+    inner = values.quantile(torch.special.ndtr(levels)).unique()
+    inner = inner[torch.cat([torch.ones(1, dtype=torch.bool), inner.diff() > bandwidth / 4])]
+    beyond = bandwidth * torch.arange(1, 4)
+    x = torch.cat([values[0] - beyond.flip(0), inner, values[-1] + beyond])
+    x = x[torch.cat([torch.ones(1, dtype=torch.bool), x.diff() > 0])]
+    kernel = torch.special.ndtr((x[:, None] - values) / bandwidth).sum(1)
+    return x, (kernel + torch.special.ndtr((x - mean) / (2 * std + 2 * bandwidth))) / (n + 1)
 
 
 def _count(rows: int, knots: int) -> int:

@@ -46,6 +46,7 @@ class Independent(Density):
     """
 
     marginalises = True
+    closed_form = True
     discrete_rows: Tensor
     count: Tensor
     size: Tensor

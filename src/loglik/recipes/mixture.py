@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from loglik.autoregressive import GroupedCopula
 from loglik.data.spec import DataSpec
 from loglik.density import Density
 from loglik.mixture import Mixture
@@ -13,6 +14,7 @@ from loglik.recipes.recipe import Recipe, Unsuitable, input_features, pick
 
 __all__ = ["MIXTURE", "MixtureOptions"]
 
+MAX_COLUMNS = 128  # of a copula
 PRODUCTS = 32  # components of a mixture without inputs
 
 
@@ -20,6 +22,11 @@ PRODUCTS = 32  # components of a mixture without inputs
 class MixtureOptions(Options):
     """Options of `mixture`."""
 
+    kind: Literal["auto", "copulas"] = option(
+        "auto",
+        help="auto is networks for targets given inputs, and products for whole tables; copulas is a Gaussian copula "
+        "for each category of a column, for whole tables, fitted without training.",
+    )
     members: int = option(5, min=1, help="Networks of the ensemble, for targets given inputs.")
     components: int | None = option(
         None, min=1, help="Components of each mixture; if null 4 for targets given inputs, else by size."
@@ -40,6 +47,14 @@ def build(spec: DataSpec, options: MixtureOptions) -> Density:
         raise Unsuitable("mixture models tables; for text use autoregressive")
     if spec.kind not in ("table", "array") or spec.levels is not None or len(spec.event_shape) != 1:
         raise Unsuitable(f"mixture models tables, and these are {spec.describe()}; use flow, vae or diffusion")
+    if options.kind == "copulas":
+        if spec.inputs:
+            raise Unsuitable("mixture:copulas models whole tables, and this has targets given inputs; use mixture")
+        if spec.dims > MAX_COLUMNS:
+            raise Unsuitable(
+                f"mixture:copulas models tables of at most {MAX_COLUMNS} columns and these have {spec.dims}; use flow"
+            )
+        return GroupedCopula(spec.discrete_dims, spec.categories)
     if not spec.inputs:
         components = options.components or pick(options.size, small=PRODUCTS, medium=2 * PRODUCTS, large=8 * PRODUCTS)
         return Mixture(spec.discrete_dims, spec.categories, components=components)
@@ -69,4 +84,5 @@ MIXTURE = Recipe(
     build=build,
     training=training,
     tables_only=True,
+    kinds=("copulas",),
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from loglik import recipes
 from loglik.data.dataset import Data
 from loglik.density import Density
 from loglik.evaluation.scores import arguments
@@ -35,7 +34,7 @@ def check_fits(density: Density, data: Data) -> None:
 def check_trainable(density: Density, name: str | None) -> None:
     """Raise ValueError if nothing can be trained, unless the density has no parameters by design."""
     parameters = list(density.parameters())
-    by_design = not parameters if name is None else not recipes.recipe(name).trainable
+    by_design = density.closed_form or (name is None and not parameters)
     if by_design or any(p.requires_grad for p in parameters):
         return
     what, remedy = name or type(density).__name__, "choose another kind or family for these data"

@@ -43,7 +43,7 @@ def maximum_likelihood_is_minimal_kl(subject: Subject) -> Iterator[Finding]:
     """
     source = known_source(subject)
     gaps, kls = [], []
-    for count in STEPS if _trainable(subject) else STEPS[:1]:
+    for count in STEPS[:1] if subject.density.closed_form else STEPS:
         density = small_model(subject, source, count)
         nll = -source.log_probs(density, *source.fresh(subject.seed))
         excess, kl = nll - source.surprise(subject.seed), source.kl(density)
@@ -84,10 +84,6 @@ def small_model(subject: Subject, source: Source, steps: int) -> Density:
 
 def _has_recipe(subject: Subject) -> bool:
     return subject.model.partition(":")[0] in RECIPES
-
-
-def _trainable(subject: Subject) -> bool:
-    return not _has_recipe(subject) or RECIPES[subject.model.partition(":")[0]].trainable
 
 
 @dataclass(frozen=True)
