@@ -18,6 +18,7 @@ from loglik.diffusion import Diffusion, with_sampler
 from loglik.export.examples import example
 from loglik.export.formats import FORMATS, read, require, write
 from loglik.export.graph import MAX_TOKENS, PARTS, Graph, parts_of, trace
+from loglik.memory import is_out_of_memory
 from loglik.runs import Run
 from loglik.version import __version__
 
@@ -154,10 +155,9 @@ def _export_part(run: Run, density: Density, part: str, path: Path, to: str, sam
         if not values:
             raise ValueError(f"{part} of {run.model} has no inputs")
         program = trace(graph, {name: value[:TRACED] for name, value in values.items()})
-    except (
-        torch._dynamo.exc.TorchDynamoException,
-        torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode,
-    ) as error:
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise ValueError(
             f"{part} of this density cannot be traced, as its operations depend on the values of its inputs or are "
             f"derivatives: {first_line(error)}"
