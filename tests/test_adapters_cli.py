@@ -200,6 +200,8 @@ def test_evaluate_accepts_a_model_as_it_is():
         ("verify --from python models.py:normal", "--from needs DATA"),
         ("anomalies --from python models.py:normal x.npy", "--from needs --normal DATA too"),
         ("predict --from python models.py:normal x.npy", "models whole rows"),
+        ("compare x.npy --with python:models.py:normal,nope=1 --out c", "has no setting 'nope'"),
+        ("compare x.npy --with python:models.py:normal,method=ode --out c", "this density has none"),
         ("compare x.npy --with models.py", "expected KIND:PATH with a kind among"),
         ("compare x.npy --with python:models.py:whole --out c", "of events of shape (3,)"),
     ],

@@ -360,6 +360,51 @@ def test_a_wrong_convention_is_found_and_the_right_one_named(shape):
     wrong(lambda **u: denoiser(lambda y, t: torch.zeros_like(y), "vp", **u), x, "no other convention fits.*trained")
 
 
+def near_two(kind, path):
+    """The exact prediction of two clusters, of which a call that returns nearly 0 is no good guess."""
+
+    def call(y, label):
+        a, b = (column(value, y) for value in path(label))
+        distance = [(y - sign * a).square().sum(1, keepdim=True) / (0.09 * a**2 + b**2) for sign in (1, -1)]
+        p = torch.softmax(-0.5 * torch.stack(distance), 0)
+        each = torch.stack([s + 0.09 * a / (0.09 * a**2 + b**2) * (y - s * a) for s in (1, -1)])
+        w = (p * each).sum(0)
+        noise = (y - a * w) / b
+        return {"data": w, "noise": noise, "v": a * noise - b * w, "score": -noise / b, "velocity": w - noise}[kind]
+
+    return call
+
+
+@pytest.mark.slow
+def test_every_convention_taken_for_every_other_is_found_and_named():
+    x = torch.cat([s + 0.3 * torch.randn(128, 3) for s in (1, -1)])
+    bars = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
+
+    def vp(t):
+        a = bars[t.round().long().clamp(0, 999)]
+        return a.sqrt(), (1 - a).sqrt()
+
+    paths = {
+        "edm": lambda s: (torch.ones_like(s), s.clamp_min(1e-5)),
+        "vp": vp,
+        "flow": lambda t: (t, (1 - t).clamp_min(1e-5)),
+    }
+    kinds = {"edm": ("data", "noise", "score"), "vp": ("noise", "data", "v"), "flow": ("velocity", "data", "noise")}
+    every = [(convention, kind) for convention in kinds for kind in kinds[convention]]
+    for true in every:
+        call = near_two(true[1], paths[true[0]])
+        for chosen in every:
+            try:
+                denoiser(call, chosen[0], prediction=chosen[1], event_shape=(3,), data=x)
+                message = "accepted"
+            except ValueError as error:
+                message = str(error)
+            same = true[0] == chosen[0]
+            name = f"prediction={true[1]!r}" if same else f"convention={true[0]!r}, prediction={true[1]!r}"
+            want = "accepted" if true == chosen else f"it does as {name}"
+            assert want in message, (true, chosen, message)
+
+
 def test_another_span_is_found():
     x = torch.multinomial(torch.tensor(CHANCES), 3 * 256, True).view(256, 3).to(torch.uint8)
     wrong(lambda **units: denoiser(of_levels(CHANCES, (0.0, 1.0)), **units), x, r"it does as .*span=\(0, 1\)", levels=4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path as Folder
 from typing import TYPE_CHECKING, Any
 
@@ -77,15 +77,15 @@ def from_diffusers(
             settings["clip"] = float(_config(scheduler, "clip_sample_range", 1.0))
         if variance is None and (own == "learned_range" or (levels is not None and vae is None)):
             settings["variance"] = own
-    units = {"classes": _classes(model), "module": model} | units
+    units = {"classes": _classes(model)} | units
     if vae is None:
         if isinstance(path, VE) and levels is not None and type(path) is VE:
             units.setdefault("span", (0.0, 1.0))  # score_sde's images
         return diffusion_of(
-            _call(model), path, prediction, Units.of(units | {"event_shape": shape, "levels": levels}), **settings
+            _Call(model), path, prediction, Units.of(units | {"event_shape": shape, "levels": levels}), **settings
         )
     data, labels = units.pop("data", None), units.pop("labels", None)
-    prior = diffusion_of(_call(model), path, prediction, Units.of(units | {"event_shape": shape}), **settings)
+    prior = diffusion_of(_Call(model), path, prediction, Units.of(units | {"event_shape": shape}), **settings)
     return LatentDiffusion(vae, prior, pixels, levels=levels, scale=decoder_scale, data=data, labels=labels).eval()
 
 
@@ -100,6 +100,8 @@ def load(path: Folder, spec: DataSpec | None, **settings: Any) -> Run:
 
     Raises ValueError for other folders, for weights in pickles, and where the model does not fit the data.
     """
+    if not path.is_dir():
+        raise ValueError(f"{path}: no such folder")
     if spec is None:
         raise ValueError("pass data: a diffusion model does not say what data it was trained on")
     if spec.kind not in ("image", "array") or len(spec.event_shape) != 3:
@@ -174,13 +176,17 @@ def _component(folder: Folder) -> nn.Module:
     return model.eval()
 
 
-def _call(model: nn.Module) -> Callable[..., Tensor]:
-    def call(y: Tensor, labels: Tensor, classes: Tensor | None = None) -> Tensor:
-        found = model(y, labels) if classes is None else model(y, labels, class_labels=classes)
+class _Call(nn.Module):
+    """A module, so that a copy of the density has a network of its own."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, y: Tensor, labels: Tensor, classes: Tensor | None = None) -> Tensor:
+        found = self.model(y, labels) if classes is None else self.model(y, labels, class_labels=classes)
         output: Tensor = found.sample if hasattr(found, "sample") else found[0]
         return output
-
-    return call
 
 
 def _config(owner: Any, name: str, default: Any = None) -> Any:

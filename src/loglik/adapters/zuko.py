@@ -21,11 +21,19 @@ TIGHTER = 1e-4  # of the tolerances of the solver that another's error is measur
 
 
 class FromZuko(FromDistribution):
-    """A `LazyDistribution`: exact, but for flows whose log-determinant is estimated from random vectors."""
+    """A `LazyDistribution`: exact, but for estimates of a log-determinant from random vectors and for quadratures.
+
+    Unconstrained neural flows integrate their map by quadrature, and differentiate it exactly, so that the density
+    integrates to one only nearly.
+    """
 
     @property
     def bound(self) -> Bound:
-        return Bound.ESTIMATE if any(not step.exact for step in self._solved()) else Bound.EXACT
+        from zuko.flows.neural import UMNN
+
+        quadrature = any(isinstance(module, UMNN) for module in self.modules())
+        estimated = quadrature or any(not step.exact for step in self._solved())
+        return Bound.ESTIMATE if estimated else Bound.EXACT
 
     def _solved(self) -> list[Any]:
         from zuko.flows import FFJTransform

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -68,8 +69,9 @@ def compare(
         list[str] | None,
         typer.Option(
             "--with",
-            metavar="KIND:PATH",
-            help="A model that is trained already: KIND is one of `evaluate --from`; repeatable.",
+            metavar="KIND:PATH[,KEY=VALUE]",
+            help="A model that is trained already: KIND is one of `evaluate --from`, KEY a setting of its adapter, or "
+            "method and steps of a diffusion's likelihood; repeatable.",
         ),
     ] = None,
     set_: Settings = None,
@@ -236,13 +238,19 @@ def fit(
 def _others(words: Sequence[str] | None, data: Data, device: str) -> dict[str, Run]:
     """Return the models of --with by their names, each of which is different."""
     from loglik.adapters.loading import load, split_name
+    from loglik.diffusion import with_likelihood
 
     runs: dict[str, Run] = {}
     for word in words or ():
-        kind, path = split_name(word)
-        run = load(kind, path, data.spec, device=device)
-        name = run.model if run.model not in runs else f"{run.model} ({len(runs) + 1})"
-        runs[name] = run
+        kind, rest = split_name(word)
+        path, *pairs = re.split(r",(?=\w+=)", rest)
+        settings = settings_of(pairs)
+        likelihood = {name: settings.pop(name) for name in ("method", "steps") if name in settings}
+        run = load(kind, path, data.spec, device=device, **settings)
+        if likelihood:
+            run.density = with_likelihood(run.density, **{"method": "vlb", **likelihood})
+        name = ", ".join([run.model, *pairs])
+        runs[name if name not in runs else f"{name} ({len(runs) + 1})"] = run
     return runs
 
 
