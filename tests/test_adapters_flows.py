@@ -344,6 +344,16 @@ def test_a_multiscale_flow_of_images():
     assert result.bound == "lower" and result.bits_per_dim > 0
 
 
+def test_a_circular_flow_of_zuko_is_a_density_of_angles():
+    torch.manual_seed(0)
+    density = from_zuko(zuko.flows.NCSF(1, transforms=1, hidden_features=(8,)).double())
+    x = torch.linspace(-8, 8, 16001, dtype=torch.float64)[:, None]
+    with torch.no_grad():
+        log_p = density.log_prob(x)
+    assert log_p[(x[:, 0].abs() > math.pi)].isneginf().all()
+    torch.testing.assert_close(torch.trapezoid(log_p.exp(), dx=1e-3).item(), 1.0, rtol=0, atol=2e-3)
+
+
 @pytest.mark.parametrize("spline", [False, True], ids=["affine", "spline"])
 def test_a_zuko_flow_is_our_flow_with_its_numbers(spline):
     """The same conditioner network and the same maps: the same nats."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -34,6 +35,14 @@ class FromZuko(FromDistribution):
         quadrature = any(isinstance(module, UMNN) for module in self.modules())
         estimated = quadrature or any(not step.exact for step in self._solved())
         return Bound.ESTIMATE if estimated else Bound.EXACT
+
+    def _log_prob(self, x: Shaped[Tensor, "B ..."], context: Tensor | None) -> Float[Tensor, " B"]:
+        from zuko.flows import NCSF
+
+        log_p = super()._log_prob(x, context)
+        if isinstance(self.module, NCSF):  # of angles: zuko's map repeats its values beyond them
+            log_p = log_p.masked_fill((x.flatten(1).abs() > math.pi).any(1), -torch.inf)
+        return log_p
 
     def _solved(self) -> list[Any]:
         from zuko.flows import FFJTransform
