@@ -11,15 +11,8 @@ from torch.distributions import Normal
 from helpers.densities import CASES, ready
 from loglik.checks import data_checked
 from loglik.data.spec import DataSpec
-from loglik.density import (
-    Bound,
-    Density,
-    StandardNormal,
-    draw_terms,
-    draw_weights,
-    evaluation_mode,
-    expand_context,
-)
+from loglik.density import Bound, Density, StandardNormal, evaluation_mode
+from loglik.draws import draw_terms, draw_weights, expand_context
 from loglik.recipes import build
 
 

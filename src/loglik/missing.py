@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from loglik.density import Bound, Density, draw_terms, draw_weights, expand_context, sample_categories
+from loglik.density import Bound, Density, sample_categories
+from loglik.draws import draw_terms, draw_weights, expand_context
 from loglik.explicit_noise import is_explicit
 
 __all__ = ["Imputed", "Imputer", "hot_deck"]

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from loglik.adapters.conventions import SEED
 from loglik.adapters.ddpm_bound import log_prob_of_levels
 from loglik.checks import check_complete, check_levels
-from loglik.density import Bound, Density, draw_terms, sum_terms
+from loglik.density import Bound, Density
+from loglik.draws import draw_terms, sum_terms
 from loglik.inputs import as_tensor
 
 __all__ = ["LatentDiffusion"]

@@ -11,7 +11,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from loglik.adapters.foreign import Foreign, preprocessed
-from loglik.density import Bound, Density, draw_terms, draw_weights, sum_terms
+from loglik.density import Bound, Density
+from loglik.draws import draw_terms, draw_weights, sum_terms
 
 __all__ = ["FromPythae", "from_pythae"]
 

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from loglik.checks import check_complete, check_labels
-from loglik.density import Bound, Density, initialise_context, output_layer, sum_terms
+from loglik.density import Bound, Density, initialise_context, output_layer
 from loglik.diffusion.by_dimension import bound_by_dimension
 from loglik.diffusion.chain import prior_term
 from loglik.diffusion.control import Control, bins_of, split
@@ -33,6 +33,7 @@ from loglik.diffusion.sampler import Sampler, integrate
 from loglik.diffusion.schedule import LinearBeta, NoiseSchedule, add_noise, check_falling
 from loglik.diffusion.score_matching import ScoreMatching
 from loglik.diffusion.steps import NOISE_ADDING
+from loglik.draws import sum_terms
 from loglik.explicit_noise import is_explicit
 from loglik.graphs import graphed
 from loglik.noise import draw_rows, whole_batch

@@ -14,7 +14,8 @@ from loglik.classification.calibration import confusion_matrix, reliability, wil
 from loglik.data.dataset import Split
 from loglik.data.limits import some
 from loglik.data.spec import DataSpec
-from loglik.density import Bound, Density, evaluation_mode, sum_terms
+from loglik.density import Bound, Density, evaluation_mode
+from loglik.draws import sum_terms
 from loglik.evaluation.incomplete import scorable
 from loglik.evaluation.predictions import target_scores, target_values
 from loglik.evaluation.result import Result, bits_per_dim

@@ -10,16 +10,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from loglik.checks import check_complete, check_labels, check_levels, data_checked
-from loglik.density import (
-    Bound,
-    Density,
-    StandardNormal,
-    draw_terms,
-    draw_weights,
-    embed,
-    initialise_context,
-    output_layer,
-)
+from loglik.density import Bound, Density, StandardNormal, embed, initialise_context, output_layer
+from loglik.draws import draw_terms, draw_weights
 from loglik.flows.by_dimension import flow_terms, has_terms
 from loglik.graphs import graphed
 from loglik.missing import Imputer, hot_deck

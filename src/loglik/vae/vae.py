@@ -13,19 +13,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from loglik.checks import check_complete, check_labels
-from loglik.density import (
-    Bound,
-    Density,
-    StandardNormal,
-    conditioned,
-    draw_terms,
-    draw_weights,
-    embed,
-    expand_context,
-    initialise_context,
-    output_layer,
-    sum_terms,
-)
+from loglik.density import Bound, Density, StandardNormal, conditioned, embed, initialise_context, output_layer
+from loglik.draws import draw_terms, draw_weights, expand_context, sum_terms
 from loglik.missing import hot_deck
 from loglik.networks.soft_bound import tanh_bound
 from loglik.noise import is_first_part, mean_over_ranks
