@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["sbi_builder"]
 
-# simulations are many and exact: noise on parameters would blur a posterior that is narrower than it
-DEFAULTS: dict[str, dict[str, Any]] = {"flow": {"jitter": 0.0}}
+# simulations are many and exact: a posterior needs more bins than a table, and noise on parameters would blur it
+DEFAULTS: dict[str, dict[str, Any]] = {"flow": {"jitter": 0.0, "width": 128, "bins": 16}}
 
 
 def sbi_builder(
