@@ -194,6 +194,32 @@ def test_copies_and_saved_weights():
     torch.testing.assert_close(other.log_prob(theta, x), estimator.log_prob(theta, x))
 
 
+def test_evaluation_is_by_the_average_of_the_weights():
+    """d = min(0.99, (1 + n) / (10 + n)): the first step replaces the start, the second has weight 1 - 2/11."""
+    torch.manual_seed(0)
+    theta, x = torch.randn(50, 2), torch.randn(50, 3)
+    estimator = sbi_builder(embedding_net=nn.Linear(3, 4), **SMALL["flow"])(theta, x)
+    before = estimator.eval().log_prob(theta, x)
+    torch.testing.assert_close(estimator.train().eval().log_prob(theta, x), before)
+    optimiser = torch.optim.Adam(estimator.train().parameters(), 1e-2)
+    trained = list(estimator._trained.parameters())
+    weights = []
+    for _ in range(2):
+        optimiser.zero_grad()
+        estimator.loss(theta, x).mean().backward()
+        optimiser.step()
+        weights.append([p.detach().clone() for p in trained])
+    with torch.no_grad():
+        own = estimator.log_prob(theta, x)
+    estimator.eval()
+    averaged = [*estimator.net.parameters(), *estimator.embedding_net.parameters()]
+    for mean, first, second in zip(averaged, *weights, strict=True):
+        torch.testing.assert_close(mean, first + (1 - 2 / 11) * (second - first))
+    after = estimator.log_prob(theta, x)
+    assert not torch.allclose(after, before) and not torch.allclose(after, own)
+    torch.testing.assert_close(estimator.train().eval().log_prob(theta, x), after)
+
+
 def test_wrong_input():
     with pytest.raises(ValueError, match="unknown model 'glow'"):
         sbi_builder("glow")

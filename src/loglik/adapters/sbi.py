@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["sbi_builder"]
 
-# simulations are many and exact: noise on parameters would blur a posterior that is narrower than it
-DEFAULTS: dict[str, dict[str, Any]] = {"flow": {"jitter": 0.0}}
+# simulations are many and exact: a posterior needs more bins than a table, and noise on parameters would blur it
+DEFAULTS: dict[str, dict[str, Any]] = {"flow": {"jitter": 0.0, "width": 128, "bins": 16}}
 
 
 def sbi_builder(
@@ -35,7 +35,7 @@ def sbi_builder(
         target: what the trainer learns: NPE the posterior p(θ | x), NLE the likelihood p(x | θ).
         embedding_net: from the condition (B, ...) to features (B, E), trained with the density. Without it the
             condition is flattened.
-        **options: of the model, as in docs/options.md; a flow's `jitter` is 0 here.
+        **options: of the model, as in docs/options.md; a flow's `jitter` is 0, `width` 128 and `bins` 16 here.
 
     Raises ValueError for an unknown model, target or option, and ImportError without sbi.
 
