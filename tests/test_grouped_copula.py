@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pandas as pd
 import pytest
 import torch
 from scipy.stats import kstest
@@ -107,4 +106,4 @@ def test_fit_saves_and_loads_it(tmp_path):
 def test_targets_given_inputs_are_refused():
     table = {"a": rows()[:, 0].numpy(), "b": rows()[:, 1].numpy()}
     with pytest.raises(ValueError, match=r"models whole tables.*use mixture"):
-        loglik.fit("mixture:copulas", pd.DataFrame(table), target="b", progress=False)
+        loglik.fit("mixture:copulas", table, target="b", progress=False)
