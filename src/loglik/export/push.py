@@ -86,7 +86,7 @@ def prepare(
 
     Args:
         run: the run, of a model that `load` can build.
-        repository: OWNER/NAME, or hf://OWNER/NAME[/FOLDER][@REVISION].
+        repository: OWNER/NAME, or `hf://OWNER/NAME[/FOLDER][@REVISION]`.
         to: a new or empty folder.
         data: to score the run on for the card; if None, the test split of its own data, if they are there.
         license: of the weights, by its name on the hub.
