@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from loglik.adapters.adapted import Adapted
 from loglik.adapters.ddpm_bound import DDPMBound
+from loglik.adapters.foreign import preprocessed
 from loglik.adapters.paths import VE, VP, FlowMatching, Path, Steps, SubVP
 from loglik.adapters.transport import Transport
 from loglik.adapters.wrapped import Wrapped
@@ -27,7 +28,6 @@ from loglik.density import Density
 from loglik.diffusion import LinearBeta, NoiseSchedule
 from loglik.flows import Flow
 from loglik.inputs import as_tensor
-from loglik.transforms import Standardise
 
 __all__ = ["Units", "denoiser", "score", "velocity"]
 
@@ -70,6 +70,8 @@ class Units:
             raise ValueError(f"span={tuple(self.span)} is of integers: pass levels, or mean and scale for real data")
         if not self.span[0] < self.span[1]:
             raise ValueError(f"span must rise, got {tuple(self.span)}")
+        if self.scale is not None and not ((scale := torch.as_tensor(self.scale)) > 0).all():
+            raise ValueError(f"scale must be above 0, got {scale.min():g}")
 
     @classmethod
     def of(cls, settings: dict[str, Any]) -> Units:
@@ -90,9 +92,8 @@ class Units:
 
     def density(self, model: Density) -> Density:
         """Return a density in the data's units from one in the network's, with its convention checked on the data."""
-        density: Density = model.eval()  # a network's dropout would count as noise
-        if self.mean is not None or self.scale is not None:
-            density = Flow([self._standardise()], model)
+        model.eval()  # a network's dropout would count as noise
+        density = preprocessed(model, mean=self.mean, scale=self.scale)
         if self.data is not None:
             like = next(model.buffers())
             data = as_tensor(self.data, like, real=not model.discrete)
@@ -100,17 +101,6 @@ class Units:
             seen = density.encode(data)[0] if isinstance(density, Flow) else data
             model.initialise(seen, labels)
         return density.eval()
-
-    def _standardise(self) -> Standardise:
-        transform = Standardise(tuple(self.event_shape))
-        mean, std = (
-            torch.as_tensor(0.0 if v is None else v) for v in (self.mean, 1.0 if self.scale is None else self.scale)
-        )
-        if not (std > 0).all():
-            raise ValueError(f"scale must be above 0, got {std.min():g}")
-        transform.mean.copy_(mean.expand(self.event_shape))
-        transform.std.copy_(std.expand(self.event_shape))
-        return transform
 
 
 def denoiser(

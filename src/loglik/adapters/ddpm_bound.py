@@ -18,6 +18,7 @@ from torch import Tensor
 
 from loglik.adapters.paths import NoiseLevel, Steps
 from loglik.adapters.wrapped import Wrapped
+from loglik.autoregressive.column_distributions import log_normal_mass
 from loglik.density import Bound
 from loglik.diffusion.chain import prior_term
 from loglik.diffusion.control import Draw, bins_of, pick
@@ -172,17 +173,8 @@ def log_prob_of_levels(
     """
     inverse = torch.exp(-log_scale)
     upper, lower = (w - mean + half) * inverse, (w - mean - half) * inverse
-    flip = upper + lower > 0  # Φ(u) - Φ(l) = Φ(-l) - Φ(-u), where the small tail keeps its digits
-    high, low = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
-    log_high, log_low = torch.special.log_ndtr(high), torch.special.log_ndtr(low)
-    middle = log_high + _log1mexp(log_low - log_high)
+    log_p = log_normal_mass((w - mean) * inverse, 2 * half * inverse)
     below, above = w - half < ends[0], w + half > ends[1]
-    log_p = torch.where(below, torch.special.log_ndtr(upper), middle)
+    log_p = torch.where(below, torch.special.log_ndtr(upper), log_p)
     log_p = torch.where(above, torch.special.log_ndtr(-lower), log_p)
     return log_p.flatten(1).sum(1)
-
-
-def _log1mexp(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Return log(1 - exp x) of x < 0."""
-    x = x.clamp_max(-torch.finfo(x.dtype).tiny)
-    return torch.where(x > -math.log(2), torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from loglik.adapters.callables import Units, diffusion_of
+from loglik.adapters.hf_folder import pickles_in
 from loglik.adapters.latent import LatentDiffusion
 from loglik.adapters.paths import EDM, VE, FlowMatching, Path, Steps
+from loglik.data.limits import first_line
 from loglik.density import Density
 from loglik.runs import Run
 
@@ -25,7 +27,6 @@ PREDICTIONS = {"epsilon": "noise", "sample": "data", "v_prediction": "v", "flow_
 VARIANCES = {"fixed_small": "fixed_small", "fixed_small_log": "fixed_small", "fixed_large": "fixed_large"}
 VARIANCES |= {"fixed_large_log": "fixed_large", "learned_range": "learned_range"}
 DENOISERS = ("unet", "transformer")
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def from_diffusers(
@@ -117,16 +118,7 @@ def load(path: Folder, spec: DataSpec | None, **settings: Any) -> Run:
     vae = _component(parts["vae"]) if "vae" in parts else None
     settings = {"levels": spec.levels, "event_shape": spec.event_shape, **settings}
     density = from_diffusers(model, _scheduler(parts["scheduler"]), vae=vae, **settings)
-    config = {
-        "model": f"diffusers:{path.resolve().name}",
-        "source": None,
-        "label": None,
-        "training": {"seed": 0, "precision": None},
-        "text": None,
-        "table": None,
-        "images": None,
-    }
-    return Run(density, spec, config, path=None)
+    return Run(density, spec, {"model": path.resolve().name})
 
 
 def _library() -> Any:
@@ -160,8 +152,7 @@ def _component(folder: Folder) -> nn.Module:
     """Read a network; its weights from safetensors only."""
     found = _class(folder, "config.json")
     if not list(folder.glob("*.safetensors")):
-        pickles = [child.name for child in sorted(folder.iterdir()) if child.suffix in PICKLES]
-        if pickles:
+        if pickles := pickles_in(folder):
             raise ValueError(
                 f"{folder / pickles[0]} is a pickle, which can run code: save the model again with "
                 "safe_serialization=True"
@@ -172,7 +163,7 @@ def _component(folder: Folder) -> nn.Module:
             str(folder), local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
         )
     except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{folder}: {(str(error).splitlines() or [''])[0]:.200}") from error
+        raise ValueError(f"{folder}: {first_line(error)}") from error
     return model.eval()
 
 

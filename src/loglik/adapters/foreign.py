@@ -12,6 +12,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from loglik.checks import check_complete
+from loglik.data.limits import first_line
 from loglik.data.spec import DataSpec
 from loglik.density import Bound, Density
 from loglik.flows import Flow
@@ -257,5 +258,4 @@ def refused(library: str, error: Exception) -> ValueError:
     """Return a library's error as one line; raise it again if memory ran out."""
     if is_out_of_memory(error):
         raise error
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return ValueError(f"{library} refuses these data or their context: {lines[0][:300]}")
+    return ValueError(f"{library} refuses these data or their context: {first_line(error)}")

@@ -10,9 +10,9 @@ from typing import Any
 
 from loglik.data.limits import first_line, quote
 
-__all__ = ["labels_of", "load_pretrained", "load_tokenizer", "quiet", "read_json"]
+__all__ = ["labels_of", "load_pretrained", "load_tokenizer", "pickles_in", "quiet", "read_json"]
 
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:
@@ -34,6 +34,11 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
     return found
 
 
+def pickles_in(path: Path) -> list[str]:
+    """Return the names of the files of a folder that may be pickles, which can run code."""
+    return [file.name for file in sorted(path.iterdir()) if file.suffix in PICKLES]
+
+
 def load_pretrained(auto: Any, path: Path, *, weights: bool = True) -> Any:
     """Return what an Auto class of transformers reads from a local folder.
 
@@ -51,7 +56,7 @@ def load_pretrained(auto: Any, path: Path, *, weights: bool = True) -> Any:
             "and pass it to loglik.adapters.from_transformers"
         )
     if weights and not any(path.glob("*.safetensors")):
-        found = [file.name for pattern in PICKLES for file in sorted(path.glob(pattern))]
+        found = pickles_in(path)
         pickled = f" but {found[0]}, which may be a pickle and can run code: it is not read" if found else ""
         raise ValueError(f"{path} has no weights in safetensors{pickled}; save them with model.save_pretrained(PATH)")
     own: dict[str, Any] = (

@@ -21,12 +21,8 @@ from loglik.runs import Run
 
 __all__ = ["KINDS", "load", "load_for", "split_name"]
 
-# the module of each kind has `load(path, spec, **settings) -> Run`
-KINDS: dict[str, str] = {
-    "diffusers": "diffusers",
-    "python": "python",
-    "transformers": "transformers",
-}
+# modules of this room with `load(path, spec, **settings) -> Run`
+KINDS = ("diffusers", "python", "transformers")
 
 
 def load(
@@ -40,7 +36,7 @@ def load(
     """Read a model of another library as a run whose density has the units of the data.
 
     Args:
-        kind: a key of `KINDS`: a library, or `python`, whose path is FILE.py:NAME or package.module:NAME. `python` runs
+        kind: one of `KINDS`: a library, or `python`, whose path is FILE.py:NAME or package.module:NAME. `python` runs
             that code; the others run none that comes with a model.
         path: what the library's own `save_pretrained` wrote. Weights are read from safetensors only.
         spec: of the data that will be scored; None where the model says it by itself, as a language model does.
@@ -50,15 +46,16 @@ def load(
     Raises ValueError for a kind that there is not, for an unknown setting, and where the model does not fit the data.
     """
     if kind not in KINDS:
-        raise ValueError(f"there is no adapter {kind!r}: choose {', '.join(sorted(KINDS))}")
-    read = import_module(f"loglik.adapters.{KINDS[kind]}").load
+        raise ValueError(f"there is no adapter {kind!r}: choose {', '.join(KINDS)}")
+    read = import_module(f"loglik.adapters.{kind}").load
+    path = Path(path)
     try:
-        inspect.signature(read).bind(Path(path), spec, **settings)
+        inspect.signature(read).bind(path, spec, **settings)
     except TypeError as error:
         raise ValueError(f"{kind}: {error}") from None
-    run: Run = read(Path(path), spec, **settings)
+    run: Run = read(path, spec, **settings)
     own = {"model": kind, "source": None, "label": run.spec.label if run.spec.kind == "table" else None}
-    name = run.config.get("model") or Path(path).name
+    name = run.config.get("model") or path.name
     run.config = {
         **own,
         "training": {"seed": 0, "precision": None},
@@ -69,7 +66,7 @@ def load(
         "model": name if str(name).startswith(f"{kind}:") else f"{kind}:{name}",
         "adapter": kind,
     }
-    run.path = run.path or Path(path)
+    run.path = run.path or path
     run.density = fitted_to(run.density, run.spec).to(resolve_device(device)).eval()
     return run
 
@@ -112,5 +109,5 @@ def split_name(word: str) -> tuple[str, str]:
     """
     kind, _, path = word.partition(":")
     if not path or kind not in KINDS:
-        raise ValueError(f"expected KIND:PATH with a kind among {', '.join(sorted(KINDS))}, got {quote(word)}")
+        raise ValueError(f"expected KIND:PATH with a kind among {', '.join(KINDS)}, got {quote(word)}")
     return kind, path

@@ -14,7 +14,7 @@ from typing import Any
 
 import loglik.adapters
 from loglik.adapters.foreign import fitted_to
-from loglik.data.limits import quote
+from loglik.data.limits import first_line, quote
 from loglik.data.spec import DataSpec, Kind
 from loglik.density import Density
 from loglik.runs import Run
@@ -96,13 +96,13 @@ def _adapter_of(model: Any) -> Any:
         return loglik.adapters.classifier
     for cls in type(model).__mro__:
         for module, name in ADAPTERS.items():
-            if f"{cls.__module__}.".startswith(f"{module}.") and name in loglik.adapters.__all__:
+            if f"{cls.__module__}.".startswith(f"{module}."):
                 return getattr(loglik.adapters, name)
     kind = "the class" if isinstance(model, type) else "an object of the class"
     cls = model if isinstance(model, type) else type(model)
     methods = [name for name in ("log_prob", "score_samples", "sample", "forward") if hasattr(cls, name)]
     has = f"has {' and '.join(methods)}" if methods else "has neither log_prob nor sample"
-    libraries = ", ".join(module for module, name in ADAPTERS.items() if name in loglik.adapters.__all__)
+    libraries = ", ".join(ADAPTERS)
     more = ": pass an object of it" if isinstance(model, type) else ""
     raise ValueError(
         f"{kind} {cls.__module__}.{cls.__qualname__}, which {has}, is no density that is known here{more}: it must be "
@@ -163,5 +163,5 @@ def _called(function: Any, spec: DataSpec | None, what: str) -> Any:
 
 
 def _failed(what: str, error: Exception) -> ValueError:
-    lines = str(error).strip().splitlines()
-    return ValueError(f"{what} fails: {type(error).__name__}{f': {lines[0][:300]}' if lines else ''}")
+    name, line = type(error).__name__, first_line(error)
+    return ValueError(f"{what} fails: {name}" if line == name else f"{what} fails: {name}: {line}")

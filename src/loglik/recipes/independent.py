@@ -40,5 +40,4 @@ INDEPENDENT = Recipe(
     summary="each dimension by itself, by its kind; the baseline",
     options_type=IndependentOptions,
     build=build,
-    trainable=False,
 )

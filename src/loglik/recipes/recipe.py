@@ -46,7 +46,6 @@ class Recipe(Generic[OptionsT]):
         build: from a DataSpec and the options to an untrained density.
         training: from a DataSpec to what overrides the defaults of `TrainingSettings`; it suits a CPU, and
             `loglik.recipes.device` adapts it to others.
-        trainable: False for a density without parameters, which `initialise` alone fits.
         tables_only: whether a comparison of all families of other data leaves it out without a word.
         variant: the option whose values `kinds` are variants with names of their own, such as `flow:glow`.
         training_by_kind: the training of a variant, where it differs.
@@ -59,7 +58,6 @@ class Recipe(Generic[OptionsT]):
     options_type: type[OptionsT]
     build: Callable[[DataSpec, OptionsT], Density]
     training: Callable[[DataSpec], dict[str, Any]] = lambda spec: {}
-    trainable: bool = True
     tables_only: bool = False
     variant: str = "kind"
     kinds: tuple[str, ...] = ()
